@@ -1,0 +1,217 @@
+// Tokens, blocks, bands and samples: the one definition of RainFusion's geometry.
+//
+// Plain integer arithmetic, usable on host and device, shared by the kernels, the host-side block
+// rule (rainfusion_block_mask_host) and, through it, by the tests that hold the Python reference
+// against it. docs/rainfusion.md gives the rules in prose.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define RAINFUSION_HOST_DEVICE __host__ __device__
+#else
+#define RAINFUSION_HOST_DEVICE
+#endif
+
+namespace rainfusion {
+
+constexpr int kBlock = 128;             // tokens in a query block and in a key block
+constexpr int kSampleTokens = 1024;     // ARM samples at most this many tokens
+constexpr int kMaxBands = 3;            // bands that rainfusion_plus tries
+constexpr int64_t kBandUnit = 1000000;  // bands are integers in millionths, so that all agree
+
+RAINFUSION_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+RAINFUSION_HOST_DEVICE constexpr int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+RAINFUSION_HOST_DEVICE constexpr int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Band b = 1 - sqrt(s) in millionths.
+RAINFUSION_HOST_DEVICE inline int64_t band_of(float sparsity) {
+  const double band = 1.0 - sqrt(static_cast<double>(sparsity));
+  return static_cast<int64_t>(rint(band * static_cast<double>(kBandUnit)));
+}
+
+// Stride tau = max(2, round(1 / (1 - s))), halves to even. s is a float32 whose 0.6 is not quite
+// six tenths, so the quotient is cut to four decimals first: otherwise no half would ever occur.
+RAINFUSION_HOST_DEVICE inline int64_t stride_of(float sparsity) {
+  const double quotient = 1.0 / (1.0 - static_cast<double>(sparsity));
+  return max64(2, static_cast<int64_t>(rint(rint(quotient * 1e4) / 1e4)));
+}
+
+// Number of integers d >= 0 with d < b * extent, at least 1: |x - y| < band_width is the mask.
+RAINFUSION_HOST_DEVICE constexpr int64_t band_width(int64_t band, int64_t extent) {
+  return max64(1, ceil_div(band * extent, kBandUnit));
+}
+
+// Pairs (x, y), x in [x0, x0 + nx), y in [y0, y0 + ny), with |x - y| < width, in closed form.
+RAINFUSION_HOST_DEVICE constexpr int64_t triangle(int64_t x) { return x > 0 ? x * (x + 1) / 2 : 0; }
+
+RAINFUSION_HOST_DEVICE constexpr int64_t clamped_sum(int64_t x, int64_t limit) {
+  return triangle(x) - triangle(x - limit);  // sum over y <= x of clamp(y, 0, limit)
+}
+
+// Pairs (i, j), i in [0, ni), j in [0, nj), with i - j >= lower.
+RAINFUSION_HOST_DEVICE constexpr int64_t pairs_at_least(int64_t ni, int64_t nj, int64_t lower) {
+  return clamped_sum(ni - lower, nj) - clamped_sum(-lower, nj);
+}
+
+RAINFUSION_HOST_DEVICE constexpr int64_t pairs_within(int64_t x0, int64_t nx, int64_t y0,
+                                                      int64_t ny, int64_t width) {
+  const int64_t shift = x0 - y0;
+  return pairs_at_least(nx, ny, 1 - width - shift) - pairs_at_least(nx, ny, width - shift);
+}
+
+// One query or key block: tokens [begin, begin + length) in memory order.
+struct Block {
+  int64_t begin;
+  int64_t length;
+  int64_t raster;  // raster index of its first token among the non-sink tokens, if not a sink
+  bool sink;       // holds a text token or a token of a sink frame
+};
+
+// Where the tokens of a problem stand.
+struct TokenLayout {
+  int64_t tokens;       // S
+  int64_t text_tokens;  // L
+  int64_t text_begin;
+  int64_t video_begin;
+  int64_t video_tokens;
+  int64_t width;        // W
+  int64_t frame;        // H * W
+  int64_t free_frames;  // T' = T - sink_frames, at least 0
+  int64_t sink_tokens;  // video tokens of the sink frames
+  int64_t free_tokens;  // n = T' * H * W
+  int64_t text_blocks;
+  int64_t video_blocks;
+  bool text_first;
+
+  RAINFUSION_HOST_DEVICE constexpr TokenLayout(int64_t tokens_, int64_t grid_t, int64_t grid_h,
+                                               int64_t grid_w, int64_t sink_frames,
+                                               bool text_first_)
+      : tokens(tokens_),
+        text_tokens(tokens_ - grid_t * grid_h * grid_w),
+        text_begin(text_first_ ? 0 : grid_t * grid_h * grid_w),
+        video_begin(text_first_ ? tokens_ - grid_t * grid_h * grid_w : 0),
+        video_tokens(grid_t * grid_h * grid_w),
+        width(grid_w),
+        frame(grid_h * grid_w),
+        free_frames(max64(0, grid_t - sink_frames)),
+        sink_tokens(min64(grid_t, sink_frames) * grid_h * grid_w),
+        free_tokens(max64(0, grid_t - sink_frames) * grid_h * grid_w),
+        text_blocks(ceil_div(tokens_ - grid_t * grid_h * grid_w, kBlock)),
+        video_blocks(ceil_div(grid_t * grid_h * grid_w, kBlock)),
+        text_first(text_first_) {}
+
+  RAINFUSION_HOST_DEVICE constexpr int64_t blocks() const { return text_blocks + video_blocks; }
+
+  // Heads of a clip with fewer than two non-sink frames stay dense.
+  RAINFUSION_HOST_DEVICE constexpr bool always_dense() const { return free_frames < 2; }
+
+  RAINFUSION_HOST_DEVICE constexpr bool is_text_block(int64_t index) const {
+    return text_first ? index < text_blocks : index >= video_blocks;
+  }
+
+  // Block `index` in memory order.
+  RAINFUSION_HOST_DEVICE constexpr Block block(int64_t index) const {
+    if (is_text_block(index)) {
+      const int64_t offset = (text_first ? index : index - video_blocks) * kBlock;
+      return Block{text_begin + offset, min64(kBlock, text_tokens - offset), 0, true};
+    }
+    const int64_t offset = (text_first ? index - text_blocks : index) * kBlock;
+    return Block{video_begin + offset, min64(kBlock, video_tokens - offset), offset - sink_tokens,
+                 offset < sink_tokens};
+  }
+
+  // Token in memory order of non-sink raster index a.
+  RAINFUSION_HOST_DEVICE constexpr int64_t token_of_raster(int64_t a) const {
+    return video_begin + sink_tokens + a;
+  }
+
+  // First and last+1 block index that hold sink tokens of the video; text blocks are sinks too.
+  RAINFUSION_HOST_DEVICE constexpr int64_t sink_video_blocks() const {
+    return ceil_div(sink_tokens, kBlock);
+  }
+};
+
+// Pairs of two runs of raster indices whose places p = a % frame are nearer than `width`.
+RAINFUSION_HOST_DEVICE constexpr int64_t place_pairs_within(int64_t a0, int64_t na, int64_t b0,
+                                                            int64_t nb, int64_t frame,
+                                                            int64_t width) {
+  int64_t pairs = 0;
+  for (int64_t a = a0; a < a0 + na;) {
+    const int64_t run_a = min64(a0 + na - a, frame - a % frame);
+    for (int64_t b = b0; b < b0 + nb;) {
+      const int64_t run_b = min64(b0 + nb - b, frame - b % frame);
+      pairs += pairs_within(a % frame, run_a, b % frame, run_b, width);
+      b += run_b;
+    }
+    a += run_a;
+  }
+  return pairs;
+}
+
+enum class Axis { kSpatial, kTemporal };
+
+// The block rule: kept if a sink, on the diagonal, or at least half of the pairs are in the mask.
+RAINFUSION_HOST_DEVICE constexpr bool keeps_block(const TokenLayout& layout, Axis axis,
+                                                  int64_t band, int64_t q_index, int64_t k_index) {
+  const Block q = layout.block(q_index);
+  const Block k = layout.block(k_index);
+  if (q.sink || k.sink || q_index == k_index) return true;
+  const int64_t pairs = axis == Axis::kSpatial
+                            ? pairs_within(q.raster, q.length, k.raster, k.length,
+                                           band_width(band, layout.free_tokens))
+                            : place_pairs_within(q.raster, q.length, k.raster, k.length,
+                                                 layout.frame, band_width(band, layout.frame));
+  return 2 * pairs >= q.length * k.length;
+}
+
+// An arithmetic progression of non-sink raster indices: 0, step, 2 * step, ...
+struct Sample {
+  int64_t step;
+  int64_t count;
+};
+
+RAINFUSION_HOST_DEVICE constexpr int64_t gcd64(int64_t a, int64_t b) {
+  while (b != 0) {
+    const int64_t rest = a % b;
+    a = b;
+    b = rest;
+  }
+  return a;
+}
+
+// ARM's local sample: places of the first non-sink frame.
+RAINFUSION_HOST_DEVICE constexpr Sample local_sample(const TokenLayout& layout) {
+  const int64_t step = ceil_div(layout.frame, kSampleTokens);
+  return Sample{step, ceil_div(layout.frame, step)};
+}
+
+// ARM's global sample: all non-sink tokens with a step coprime to W.
+RAINFUSION_HOST_DEVICE constexpr Sample global_sample(const TokenLayout& layout) {
+  const int64_t size = min64(layout.frame, kSampleTokens);
+  int64_t step = max64(1, ceil_div(layout.free_tokens, size));
+  while (gcd64(step, layout.width) != 1) ++step;
+  return Sample{step, ceil_div(layout.free_tokens, step)};
+}
+
+// Checkerboard keys have (y - x) % stride == 0. Number of them in rows [0, y) of a frame: each
+// `stride` consecutive rows hold every column once.
+RAINFUSION_HOST_DEVICE constexpr int64_t checkerboard_before_row(int64_t y, int64_t width,
+                                                                 int64_t stride) {
+  const int64_t rest = y % stride;
+  return y / stride * width + width / stride * rest + min64(width % stride, rest);
+}
+
+RAINFUSION_HOST_DEVICE constexpr int64_t checkerboard_per_frame(const TokenLayout& layout,
+                                                                int64_t stride) {
+  return checkerboard_before_row(layout.frame / layout.width, layout.width, stride);
+}
+
+// Keys a textural head's sparse rows attend to: text, sink frames and the checkerboard.
+RAINFUSION_HOST_DEVICE constexpr int64_t textural_keys(const TokenLayout& layout, int64_t stride) {
+  return layout.text_tokens + layout.sink_tokens +
+         layout.free_frames * checkerboard_per_frame(layout, stride);
+}
+
+}  // namespace rainfusion

@@ -1,0 +1,39 @@
+"""Exceptions that name what is wrong and what to do about it."""
+
+from __future__ import annotations
+
+
+class RainFusionError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class InvalidInputError(RainFusionError, ValueError):
+    """An argument, shape or file does not fit; the message names the value and the remedy."""
+
+
+class UnsupportedError(RainFusionError, NotImplementedError):
+    """A head size, dtype, GPU or model without an implementation."""
+
+
+class LibraryNotFoundError(RainFusionError, FileNotFoundError):
+    """The plugin library (librainfusion_trt.so) has not been built or cannot be loaded."""
+
+
+class KernelError(RainFusionError, RuntimeError):
+    """A CUDA call inside the library failed."""
+
+
+class ExportError(RainFusionError, RuntimeError):
+    """The model could not be exported, or the written file failed its checks."""
+
+
+class EngineBuildError(RainFusionError, RuntimeError):
+    """TensorRT could not build the engine; the message carries its last words."""
+
+
+class EngineLoadError(RainFusionError, RuntimeError):
+    """An engine folder is missing, corrupt, foreign or from another TensorRT."""
+
+
+class BackendUnavailableError(RainFusionError, RuntimeError):
+    """The asked-for backend cannot run here."""
