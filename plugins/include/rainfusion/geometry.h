@@ -38,6 +38,13 @@ RAINFUSION_HOST_DEVICE inline int64_t stride_of(float sparsity) {
   return max64(2, static_cast<int64_t>(rint(rint(quotient * 1e4) / 1e4)));
 }
 
+// Key blocks that a query block of rainfusion2 selects: ceil(count * (1 - s)), with the share
+// 1 - s in millionths for the same reason.
+RAINFUSION_HOST_DEVICE inline int64_t kept_blocks(float sparsity, int64_t count) {
+  const double share = (1.0 - static_cast<double>(sparsity)) * static_cast<double>(kBandUnit);
+  return ceil_div(count * static_cast<int64_t>(rint(share)), kBandUnit);
+}
+
 // Number of integers d >= 0 with d < b * extent, at least 1: |x - y| < band_width is the mask.
 RAINFUSION_HOST_DEVICE constexpr int64_t band_width(int64_t band, int64_t extent) {
   return max64(1, ceil_div(band * extent, kBandUnit));
