@@ -157,7 +157,7 @@ def _find_module(name: str) -> str | None:
 
 
 def _link(link: Path, target: Path) -> None:
-    if link.is_symlink() and Path(os.readlink(link)) == target:
+    if link.is_symlink() and link.readlink() == target:
         return
     # Renamed into place, so that processes that start together do not meet half a link.
     with tempfile.TemporaryDirectory(dir=link.parent) as scratch:
