@@ -1,0 +1,282 @@
+"""The operator in plain PyTorch: the meaning of RainFusionAttention, without speed.
+
+Every mask is counted from token pairs and every softmax is computed in float32 over an explicit
+list of keys, so that the kernels have something independent to be compared with. Follows RainFusion
+(arXiv 2505.21036, sections 3.2 and 3.3) and RainFusion2.0 (arXiv 2512.24086) as laid down in
+``docs/rainfusion.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .geometry import (
+    PLUS_BANDS,
+    TWO_WAY_RECALL,
+    Block,
+    Kind,
+    TokenLayout,
+    band_of,
+    kept_blocks,
+    pair_mask,
+    stride_of,
+)
+from .plan import HeadPlan
+
+__all__ = ["block_mask", "classify_heads", "rainfusion_attention"]
+
+_NAN = float("nan")
+
+
+def block_mask(layout: TokenLayout, kind: Kind, band: int, device="cpu") -> Tensor:
+    """Block pairs that a dense, spatial or temporal head computes.
+
+    A pair is kept if one block holds a sink token, if it is on the diagonal, or if at least half of
+    its token pairs are in the kind's mask.
+
+    Returns
+    -------
+    Tensor
+        bool [blocks, blocks], query blocks by key blocks, in memory order.
+    """
+    blocks = layout.blocks()
+    mask = torch.ones(len(blocks), len(blocks), dtype=torch.bool, device=device)
+    if kind is Kind.DENSE:
+        return mask
+    free = [i for i, block in enumerate(blocks) if not block.sink]
+    if not free:
+        return mask
+    begins = torch.tensor([blocks[i].begin for i in free], device=device) - layout.free_begin
+    ends = torch.tensor([blocks[i].end for i in free], device=device) - layout.free_begin
+    keys = torch.arange(int(begins[0]), int(ends[-1]), device=device)
+    columns = torch.tensor(free, device=device)
+    for row, begin, end in zip(free, begins.tolist(), ends.tolist(), strict=True):
+        queries = torch.arange(begin, end, device=device)[:, None]
+        hits = pair_mask(layout, kind, band, queries, keys).sum(0)
+        total = torch.cat([hits.new_zeros(1), hits.cumsum(0)])
+        pairs = total[ends - keys[0]] - total[begins - keys[0]]
+        mask[row, columns] = 2 * pairs >= (end - begin) * (ends - begins)
+    mask.fill_diagonal_(True)
+    return mask
+
+
+@dataclass
+class _Call:
+    """One call's constants, and what several heads of it share."""
+
+    layout: TokenLayout
+    sparsity: float
+    method: str
+    alpha: float
+    scale: float
+    device: torch.device
+    blocks: list[Block] = field(init=False)
+    _masks: dict[tuple[Kind, int], Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.blocks = self.layout.blocks()
+
+    @property
+    def dense(self) -> bool:
+        return not self.sparsity > 0 or self.layout.always_dense
+
+    def mask(self, kind: Kind, band: int) -> Tensor:
+        if (kind, band) not in self._masks:
+            self._masks[kind, band] = block_mask(self.layout, kind, band, self.device)
+        return self._masks[kind, band]
+
+    def textural_keys(self) -> Tensor:
+        """bool [S]: sinks and checkerboard keys."""
+        layout = self.layout
+        keys = layout.is_sink().to(self.device)
+        free = torch.arange(layout.free_tokens, device=self.device)
+        kept = pair_mask(layout, Kind.TEXTURAL, stride_of(self.sparsity), free, free)
+        keys[layout.free_begin : layout.free_begin + layout.free_tokens] = kept
+        return keys
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What ARM decided for one head."""
+
+    kind: Kind
+    recall_temporal: float
+    recall_spatial: float
+    mask: Tensor | None  # block mask, None for textural heads
+
+
+def _recall(
+    call: _Call, q: Tensor, k: Tensor, kind: Kind, bands: Sequence[int], kv_len: int
+) -> list[float]:
+    """Mass of softmax(q' k'^T) inside the mask of `kind`, for each band, over ARM's sample."""
+    layout = call.layout
+    step, count = layout.local_sample() if kind is Kind.TEMPORAL else layout.global_sample()
+    raster = torch.arange(count, device=call.device) * step
+    raster = raster[raster + layout.free_begin < kv_len]
+    if raster.numel() == 0:
+        return [0.0] * len(bands)
+    tokens = raster + layout.free_begin
+    mass = torch.softmax(q[tokens].float() @ k[tokens].float().T * call.scale, dim=-1)
+    return [
+        (mass * pair_mask(layout, kind, band, raster[:, None], raster)).sum(-1).mean().item()
+        for band in bands
+    ]
+
+
+def _choose(call: _Call, q: Tensor, k: Tensor, kv_len: int) -> _Head:
+    """ARM for one head: q, k [S, D]."""
+    if call.dense:
+        return _Head(Kind.DENSE, _NAN, _NAN, call.mask(Kind.DENSE, 0))
+    if call.method == "rainfusion2":
+        return _Head(Kind.BLOCKS, _NAN, _NAN, _best_blocks(call, q, k, kv_len))
+
+    bands = PLUS_BANDS if call.method == "rainfusion_plus" else (band_of(call.sparsity),)
+    temporal = _recall(call, q, k, Kind.TEMPORAL, bands, kv_len)
+    spatial = _recall(call, q, k, Kind.SPATIAL, bands, kv_len)
+
+    def first(recalls: list[float]) -> int | None:
+        return next((i for i, recall in enumerate(recalls) if recall >= call.alpha), None)
+
+    at_t, at_s = first(temporal), first(spatial)
+    if call.method == "rainfusion_two_way":
+        is_temporal = temporal[0] > TWO_WAY_RECALL or temporal[0] > spatial[0]
+        at_t, at_s = (0, None) if is_temporal else (None, 0)
+    recalls = (
+        temporal[-1 if at_t is None else at_t],
+        spatial[-1 if at_s is None else at_s],
+    )
+    if at_t is not None:
+        return _Head(Kind.TEMPORAL, *recalls, call.mask(Kind.TEMPORAL, bands[at_t]))
+    if at_s is not None:
+        return _Head(Kind.SPATIAL, *recalls, call.mask(Kind.SPATIAL, bands[at_s]))
+    return _Head(Kind.TEXTURAL, *recalls, None)
+
+
+def _block_means(call: _Call, x: Tensor, kv_len: int) -> Tensor:
+    """float32 [blocks, D]: means over the tokens of each block below `kv_len`, 0 if none."""
+    means = [x[b.begin : min(b.end, kv_len)].float() for b in call.blocks]
+    return torch.stack([m.mean(0) if len(m) else x.new_zeros(x.shape[1]).float() for m in means])
+
+
+def _best_blocks(call: _Call, q: Tensor, k: Tensor, kv_len: int) -> Tensor:
+    """rainfusion2: each query block's best key blocks by the scores of the block means."""
+    scores = _block_means(call, q, kv_len) @ _block_means(call, k, kv_len).T * call.scale
+    keep = kept_blocks(call.sparsity, len(call.blocks))
+    best = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :keep]
+    mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, True)
+    sink = torch.tensor([block.sink for block in call.blocks], device=call.device)
+    return mask.fill_diagonal_(True) | sink[:, None] | sink[None, :]
+
+
+def _key_masks(call: _Call, head: _Head, kv_len: int) -> list[Tensor]:
+    """bool [S] per query block: the keys its rows attend to."""
+    real = torch.arange(call.layout.tokens, device=call.device) < kv_len
+    if head.mask is None:
+        textural = call.textural_keys()
+        return [real if block.sink else real & textural for block in call.blocks]
+    lengths = torch.tensor([b.end - b.begin for b in call.blocks], device=call.device)
+    return [real & row.repeat_interleave(lengths) for row in head.mask]
+
+
+def _attend(call: _Call, head: _Head, q: Tensor, k: Tensor, v: Tensor, kv_len: int) -> Tensor:
+    """Attention of one head in float32: q, k, v [S, D] -> [S, D]."""
+    out = torch.zeros_like(v, dtype=torch.float32)
+    for block, keys in zip(call.blocks, _key_masks(call, head, kv_len), strict=True):
+        if not keys.any():
+            continue
+        scores = q[block.begin : block.end].float() @ k[keys].float().T * call.scale
+        out[block.begin : block.end] = torch.softmax(scores, dim=-1) @ v[keys].float()
+    return out
+
+
+def _density(call: _Call, head: _Head, kv_len: int) -> float:
+    pairs = sum(
+        int(keys.sum()) * (block.end - block.begin)
+        for block, keys in zip(call.blocks, _key_masks(call, head, kv_len), strict=True)
+    )
+    return pairs / max(1, call.layout.tokens * kv_len)
+
+
+def _start(q: Tensor, grid, text, sparsity, method, alpha, sink_frames, scale) -> _Call:
+    layout = TokenLayout(tuple(grid), q.shape[2], text, sink_frames)
+    softmax_scale = scale if scale else 1.0 / math.sqrt(q.shape[-1])
+    return _Call(layout, float(sparsity), method, alpha, softmax_scale, q.device)
+
+
+def _lengths(q: Tensor, kv_len: Tensor | None) -> list[int]:
+    if kv_len is None:
+        return [q.shape[2]] * q.shape[0]
+    return kv_len.clamp(0, q.shape[2]).tolist()
+
+
+def rainfusion_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: Sequence[int],
+    *,
+    text: str = "none",
+    sparsity: float | Tensor = 0.5,
+    kv_len: Tensor | None = None,
+    method: str = "rainfusion",
+    alpha: float = 0.9,
+    sink_frames: int = 1,
+    scale: float | None = None,
+) -> Tensor:
+    """RainFusion attention; arguments as :func:`rainfusion_trt.rainfusion_attention`.
+
+    Returns
+    -------
+    Tensor
+        [B, N, S, D] in the dtype of `q`; rows that attend to no key are 0.
+    """
+    call = _start(q, grid, text, sparsity, method, alpha, sink_frames, scale)
+    out = torch.empty_like(q)
+    for b, length in enumerate(_lengths(q, kv_len)):
+        for h in range(q.shape[1]):
+            head = _choose(call, q[b, h], k[b, h], length)
+            out[b, h] = _attend(call, head, q[b, h], k[b, h], v[b, h], length)
+    return out
+
+
+def classify_heads(
+    q: Tensor,
+    k: Tensor,
+    grid: Sequence[int],
+    *,
+    text: str = "none",
+    sparsity: float | Tensor = 0.5,
+    kv_len: Tensor | None = None,
+    method: str = "rainfusion",
+    alpha: float = 0.9,
+    sink_frames: int = 1,
+    scale: float | None = None,
+) -> HeadPlan:
+    """ARM alone; arguments as :func:`rainfusion_trt.classify_heads`.
+
+    Returns
+    -------
+    HeadPlan
+        Tensors of shape [B, N] on the device of `q`.
+    """
+    call = _start(q, grid, text, sparsity, method, alpha, sink_frames, scale)
+    rows = []
+    for b, length in enumerate(_lengths(q, kv_len)):
+        for h in range(q.shape[1]):
+            head = _choose(call, q[b, h], k[b, h], length)
+            rows.append(
+                (
+                    head.kind,
+                    head.recall_temporal,
+                    head.recall_spatial,
+                    _density(call, head, length),
+                )
+            )
+    table = torch.tensor(rows, dtype=torch.float64, device=q.device).view(*q.shape[:2], 4)
+    kind, temporal, spatial, density = table.unbind(-1)
+    return HeadPlan(kind.int(), temporal.float(), spatial.float(), density.float())
