@@ -1,0 +1,105 @@
+"""How sparse each denoising step is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rainfusion_trt.errors import InvalidInputError
+
+Schedule = Callable[[int, int], float] | Sequence[float]
+
+
+@dataclass(frozen=True)
+class SparsitySchedule:
+    """The first steps dense, the others at one sparsity.
+
+    The layout of the video is decided in the first steps, where sparse attention costs most
+    quality (RainFusion, arXiv 2505.21036, section 4: 50 % sparsity, the first 10 % dense).
+
+    Attributes
+    ----------
+    sparsity : float
+        Share of the video-video token pairs left out, in [0, 1); 0 is dense.
+    dense_fraction : float
+        Share of the steps, rounded up, that run dense at the start, in [0, 1].
+    """
+
+    sparsity: float = 0.5
+    dense_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.sparsity, "sparsity")
+        if not 0.0 <= self.dense_fraction <= 1.0:
+            raise InvalidInputError(
+                f"dense_fraction is {self.dense_fraction}: give the share of dense steps in [0, 1]"
+            )
+
+    def dense_steps(self, steps: int) -> int:
+        """Number of dense steps at the start of a run of `steps` steps."""
+        # Rounded first, so that 0.07 * 100 = 7.000000000000001 counts as 7.
+        return math.ceil(round(self.dense_fraction * steps, 9))
+
+    def __call__(self, step: int, steps: int) -> float:
+        return 0.0 if step < self.dense_steps(steps) else self.sparsity
+
+
+def check_sparsity(value: float, name: str) -> float:
+    """`value` as a float in [0, 1).
+
+    Raises
+    ------
+    InvalidInputError
+        It is not a number or outside.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidInputError(f"{name} is {value!r}: give a number in [0, 1), 0 being dense")
+    if not 0.0 <= value < 1.0:  # also false for NaN
+        raise InvalidInputError(f"{name} is {value}: it has to be in [0, 1), 0 being dense")
+    return float(value)
+
+
+def sparsity_per_step(schedule: Schedule, steps: int) -> tuple[float, ...]:
+    """The sparsity of every step, checked.
+
+    Parameters
+    ----------
+    schedule : callable or sequence of float
+        Called as ``schedule(step, steps)`` for each step from 0, or one value per step.
+    steps : int
+        Number of denoising steps.
+
+    Returns
+    -------
+    tuple of float
+        `steps` values in [0, 1).
+
+    Raises
+    ------
+    InvalidInputError
+        A value is outside [0, 1), or a sequence has another length.
+    """
+    if callable(schedule):
+        values: Sequence[float] = [schedule(step, steps) for step in range(steps)]
+    else:
+        values = list(schedule)
+    if len(values) != steps:
+        raise InvalidInputError(
+            f"the schedule has {len(values)} values for {steps} steps: give one value per step, "
+            "or a function of (step, steps)"
+        )
+    return tuple(check_sparsity(v, f"sparsity of step {i}") for i, v in enumerate(values))
+
+
+def summary(values: Sequence[float]) -> str:
+    """Runs of equal values in few words, as in ``"5 x 0, 45 x 0.5"``."""
+    runs: list[tuple[float, int]] = []
+    for value in values:
+        if runs and runs[-1][0] == value:
+            runs[-1] = (value, runs[-1][1] + 1)
+        else:
+            runs.append((value, 1))
+    if len(runs) > 6:
+        return f"{len(values)} steps, {min(values):g} to {max(values):g}"
+    return ", ".join(f"{count} x {value:g}" for value, count in runs)
