@@ -1,0 +1,74 @@
+"""The CUDA face of the operator: torch tensors in, kernel launches on torch's stream out."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .errors import UnsupportedError
+from .plan import HeadPlan
+
+if TYPE_CHECKING:
+    from . import native
+
+_ROW_ALIGNMENT = 16  # bytes; the kernels copy rows of q, k, v and out in 16-byte chunks
+
+
+def rainfusion_attention(q: Tensor, k: Tensor, v: Tensor, grid, **arguments) -> Tensor:
+    """Launch ARM, plan and attention; arguments as ``reference.rainfusion_attention``, checked."""
+    q, k, v = (_aligned(x) for x in (q, k, v))
+    out = torch.empty_like(q)
+    _launch("attention", q, k, v, out, grid, None, **arguments)
+    return out
+
+
+def classify_heads(q: Tensor, k: Tensor, grid, **arguments) -> HeadPlan:
+    """Launch ARM and plan; arguments as ``reference.classify_heads``, checked."""
+    q, k = (_aligned(x) for x in (q, k))
+    shape = q.shape[:2]
+    plan = HeadPlan(
+        torch.empty(shape, dtype=torch.int32, device=q.device),
+        *(torch.empty(shape, dtype=torch.float32, device=q.device) for _ in range(3)),
+    )
+    _launch("classify", q, k, k, None, grid, plan, **arguments)
+    return plan
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """`x` itself where the kernels can read it in place, else a contiguous copy."""
+    chunk = _ROW_ALIGNMENT // x.element_size()
+    in_place = x.stride(3) == 1 and all(stride % chunk == 0 for stride in x.stride()[:3])
+    return x if in_place and x.data_ptr() % _ROW_ALIGNMENT == 0 else x.contiguous()
+
+
+@lru_cache(maxsize=64)
+def _library_for(device: int) -> native.NativeLibrary:
+    """The plugin library, once it is known to hold kernels for this GPU."""
+    from . import native
+
+    library = native.load_library()
+    library.check_device(*torch.cuda.get_device_capability(device))
+    return library
+
+
+def _launch(entry: str, q, k, v, out, grid, plan, **arguments) -> None:
+    from . import native
+
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        raise UnsupportedError(
+            f"q has dtype {q.dtype}; the kernels take float16 and bfloat16. Cast q, k and v, or run "
+            "rainfusion_trt.reference.rainfusion_attention"
+        )
+    library = _library_for(q.device.index)
+    problem = native.Problem.of(q, grid, **arguments)
+    tensors = native.Tensors.of(
+        q, k, v, out, sparsity=arguments["sparsity"], kv_len=arguments["kv_len"]
+    )
+    size = library.workspace_size(problem)
+    with torch.cuda.device(q.device):
+        workspace = torch.empty(size, dtype=torch.uint8, device=q.device)
+        stream = torch.cuda.current_stream().cuda_stream
+        getattr(library, entry)(problem, tensors, plan, workspace.data_ptr(), size, stream)
