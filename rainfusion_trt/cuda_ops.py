@@ -59,8 +59,8 @@ def _launch(entry: str, q, k, v, out, grid, plan, **arguments) -> None:
 
     if q.dtype not in (torch.float16, torch.bfloat16):
         raise UnsupportedError(
-            f"q has dtype {q.dtype}; the kernels take float16 and bfloat16. Cast q, k and v, or run "
-            "rainfusion_trt.reference.rainfusion_attention"
+            f"q has dtype {q.dtype}; the kernels take float16 and bfloat16. Cast q, k and v, or "
+            "run rainfusion_trt.reference.rainfusion_attention"
         )
     library = _library_for(q.device.index)
     problem = native.Problem.of(q, grid, **arguments)
