@@ -37,12 +37,16 @@ class AttentionLayout:
     text
         Where the text tokens stand in the attention sequence.
     kv_len
-        int32 [B], valid tokens per batch element, or None when every token is valid.
+        int32 [B], valid tokens per batch element, or None when every token is valid. It stands for
+        the attention mask of the call, which the operator does not get.
+    text_tokens
+        L, so that attention over T*H*W + L tokens is the operator's and other attention is not.
     """
 
     grid: Tensor
     text: TextPlace
     kv_len: Tensor | None = None
+    text_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,11 @@ class VideoModel(ABC):
     pipeline_class: str
     defaults: GenerationDefaults
     guidance_batch: bool = True  # classifier-free guidance as batch 2 (else as two calls)
+    tiny_size: VideoSize = VideoSize(9, 64, 96)  # clip of the tiny configuration
+
+    def matches(self, transformer: nn.Module) -> bool:
+        """Whether a transformer is of this model."""
+        return type(transformer).__name__ == self.transformer_class
 
     # -- building the transformer ---------------------------------------------------------------
 
@@ -109,7 +118,7 @@ class VideoModel(ABC):
 
     @abstractmethod
     def dynamic_axes(self) -> dict[str, dict[int, str]]:
-        """Axes that may vary, as {input: {axis: name}}."""
+        """Axes that may vary, as {input: {axis: name}}; empty if a graph serves one size only."""
 
     @abstractmethod
     def forward_kwargs(self, graph_inputs: Mapping[str, Tensor]) -> dict[str, Any]:

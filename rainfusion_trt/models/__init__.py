@@ -1,0 +1,62 @@
+"""Models the project knows, by name. A new one is a file here and a line in ``_MODELS``."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+
+from .base import AttentionLayout, GenerationDefaults, VideoModel, VideoSize
+from .cogvideox import COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_1_5_5B
+
+__all__ = [
+    "AttentionLayout",
+    "GenerationDefaults",
+    "VideoModel",
+    "VideoSize",
+    "get_model",
+    "model_names",
+    "model_of",
+]
+
+_MODELS: tuple[VideoModel, ...] = (
+    COGVIDEOX_2B,
+    COGVIDEOX_5B,
+    COGVIDEOX_1_5_5B,
+)
+
+
+def model_names() -> list[str]:
+    """Registry names, without aliases."""
+    return [model.name for model in _MODELS]
+
+
+def get_model(name: str) -> VideoModel:
+    """The model of a registry name or alias (any case).
+
+    Raises
+    ------
+    InvalidInputError
+        No model has that name.
+    """
+    for model in _MODELS:
+        if name.lower() in (model.name, *model.aliases):
+            return model
+    raise InvalidInputError(f"model {name!r} is unknown; known models: {', '.join(model_names())}")
+
+
+def model_of(transformer: nn.Module) -> VideoModel:
+    """The model a diffusers transformer belongs to, by its class and configuration.
+
+    Raises
+    ------
+    UnsupportedError
+        No model of the registry describes it.
+    """
+    for model in _MODELS:
+        if model.matches(transformer):
+            return model
+    raise UnsupportedError(
+        f"{type(transformer).__name__} with this configuration belongs to no known model "
+        f"({', '.join(model_names())}); pass model= to say which one it works like"
+    )

@@ -1,0 +1,270 @@
+"""CogVideoX 2B, 5B and 1.5-5B, text to video (arXiv 2408.06072; diffusers CogVideoXPipeline).
+
+Text and video attend jointly, text first, without padding mask. The rotary tables are inputs of the
+transformer, so one graph serves every size; 2B adds a position table of its own instead, which is
+computed for one size and baked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+
+from .base import (
+    AttentionLayout,
+    ConfigSize,
+    GenerationDefaults,
+    TextPlace,
+    VideoModel,
+    VideoSize,
+)
+from .weights import load_transformer, random_transformer
+
+VAE_FRAMES = 4  # pixel frames a latent frame, after the first
+VAE_PIXELS = 8  # pixels a latent row or column
+
+_TINY = {
+    "num_attention_heads": 2,
+    "num_layers": 2,
+    "text_embed_dim": 32,
+    "time_embed_dim": 16,
+    "sample_width": 12,
+    "sample_height": 8,
+    "sample_frames": 9,
+    "max_text_seq_length": 16,
+}
+
+
+class CogVideoX(VideoModel):
+    """A CogVideoX variant, told apart by its constructor arguments."""
+
+    text: TextPlace = "first"
+    transformer_class = "CogVideoXTransformer3DModel"
+    pipeline_class = "CogVideoXPipeline"
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        aliases: tuple[str, ...] = (),
+        full: Mapping[str, Any],
+        tiny: Mapping[str, Any],
+        defaults: GenerationDefaults,
+    ) -> None:
+        self.name = name
+        self.aliases = aliases
+        self.defaults = defaults
+        self.rotary = full.get("use_rotary_positional_embeddings", False)
+        self.patch_frames = full.get("patch_size_t") or 1
+        self._configs: dict[ConfigSize, dict[str, Any]] = {"full": dict(full), "tiny": dict(tiny)}
+
+    def matches(self, transformer: nn.Module) -> bool:
+        if not super().matches(transformer):
+            return False
+        config = transformer.config
+        return (
+            config.use_rotary_positional_embeddings == self.rotary
+            and (config.patch_size_t or 1) == self.patch_frames
+            and not config.use_learned_positional_embeddings
+            and not config.ofs_embed_dim
+        )
+
+    # -- building the transformer ---------------------------------------------------------------
+
+    def config(self, size: ConfigSize = "full", *, layers: int | None = None) -> dict[str, Any]:
+        config = dict(self._configs[size])
+        if layers is not None:
+            if not 1 <= layers <= config["num_layers"]:
+                raise InvalidInputError(
+                    f"layers={layers} must be between 1 and {config['num_layers']}, the depth of "
+                    f"{self.name} ({size})"
+                )
+            config["num_layers"] = layers
+        return config
+
+    def create(
+        self,
+        config: Mapping[str, Any],
+        *,
+        dtype: torch.dtype,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+    ) -> nn.Module:
+        return random_transformer(_class(), config, dtype=dtype, device=device, seed=seed)
+
+    def load(self, checkpoint: str, *, dtype: torch.dtype) -> nn.Module:
+        transformer = load_transformer(_class(), checkpoint, dtype=dtype)
+        if not self.matches(transformer):
+            raise UnsupportedError(
+                f"checkpoint {checkpoint!r} is not {self.name}: its transformer has "
+                f"patch_size_t={transformer.config.patch_size_t}, rotary positions="
+                f"{transformer.config.use_rotary_positional_embeddings}, learned positions="
+                f"{transformer.config.use_learned_positional_embeddings}, ofs_embed_dim="
+                f"{transformer.config.ofs_embed_dim}; choose the model it belongs to "
+                "(image-to-video checkpoints are not supported)"
+            )
+        return transformer
+
+    # -- the graph ------------------------------------------------------------------------------
+
+    def example_inputs(
+        self,
+        transformer: nn.Module,
+        size: VideoSize,
+        *,
+        batch: int,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+    ) -> dict[str, Tensor]:
+        config = transformer.config
+        frames, height, width = self._latent_size(size)
+        generator = torch.Generator(device).manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            values = torch.randn(shape, generator=generator, device=device)
+            return values.to(transformer.dtype)
+
+        inputs = {
+            "hidden_states": normal(batch, frames, config.in_channels, height, width),
+            "encoder_hidden_states": normal(
+                batch, config.max_text_seq_length, config.text_embed_dim
+            ),
+            "timestep": torch.full((batch,), 500, dtype=torch.int64, device=device),
+        }
+        if self.rotary:
+            grid = (frames // self.patch_frames, height // 2, width // 2)
+            cos, sin = _rotary_tables(config.attention_head_dim, grid, device)
+            inputs["rotary_cos"], inputs["rotary_sin"] = cos, sin
+        return inputs
+
+    def dynamic_axes(self) -> dict[str, dict[int, str]]:
+        if not self.rotary:
+            return {}
+        return {
+            "hidden_states": {0: "batch", 1: "frames", 3: "height", 4: "width"},
+            "encoder_hidden_states": {0: "batch", 1: "text_tokens"},
+            "timestep": {0: "batch"},
+            "rotary_cos": {0: "video_tokens"},
+            "rotary_sin": {0: "video_tokens"},
+        }
+
+    def forward_kwargs(self, graph_inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        kwargs = {
+            name: graph_inputs[name]
+            for name in ("hidden_states", "encoder_hidden_states", "timestep")
+        }
+        if self.rotary:
+            kwargs["image_rotary_emb"] = (graph_inputs["rotary_cos"], graph_inputs["rotary_sin"])
+        return kwargs
+
+    def graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        for name in ("timestep_cond", "ofs"):
+            if forward_kwargs.get(name) is not None:
+                raise UnsupportedError(f"{self.name}: the exported graph has no input for {name}")
+        hidden_states = forward_kwargs["hidden_states"]
+        timestep = torch.as_tensor(forward_kwargs["timestep"], device=hidden_states.device)
+        inputs = {
+            "hidden_states": hidden_states,
+            "encoder_hidden_states": forward_kwargs["encoder_hidden_states"],
+            "timestep": timestep.to(torch.int64).expand(hidden_states.shape[0]),
+        }
+        rotary = forward_kwargs.get("image_rotary_emb")
+        if self.rotary != (rotary is not None):
+            raise InvalidInputError(
+                f"{self.name}: image_rotary_emb is {'missing' if self.rotary else 'given'}, so the "
+                "call comes from a pipeline of another CogVideoX"
+            )
+        if rotary is not None:
+            inputs["rotary_cos"], inputs["rotary_sin"] = (table.float() for table in rotary)
+        return inputs
+
+    # -- attention ------------------------------------------------------------------------------
+
+    def layout(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> AttentionLayout:
+        hidden_states = forward_kwargs["hidden_states"]
+        grid = hidden_states[0, :: self.patch_frames, 0, ::2, ::2]
+        text_tokens = forward_kwargs["encoder_hidden_states"].shape[1]
+        return AttentionLayout(grid=grid, text=self.text, text_tokens=text_tokens)
+
+    def attention_count(self, config: Mapping[str, Any]) -> int:
+        return config["num_layers"]
+
+    def _latent_size(self, size: VideoSize) -> tuple[int, int, int]:
+        """Latent frames (padded to whole patches, as the pipeline does), rows and columns."""
+        unit = VAE_PIXELS * 2
+        if size.frames < 1 or (size.frames - 1) % VAE_FRAMES:
+            raise InvalidInputError(
+                f"frames={size.frames} must be 4k + 1 for {self.name}, such as "
+                f"{self.defaults.size.frames}"
+            )
+        for name, pixels in (("height", size.height), ("width", size.width)):
+            if pixels < unit or pixels % unit:
+                raise InvalidInputError(
+                    f"{name}={pixels} must be a multiple of {unit} for {self.name}, such as "
+                    f"{getattr(self.defaults.size, name)}"
+                )
+        frames = (size.frames - 1) // VAE_FRAMES + 1
+        frames += -frames % self.patch_frames
+        return frames, size.height // VAE_PIXELS, size.width // VAE_PIXELS
+
+
+def _class() -> type[nn.Module]:
+    from diffusers import CogVideoXTransformer3DModel
+
+    return CogVideoXTransformer3DModel
+
+
+def _rotary_tables(
+    head_size: int, grid: tuple[int, int, int], device: str | torch.device
+) -> tuple[Tensor, Tensor]:
+    """cos and sin, float32 [T*H*W, D], at whole positions (the pipeline's at the base size)."""
+    from diffusers.models.embeddings import get_3d_rotary_pos_embed
+
+    frames, height, width = grid
+    return get_3d_rotary_pos_embed(
+        embed_dim=head_size,
+        crops_coords=((0, 0), (height, width)),
+        grid_size=(height, width),
+        temporal_size=frames,
+        device=torch.device(device),
+    )
+
+
+_FULL_5B = {
+    "num_layers": 42,
+    "num_attention_heads": 48,
+    "use_rotary_positional_embeddings": True,
+}
+_PATCH_1_5 = {"patch_size_t": 2, "patch_bias": False}
+
+COGVIDEOX_2B = CogVideoX(
+    "cogvideox-2b",
+    full={"num_layers": 30, "num_attention_heads": 30},
+    tiny=_TINY,
+    defaults=GenerationDefaults(VideoSize(49, 480, 720), 50, 6.0, torch.float16, 8),
+)
+COGVIDEOX_5B = CogVideoX(
+    "cogvideox-5b",
+    aliases=("cogvideox",),
+    full=_FULL_5B,
+    tiny={**_TINY, "use_rotary_positional_embeddings": True},
+    defaults=GenerationDefaults(VideoSize(49, 480, 720), 50, 6.0, torch.bfloat16, 8),
+)
+COGVIDEOX_1_5_5B = CogVideoX(
+    "cogvideox1.5-5b",
+    aliases=("cogvideox1.5",),
+    full={
+        **_FULL_5B,
+        **_PATCH_1_5,
+        "sample_height": 300,
+        "sample_width": 300,
+        "sample_frames": 81,
+    },
+    tiny={**_TINY, **_PATCH_1_5, "use_rotary_positional_embeddings": True},
+    defaults=GenerationDefaults(VideoSize(81, 768, 1360), 50, 6.0, torch.bfloat16, 16),
+)

@@ -1,0 +1,273 @@
+"""``enable`` and ``disable``: RainFusion attention in a diffusers transformer, in PyTorch.
+
+Diffusers' attention, in both of its call styles, ends in ``F.scaled_dot_product_attention`` at
+[B, N, S, D]. While a routed forward runs, a torch function mode takes the calls over the joint
+sequence of video and text and leaves the others (cross-attention, text refiners) alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .errors import InvalidInputError, RainFusionError, UnsupportedError
+from .geometry import METHODS, Method
+from .models import AttentionLayout, VideoModel, get_model, model_of
+
+__all__ = ["AttentionRoute", "RainFusionSettings", "Routing", "disable", "enable"]
+
+_HANDLE = "_rainfusion_routing"
+
+
+@dataclass(frozen=True)
+class RainFusionSettings:
+    """What stays fixed over a generation; attributes of the ONNX node.
+
+    Attributes
+    ----------
+    method
+        "rainfusion", "rainfusion_two_way", "rainfusion_plus" or "rainfusion2".
+    alpha
+        Recall in [0, 1] from which a head counts as temporal or spatial.
+    sink_frames
+        Leading latent frames that every token attends to.
+    """
+
+    method: Method = "rainfusion"
+    alpha: float = 0.9
+    sink_frames: int = 1
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InvalidInputError(f"method={self.method!r} is not one of {', '.join(METHODS)}")
+        if not 0.0 <= self.alpha <= 1.0:
+            raise InvalidInputError(f"alpha={self.alpha} must be in [0, 1]; it is a share of mass")
+        if self.sink_frames < 0:
+            raise InvalidInputError(f"sink_frames={self.sink_frames} must be 0 or more")
+
+
+class AttentionRoute(TorchFunctionMode):
+    """While entered, self-attention over the layout's tokens is RainFusion attention.
+
+    Attributes
+    ----------
+    count
+        Attentions taken so far.
+    """
+
+    def __init__(
+        self, layout: AttentionLayout, sparsity: Tensor, settings: RainFusionSettings
+    ) -> None:
+        super().__init__()
+        frames, height, width = layout.grid.shape
+        self._tokens = frames * height * width + layout.text_tokens
+        self._layout = layout
+        self._sparsity = sparsity
+        self._settings = settings
+        self.count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return self._attention(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if query.shape[-2] != self._tokens or key.shape[-2] != self._tokens:
+            return F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask,
+                dropout_p,
+                is_causal,
+                scale=scale,
+                enable_gqa=enable_gqa,
+            )
+        if dropout_p or is_causal or query.shape[1] != key.shape[1]:
+            raise UnsupportedError(
+                f"attention over {self._tokens} tokens with dropout_p={dropout_p}, is_causal="
+                f"{is_causal}, {query.shape[1]} query and {key.shape[1]} key heads: RainFusion has "
+                "none of dropout, causal masks and grouped heads"
+            )
+        if attn_mask is not None and self._layout.kv_len is None:
+            raise UnsupportedError(
+                f"attention over {self._tokens} tokens has a mask of shape "
+                f"{tuple(attn_mask.shape)}, and the model's layout gives no kv_len in its place"
+            )
+        self.count += 1
+        return torch.ops.rainfusion.attention(
+            query,
+            key,
+            value,
+            self._layout.grid,
+            self._sparsity.to(query.device),
+            self._layout.kv_len,
+            self._layout.text,
+            self._settings.method,
+            self._settings.alpha,
+            self._settings.sink_frames,
+            scale or 0.0,
+        )
+
+
+class Routing:
+    """What :func:`enable` returns: the sparsity of the next calls and what was routed.
+
+    Attributes
+    ----------
+    model : VideoModel
+        How the transformer's inputs are read.
+    settings : RainFusionSettings
+        Fixed until :func:`disable`.
+    routed : int
+        Self-attentions routed in the latest forward.
+    """
+
+    def __init__(
+        self, model: VideoModel, settings: RainFusionSettings, sparsity: float, device: torch.device
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.routed = 0
+        self._tensor = torch.zeros(1, dtype=torch.float32, device=device)
+        self.sparsity = sparsity
+
+    @property
+    def sparsity(self) -> float:
+        """s in [0, 1), 0 = dense. Setting it writes the device tensor that the kernels read, so a
+        captured CUDA graph follows it too."""
+        return self._sparsity
+
+    @sparsity.setter
+    def sparsity(self, value: float) -> None:
+        if not 0.0 <= value < 1.0:
+            raise InvalidInputError(f"sparsity={value} must be in [0, 1); 0 is dense attention")
+        self._sparsity = float(value)
+        self._tensor.fill_(self._sparsity)
+
+    def route(self, transformer: nn.Module, call: dict[str, Any]) -> AttentionRoute:
+        """The mode for one forward call with the keyword arguments `call`."""
+        layout = self.model.layout(transformer, call)
+        if self._tensor.device != layout.grid.device:  # the transformer was moved since
+            self._tensor = self._tensor.to(layout.grid.device)
+        return AttentionRoute(layout, self._tensor, self.settings)
+
+
+def enable(
+    transformer: nn.Module,
+    *,
+    sparsity: float = 0.5,
+    method: Method = "rainfusion",
+    alpha: float = 0.9,
+    sink_frames: int = 1,
+    model: str | VideoModel | None = None,
+) -> Routing:
+    """Route the self-attention of a diffusers transformer through RainFusion.
+
+    Parameters
+    ----------
+    transformer
+        ``pipe.transformer``; its weights and its code stay untouched.
+    sparsity, method, alpha, sink_frames
+        As :func:`rainfusion_trt.rainfusion_attention`.
+    model
+        Registry name, needed only where the class and configuration do not tell.
+
+    Returns
+    -------
+    Routing
+        Set its ``sparsity`` between calls, for example 0 for the first steps.
+
+    Raises
+    ------
+    InvalidInputError
+        Bad settings, an unknown `model`, or routing is on already.
+    UnsupportedError
+        The transformer belongs to no known model.
+
+    Examples
+    --------
+    >>> routing = rainfusion_trt.enable(pipe.transformer, sparsity=0.5)
+    >>> video = pipe("a red fox in the snow").frames[0]
+    >>> rainfusion_trt.disable(pipe.transformer)
+    """
+    from . import ops  # noqa: F401  (registers torch.ops.rainfusion)
+
+    if hasattr(transformer, _HANDLE):
+        raise InvalidInputError(
+            "RainFusion is on already for this transformer; set .sparsity of what enable() "
+            "returned, or call disable() first"
+        )
+    if model is None:
+        model = model_of(transformer)
+    elif isinstance(model, str):
+        model = get_model(model)
+    settings = RainFusionSettings(method, alpha, sink_frames)
+    device = next(transformer.parameters()).device
+    routing = Routing(model, settings, sparsity, device)
+    routing.previous = transformer.__dict__.get("forward")
+    routing.forward = _routed(transformer, routing)
+    setattr(transformer, _HANDLE, routing)
+    transformer.forward = routing.forward
+    return routing
+
+
+def disable(transformer: nn.Module) -> None:
+    """Put the transformer's own attention back.
+
+    Raises
+    ------
+    InvalidInputError
+        RainFusion is not on.
+    """
+    routing = transformer.__dict__.pop(_HANDLE, None)
+    if routing is None:
+        raise InvalidInputError("RainFusion is not on for this transformer; call enable() first")
+    if transformer.__dict__["forward"] is not routing.forward:
+        return  # something wrapped it since (offloading): what it wraps now passes calls through
+    if routing.previous is None:
+        del transformer.forward
+    else:
+        transformer.forward = routing.previous
+
+
+def _routed(transformer: nn.Module, routing: Routing) -> Any:
+    """`transformer.forward` with its self-attention routed as long as `routing` is on."""
+    original = transformer.forward
+    signature = inspect.signature(type(transformer).forward)
+
+    @functools.wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if getattr(transformer, _HANDLE, None) is not routing:
+            return original(*args, **kwargs)
+        call = signature.bind(transformer, *args, **kwargs).arguments
+        with routing.route(transformer, call) as route:
+            output = original(*args, **kwargs)
+        routing.routed = route.count
+        if route.count == 0:
+            raise RainFusionError(
+                f"no self-attention of {type(transformer).__name__} was routed: none of its calls "
+                "reached F.scaled_dot_product_attention with the tokens of "
+                f"{routing.model.name}; set the native attention backend "
+                "(transformer.set_attention_backend('native')) or disable RainFusion"
+            )
+        return output
+
+    return forward
