@@ -1,0 +1,217 @@
+"""The kernels against the float32 reference, on a GPU.
+
+Tolerances: inputs are rounded to the dtype before both sides see them, so what differs is the
+rounding of the probabilities and of the output to 16 bit: relative error of the whole output
+about 2^-8 / sqrt(3) in bfloat16 and 2^-11 / sqrt(3) in float16, each twice; the bounds below leave
+a factor of two or more.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rainfusion_trt import classify_heads, rainfusion_attention, reference
+from rainfusion_trt.geometry import METHODS, Kind, TokenLayout
+from rainfusion_trt.testing import synthetic_heads
+
+pytestmark = pytest.mark.gpu
+
+TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
+RECALL_MARGIN = 2e-3  # kinds may differ where a recall is this near its threshold
+MIXED = [
+    [Kind.SPATIAL, Kind.TEMPORAL, Kind.TEXTURAL],
+    [Kind.TEXTURAL, Kind.SPATIAL, Kind.TEMPORAL],
+]
+
+
+def relative_error(out, wanted):
+    out, wanted = out.float(), wanted.float()
+    assert out.isfinite().all()
+    return ((out - wanted).norm() / wanted.norm()).item()
+
+
+def make(grid, text_tokens, text, sink_frames, head_size, dtype, kinds=MIXED, seed=0):
+    layout = TokenLayout(grid, math.prod(grid) + text_tokens, text, sink_frames)
+    q, k, v = synthetic_heads(layout, kinds, head_size, dtype=dtype, device="cuda", seed=seed)
+    return layout, q, k, v
+
+
+def check(layout, q, k, v, **arguments):
+    arguments = {"text": layout.text, "sink_frames": layout.sink_frames, **arguments}
+    plan = classify_heads(q, k, layout.grid, **arguments)
+    wanted_plan = reference.classify_heads(q, k, layout.grid, **arguments)
+    differs = plan.kind != wanted_plan.kind
+    alpha = arguments.get("alpha", 0.9)
+    near = ((wanted_plan.recall_temporal - alpha).abs() < RECALL_MARGIN) | (
+        (wanted_plan.recall_spatial - alpha).abs() < RECALL_MARGIN
+    )
+    assert not (differs & ~near).any(), (plan, wanted_plan)
+    same = ~differs
+    for name in ("recall_temporal", "recall_spatial", "density"):
+        torch.testing.assert_close(
+            getattr(plan, name)[same],
+            getattr(wanted_plan, name)[same],
+            atol=RECALL_MARGIN,
+            rtol=1e-5,
+            equal_nan=True,
+        )
+    out = rainfusion_attention(q, k, v, layout.grid, **arguments)
+    wanted = reference.rainfusion_attention(
+        q.float(), k.float(), v.float(), layout.grid, **arguments
+    )
+    rows = torch.ones(q.shape[0], layout.tokens, dtype=torch.bool, device=q.device)
+    if (kv_len := arguments.get("kv_len")) is not None:
+        rows = torch.arange(layout.tokens, device=q.device) < kv_len[:, None]
+    assert out.isfinite().all()
+    for b, h in same.nonzero().tolist():
+        error = relative_error(out[b, h, rows[b]], wanted[b, h, rows[b]])
+        assert error < TOLERANCE[q.dtype], (b, h, Kind(int(plan.kind[b, h])), error)
+    return plan
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("head_size", [64, 96, 128])
+@pytest.mark.parametrize("text", ["none", "first", "last"])
+@pytest.mark.parametrize("text_tokens", [0, 1, 226])
+def test_all_kinds(head_size, dtype, text, text_tokens):
+    if text == "none" and text_tokens:
+        pytest.skip("text='none' has no text tokens")
+    layout, q, k, v = make((7, 19, 23), text_tokens, text, 1, head_size, dtype)
+    plan = check(layout, q, k, v, sparsity=0.5)
+    assert plan.kind.tolist() == MIXED
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.3, 0.64, 0.8, 0.9, 0.99])
+@pytest.mark.parametrize("head_size", [64, 128])
+def test_sparsities(head_size, sparsity):
+    layout, q, k, v = make((9, 16, 24), 226, "first", 1, head_size, torch.bfloat16)
+    check(layout, q, k, v, sparsity=sparsity)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("head_size", [64, 96, 128])
+def test_methods(head_size, method):
+    layout, q, k, v = make((9, 17, 25), 20, "last", 1, head_size, torch.float16)
+    for sparsity in (0.3, 0.8):
+        check(layout, q, k, v, sparsity=sparsity, method=method)
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        (2, 1, 1),
+        (1, 1, 127),
+        (1, 1, 129),
+        (2, 3, 5),
+        (3, 16, 16),
+        (4, 8, 16),
+        (33, 5, 9),
+        (3, 45, 31),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("sink_frames", [0, 1, 2])
+def test_odd_grids(grid, sink_frames):
+    layout, q, k, v = make(grid, 3, "first", sink_frames, 64, torch.bfloat16, seed=3)
+    check(layout, q, k, v, sparsity=0.5)
+
+
+@pytest.mark.parametrize("head_size", [64, 96, 128])
+@pytest.mark.parametrize("lengths", [(1, 3059), (127, 129), (3000, 2500), (3285, 3060)])
+def test_kv_len(head_size, lengths):
+    layout, q, k, v = make((7, 19, 23), 226, "last", 1, head_size, torch.bfloat16)
+    kv_len = torch.tensor(lengths, dtype=torch.int32, device="cuda")
+    for method in ("rainfusion", "rainfusion2"):
+        check(layout, q, k, v, sparsity=0.5, kv_len=kv_len, method=method)
+
+
+def test_every_element_is_written_and_runs_are_bit_equal():
+    layout, q, k, v = make((5, 19, 23), 77, "first", 1, 64, torch.bfloat16)
+    first = rainfusion_attention(q, k, v, layout.grid, text="first")
+    poison = torch.full_like(q, float("nan"))
+    del poison
+    second = rainfusion_attention(q, k, v, layout.grid, text="first")
+    assert first.isfinite().all()
+    assert torch.equal(first, second)
+
+
+def test_strided_views_are_read_in_place():
+    layout, q, k, v = make((5, 19, 23), 0, "none", 1, 64, torch.bfloat16)
+    wanted = rainfusion_attention(q, k, v, layout.grid)
+    packed = torch.stack([q, k, v]).permute(1, 3, 0, 2, 4).contiguous()  # [B, S, 3, N, D]
+    views = [packed[:, :, i].transpose(1, 2) for i in range(3)]
+    assert torch.equal(rainfusion_attention(*views, layout.grid), wanted)
+
+
+def test_scale_and_alpha():
+    layout, q, k, v = make((5, 19, 23), 0, "none", 1, 128, torch.bfloat16)
+    check(layout, q, k, v, scale=0.02)
+    plan = classify_heads(q, k, layout.grid, alpha=0.0)
+    assert (plan.kind == Kind.TEMPORAL).all()
+    plan = classify_heads(q, k, layout.grid, alpha=1.0)
+    assert (plan.kind != Kind.DENSE).all()
+
+
+def test_large_scores_stay_finite():
+    layout, q, k, v = make((5, 19, 23), 20, "first", 1, 64, torch.float16)
+    check(layout, q * 16, k * 4, v)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_graph_replay_while_sparsity_changes(method):
+    layout, q, k, v = make((7, 19, 23), 40, "first", 1, 64, torch.bfloat16)
+    sparsity = torch.zeros(1, device="cuda")
+    arguments = {"text": "first", "method": method}
+    rainfusion_attention(q, k, v, layout.grid, sparsity=sparsity, **arguments)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = rainfusion_attention(q, k, v, layout.grid, sparsity=sparsity, **arguments)
+    for value in (0.0, 0.5, 0.8, 0.0):
+        sparsity.fill_(value)
+        out.fill_(float("nan"))
+        graph.replay()
+        wanted = rainfusion_attention(q, k, v, layout.grid, sparsity=value, **arguments)
+        assert torch.equal(out, wanted), value
+
+
+def test_two_streams():
+    layout, q, k, v = make((7, 19, 23), 40, "first", 1, 64, torch.bfloat16)
+    wanted = [
+        rainfusion_attention(q, k, v, layout.grid, text="first", sparsity=s) for s in (0.3, 0.8)
+    ]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in wanted]
+    for _ in range(5):
+        outs = []
+        for stream, s in zip(streams, (0.3, 0.8), strict=True):
+            with torch.cuda.stream(stream):
+                outs.append(rainfusion_attention(q, k, v, layout.grid, text="first", sparsity=s))
+        torch.cuda.synchronize()
+        assert all(torch.equal(a, b) for a, b in zip(outs, wanted, strict=True))
+
+
+def test_offsets_past_2_31_elements():
+    """q, k, v of more than 2^31 elements: the last head must be right."""
+    grid = (4, 64, 64)
+    heads = 2**31 // (math.prod(grid) * 128) + 2
+    base = torch.randn(3, 1, 2, math.prod(grid), 128, device="cuda", dtype=torch.bfloat16)
+    q, k, v = (x.repeat(1, heads // 2, 1, 1) for x in base)
+    assert q.numel() > 2**31
+    out = rainfusion_attention(q, k, v, grid)
+    assert torch.equal(out[:, -2:], out[:, :2])
+    wanted = reference.rainfusion_attention(*base.float(), grid)
+    assert relative_error(out[:, -2:], wanted) < TOLERANCE[torch.bfloat16]
+
+
+def test_unsupported_is_refused_before_launch():
+    from rainfusion_trt.errors import UnsupportedError
+
+    q = torch.randn(1, 1, 256, 80, device="cuda", dtype=torch.bfloat16)
+    with pytest.raises(UnsupportedError, match="80"):
+        rainfusion_attention(q, q, q, (4, 8, 8))
+    q = torch.randn(1, 1, 256, 64, device="cuda")
+    with pytest.raises(UnsupportedError, match="float32"):
+        rainfusion_attention(q, q, q, (4, 8, 8))
