@@ -13,6 +13,7 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -117,12 +118,9 @@ def cases_for(q, k, v, layout: TokenLayout, method: str, sparsities) -> tuple[li
         # The sparsity is a device tensor here as in an engine, so no host work is timed.
         device_s = torch.full((1,), s, device="cuda")
 
-        def run(arguments={**arguments, "sparsity": device_s}) -> Tensor:
-            return rainfusion_attention(q, k, v, layout.grid, **arguments)
-
-        def plan(arguments={**arguments, "sparsity": device_s}):
-            return classify_heads(q, k, layout.grid, **arguments)
-
+        on_device = {**arguments, "sparsity": device_s}
+        run = partial(rainfusion_attention, q, k, v, layout.grid, **on_device)
+        plan = partial(classify_heads, q, k, layout.grid, **on_device)
         errors.append(check_rows(run(), q, k, v, layout, arguments))
         cases.append(Case("rainfusion", s, density, run, []))
         cases.append(Case("plan only", s, 0.0, plan, []))
