@@ -45,6 +45,12 @@ RAINFUSION_HOST_DEVICE inline int64_t kept_blocks(float sparsity, int64_t count)
   return ceil_div(count * static_cast<int64_t>(rint(share)), kBandUnit);
 }
 
+// Sparsity as it is used: values of 1 and more act as the largest float below 1.
+RAINFUSION_HOST_DEVICE inline float clamp_sparsity(float sparsity) {
+  const float largest = 0.99999994f;  // 1 - 2^-24
+  return sparsity < largest ? sparsity : largest;
+}
+
 // Number of integers d >= 0 with d < b * extent, at least 1: |x - y| < band_width is the mask.
 RAINFUSION_HOST_DEVICE constexpr int64_t band_width(int64_t band, int64_t extent) {
   return max64(1, ceil_div(band * extent, kBandUnit));
@@ -220,5 +226,80 @@ RAINFUSION_HOST_DEVICE constexpr int64_t textural_keys(const TokenLayout& layout
   return layout.text_tokens + layout.sink_tokens +
          layout.free_frames * checkerboard_per_frame(layout, stride);
 }
+
+// Token in memory order of key `index` of those keys, which ascend with the index.
+RAINFUSION_HOST_DEVICE constexpr int64_t textural_token(const TokenLayout& layout, int64_t stride,
+                                                        int64_t index) {
+  const int64_t leading = layout.sink_tokens + (layout.text_first ? layout.text_tokens : 0);
+  if (index < leading) return index;
+  const int64_t per_frame = checkerboard_per_frame(layout, stride);
+  const int64_t key = index - leading;
+  if (key >= layout.free_frames * per_frame) {
+    return layout.text_begin + key - layout.free_frames * per_frame;
+  }
+  // `stride` rows hold `width` keys: row r of such a group the columns r, r + stride, ...; the
+  // first width % stride rows hold one key more than the others.
+  const int64_t in_frame = key % per_frame;
+  const int64_t in_group = in_frame % layout.width;
+  const int64_t shorter = layout.width / stride;
+  const int64_t longer_rows = layout.width % stride;
+  const int64_t in_longer = longer_rows * (shorter + 1);
+  int64_t row = 0;
+  int64_t column = 0;
+  if (in_group < in_longer) {
+    row = in_group / (shorter + 1);
+    column = row + in_group % (shorter + 1) * stride;
+  } else {
+    row = longer_rows + (in_group - in_longer) / shorter;
+    column = row + (in_group - in_longer) % shorter * stride;
+  }
+  const int64_t y = in_frame / layout.width * stride + row;
+  return layout.token_of_raster(key / per_frame * layout.frame + y * layout.width + column);
+}
+
+// Block borders alone, in 32 bits: what the attention kernels carry of a TokenLayout.
+struct BlockCut {
+  int32_t first_blocks;  // blocks of the part (text or video) that comes first in memory
+  int32_t first_tokens;
+  int32_t tokens;
+  int32_t blocks;
+  int32_t leading_sinks;   // blocks [0, leading_sinks) hold sink tokens
+  int32_t trailing_sinks;  // and so do the last `trailing_sinks` blocks
+
+  RAINFUSION_HOST_DEVICE explicit BlockCut(const TokenLayout& layout)
+      : first_blocks(
+            static_cast<int32_t>(layout.text_first ? layout.text_blocks : layout.video_blocks)),
+        first_tokens(
+            static_cast<int32_t>(layout.text_first ? layout.text_tokens : layout.video_tokens)),
+        tokens(static_cast<int32_t>(layout.tokens)),
+        blocks(static_cast<int32_t>(layout.blocks())),
+        leading_sinks(static_cast<int32_t>((layout.text_first ? layout.text_blocks : 0) +
+                                           layout.sink_video_blocks())),
+        trailing_sinks(static_cast<int32_t>(layout.text_first ? 0 : layout.text_blocks)) {}
+
+  RAINFUSION_HOST_DEVICE constexpr int32_t sinks() const { return leading_sinks + trailing_sinks; }
+
+  RAINFUSION_HOST_DEVICE constexpr bool is_sink(int32_t block) const {
+    return block < leading_sinks || block >= blocks - trailing_sinks;
+  }
+
+  RAINFUSION_HOST_DEVICE constexpr int32_t begin(int32_t block) const {
+    const int32_t gap = first_blocks * kBlock - first_tokens;  // short last block of the first part
+    return block * kBlock - (block < first_blocks ? 0 : gap);
+  }
+
+  RAINFUSION_HOST_DEVICE constexpr int32_t end(int32_t block) const {
+    const int32_t limit = block < first_blocks ? first_tokens : tokens;
+    const int32_t full = begin(block) + kBlock;
+    return full < limit ? full : limit;
+  }
+
+  // Blocks that begin before token `limit`.
+  RAINFUSION_HOST_DEVICE constexpr int32_t blocks_below(int32_t limit) const {
+    return static_cast<int32_t>(limit <= first_tokens
+                                    ? ceil_div(limit, kBlock)
+                                    : first_blocks + ceil_div(limit - first_tokens, kBlock));
+  }
+};
 
 }  // namespace rainfusion
