@@ -1,0 +1,197 @@
+"""ONNX -> TensorRT network -> serialised engine; runs in the build process only."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rainfusion_trt.engine.flavour import TensorRTFlavour, load_tensorrt
+from rainfusion_trt.engine.messages import (
+    BuildRequest,
+    Built,
+    Event,
+    LogLine,
+    PhaseFinished,
+    PhaseStarted,
+    StepDone,
+)
+from rainfusion_trt.engine.metadata import TensorRecord
+from rainfusion_trt.engine.profile import BuilderSettings, ShapeRange
+from rainfusion_trt.errors import EngineBuildError
+
+Emit = Callable[[Event], None]
+
+
+def build(request: BuildRequest, emit: Emit) -> Built:
+    """Build the engine that `request` asks for and write it to ``request.plan``.
+
+    Raises
+    ------
+    EngineBuildError
+        With the place where it failed; TensorRT's own words went to `emit`.
+    """
+    flavour = load_tensorrt(request.flavour)
+    trt = flavour.module
+    logger = make_logger(trt, emit)
+    builder = trt.Builder(logger)
+    load_plugin(trt, request.plugin)
+    network = builder.create_network(_network_flags(trt))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(request.onnx)):
+        raise EngineBuildError(f"{flavour} cannot parse {request.onnx}: {_parser_errors(parser)}")
+    plugin_layers = count_plugin_layers(trt, network, request.attention_nodes)
+    config = builder.create_builder_config()
+    monitor = make_progress_monitor(trt, emit)
+    config.progress_monitor = monitor
+    _configure(flavour, config, request.builder)
+    if flavour.name == "tensorrt_rtx":
+        _set_targets(trt, config, request.targets)
+    for name, shapes in request.profiles.items():
+        _add_profile(builder, config, name, shapes)
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is None:
+        raise EngineBuildError(f"{flavour} could not build an engine from {request.onnx}")
+    content = memoryview(serialized)
+    request.plan.write_bytes(content)
+    tensors = [network.get_input(index) for index in range(network.num_inputs)]
+    results = [network.get_output(index) for index in range(network.num_outputs)]
+    return Built(
+        plugin_layers=plugin_layers,
+        inputs=tuple(_tensor_record(trt, tensor, request.profiles) for tensor in tensors),
+        outputs=tuple(_tensor_record(trt, tensor, {}) for tensor in results),
+        engine_size=content.nbytes,
+        engine_sha256=hashlib.sha256(content).hexdigest(),
+    )
+
+
+def load_plugin(trt: Any, library: Path) -> None:
+    """Register the plugin library with TensorRT's registry."""
+    # The registry reports a failure through the logger only.
+    if trt.get_plugin_registry().load_library(str(library)) is None:
+        raise EngineBuildError(
+            f"TensorRT cannot load the plugin library {library}: build it again with "
+            "`rainfusion-trt build-plugin`"
+        )
+
+
+def count_plugin_layers(trt: Any, network: Any, expected: tuple[str, ...]) -> int:
+    """Number of plugin layers; raises if a node of `expected` did not become one."""
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    plugins = [layer.name for layer in layers if layer.type == trt.LayerType.PLUGIN_V3]
+    if len(plugins) == len(expected):
+        return len(plugins)
+    missing = [node for node in expected if not any(node in name for name in plugins)]
+    raise EngineBuildError(
+        f"only {len(plugins)} of {len(expected)} RainFusionAttention nodes became plugin layers; "
+        f"TensorRT would run the dense body of {', '.join(missing[:3]) or 'the others'}"
+        f"{' ...' if len(missing) > 3 else ''}. Either the plugin library does not provide "
+        "RainFusionAttention version 1, or the nodes lack the attributes plugin_namespace and "
+        "plugin_version: build the plugin and export the model again"
+    )
+
+
+def make_logger(trt: Any, emit: Emit) -> Any:
+    """A TensorRT logger that emits everything from warnings up."""
+    names = {
+        trt.ILogger.INTERNAL_ERROR: "internal_error",
+        trt.ILogger.ERROR: "error",
+        trt.ILogger.WARNING: "warning",
+    }
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, text: str) -> None:
+            if severity in names:
+                emit(LogLine(severity=names[severity], text=text))
+
+    return Logger()
+
+
+def make_progress_monitor(trt: Any, emit: Emit) -> Any:
+    """A TensorRT progress monitor that emits phases and steps; TensorRT's threads call it."""
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            emit(PhaseStarted(phase=phase_name, parent=parent_phase or None, steps=num_steps))
+
+        def phase_finish(self, phase_name: str) -> None:
+            emit(PhaseFinished(phase=phase_name))
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            emit(StepDone(phase=phase_name, step=step))
+            return True
+
+    return Monitor()
+
+
+def _network_flags(trt: Any) -> int:
+    # TensorRT 11 knows no other networks and will drop the flag.
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _parser_errors(parser: Any) -> str:
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    return "; ".join(
+        f"{error.desc()}" + (f" (node {error.node_name()})" if error.node_name() else "")
+        for error in errors
+    )
+
+
+def _configure(flavour: TensorRTFlavour, config: Any, settings: BuilderSettings) -> None:
+    trt = flavour.module
+    if settings.optimization_level is not None:
+        config.builder_optimization_level = settings.optimization_level
+    if settings.workspace_gib is not None:
+        size = int(settings.workspace_gib * (1 << 30))
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, size)
+    known = trt.BuilderFlag.__members__
+    for name in settings.flags:
+        if name not in known:
+            raise EngineBuildError(
+                f"{flavour} has no builder flag {name!r}; it has {', '.join(sorted(known))}"
+            )
+        config.set_flag(known[name])
+
+
+def _set_targets(trt: Any, config: Any, targets: tuple[str, ...] | None) -> None:
+    known = trt.ComputeCapability.__members__
+    names = ("CURRENT",) if targets is None else tuple(name.upper() for name in targets)
+    for name in names:
+        if name not in known:
+            choices = sorted(key.lower() for key in known if key.startswith("SM"))
+            raise EngineBuildError(
+                f"TensorRT for RTX cannot build for {name.lower()}; it can for {', '.join(choices)}"
+            )
+    config.num_compute_capabilities = len(names)
+    for index, name in enumerate(names):
+        if not config.set_compute_capability(known[name], index):
+            raise EngineBuildError(f"TensorRT for RTX refused the target {name.lower()}")
+
+
+def _add_profile(
+    builder: Any, config: Any, profile_name: str, shapes: Mapping[str, ShapeRange]
+) -> None:
+    profile = builder.create_optimization_profile()
+    for name, shape in shapes.items():
+        profile.set_shape(name, shape.min, shape.opt, shape.max)
+    if config.add_optimization_profile(profile) < 0:
+        raise EngineBuildError(f"TensorRT refused the optimisation profile {profile_name!r}")
+
+
+def _tensor_record(
+    trt: Any, tensor: Any, profiles: Mapping[str, Mapping[str, ShapeRange]]
+) -> TensorRecord:
+    names = {"HALF": "float16", "BF16": "bfloat16", "FLOAT": "float32"}
+    dtype = names.get(tensor.dtype.name, tensor.dtype.name.lower())
+    shape = tuple(tensor.shape)
+    fixed = ShapeRange(min=shape, opt=shape, max=shape) if min(shape, default=1) > 0 else None
+    ranges = {name: shapes.get(tensor.name, fixed) for name, shapes in profiles.items()}
+    return TensorRecord(name=tensor.name, dtype=dtype, shape=shape, profiles=ranges)

@@ -1,0 +1,101 @@
+"""Runs the build process, collects its log and says how it ended."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import IO
+
+from pydantic import ValidationError
+
+from rainfusion_trt.engine.messages import BuildRequest, Built, Event, Failed, LogLine, parse_event
+from rainfusion_trt.errors import EngineBuildError
+
+_LAST_WORDS = 12  # lines of log that an error message carries
+_log = logging.getLogger(__name__)
+COMMAND = (sys.executable, "-m", "rainfusion_trt.engine.worker")
+
+
+def run_worker(
+    request: BuildRequest,
+    on_event: Callable[[Event], None] = lambda event: None,
+    command: tuple[str, ...] = COMMAND,
+) -> Built:
+    """Build in a child process.
+
+    Parameters
+    ----------
+    request : BuildRequest
+        What to build.
+    on_event : callable
+        Called with every event, for a progress display.
+    command : tuple of str
+        The worker's command line.
+
+    Raises
+    ------
+    EngineBuildError
+        The build failed or its process died; the message carries TensorRT's last words.
+    """
+    with tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
+        )
+        try:
+            built, failure, log = _converse(process, request, on_event)
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+        if built is not None and code == 0:
+            return built
+        words = "\n".join(f"  {line}" for line in log[-_LAST_WORDS:])
+        if failure is None:
+            failure = f"the build process {_ending(code)}"
+            words = "\n".join(filter(None, (words, _tail(stderr))))
+        raise EngineBuildError(f"{failure}\n{words}".rstrip())
+
+
+def _converse(
+    process: subprocess.Popen[bytes], request: BuildRequest, on_event: Callable[[Event], None]
+) -> tuple[Built | None, str | None, list[str]]:
+    """Send the request and read events until the end: result, failure and log lines."""
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        process.stdin.write(request.model_dump_json().encode())
+        process.stdin.close()
+    except BrokenPipeError:
+        _log.debug("the build process ended before it read its request")
+    built, failure, lines = None, None, []
+    for line in process.stdout:
+        try:
+            event = parse_event(line)
+        except ValidationError:
+            lines.append(line.decode(errors="replace").rstrip())
+            continue
+        on_event(event)
+        if isinstance(event, LogLine):
+            lines.append(event.text)
+            if not event.failure:
+                _log.info("%s", event.text)
+        elif isinstance(event, Failed):
+            failure = event.text
+        elif isinstance(event, Built):
+            built = event
+    return built, failure, lines
+
+
+def _ending(code: int) -> str:
+    if code < 0:
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"
+
+
+def _tail(stderr: IO[bytes]) -> str:
+    stderr.seek(0)
+    lines = stderr.read().decode(errors="replace").splitlines()
+    return "\n".join(f"  {line}" for line in lines[-_LAST_WORDS:])

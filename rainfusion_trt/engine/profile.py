@@ -1,0 +1,207 @@
+"""Engine recipes: what an engine is built for, read from a YAML file under ``engines/``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from rainfusion_trt.errors import InvalidInputError
+
+_TARGET = re.compile(r"sm\d{2,3}")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _as_range(value: Any) -> Any:
+    return {"min": value, "opt": value, "max": value} if isinstance(value, int) else value
+
+
+def _as_shapes(value: Any) -> Any:
+    return {"min": value, "opt": value, "max": value} if isinstance(value, list) else value
+
+
+class Range(_Strict):
+    """Smallest, most frequent and largest value; a plain integer stands for all three."""
+
+    min: int = Field(ge=1)
+    opt: int = Field(ge=1)
+    max: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(f"needs min <= opt <= max, got {self.min}, {self.opt}, {self.max}")
+        return self
+
+
+class ShapeRange(_Strict):
+    """Smallest, most frequent and largest shape of one input; a plain list stands for all three."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ShapeRange:
+        if not len(self.min) == len(self.opt) == len(self.max):
+            raise ValueError(
+                f"min, opt and max differ in rank: {_show(self.min)}, {_show(self.opt)}, "
+                f"{_show(self.max)}"
+            )
+        if any(low < 1 for low in self.min):
+            raise ValueError(f"min {_show(self.min)} has an extent below 1")
+        for low, opt, high in zip(self.min, self.opt, self.max, strict=True):
+            if not low <= opt <= high:
+                raise ValueError(
+                    f"needs min <= opt <= max on every axis, got {_show(self.min)}, "
+                    f"{_show(self.opt)}, {_show(self.max)}"
+                )
+        return self
+
+    @property
+    def fixed(self) -> bool:
+        return self.min == self.max
+
+
+Extent = Annotated[Range, BeforeValidator(_as_range)]
+Shape = Annotated[ShapeRange, BeforeValidator(_as_shapes)]
+
+
+class VideoRange(_Strict):
+    """Clips that one optimisation profile serves, in pixel frames and pixels."""
+
+    frames: Extent
+    height: Extent
+    width: Extent
+    batch: Extent
+
+
+class BuilderSettings(_Strict):
+    """What TensorRT's builder is told.
+
+    Attributes
+    ----------
+    optimization_level
+        0 to 5, how long TensorRT searches for fast kernels; None = its own default.
+    workspace_gib
+        Most device memory a layer may use for scratch, in GiB; None = all.
+    flags
+        Names of `tensorrt.BuilderFlag`, for example ``WEIGHT_STREAMING``.
+    """
+
+    optimization_level: int | None = Field(default=None, ge=0, le=5)
+    workspace_gib: float | None = Field(default=None, gt=0)
+    flags: tuple[str, ...] = ()
+
+
+class EngineProfile(_Strict):
+    """One engine recipe.
+
+    Attributes
+    ----------
+    model
+        Registry name; the ONNX file must hold this model. None = any model, `shapes` only.
+    precision
+        What the ONNX file was exported in. TensorRT networks are strongly typed: the file decides,
+        the recipe says what it expects.
+    target
+        ``"native"`` = the GPU of this machine; else compute capabilities such as
+        ``["sm80", "sm120"]``, which TensorRT for RTX can build for without a GPU.
+    sizes
+        Named clip sizes, each of which becomes an optimisation profile; the input shapes follow
+        from the model.
+    shapes
+        The general form: named optimisation profiles with the shape of each dynamic graph input.
+    builder
+        Builder flags and limits.
+    """
+
+    model: str | None = None
+    precision: Literal["float16", "bfloat16"]
+    target: Literal["native"] | tuple[str, ...] = "native"
+    sizes: dict[str, VideoRange] = {}
+    shapes: dict[str, dict[str, Shape]] = {}
+    builder: BuilderSettings = BuilderSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _target_list(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("target"), str):
+            target = value["target"]
+            return {**value, "target": target if target == "native" else [target]}
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EngineProfile:
+        check_targets(self.target)
+        if self.sizes and self.model is None:
+            raise ValueError("`sizes` needs `model`: input shapes follow from the model")
+        both = set(self.sizes) & set(self.shapes)
+        if both:
+            raise ValueError(f"{sorted(both)} stand in `sizes` and in `shapes`: choose one")
+        return self
+
+
+def check_targets(target: str | tuple[str, ...]) -> None:
+    """Raise ValueError unless `target` is "native" or names compute capabilities."""
+    if target == "native":
+        return
+    if not target:
+        raise ValueError("target is empty: use native, or compute capabilities such as [sm80]")
+    wrong = [name for name in target if not _TARGET.fullmatch(name)]
+    if wrong:
+        raise ValueError(f"target {wrong[0]!r} is neither native nor of the form sm80, sm120")
+    if len(set(target)) != len(target):
+        raise ValueError(f"target names a compute capability twice: {list(target)}")
+
+
+def load_profile(path: str | Path) -> EngineProfile:
+    """Read an engine recipe.
+
+    Raises
+    ------
+    InvalidInputError
+        The file is missing, is no YAML, or a key or value does not fit; the message names the
+        file, the key and the value.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InvalidInputError(f"engine profile {path}: {error.strerror}") from error
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidInputError(f"engine profile {path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise InvalidInputError(
+            f"engine profile {path} must hold keys such as `precision` and `sizes`, "
+            f"found {type(content).__name__}"
+        )
+    try:
+        return EngineProfile.model_validate(content)
+    except ValidationError as error:
+        raise InvalidInputError(f"engine profile {path}: {_explain(error)}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors(include_url=False):
+        place = [str(part) for part in item["loc"]]
+        # Union branches appear in the location under pydantic's own names.
+        key = ".".join(part for part in place if "[" not in part and "literal" not in part)
+        message = item["msg"].removeprefix("Value error, ")
+        given = item["input"]
+        shown = f", got {given!r}" if not isinstance(given, dict) else ""
+        lines.append(f"{key}: {message}{shown}" if key else message)
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _show(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "()"
