@@ -1,0 +1,351 @@
+"""`Pipeline`: an exported transformer, or the PyTorch one, inside its diffusers pipeline."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError, RainFusionError
+from rainfusion_trt.models.base import VideoModel, VideoSize
+from rainfusion_trt.runtime.artifacts import Artifacts
+from rainfusion_trt.runtime.denoiser import Denoiser
+from rainfusion_trt.runtime.loading import load_denoiser, load_pipe
+from rainfusion_trt.runtime.schedule import (
+    Schedule,
+    SparsitySchedule,
+    check_sparsity,
+    sparsity_per_step,
+    summary,
+)
+from rainfusion_trt.runtime.select import candidates
+from rainfusion_trt.runtime.steps import StepCallback, StepClock, StepRun, StepTiming
+
+logger = logging.getLogger("rainfusion_trt")
+
+
+@dataclass(frozen=True)
+class PipelineOutput:
+    """What a run made.
+
+    Attributes
+    ----------
+    frames : list, numpy.ndarray or Tensor
+        As the diffusers pipeline returns them: `frames[i]` is the clip of the i-th prompt.
+    sparsity : tuple of float
+        Sparsity of every step that ran; 0 where attention was dense.
+    backend : str
+        Which backend ran.
+    timings : tuple of StepTiming
+        Time of every step, empty unless asked for with ``profile=True``.
+    """
+
+    frames: Any
+    sparsity: tuple[float, ...]
+    backend: str
+    timings: tuple[StepTiming, ...] = ()
+
+
+class Pipeline:
+    """Text to video with RainFusion attention.
+
+    The transformer runs as a TensorRT engine, in ONNX Runtime or in PyTorch; scheduler, text
+    encoder and VAE are the diffusers pipeline's own.
+
+    Parameters
+    ----------
+    model : str, optional
+        Registry name such as ``"cogvideox"``; by default what the engine, the ONNX file or the
+        pipeline's transformer says.
+    engine : path, optional
+        Folder with engine.plan and metadata.json.
+    onnx : path, optional
+        Exported ONNX file.
+    checkpoint : str, optional
+        Diffusers directory or hub id. Its transformer is only loaded for the torch backend.
+    pipe : DiffusionPipeline, optional
+        A loaded diffusers pipeline instead of a checkpoint; its transformer is replaced until
+        `close`.
+    backend : str
+        ``"auto"``, ``"tensorrt"``, ``"tensorrt_rtx"``, ``"onnxruntime"`` or ``"torch"``. ``auto``
+        takes the engine if given, else the ONNX file, else the PyTorch transformer.
+    allow_fallback : bool
+        Try the next of that order, with a warning, where the first choice cannot run here. By
+        default that is an error.
+    allow_dense : bool
+        Accept a backend that only has dense attention (ONNX Runtime) although a sparsity is asked.
+    sparsity, dense_fraction : float
+        The default schedule: the first `dense_fraction` of the steps dense, the others at
+        `sparsity`.
+    schedule : callable or sequence of float, optional
+        Sparsity per step instead: ``schedule(step, steps)`` or one value per step.
+    method, alpha, sink_frames : optional
+        Attention settings of the torch backend; in an exported file they are fixed.
+    cuda_graph : bool
+        Replay each call of the engine as a CUDA graph.
+    device : str or torch.device, optional
+        By default the GPU where there is one, else the CPU.
+    cpu_offload : bool
+        Keep text encoder and VAE in host memory while they do not run.
+    dtype : torch.dtype, optional
+        Of a pipeline loaded from `checkpoint`; by default the engine's or the model's.
+
+    Raises
+    ------
+    InvalidInputError, BackendUnavailableError, EngineLoadError, UnsupportedError
+        What was given does not fit together, or cannot run here.
+
+    Examples
+    --------
+    >>> pipe = Pipeline(engine="engines/cogvideox-5b", checkpoint="zai-org/CogVideoX-5b")
+    >>> video = pipe("A panda plays the guitar", seed=0).frames[0]
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        engine: str | Path | None = None,
+        onnx: str | Path | None = None,
+        checkpoint: str | Path | None = None,
+        pipe: Any = None,
+        backend: str = "auto",
+        allow_fallback: bool = False,
+        allow_dense: bool = False,
+        sparsity: float = 0.5,
+        dense_fraction: float = 0.1,
+        schedule: Schedule | None = None,
+        method: str | None = None,
+        alpha: float | None = None,
+        sink_frames: int | None = None,
+        cuda_graph: bool = False,
+        device: str | torch.device | None = None,
+        cpu_offload: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.dense_fraction = dense_fraction
+        self.schedule = schedule or SparsitySchedule(sparsity, dense_fraction)
+        self.allow_dense = allow_dense
+        self.artifacts = Artifacts.read(
+            model=model,
+            engine=engine,
+            onnx=onnx,
+            checkpoint=checkpoint,
+            pipe=pipe,
+            settings={"method": method, "alpha": alpha, "sink_frames": sink_frames},
+            dtype=dtype,
+        )
+        self.model: VideoModel = self.artifacts.model
+        names = candidates(backend, self.artifacts.sources, allow_fallback=allow_fallback)
+        self._refuse_dense_default(names[0])
+        self.denoiser = self._first_that_runs(names, device, cuda_graph)
+        try:
+            self.pipe = load_pipe(self.artifacts, self.denoiser, cpu_offload=cpu_offload)
+        except BaseException:
+            self.denoiser.close()
+            raise
+        self._original = self.artifacts.original_transformer
+        logger.info(
+            "%s on %s: %s", self.denoiser.name, self.denoiser.device, self.denoiser.describe()
+        )
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that runs."""
+        return self.denoiser.name
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer runs."""
+        return self.denoiser.device
+
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        *,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        seed: int | None = None,
+        sparsity: float | None = None,
+        schedule: Schedule | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        profile: bool = False,
+        return_dict: bool = True,
+        **kwargs: Any,
+    ) -> PipelineOutput | tuple[Any]:
+        """Make a video.
+
+        Parameters
+        ----------
+        prompt
+            One text, or one per clip.
+        num_frames, height, width
+            Size of the clip in pixels; by default what the engine was exported for, else what the
+            diffusers pipeline uses.
+        num_inference_steps, guidance_scale
+            By default the diffusers pipeline's.
+        generator, seed
+            Source of the noise; `seed` makes a CPU generator, so that it gives the same noise on
+            every device.
+        sparsity
+            Of this run; 0 is dense. The first steps stay dense as set in the constructor.
+        schedule
+            Of this run, instead of `sparsity`: ``schedule(step, steps)`` or one value per step.
+        callback_on_step_end
+            As in diffusers.
+        profile
+            Measure every step.
+        return_dict
+            False for a plain ``(frames,)``, as in diffusers.
+        **kwargs
+            To the diffusers pipeline: `negative_prompt`, `output_type`, `latents`, ...
+
+        Returns
+        -------
+        PipelineOutput
+        """
+        chosen = self._schedule_of_call(sparsity, schedule)
+        kwargs.update(
+            prompt=prompt,
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            generator=self._generator(generator, seed),
+        )
+        arguments = self._with_defaults({k: v for k, v in kwargs.items() if v is not None})
+        self._check_size(arguments)
+        steps = self._step_count(arguments)
+        planned = sparsity_per_step(chosen, steps)
+        if max(planned, default=0.0) > 0.0 and not self.denoiser.sparse:
+            self._refuse_dense(self.backend)
+        self._keep_callback_tensors(callback_on_step_end, arguments)
+        run = StepRun(
+            self.pipe,
+            chosen,
+            self.denoiser.set_sparsity,
+            callback=callback_on_step_end,
+            clock=StepClock(self.device) if profile else None,
+            sparse=self.denoiser.sparse,
+        )
+        shown = summary(planned if self.denoiser.sparse else (0.0,) * steps)
+        logger.info("%s on %s, sparsity per step: %s", self.backend, self.device, shown)
+        with self.denoiser.observe(run.before_call, run.after_call):
+            result = self.pipe(**arguments, callback_on_step_end=run.on_step_end)
+        if not return_dict:
+            return (result.frames,)
+        return PipelineOutput(result.frames, run.values, self.backend, run.timings())
+
+    def close(self) -> None:
+        """Free the engine and give the diffusers pipeline its own transformer back."""
+        self.denoiser.close()
+        self.pipe.transformer = self._original
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- choosing -------------------------------------------------------------------------------
+
+    def _first_that_runs(
+        self, names: tuple[str, ...], device: str | torch.device | None, cuda_graph: bool
+    ) -> Denoiser:
+        for index, name in enumerate(names):
+            try:
+                return load_denoiser(name, self.artifacts, device=device, cuda_graph=cuda_graph)
+            except RainFusionError as error:
+                if index + 1 == len(names):
+                    raise
+                logger.warning(
+                    "%s cannot run here (%s); falling back to %s", name, error, names[index + 1]
+                )
+        raise BackendUnavailableError("no backend to try")
+
+    def _refuse_dense_default(self, name: str) -> None:
+        """Fail before anything is loaded where the default schedule is sparse, the backend not."""
+        default = self.schedule
+        if name == "onnxruntime" and isinstance(default, SparsitySchedule) and default.sparsity > 0:
+            self._refuse_dense(name)
+
+    def _refuse_dense(self, name: str) -> None:
+        message = f"{name} runs the dense body of the attention, whatever the sparsity"
+        if not self.allow_dense:
+            raise BackendUnavailableError(
+                f"{message}: pass sparsity=0 or allow_dense=True to run dense, or use an engine or "
+                "backend='torch' for sparse attention"
+            )
+        logger.warning("%s: this run is dense, as allow_dense=True permits", message)
+
+    # -- one call -------------------------------------------------------------------------------
+
+    def _schedule_of_call(self, sparsity: float | None, schedule: Schedule | None) -> Schedule:
+        if sparsity is not None and schedule is not None:
+            raise InvalidInputError("give sparsity or schedule, not both")
+        if sparsity is not None:
+            check_sparsity(sparsity, "sparsity")
+            return SparsitySchedule(sparsity, self.dense_fraction)
+        return self.schedule if schedule is None else schedule
+
+    def _generator(
+        self, generator: torch.Generator | list[torch.Generator] | None, seed: int | None
+    ) -> torch.Generator | list[torch.Generator] | None:
+        if seed is None:
+            return generator
+        if generator is not None:
+            raise InvalidInputError("give generator or seed, not both")
+        return torch.Generator("cpu").manual_seed(seed)
+
+    def _with_defaults(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        size = self.artifacts.size
+        defaults: dict[str, Any] = {}
+        if size is not None:
+            defaults = {"num_frames": size.frames, "height": size.height, "width": size.width}
+        text_length = self.pipe.transformer.config.get("max_text_seq_length")
+        if text_length and "max_sequence_length" in _parameters(self.pipe):
+            defaults["max_sequence_length"] = text_length
+        return {**defaults, **arguments}
+
+    def _check_size(self, arguments: dict[str, Any]) -> None:
+        size = self.artifacts.size
+        if size is None or self.artifacts.dynamic or self.backend == "torch":
+            return
+        asked = VideoSize(arguments["num_frames"], arguments["height"], arguments["width"])
+        if asked != size:
+            raise InvalidInputError(
+                f"{asked} (frames x height x width) was asked for, but this model was exported for "
+                f"{size} only: ask for that size, or export with dynamic shapes"
+            )
+
+    def _step_count(self, arguments: dict[str, Any]) -> int:
+        for name in ("timesteps", "sigmas"):
+            if arguments.get(name) is not None:
+                return len(arguments[name])
+        default = _parameters(self.pipe)["num_inference_steps"].default
+        steps = arguments.get("num_inference_steps", default)
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise InvalidInputError(f"num_inference_steps is {steps!r}: give an integer from 1 on")
+        return steps
+
+    def _keep_callback_tensors(self, callback: Any, arguments: dict[str, Any]) -> None:
+        """diffusers reads the tensors of its own callback classes off the callback."""
+        from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+            arguments["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
+
+
+def _parameters(pipe: Any) -> dict[str, inspect.Parameter]:
+    call: Callable[..., Any] = type(pipe).__call__
+    return dict(inspect.signature(call).parameters)

@@ -1,0 +1,230 @@
+"""What stands in the place of ``pipe.transformer``, and how its sparsity is set."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.models.base import VideoModel
+from rainfusion_trt.runtime.base import Backend, check_feed
+
+Hook = Callable[[], None]
+
+
+class Denoiser(ABC):
+    """A transformer inside a diffusers pipeline whose sparsity can be set between calls.
+
+    Attributes
+    ----------
+    name : str
+        The backend's name.
+    device : torch.device
+        Where it computes.
+    sparse : bool
+        Whether setting the sparsity has an effect.
+    component : object
+        What `pipe.transformer` is set to.
+    """
+
+    name: str
+    device: torch.device
+    sparse: bool = True
+    component: Any
+
+    @abstractmethod
+    def set_sparsity(self, value: float) -> None:
+        """Sparsity of the calls from now on, on torch's current stream, without waiting."""
+
+    @abstractmethod
+    def observe(self, before: Hook, after: Hook) -> Any:
+        """A context in which `before` and `after` run around every call of the transformer."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line for the log."""
+
+    def close(self) -> None:  # noqa: B027  (nothing to free is a valid answer)
+        """Undo or free what it holds."""
+
+
+class TorchDenoiser(Denoiser):
+    """The diffusers transformer itself, its self-attention replaced by `enable`."""
+
+    name = "torch"
+
+    def __init__(
+        self, transformer: nn.Module, model: VideoModel, settings: Mapping[str, Any]
+    ) -> None:
+        from rainfusion_trt.routing import enable
+
+        self.component = transformer
+        self._handle = enable(transformer, sparsity=0.0, model=model.name, **settings)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.component.parameters()).device
+
+    def set_sparsity(self, value: float) -> None:
+        self._handle.sparsity = value
+
+    @contextmanager
+    def observe(self, before: Hook, after: Hook) -> Iterator[None]:
+        first = self.component.register_forward_pre_hook(lambda *_: before())
+        last = self.component.register_forward_hook(lambda *_: after())
+        try:
+            yield
+        finally:
+            first.remove()
+            last.remove()
+
+    def describe(self) -> str:
+        face = "kernels" if self.device.type == "cuda" else "reference, made to be read, not fast"
+        return f"PyTorch {torch.__version__}, {type(self.component).__name__} ({face})"
+
+    def close(self) -> None:
+        from rainfusion_trt.routing import disable
+
+        disable(self.component)
+
+
+class EngineTransformer:
+    """Stands for a diffusers transformer and runs an exported graph.
+
+    It has what diffusers pipelines use of a transformer: `config`, `dtype`, `device`,
+    `cache_context` and the call. It is no `torch.nn.Module`, so that `pipe.to` and diffusers'
+    offloading move the text encoder and the VAE and leave the engine where it is.
+
+    Parameters
+    ----------
+    backend
+        The loaded graph.
+    model
+        Turns keyword arguments of the transformer's forward into graph inputs.
+    config
+        The transformer's configuration; values left out are the class's defaults.
+    """
+
+    def __init__(self, backend: Backend, model: VideoModel, config: Mapping[str, Any]) -> None:
+        from diffusers.configuration_utils import FrozenDict
+
+        self.backend = backend
+        self.model = model
+        self.config = FrozenDict(with_defaults(model, config))
+        self.device = backend.device
+        self.dtype = next(
+            info.dtype for info in backend.inputs.values() if info.dtype.is_floating_point
+        )
+        # One tensor for good: a captured CUDA graph holds its address.
+        self.sparsity = torch.zeros(1, dtype=torch.float32, device=backend.device)
+        self.before: Hook | None = None
+        self.after: Hook | None = None
+
+    def cache_context(self, *_: Any, **__: Any) -> Any:
+        """diffusers' caches skip layers, which a graph cannot do; the context does nothing."""
+        return nullcontext()
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"an exported transformer has no {name!r}: change the diffusers transformer before the "
+            "export, or use backend='torch'"
+        )
+
+    def __call__(self, *, return_dict: bool = True, **forward_kwargs: Any) -> Any:
+        """One denoising call with the keyword arguments of the diffusers transformer.
+
+        Returns
+        -------
+        tuple of Tensor or Transformer2DModelOutput
+            The sample, in the graph's output dtype.
+
+        Raises
+        ------
+        InvalidInputError
+            A shape outside what the graph takes, or tensors on another device.
+        UnsupportedError
+            `attention_kwargs`, which only reach PyTorch modules.
+        """
+        if forward_kwargs.pop("attention_kwargs", None):
+            raise UnsupportedError(
+                "attention_kwargs cannot reach an exported transformer: leave them out, or use "
+                "backend='torch'"
+            )
+        if self.before is not None:
+            self.before()
+        feed = {name: self._fit(name, t) for name, t in self._graph_inputs(forward_kwargs).items()}
+        feed["sparsity"] = self.sparsity
+        check_feed(self.backend, feed)
+        outputs = self.backend.run(feed)
+        # Copied, because guidance by two calls keeps the first result over the second call.
+        sample = outputs["sample"].clone()
+        if self.after is not None:
+            self.after()
+        if not return_dict:
+            return (sample,)
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        return Transformer2DModelOutput(sample=sample)
+
+    def _graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        feed = self.model.graph_inputs(forward_kwargs)
+        wanted = [name for name in self.backend.inputs if name != "sparsity"]
+        missing = [name for name in wanted if name not in feed]
+        if missing:
+            raise InvalidInputError(
+                f"{self.model.name}: the graph takes {', '.join(wanted)}, the diffusers pipeline "
+                f"gave no {', '.join(missing)}: was it exported from another model?"
+            )
+        return {name: feed[name] for name in wanted}
+
+    def _fit(self, name: str, tensor: Tensor) -> Tensor:
+        """The tensor in the graph's dtype; moves nothing between devices."""
+        return tensor.to(self.backend.inputs[name].dtype).contiguous()
+
+
+class EngineDenoiser(Denoiser):
+    """An exported graph in the place of the transformer."""
+
+    def __init__(self, backend: Backend, model: VideoModel, config: Mapping[str, Any]) -> None:
+        self.backend = backend
+        self.name = backend.name
+        self.device = backend.device
+        self.sparse = backend.sparse
+        self.component = EngineTransformer(backend, model, config)
+
+    def set_sparsity(self, value: float) -> None:
+        self.component.sparsity.fill_(value)
+
+    @contextmanager
+    def observe(self, before: Hook, after: Hook) -> Iterator[None]:
+        self.component.before, self.component.after = before, after
+        try:
+            yield
+        finally:
+            self.component.before = self.component.after = None
+
+    def describe(self) -> str:
+        return self.backend.describe()
+
+    def close(self) -> None:
+        self.backend.close()
+
+
+def with_defaults(model: VideoModel, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The transformer's configuration with the defaults of its diffusers class filled in."""
+    import inspect
+
+    import diffusers
+
+    signature = inspect.signature(getattr(diffusers, model.transformer_class).__init__)
+    defaults = {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    return {**defaults, **config}

@@ -1,0 +1,232 @@
+"""ONNX Runtime, in which attention is the exported function's dense body."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError, UnsupportedError
+from rainfusion_trt.models.base import VideoSize
+from rainfusion_trt.runtime.base import Backend, TensorInfo, torch_dtype
+
+_CUDA = "CUDAExecutionProvider"
+_CPU = "CPUExecutionProvider"
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """What the exporter wrote about itself into the ONNX file."""
+
+    path: Path
+    model: str
+    config: dict[str, Any]
+    size: VideoSize | None
+    dynamic: bool
+    settings: dict[str, Any]
+
+
+def read_exported(path: str | Path) -> ExportedModel:
+    """The exporter's metadata of an ONNX file, without reading its weights.
+
+    Raises
+    ------
+    InvalidInputError
+        No such file, no ONNX, or not written by this project's exporter.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    path = Path(path)
+    if not path.is_file():
+        raise InvalidInputError(f"no ONNX file at {path}: write one with export/to_onnx.py")
+    try:
+        graph = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise InvalidInputError(f"{path} is not a readable ONNX file: export it again") from error
+    found = {entry.key: entry.value for entry in graph.metadata_props}
+    if "rainfusion.model" not in found or "rainfusion.config" not in found:
+        raise InvalidInputError(
+            f"{path} has no rainfusion.model and rainfusion.config in its metadata: "
+            "export the model with export/to_onnx.py"
+        )
+    return ExportedModel(
+        path=path,
+        model=found["rainfusion.model"],
+        config=json.loads(found["rainfusion.config"]),
+        size=parse_size(found.get("rainfusion.size")),
+        dynamic=found.get("rainfusion.dynamic") == "true",
+        settings=json.loads(found.get("rainfusion.settings", "{}")),
+    )
+
+
+def parse_size(text: str | None) -> VideoSize | None:
+    """``"49x480x720"`` as a VideoSize; None if there is none."""
+    if not text:
+        return None
+    try:
+        frames, height, width = (int(part) for part in text.split("x"))
+    except ValueError as error:
+        raise InvalidInputError(f"size {text!r} is not FRAMESxHEIGHTxWIDTH") from error
+    return VideoSize(frames, height, width)
+
+
+class OnnxRuntimeBackend(Backend):
+    """An exported ONNX file in ONNX Runtime.
+
+    Parameters
+    ----------
+    path
+        The ONNX file.
+    device
+        ``cuda`` needs onnxruntime-gpu; tensors are bound by address and run on torch's current
+        stream. ``cpu`` shares memory with torch as well.
+
+    Raises
+    ------
+    BackendUnavailableError
+        ONNX Runtime is not installed, or has no CUDA provider.
+    UnsupportedError
+        A bfloat16 graph on the CPU, for which ONNX Runtime has no kernels.
+    InvalidInputError
+        ONNX Runtime cannot load the file.
+    """
+
+    name = "onnxruntime"
+    sparse = False
+
+    def __init__(self, path: str | Path, device: str | torch.device = "cpu") -> None:
+        self._path = Path(path)
+        self.device = torch.device(device)
+        self._stream: torch.cuda.Stream | None = None
+        self._runtime = _import_runtime()
+        if self.device.type == "cpu":
+            self._refuse_bfloat16()
+        self._session = self._load()
+        self.inputs = {i.name: _info(i) for i in self._session.get_inputs()}
+        self.outputs = {o.name: _info(o) for o in self._session.get_outputs()}
+        self._dims = {i.name: i.shape for i in self._session.get_inputs()}
+        self._out_dims = {o.name: o.shape for o in self._session.get_outputs()}
+
+    def describe(self) -> str:
+        provider = self._session.get_providers()[0]
+        return f"ONNX Runtime {self._runtime.__version__} ({provider}), {self._path}"
+
+    def run(self, feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        axes = self._axes(feed)
+        outputs = {
+            name: torch.empty(self._shape(name, axes), dtype=info.dtype, device=self.device)
+            for name, info in self.outputs.items()
+        }
+        binding = self._session.io_binding()
+        for name, tensor in feed.items():
+            self._bind(binding.bind_input, name, tensor)
+        for name, tensor in outputs.items():
+            self._bind(binding.bind_output, name, tensor)
+        if self._stream is None:
+            self._session.run_with_iobinding(binding)
+            return outputs
+        options = self._runtime.RunOptions()
+        # torch's stream waits for the session's below; the host need not.
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        current = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(current)
+        self._session.run_with_iobinding(binding, options)
+        current.wait_stream(self._stream)
+        return outputs
+
+    def close(self) -> None:
+        self._session = None
+
+    def _load(self) -> Any:
+        options = self._runtime.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            return self._runtime.InferenceSession(str(self._path), options, self._providers())
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            if type(error).__module__.startswith("onnxruntime"):
+                raise InvalidInputError(
+                    f"ONNX Runtime cannot load {self._path}: {str(error).splitlines()[0]}"
+                ) from error
+            raise
+
+    def _providers(self) -> list[Any]:
+        if self.device.type == "cpu":
+            return [_CPU]
+        if _CUDA not in self._runtime.get_available_providers():
+            raise BackendUnavailableError(
+                f"this ONNX Runtime {self._runtime.__version__} has no CUDA provider: "
+                "pip install onnxruntime-gpu, or ask for device='cpu'"
+            )
+        self._stream = torch.cuda.Stream(self.device)
+        index = self.device.index or 0
+        options = {"device_id": index, "user_compute_stream": str(self._stream.cuda_stream)}
+        return [(_CUDA, options), _CPU]
+
+    def _refuse_bfloat16(self) -> None:
+        import onnx
+
+        graph = onnx.load(self._path, load_external_data=False).graph
+        inputs = {value.type.tensor_type.elem_type for value in graph.input}
+        if onnx.TensorProto.BFLOAT16 in inputs:
+            raise UnsupportedError(
+                f"{self._path} is in bfloat16, for which ONNX Runtime has no CPU kernels: export "
+                "with --dtype float32 for the CPU, or use a GPU"
+            )
+
+    def _axes(self, feed: Mapping[str, Tensor]) -> dict[str, int]:
+        """Sizes of the named dynamic axes in this call."""
+        axes: dict[str, int] = {}
+        for name, tensor in feed.items():
+            for axis, size in zip(self._dims[name], tensor.shape, strict=True):
+                if isinstance(axis, str) and axes.setdefault(axis, size) != size:
+                    raise InvalidInputError(
+                        f"axis {axis!r} is {axes[axis]} in one input and {size} in {name}: "
+                        "sizes of frames, height and width disagree between inputs"
+                    )
+        return axes
+
+    def _shape(self, output: str, axes: dict[str, int]) -> tuple[int, ...]:
+        shape = []
+        for axis in self._out_dims[output]:
+            size = axes.get(axis) if isinstance(axis, str) else axis
+            if size is None:
+                raise UnsupportedError(
+                    f"{self._path}: the size of axis {axis!r} of output {output} does not follow "
+                    "from the inputs: export with fixed shapes"
+                )
+            shape.append(size)
+        return tuple(shape)
+
+    def _bind(self, bind: Any, name: str, tensor: Tensor) -> None:
+        import onnx
+
+        dtype = str(tensor.dtype).removeprefix("torch.").upper().replace("FLOAT32", "FLOAT")
+        bind(
+            name,
+            device_type=self.device.type,
+            device_id=self.device.index or 0,
+            element_type=getattr(onnx.TensorProto, dtype),
+            shape=tuple(tensor.shape),
+            buffer_ptr=tensor.data_ptr(),
+        )
+
+
+def _import_runtime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "onnxruntime is not installed: pip install onnxruntime, or onnxruntime-gpu on a GPU"
+        ) from error
+    return onnxruntime
+
+
+def _info(value: Any) -> TensorInfo:
+    bounds = tuple(axis if isinstance(axis, int) else None for axis in value.shape)
+    return TensorInfo(value.name, torch_dtype(value.type), bounds, bounds)
