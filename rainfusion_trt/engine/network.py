@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from rainfusion_trt.engine.flavour import TensorRTFlavour, load_tensorrt
+from rainfusion_trt.engine.logger import make_logger
 from rainfusion_trt.engine.messages import (
     BuildRequest,
     Built,
     Event,
-    LogLine,
     PhaseFinished,
     PhaseStarted,
     StepDone,
 )
 from rainfusion_trt.engine.metadata import TensorRecord
 from rainfusion_trt.engine.profile import BuilderSettings, ShapeRange
+from rainfusion_trt.engine.registry import register_plugin
 from rainfusion_trt.errors import EngineBuildError
 
 Emit = Callable[[Event], None]
@@ -36,7 +36,11 @@ def build(request: BuildRequest, emit: Emit) -> Built:
     trt = flavour.module
     logger = make_logger(trt, emit)
     builder = trt.Builder(logger)
-    load_plugin(trt, request.plugin)
+    if not register_plugin(trt, request.plugin):
+        raise EngineBuildError(
+            f"{flavour} cannot load the plugin library {request.plugin}: build it again with "
+            "`rainfusion-trt build-plugin`"
+        )
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(request.onnx)):
@@ -66,16 +70,6 @@ def build(request: BuildRequest, emit: Emit) -> Built:
     )
 
 
-def load_plugin(trt: Any, library: Path) -> None:
-    """Register the plugin library with TensorRT's registry."""
-    # The registry reports a failure through the logger only.
-    if trt.get_plugin_registry().load_library(str(library)) is None:
-        raise EngineBuildError(
-            f"TensorRT cannot load the plugin library {library}: build it again with "
-            "`rainfusion-trt build-plugin`"
-        )
-
-
 def count_plugin_layers(trt: Any, network: Any, expected: tuple[str, ...]) -> int:
     """Number of plugin layers; raises if a node of `expected` did not become one."""
     layers = (network.get_layer(index) for index in range(network.num_layers))
@@ -90,25 +84,6 @@ def count_plugin_layers(trt: Any, network: Any, expected: tuple[str, ...]) -> in
         "RainFusionAttention version 1, or the nodes lack the attributes plugin_namespace and "
         "plugin_version: build the plugin and export the model again"
     )
-
-
-def make_logger(trt: Any, emit: Emit) -> Any:
-    """A TensorRT logger that emits everything from warnings up."""
-    names = {
-        trt.ILogger.INTERNAL_ERROR: "internal_error",
-        trt.ILogger.ERROR: "error",
-        trt.ILogger.WARNING: "warning",
-    }
-
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, text: str) -> None:
-            if severity in names:
-                emit(LogLine(severity=names[severity], text=text))
-
-    return Logger()
 
 
 def make_progress_monitor(trt: Any, emit: Emit) -> Any:

@@ -1,0 +1,32 @@
+"""Puts the plugin library into TensorRT's registry, once a process."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+PLUGIN = ("RainFusionAttention", "1", "rainfusion")  # name, version, namespace
+_log = logging.getLogger(__name__)
+_registered: dict[int, Path] = {}  # by registry: TensorRT and TensorRT for RTX have one each
+
+
+def register_plugin(trt: Any, library: Path) -> bool:
+    """Load `library` into the registry of the TensorRT module `trt`.
+
+    Returns
+    -------
+    bool
+        False if TensorRT cannot load it; its log says why.
+    """
+    registry = trt.get_plugin_registry()
+    if registry.get_creator(*PLUGIN) is not None:
+        # A registry refuses a second library with the same plugin, so the first one stays.
+        first = _registered.get(id(trt))
+        if first != library:
+            _log.warning("%s is in use already, not %s", first or "another plugin", library)
+        return True
+    if registry.load_library(str(library)) is None:
+        return False
+    _registered[id(trt)] = library
+    return True

@@ -1,0 +1,82 @@
+"""Inputs and outputs of an engine, and the optimisation profile that serves given shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rainfusion_trt.engine.metadata import EngineMetadata, TensorRecord
+from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.runtime.base import TensorInfo, torch_dtype
+
+Shape = tuple[int, ...]
+
+
+def tensor_infos(records: Iterable[TensorRecord]) -> dict[str, TensorInfo]:
+    """What the tensors of an engine accept over all of its optimisation profiles."""
+    infos = {}
+    for record in records:
+        lows = [shape.min for shape in record.profiles.values()]
+        highs = [shape.max for shape in record.profiles.values()]
+        fixed = tuple(None if extent < 0 else extent for extent in record.shape)
+        infos[record.name] = TensorInfo(
+            name=record.name,
+            dtype=torch_dtype(record.dtype),
+            min_shape=tuple(map(min, zip(*lows, strict=True))) if lows else fixed,
+            max_shape=tuple(map(max, zip(*highs, strict=True))) if highs else fixed,
+        )
+    return infos
+
+
+def select_profile(metadata: EngineMetadata, shapes: Mapping[str, Shape]) -> int:
+    """Index of the optimisation profile that serves these input shapes.
+
+    One that is tuned for exactly these shapes is taken before one that merely allows them.
+
+    Raises
+    ------
+    InvalidInputError
+        No profile does; the message says what the profiles take.
+    """
+    if not metadata.profiles:
+        return 0
+    serving = [
+        (not _tuned(metadata.inputs, name, shapes), index)
+        for index, name in enumerate(metadata.profiles)
+        if _allowed(metadata.inputs, name, shapes)
+    ]
+    if serving:
+        return min(serving)[1]
+    given = ", ".join(f"{name} {_text(shape)}" for name, shape in shapes.items())
+    allowed = "; ".join(_describe(metadata.inputs, name) for name in metadata.profiles)
+    raise InvalidInputError(
+        f"no optimisation profile of this engine serves {given}. It has {allowed}. Use such a "
+        "size, or add one to the engine profile and build again"
+    )
+
+
+def _allowed(inputs: Sequence[TensorRecord], profile: str, shapes: Mapping[str, Shape]) -> bool:
+    for record in inputs:
+        bounds, shape = record.profiles[profile], shapes[record.name]
+        if len(shape) != len(bounds.min) or any(
+            not low <= extent <= high
+            for low, extent, high in zip(bounds.min, shape, bounds.max, strict=True)
+        ):
+            return False
+    return True
+
+
+def _tuned(inputs: Sequence[TensorRecord], profile: str, shapes: Mapping[str, Shape]) -> bool:
+    return all(record.profiles[profile].opt == shapes[record.name] for record in inputs)
+
+
+def _describe(inputs: Sequence[TensorRecord], profile: str) -> str:
+    parts = []
+    for record in inputs:
+        bounds = record.profiles[profile]
+        text = _text(bounds.min)
+        parts.append(f"{record.name} {text if bounds.fixed else f'{text} to {_text(bounds.max)}'}")
+    return f"{profile!r}: {', '.join(parts)}"
+
+
+def _text(shape: Shape) -> str:
+    return "x".join(map(str, shape)) or "()"

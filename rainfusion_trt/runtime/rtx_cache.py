@@ -1,0 +1,53 @@
+"""Keeps what TensorRT for RTX compiles for a GPU beside the engine, so that it is done once."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+CACHE_FILE = "runtime.cache"
+_log = logging.getLogger(__name__)
+
+
+class RuntimeCache:
+    """Kernels that TensorRT for RTX compiled, in a file of the engine's folder.
+
+    TensorRT itself checks that the file fits GPU, driver and version, and ignores it if not. A
+    folder that cannot be written costs the compilation each time and is no error.
+
+    Parameters
+    ----------
+    folder : Path
+        The engine's folder.
+    config : IRuntimeConfig
+        Gets the cache, before the execution context is made from it.
+    """
+
+    def __init__(self, folder: Path, config: Any) -> None:
+        self._file = folder / CACHE_FILE
+        self._cache = config.create_runtime_cache()
+        self._saved = 0
+        if self._file.is_file():
+            content = self._file.read_bytes()
+            if content and self._cache.deserialize(content):
+                self._saved = len(content)
+            else:
+                _log.info("%s is of another GPU, driver or version: compiling again", self._file)
+        config.set_runtime_cache(self._cache)
+
+    def save(self) -> None:
+        """Write the file if there is something new to write."""
+        content = bytes(self._cache.serialize())
+        if len(content) == self._saved:
+            return
+        try:
+            with tempfile.TemporaryDirectory(dir=self._file.parent) as scratch:
+                fresh = Path(scratch) / CACHE_FILE
+                fresh.write_bytes(content)
+                fresh.replace(self._file)
+        except OSError as error:
+            _log.info("cannot keep compiled kernels in %s: %s", self._file, error)
+            return
+        self._saved = len(content)
