@@ -1,0 +1,265 @@
+// The C interface: checks, the workspace and the order of the launches.
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <string>
+
+#include "launch.h"
+#include "validate.h"
+#include "workspace.h"
+
+#ifndef RAINFUSION_VERSION
+#define RAINFUSION_VERSION "unknown"
+#endif
+#ifndef RAINFUSION_SOURCE_HASH
+#define RAINFUSION_SOURCE_HASH "unknown"
+#endif
+#ifndef RAINFUSION_ARCHITECTURES
+#define RAINFUSION_ARCHITECTURES "unknown"
+#endif
+
+namespace rainfusion {
+namespace {
+
+constexpr int kFirstCapability = 80;
+
+thread_local std::string last_error;
+
+// Runs a call behind the C border: no exception leaves it, and its message is kept.
+template <typename Call>
+RainfusionStatus guarded(const Call& call, char* message = nullptr, size_t capacity = 0) noexcept {
+  try {
+    const Result result = call();
+    if (!result.ok()) last_error = result.message;
+    if (message != nullptr && capacity > 0) {
+      const size_t length = std::min(capacity - 1, result.message.size());
+      std::memcpy(message, result.message.data(), length);
+      message[length] = '\0';
+    }
+    return result.status;
+  } catch (const std::exception&) {  // out of host memory while a message was built
+    if (message != nullptr && capacity > 0) message[0] = '\0';
+    return RAINFUSION_INVALID_ARGUMENT;
+  }
+}
+
+Result check_problem(const RainfusionProblem* problem) {
+  return problem != nullptr ? validate_problem(*problem) : invalid("problem is a null pointer");
+}
+
+Result check_capability(int major, int minor) {
+  if (major * 10 + minor >= kFirstCapability) return {};
+  return unsupported("compute capability " + std::to_string(major) + "." + std::to_string(minor) +
+                     " has no kernel; a GPU of compute capability 8.0 or newer is needed");
+}
+
+Result device_capability(int* capability) {
+  int device = 0;
+  int major = 0;
+  int minor = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  }
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  }
+  if (error != cudaSuccess) return cuda_result(error, "reading the compute capability");
+  *capability = major * 10 + minor;
+  return check_capability(major, minor);
+}
+
+Result check_workspace(const Geometry& geometry, int head_size, void* workspace, size_t bytes,
+                       Workspace* parts) {
+  const size_t needed = lay_out_workspace(geometry, head_size, workspace, parts);
+  if (bytes < needed) {
+    return {RAINFUSION_WORKSPACE_TOO_SMALL,
+            "the workspace has " + std::to_string(bytes) + " bytes, " + std::to_string(needed) +
+                " are needed; ask rainfusion_workspace_size for this problem"};
+  }
+  if (workspace == nullptr) return invalid("workspace is a null pointer");
+  if (reinterpret_cast<uintptr_t>(workspace) % 256 != 0) {
+    return invalid("the workspace is not aligned to 256 bytes");
+  }
+  return {};
+}
+
+// ARM, or the choice of blocks, up to the heads' kinds and masks.
+Result plan_heads(const RainfusionProblem& problem, const Geometry& geometry,
+                  const RainfusionTensors& tensors, const RainfusionPlan& plan,
+                  const Workspace& workspace, cudaStream_t stream) {
+  const int head_size = problem.head_size;
+  cudaError_t error = cudaSuccess;
+  if (geometry.layout.always_dense()) {
+    // Nothing to classify: the heads' kinds alone are written below.
+  } else if (geometry.method == RAINFUSION_METHOD_RAINFUSION2) {
+    error = launch_block_means(geometry, tensors, workspace, problem.dtype, head_size, stream);
+    if (error != cudaSuccess) return cuda_result(error, "launching the block means");
+    error = launch_select_blocks(geometry, tensors, workspace, head_size, stream);
+    if (error != cudaSuccess) return cuda_result(error, "launching the choice of blocks");
+  } else {
+    error = launch_prepare(geometry, tensors, workspace, stream);
+    if (error != cudaSuccess) return cuda_result(error, "launching the block masks");
+    error = launch_recall(geometry, tensors, workspace, problem.dtype, head_size, stream);
+    if (error != cudaSuccess) return cuda_result(error, "launching the recalls");
+  }
+  error = launch_decide(geometry, tensors, workspace, plan, stream);
+  if (error != cudaSuccess) return cuda_result(error, "launching the decision");
+  return cuda_result(launch_export_plan(geometry, tensors, workspace, plan, stream),
+                     "launching the export of the plan");
+}
+
+AttentionParams attention_params(const Geometry& geometry, const RainfusionTensors& tensors,
+                                 const Workspace& workspace) {
+  return AttentionParams{tensors.q,
+                         tensors.k,
+                         tensors.v,
+                         tensors.out,
+                         tensors.lse,
+                         tensors.q_strides,
+                         tensors.k_strides,
+                         tensors.v_strides,
+                         tensors.out_strides,
+                         geometry.cut,
+                         geometry.batch,
+                         geometry.heads,
+                         geometry.softmax_scale,
+                         tensors.kv_len,
+                         workspace.kind,
+                         workspace.mask_index,
+                         workspace.masks,
+                         geometry.mask_words,
+                         workspace.textural_rows,
+                         workspace.textural_count};
+}
+
+Result run(const RainfusionProblem* problem, const RainfusionTensors* tensors,
+           const RainfusionPlan* plan, void* workspace, size_t workspace_bytes,
+           cudaStream_t stream, bool attention) {
+  Result result = check_problem(problem);
+  if (!result.ok()) return result;
+  if (tensors == nullptr) return invalid("tensors is a null pointer");
+  result = validate_tensors(*problem, *tensors, attention);
+  if (!result.ok()) return result;
+  int capability = 0;
+  result = device_capability(&capability);
+  if (!result.ok()) return result;
+
+  const Geometry geometry(*problem);
+  Workspace parts{};
+  result = check_workspace(geometry, problem->head_size, workspace, workspace_bytes, &parts);
+  if (!result.ok()) return result;
+  result = plan_heads(*problem, geometry, *tensors, plan != nullptr ? *plan : RainfusionPlan{},
+                      parts, stream);
+  if (!result.ok() || !attention) return result;
+  return cuda_result(launch_attention(attention_params(geometry, *tensors, parts), problem->dtype,
+                                      problem->head_size, capability, stream),
+                     "launching the attention");
+}
+
+Result block_mask(const RainfusionProblem* problem, RainfusionKind kind, float sparsity,
+                  uint8_t* mask) {
+  Result result = check_problem(problem);
+  if (!result.ok()) return result;
+  if (mask == nullptr) return invalid("mask is a null pointer");
+  if (kind < RAINFUSION_KIND_DENSE || kind > RAINFUSION_KIND_TEMPORAL) {
+    return invalid("kind = " + std::to_string(kind) +
+                   " has no block rule; ask for dense (0), spatial (1) or temporal (2)");
+  }
+  const TokenLayout layout = Geometry(*problem).layout;
+  const bool dense =
+      kind == RAINFUSION_KIND_DENSE || !(sparsity > 0.f) || layout.always_dense();
+  const int64_t band = dense ? 0 : band_of(clamp_sparsity(sparsity));
+  const Axis axis = kind == RAINFUSION_KIND_SPATIAL ? Axis::kSpatial : Axis::kTemporal;
+  for (int64_t q = 0; q < layout.blocks(); ++q) {
+    for (int64_t k = 0; k < layout.blocks(); ++k) {
+      *mask++ = dense || keeps_block(layout, axis, band, q, k) ? 1 : 0;
+    }
+  }
+  return {};
+}
+
+}  // namespace
+}  // namespace rainfusion
+
+using namespace rainfusion;
+
+int32_t rainfusion_abi_version(void) { return RAINFUSION_ABI_VERSION; }
+
+const char* rainfusion_build_info(void) {
+  return RAINFUSION_VERSION "+" RAINFUSION_SOURCE_HASH " " RAINFUSION_ARCHITECTURES;
+}
+
+RainfusionStatus rainfusion_check(const RainfusionProblem* problem, char* message,
+                                  size_t capacity) {
+  return guarded([&] { return check_problem(problem); }, message, capacity);
+}
+
+RainfusionStatus rainfusion_check_device(int32_t major, int32_t minor, char* message,
+                                         size_t capacity) {
+  return guarded([&] { return check_capability(major, minor); }, message, capacity);
+}
+
+RainfusionStatus rainfusion_block_counts(const RainfusionProblem* problem, int32_t* q_blocks,
+                                         int32_t* k_blocks) {
+  return guarded([&] {
+    Result result = check_problem(problem);
+    if (!result.ok()) return result;
+    if (q_blocks == nullptr || k_blocks == nullptr) return invalid("a count is a null pointer");
+    *q_blocks = *k_blocks = Geometry(*problem).cut.blocks;
+    return result;
+  });
+}
+
+RainfusionStatus rainfusion_workspace_size(const RainfusionProblem* problem, size_t* bytes) {
+  return guarded([&] {
+    Result result = check_problem(problem);
+    if (!result.ok()) return result;
+    if (bytes == nullptr) return invalid("bytes is a null pointer");
+    *bytes = lay_out_workspace(Geometry(*problem), problem->head_size, nullptr, nullptr);
+    return result;
+  });
+}
+
+RainfusionStatus rainfusion_block_mask_host(const RainfusionProblem* problem, RainfusionKind kind,
+                                            float sparsity, uint8_t* mask) {
+  return guarded([&] { return block_mask(problem, kind, sparsity, mask); });
+}
+
+RainfusionStatus rainfusion_classify(const RainfusionProblem* problem,
+                                     const RainfusionTensors* tensors, const RainfusionPlan* plan,
+                                     void* workspace, size_t workspace_bytes,
+                                     RainfusionStream stream) {
+  return guarded(
+      [&] { return run(problem, tensors, plan, workspace, workspace_bytes, stream, false); });
+}
+
+RainfusionStatus rainfusion_attention(const RainfusionProblem* problem,
+                                      const RainfusionTensors* tensors, const RainfusionPlan* plan,
+                                      void* workspace, size_t workspace_bytes,
+                                      RainfusionStream stream) {
+  return guarded(
+      [&] { return run(problem, tensors, plan, workspace, workspace_bytes, stream, true); });
+}
+
+const char* rainfusion_status_string(RainfusionStatus status) {
+  switch (status) {
+    case RAINFUSION_SUCCESS:
+      return "success";
+    case RAINFUSION_INVALID_ARGUMENT:
+      return "invalid argument";
+    case RAINFUSION_UNSUPPORTED:
+      return "not supported by the kernels of this library";
+    case RAINFUSION_WORKSPACE_TOO_SMALL:
+      return "workspace too small";
+    case RAINFUSION_CUDA_ERROR:
+      return "CUDA error";
+  }
+  return "unknown status";
+}
+
+const char* rainfusion_last_error(void) { return last_error.c_str(); }

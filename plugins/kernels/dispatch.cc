@@ -1,0 +1,44 @@
+// Which attention kernel runs where. A kernel for a newer GPU is one more line.
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "launch.h"
+
+namespace rainfusion {
+namespace {
+
+struct AttentionKernel {
+  int first_capability;  // major * 10 + minor
+  int last_capability;
+  RainfusionDtype dtype;
+  int head_size;
+  cudaError_t (*launch)(const AttentionParams&, cudaStream_t);
+};
+
+constexpr int kAny = 1000;
+
+// The first line that fits is taken.
+constexpr AttentionKernel kAttentionKernels[] = {
+    {80, kAny, RAINFUSION_FLOAT16, 64, launch_attention_sm80<__half, 64>},
+    {80, kAny, RAINFUSION_FLOAT16, 96, launch_attention_sm80<__half, 96>},
+    {80, kAny, RAINFUSION_FLOAT16, 128, launch_attention_sm80<__half, 128>},
+    {80, kAny, RAINFUSION_BFLOAT16, 64, launch_attention_sm80<__nv_bfloat16, 64>},
+    {80, kAny, RAINFUSION_BFLOAT16, 96, launch_attention_sm80<__nv_bfloat16, 96>},
+    {80, kAny, RAINFUSION_BFLOAT16, 128, launch_attention_sm80<__nv_bfloat16, 128>},
+};
+
+}  // namespace
+
+cudaError_t launch_attention(const AttentionParams& params, RainfusionDtype dtype, int head_size,
+                             int capability, cudaStream_t stream) {
+  for (const AttentionKernel& kernel : kAttentionKernels) {
+    if (kernel.dtype == dtype && kernel.head_size == head_size &&
+        kernel.first_capability <= capability && capability <= kernel.last_capability) {
+      return kernel.launch(params, stream);
+    }
+  }
+  return cudaErrorNoKernelImageForDevice;
+}
+
+}  // namespace rainfusion

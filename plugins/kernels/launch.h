@@ -1,0 +1,67 @@
+// Launchers of all kernels. Each enqueues on `stream` and returns what the launch returned.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "params.h"
+
+namespace rainfusion {
+
+// Block masks of spatial and temporal heads and the table of textural keys.
+cudaError_t launch_prepare(const Geometry& geometry, const RainfusionTensors& tensors,
+                           const Workspace& workspace, cudaStream_t stream);
+
+// ARM's recalls, as partial sums.
+cudaError_t launch_recall(const Geometry& geometry, const RainfusionTensors& tensors,
+                          const Workspace& workspace, RainfusionDtype dtype, int head_size,
+                          cudaStream_t stream);
+
+// Every head's kind and block mask, from the recalls.
+cudaError_t launch_decide(const Geometry& geometry, const RainfusionTensors& tensors,
+                          const Workspace& workspace, const RainfusionPlan& plan,
+                          cudaStream_t stream);
+
+// rainfusion2: means of query and key blocks, then each query block's best key blocks.
+cudaError_t launch_block_means(const Geometry& geometry, const RainfusionTensors& tensors,
+                               const Workspace& workspace, RainfusionDtype dtype, int head_size,
+                               cudaStream_t stream);
+cudaError_t launch_select_blocks(const Geometry& geometry, const RainfusionTensors& tensors,
+                                 const Workspace& workspace, int head_size, cudaStream_t stream);
+
+// Density and block masks for callers that ask.
+cudaError_t launch_export_plan(const Geometry& geometry, const RainfusionTensors& tensors,
+                               const Workspace& workspace, const RainfusionPlan& plan,
+                               cudaStream_t stream);
+
+struct AttentionParams {
+  const void* q;
+  const void* k;
+  const void* v;
+  void* out;
+  float* lse;
+  RainfusionStrides q_strides;
+  RainfusionStrides k_strides;
+  RainfusionStrides v_strides;
+  RainfusionStrides out_strides;
+  BlockCut cut;
+  int32_t batch;
+  int32_t heads;
+  float softmax_scale;
+  const int32_t* kv_len;
+  const int32_t* kind;
+  const int32_t* mask_index;
+  const uint32_t* masks;
+  int32_t mask_words;
+  const int32_t* textural_rows;
+  const int32_t* textural_count;
+};
+
+// Picks the attention kernel of a compute capability (major * 10 + minor).
+cudaError_t launch_attention(const AttentionParams& params, RainfusionDtype dtype, int head_size,
+                             int capability, cudaStream_t stream);
+
+// For sm_80 and newer; one instantiation a source file.
+template <typename Element, int kHeadSize>
+cudaError_t launch_attention_sm80(const AttentionParams& params, cudaStream_t stream);
+
+}  // namespace rainfusion

@@ -1,0 +1,35 @@
+// A status with its sentence; how errors travel inside the library.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <string>
+#include <utility>
+
+#include "rainfusion/rainfusion.h"
+
+namespace rainfusion {
+
+struct Result {
+  RainfusionStatus status = RAINFUSION_SUCCESS;
+  std::string message;
+
+  bool ok() const { return status == RAINFUSION_SUCCESS; }
+};
+
+inline Result invalid(std::string message) {
+  return {RAINFUSION_INVALID_ARGUMENT, std::move(message)};
+}
+
+inline Result unsupported(std::string message) {
+  return {RAINFUSION_UNSUPPORTED, std::move(message)};
+}
+
+// The one place where a CUDA error becomes a status.
+inline Result cuda_result(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return {};
+  return {RAINFUSION_CUDA_ERROR, std::string(what) + " failed: " + cudaGetErrorName(error) + " (" +
+                                     cudaGetErrorString(error) + ")"};
+}
+
+}  // namespace rainfusion

@@ -1,0 +1,141 @@
+#include "validate.h"
+
+#include <cmath>
+#include <cstdint>
+
+#include "params.h"
+
+namespace rainfusion {
+namespace {
+
+using std::to_string;
+
+// A rational limit far above any GPU's memory; products of two extents stay inside 64 bits.
+constexpr int64_t kMaxTokens = INT32_MAX;
+constexpr int64_t kMaxTokenStride = INT64_C(1) << 29;
+constexpr int64_t kMaxBatchHeads = 65535;
+
+std::string grid_text(const RainfusionProblem& p) {
+  return "(" + to_string(p.grid_t) + ", " + to_string(p.grid_h) + ", " + to_string(p.grid_w) + ")";
+}
+
+Result validate_grid(const RainfusionProblem& p) {
+  if (p.grid_t < 1 || p.grid_h < 1 || p.grid_w < 1) {
+    return invalid("grid (T, H, W) = " + grid_text(p) +
+                   " has a size below 1; pass the token grid after patching");
+  }
+  const int64_t frame = static_cast<int64_t>(p.grid_h) * p.grid_w;
+  if (frame > kMaxTokens || frame * p.grid_t > kMaxTokens) {
+    return invalid("grid (T, H, W) = " + grid_text(p) + " holds more than 2^31 - 1 tokens");
+  }
+  const int64_t video = frame * p.grid_t;
+  const int64_t text = p.tokens - video;
+  if (text < 0) {
+    return invalid("tokens = " + to_string(p.tokens) + " is less than T * H * W = " +
+                   to_string(video) + " of grid " + grid_text(p) +
+                   "; pass the grid after patching or the whole sequence");
+  }
+  if (p.text == RAINFUSION_TEXT_NONE && text > 0) {
+    return invalid("tokens = " + to_string(p.tokens) + " is " + to_string(text) +
+                   " more than T * H * W = " + to_string(video) + " of grid " + grid_text(p) +
+                   ", but text is \"none\"; set text to \"first\" or \"last\", or correct the grid");
+  }
+  return {};
+}
+
+Result validate_enums(const RainfusionProblem& p) {
+  if (p.text < RAINFUSION_TEXT_NONE || p.text > RAINFUSION_TEXT_LAST) {
+    return invalid("text = " + to_string(p.text) + " is not a RainfusionText (0, 1 or 2)");
+  }
+  if (p.method < RAINFUSION_METHOD_RAINFUSION || p.method > RAINFUSION_METHOD_RAINFUSION2) {
+    return invalid("method = " + to_string(p.method) + " is not a RainfusionMethod (0 to 3)");
+  }
+  if (p.dtype != RAINFUSION_FLOAT16 && p.dtype != RAINFUSION_BFLOAT16) {
+    return unsupported("dtype = " + to_string(p.dtype) +
+                       " has no kernel; cast q, k and v to float16 (0) or bfloat16 (1)");
+  }
+  if (p.head_size != 64 && p.head_size != 96 && p.head_size != 128) {
+    return unsupported("head_size = " + to_string(p.head_size) +
+                       " has no kernel; kernels exist for 64, 96 and 128");
+  }
+  return {};
+}
+
+Result validate_attributes(const RainfusionProblem& p) {
+  if (p.sink_frames < 0) {
+    return invalid("sink_frames = " + to_string(p.sink_frames) + " is below 0; 0 means none");
+  }
+  if (!(p.alpha >= 0.f && p.alpha <= 1.f)) {
+    return invalid("alpha = " + to_string(p.alpha) + " is a recall and must be in [0, 1]");
+  }
+  if (!(p.softmax_scale >= 0.f) || std::isinf(p.softmax_scale)) {
+    return invalid("softmax_scale = " + to_string(p.softmax_scale) +
+                   " must be positive and finite, or 0 for 1 / sqrt(head_size)");
+  }
+  return {};
+}
+
+bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+Result validate_rows(const char* name, const void* pointer, const RainfusionStrides& strides,
+                     const RainfusionProblem& p) {
+  if (pointer == nullptr) return invalid(std::string(name) + " is a null pointer");
+  if (!aligned(pointer)) {
+    return invalid(std::string(name) + " is not aligned to 16 bytes; copy it to aligned memory");
+  }
+  const bool in_chunks = (p.batch == 1 || strides.batch % 8 == 0) &&
+                         (p.heads == 1 || strides.head % 8 == 0) && strides.token % 8 == 0;
+  if (!in_chunks) {
+    return invalid(std::string(name) + " has strides (batch " + to_string(strides.batch) +
+                   ", head " + to_string(strides.head) + ", token " + to_string(strides.token) +
+                   ") that are not all multiples of 8 elements; copy it to a contiguous tensor");
+  }
+  if (strides.token < 0 || strides.token > kMaxTokenStride) {
+    return invalid(std::string(name) + " has token stride " + to_string(strides.token) +
+                   " outside [0, 2^29]; copy it to a contiguous tensor");
+  }
+  return {};
+}
+
+}  // namespace
+
+Result validate_problem(const RainfusionProblem& p) {
+  if (p.batch < 1 || p.heads < 1) {
+    return invalid("batch = " + to_string(p.batch) + " and heads = " + to_string(p.heads) +
+                   " must be at least 1");
+  }
+  if (static_cast<int64_t>(p.batch) * p.heads > kMaxBatchHeads) {
+    return invalid("batch * heads = " + to_string(static_cast<int64_t>(p.batch) * p.heads) +
+                   " is above 65535; split the batch");
+  }
+  Result result = validate_enums(p);
+  if (result.ok()) result = validate_grid(p);
+  if (result.ok()) result = validate_attributes(p);
+  if (!result.ok()) return result;
+  const Geometry geometry(p);
+  if (geometry.layout.blocks() > kMaxBlocks) {
+    return unsupported("tokens = " + to_string(p.tokens) + " make " +
+                       to_string(geometry.layout.blocks()) + " blocks of 128; at most " +
+                       to_string(kMaxBlocks) + " are supported, split the sequence");
+  }
+  if (static_cast<int64_t>(geometry.batch_heads()) * geometry.layout.blocks() > kMaxTokens) {
+    return unsupported("batch * heads * blocks of 128 tokens is above 2^31 - 1; split the batch");
+  }
+  return {};
+}
+
+Result validate_tensors(const RainfusionProblem& problem, const RainfusionTensors& tensors,
+                        bool attention) {
+  Result result = validate_rows("q", tensors.q, tensors.q_strides, problem);
+  if (result.ok()) result = validate_rows("k", tensors.k, tensors.k_strides, problem);
+  if (result.ok() && attention) {
+    result = validate_rows("v", tensors.v, tensors.v_strides, problem);
+    if (result.ok()) result = validate_rows("out", tensors.out, tensors.out_strides, problem);
+  }
+  if (result.ok() && tensors.sparsity == nullptr) {
+    return invalid("sparsity is a null pointer; it is a float32 on the device, 0 for dense");
+  }
+  return result;
+}
+
+}  // namespace rainfusion

@@ -1,0 +1,14 @@
+// Checks of what callers hand in; every message names the value and the remedy.
+#pragma once
+
+#include "result.h"
+
+namespace rainfusion {
+
+Result validate_problem(const RainfusionProblem& problem);
+
+// `attention` asks for v and out too.
+Result validate_tensors(const RainfusionProblem& problem, const RainfusionTensors& tensors,
+                        bool attention);
+
+}  // namespace rainfusion

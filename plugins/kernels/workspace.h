@@ -1,0 +1,13 @@
+// The one place that cuts the caller's workspace into parts.
+#pragma once
+
+#include <cstddef>
+
+#include "params.h"
+
+namespace rainfusion {
+
+// Bytes needed for any sparsity. With a base address also sets the parts of `parts`.
+size_t lay_out_workspace(const Geometry& geometry, int head_size, void* base, Workspace* parts);
+
+}  // namespace rainfusion
