@@ -1,0 +1,143 @@
+#include "attributes.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <sstream>
+#include <stdexcept>
+
+namespace rainfusion::tensorrt {
+namespace {
+
+using nvinfer1::PluginField;
+using nvinfer1::PluginFieldType;
+
+constexpr std::array<char const*, 3> kTexts{"none", "first", "last"};
+constexpr std::array<char const*, 4> kMethods{"rainfusion", "rainfusion_two_way", "rainfusion_plus",
+                                              "rainfusion2"};
+
+[[noreturn]] void reject(PluginField const& field, std::string const& why) {
+  throw std::invalid_argument("attribute '" + std::string(field.name) + "' " + why);
+}
+
+std::string read_string(PluginField const& field) {
+  if (field.type != PluginFieldType::kCHAR) reject(field, "must be a string");
+  char const* data = static_cast<char const*>(field.data);
+  return std::string(data, strnlen(data, static_cast<size_t>(field.length)));
+}
+
+float read_float(PluginField const& field) {
+  if (field.length != 1) reject(field, "must be one number");
+  double value;
+  if (field.type == PluginFieldType::kFLOAT32) {
+    value = *static_cast<float const*>(field.data);
+  } else if (field.type == PluginFieldType::kFLOAT64) {
+    value = *static_cast<double const*>(field.data);
+  } else {
+    reject(field, "must be a float");
+  }
+  if (!std::isfinite(value)) reject(field, "must be finite");
+  return static_cast<float>(value);
+}
+
+int32_t read_int(PluginField const& field) {
+  if (field.length != 1) reject(field, "must be one number");
+  int64_t value;
+  if (field.type == PluginFieldType::kINT32) {
+    value = *static_cast<int32_t const*>(field.data);
+  } else if (field.type == PluginFieldType::kINT64) {
+    value = *static_cast<int64_t const*>(field.data);
+  } else {
+    reject(field, "must be an integer");
+  }
+  if (value < 0 || value > std::numeric_limits<int32_t>::max()) {
+    reject(field, "is " + std::to_string(value) + "; it must not be negative");
+  }
+  return static_cast<int32_t>(value);
+}
+
+template <typename Enum, size_t count>
+Enum read_choice(PluginField const& field, std::array<char const*, count> const& choices) {
+  std::string const value = read_string(field);
+  std::string known;
+  for (size_t i = 0; i < count; ++i) {
+    if (value == choices[i]) return static_cast<Enum>(i);
+    known += (i == 0 ? "" : ", ") + std::string(choices[i]);
+  }
+  reject(field, "is '" + value + "'; use one of " + known);
+}
+
+void read_field(PluginField const& field, Attributes& attributes) {
+  std::string const name = field.name;
+  // The parser's own attributes, should a caller hand on all that the node has.
+  if (name == "plugin_namespace" || name == "plugin_version") return;
+  if (name == "text") {
+    attributes.text = read_choice<RainfusionText>(field, kTexts);
+  } else if (name == "method") {
+    attributes.method = read_choice<RainfusionMethod>(field, kMethods);
+  } else if (name == "alpha") {
+    attributes.alpha = read_float(field);
+    if (attributes.alpha < 0.0F || attributes.alpha > 1.0F) {
+      reject(field, "is " + std::to_string(attributes.alpha) + "; a recall lies in [0, 1]");
+    }
+  } else if (name == "sink_frames") {
+    attributes.sink_frames = read_int(field);
+  } else if (name == "scale") {
+    attributes.scale = read_float(field);
+    if (attributes.scale < 0.0F) {
+      reject(field, "is " + std::to_string(attributes.scale) +
+                        "; use a positive scale, or 0 for 1/sqrt(head size)");
+    }
+  } else {
+    reject(field, "is unknown; there are text, method, alpha, sink_frames and scale");
+  }
+}
+
+int32_t length_of(char const* text) { return static_cast<int32_t>(std::strlen(text)); }
+
+}  // namespace
+
+nvinfer1::PluginFieldCollection const& attribute_names() noexcept {
+  static std::array<PluginField, 5> const fields{
+      PluginField{"text", nullptr, PluginFieldType::kCHAR, 0},
+      PluginField{"method", nullptr, PluginFieldType::kCHAR, 0},
+      PluginField{"alpha", nullptr, PluginFieldType::kFLOAT32, 1},
+      PluginField{"sink_frames", nullptr, PluginFieldType::kINT32, 1},
+      PluginField{"scale", nullptr, PluginFieldType::kFLOAT32, 1}};
+  static nvinfer1::PluginFieldCollection const collection{static_cast<int32_t>(fields.size()),
+                                                          fields.data()};
+  return collection;
+}
+
+Attributes parse_attributes(nvinfer1::PluginFieldCollection const* fields) {
+  Attributes attributes;
+  if (fields == nullptr) return attributes;
+  for (int32_t i = 0; i < fields->nbFields; ++i) {
+    PluginField const& field = fields->fields[i];
+    if (field.name == nullptr) throw std::invalid_argument("an attribute has no name");
+    if (field.data == nullptr) reject(field, "has no value");
+    read_field(field, attributes);
+  }
+  return attributes;
+}
+
+std::string describe(Attributes const& attributes) {
+  std::ostringstream text;
+  text << "text=" << kTexts.at(attributes.text) << " method=" << kMethods.at(attributes.method)
+       << " alpha=" << attributes.alpha << " sink_frames=" << attributes.sink_frames
+       << " scale=" << attributes.scale;
+  return text.str();
+}
+
+AttributeFields::AttributeFields(Attributes const& attributes) : attributes_(attributes) {
+  char const* const text = kTexts.at(attributes_.text);
+  char const* const method = kMethods.at(attributes_.method);
+  fields_ = {PluginField{"text", text, PluginFieldType::kCHAR, length_of(text)},
+             PluginField{"method", method, PluginFieldType::kCHAR, length_of(method)},
+             PluginField{"alpha", &attributes_.alpha, PluginFieldType::kFLOAT32, 1},
+             PluginField{"sink_frames", &attributes_.sink_frames, PluginFieldType::kINT32, 1},
+             PluginField{"scale", &attributes_.scale, PluginFieldType::kFLOAT32, 1}};
+  collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
+}
+
+}  // namespace rainfusion::tensorrt

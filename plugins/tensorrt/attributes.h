@@ -1,0 +1,46 @@
+// Attributes of RainFusionAttention: from and to TensorRT's plugin fields.
+#pragma once
+
+#include <NvInferRuntime.h>
+
+#include <array>
+#include <string>
+
+#include "rainfusion/rainfusion.h"
+
+namespace rainfusion::tensorrt {
+
+struct Attributes {
+  RainfusionText text = RAINFUSION_TEXT_NONE;
+  RainfusionMethod method = RAINFUSION_METHOD_RAINFUSION;
+  float alpha = 0.9F;
+  int32_t sink_frames = 1;
+  float scale = 0.0F;  // 0 = 1 / sqrt(head size)
+};
+
+// Names and types of the attributes, without values: what a creator announces to the parser.
+nvinfer1::PluginFieldCollection const& attribute_names() noexcept;
+
+// Attributes that are missing keep their default. Throws std::invalid_argument on an unknown name,
+// a wrong type or a value out of range.
+Attributes parse_attributes(nvinfer1::PluginFieldCollection const* fields);
+
+// For logs, metadata and the timing cache, for example "text=last method=rainfusion alpha=0.9 ...".
+std::string describe(Attributes const& attributes);
+
+// Attributes as plugin fields that parse_attributes reads back. Owns what the fields point to.
+class AttributeFields {
+ public:
+  explicit AttributeFields(Attributes const& attributes);
+  AttributeFields(AttributeFields const&) = delete;
+  AttributeFields& operator=(AttributeFields const&) = delete;
+
+  nvinfer1::PluginFieldCollection const* collection() const noexcept { return &collection_; }
+
+ private:
+  Attributes attributes_;
+  std::array<nvinfer1::PluginField, 5> fields_;
+  nvinfer1::PluginFieldCollection collection_;
+};
+
+}  // namespace rainfusion::tensorrt

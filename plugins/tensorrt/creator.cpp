@@ -1,0 +1,19 @@
+#include "creator.h"
+
+#include "attributes.h"
+#include "logging.h"
+
+namespace rainfusion::tensorrt {
+
+nvinfer1::IPluginV3* Creator::createPlugin(char const* name,
+                                           nvinfer1::PluginFieldCollection const* fields,
+                                           nvinfer1::TensorRTPhase) noexcept {
+  return guarded(name != nullptr ? name : "", static_cast<nvinfer1::IPluginV3*>(nullptr),
+                 [&] { return new Plugin(parse_attributes(fields)); });
+}
+
+nvinfer1::PluginFieldCollection const* Creator::getFieldNames() noexcept {
+  return &attribute_names();
+}
+
+}  // namespace rainfusion::tensorrt

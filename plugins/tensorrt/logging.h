@@ -1,0 +1,33 @@
+// The plugin's words in TensorRT's log, and the one place where exceptions end.
+#pragma once
+
+#include <NvInferRuntime.h>
+
+#include <exception>
+#include <string>
+#include <utility>
+
+namespace rainfusion::tensorrt {
+
+using Severity = nvinfer1::ILogger::Severity;
+
+// What TensorRT hands to setLoggerFinder; nullptr to forget it.
+void set_logger_finder(void* finder) noexcept;
+
+// To the logger of the engine or builder that is calling, else the runtime's global one, else
+// stderr.
+void log(Severity severity, std::string const& message) noexcept;
+
+// Runs `body`, and turns an exception into a line of the log and `failure`. Every function that
+// TensorRT calls goes through here, since none may throw.
+template <typename Result, typename Body>
+Result guarded(char const* call, Result failure, Body&& body) noexcept {
+  try {
+    return std::forward<Body>(body)();
+  } catch (std::exception const& error) {
+    log(Severity::kERROR, std::string("RainFusionAttention ") + call + ": " + error.what());
+  }
+  return failure;
+}
+
+}  // namespace rainfusion::tensorrt

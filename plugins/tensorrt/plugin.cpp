@@ -1,0 +1,208 @@
+#include "plugin.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "logging.h"
+#include "problem.h"
+
+namespace rainfusion::tensorrt {
+namespace {
+
+using nvinfer1::DataType;
+using nvinfer1::Dims;
+using nvinfer1::DimsExprs;
+using nvinfer1::DynamicPluginTensorDesc;
+using nvinfer1::PluginTensorDesc;
+
+constexpr int32_t kSuccess = 0;
+constexpr int32_t kFailure = 1;
+
+// TensorRT's own words for a type that no format fits do not name the type. A warning, because a
+// weakly typed network is offered in float32 too before the builder settles on 16 bits.
+bool accepts_query(DataType type) {
+  if (type == DataType::kHALF || type == DataType::kBF16) return true;
+  log(Severity::kWARNING,
+      "RainFusionAttention formats: query is offered as " +
+          std::string(type == DataType::kFLOAT ? "float32" : "another type") +
+          "; there are kernels for float16 and bfloat16: export the model in one of them");
+  return false;
+}
+
+Dims known_dims(DimsExprs const& exprs) {
+  Dims dims{};
+  dims.nbDims = exprs.nbDims;
+  for (int32_t i = 0; i < exprs.nbDims; ++i) {
+    dims.d[i] = exprs.d[i]->isConstant() ? exprs.d[i]->getConstantValue() : -1;
+  }
+  return dims;
+}
+
+bool is_known(Dims const& dims) {
+  return std::all_of(dims.d, dims.d + dims.nbDims, [](int64_t size) { return size > 0; });
+}
+
+// [B, N, S, D] without gaps.
+RainfusionStrides dense_strides(Dims const& dims) {
+  return {dims.d[1] * dims.d[2] * dims.d[3], dims.d[2] * dims.d[3], dims.d[3]};
+}
+
+// The head size is known long before the other sizes are: check it in a problem that is else fine.
+void check_head_size(Attributes const& attributes, int64_t head_size) {
+  Attributes any_text = attributes;
+  any_text.text = RAINFUSION_TEXT_NONE;
+  Dims query{4, {1, 1, 8, head_size}};
+  Dims grid{3, {2, 2, 2}};
+  check_problem(make_problem(any_text, query, grid, DataType::kHALF));
+}
+
+}  // namespace
+
+Plugin::Plugin(Attributes const& attributes)
+    : attributes_(attributes), fields_(attributes), description_(describe(attributes)) {}
+
+nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(
+    nvinfer1::PluginCapabilityType type) noexcept {
+  switch (type) {
+    case nvinfer1::PluginCapabilityType::kCORE:
+      return static_cast<nvinfer1::IPluginV3OneCore*>(this);
+    case nvinfer1::PluginCapabilityType::kBUILD:
+      return static_cast<nvinfer1::IPluginV3OneBuildV2*>(this);
+    case nvinfer1::PluginCapabilityType::kRUNTIME:
+      return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
+  }
+  return nullptr;
+}
+
+nvinfer1::IPluginV3* Plugin::clone() noexcept {
+  return guarded("clone", static_cast<Plugin*>(nullptr), [&] {
+    auto* const copy = new Plugin(attributes_);
+    copy->input_count_ = input_count_;
+    return copy;
+  });
+}
+
+int32_t Plugin::getOutputDataTypes(DataType* output_types, int32_t outputs,
+                                   DataType const* input_types, int32_t inputs) const noexcept {
+  return guarded("types", kFailure, [&] {
+    check_counts(inputs, outputs);
+    output_types[0] = input_types[kQuery];
+    return kSuccess;
+  });
+}
+
+int32_t Plugin::getOutputShapes(DimsExprs const* inputs, int32_t input_count, DimsExprs const*,
+                                int32_t, DimsExprs* outputs, int32_t output_count,
+                                nvinfer1::IExprBuilder&) noexcept {
+  return guarded("shapes", kFailure, [&] {
+    check_counts(input_count, output_count);
+    std::vector<Dims> dims(static_cast<size_t>(input_count));
+    std::transform(inputs, inputs + input_count, dims.begin(), known_dims);
+    check_ranks(dims);
+    check_shapes(dims);
+    if (is_known(dims[kQuery]) && is_known(dims[kGrid])) {
+      check_problem(make_problem(attributes_, dims[kQuery], dims[kGrid], DataType::kHALF));
+    } else if (dims[kQuery].d[3] > 0) {
+      check_head_size(attributes_, dims[kQuery].d[3]);
+    }
+    outputs[0] = inputs[kQuery];
+    return kSuccess;
+  });
+}
+
+bool Plugin::supportsFormatCombination(int32_t position, DynamicPluginTensorDesc const* tensors,
+                                       int32_t inputs, int32_t outputs) noexcept {
+  return guarded("formats", false, [&] {
+    check_counts(inputs, outputs);
+    PluginTensorDesc const& tensor = tensors[position].desc;
+    if (tensor.format != nvinfer1::TensorFormat::kLINEAR) return false;
+    if (position == kQuery) return accepts_query(tensor.type);
+    if (position == kGrid) return true;  // its values are never read
+    if (position == kSparsity) return tensor.type == DataType::kFLOAT;
+    if (position == kKvLen && position < inputs) return tensor.type == DataType::kINT32;
+    return tensor.type == tensors[kQuery].desc.type;
+  });
+}
+
+int32_t Plugin::configurePlugin(DynamicPluginTensorDesc const* inputs, int32_t input_count,
+                                DynamicPluginTensorDesc const*, int32_t output_count) noexcept {
+  return guarded("configuration", kFailure, [&] {
+    check_counts(input_count, output_count);
+    std::vector<Dims> dims;
+    for (int32_t i = 0; i < input_count; ++i) dims.push_back(inputs[i].opt);
+    check_ranks(dims);
+    // The smallest and the largest sizes of a profile need not make a clip; the optimal ones do.
+    if (is_known(dims[kQuery]) && is_known(dims[kGrid])) {
+      check_shapes(dims);
+      check_problem(make_problem(attributes_, dims[kQuery], dims[kGrid], inputs[kQuery].desc.type));
+    }
+    // getWorkspaceSize cannot fail, so what would make it fail is reported here.
+    if (is_known(inputs[kQuery].max) && is_known(inputs[kGrid].max)) {
+      workspace_bound(attributes_, inputs[kQuery].max, inputs[kGrid].max, inputs[kQuery].desc.type);
+    }
+    input_count_ = input_count;
+    return kSuccess;
+  });
+}
+
+size_t Plugin::getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t,
+                                DynamicPluginTensorDesc const*, int32_t) const noexcept {
+  return guarded("workspace", size_t{0}, [&] {
+    return workspace_bound(attributes_, inputs[kQuery].max, inputs[kGrid].max,
+                           inputs[kQuery].desc.type);
+  });
+}
+
+int32_t Plugin::onShapeChange(PluginTensorDesc const* inputs, int32_t input_count,
+                              PluginTensorDesc const*, int32_t output_count) noexcept {
+  return guarded("shape change", kFailure, [&] {
+    check_counts(input_count, output_count);
+    std::vector<Dims> dims;
+    for (int32_t i = 0; i < input_count; ++i) dims.push_back(inputs[i].dims);
+    check_ranks(dims);
+    check_shapes(dims);
+    check_problem(make_problem(attributes_, dims[kQuery], dims[kGrid], inputs[kQuery].type));
+    input_count_ = input_count;
+    return kSuccess;
+  });
+}
+
+int32_t Plugin::enqueue(PluginTensorDesc const* input_descs, PluginTensorDesc const*,
+                        void const* const* inputs, void* const* outputs, void* workspace,
+                        cudaStream_t stream) noexcept {
+  return guarded("enqueue", kFailure, [&] {
+    if (input_count_ == 0) throw std::logic_error("called before onShapeChange");
+    PluginTensorDesc const& query = input_descs[kQuery];
+    RainfusionProblem const problem =
+        make_problem(attributes_, query.dims, input_descs[kGrid].dims, query.type);
+    RainfusionStrides const strides = dense_strides(query.dims);
+    RainfusionTensors tensors{};
+    tensors.q = inputs[kQuery];
+    tensors.k = inputs[kKey];
+    tensors.v = inputs[kValue];
+    tensors.out = outputs[0];
+    tensors.q_strides = tensors.k_strides = tensors.v_strides = tensors.out_strides = strides;
+    tensors.sparsity = static_cast<float const*>(inputs[kSparsity]);
+    tensors.kv_len = input_count_ > kKvLen ? static_cast<int32_t const*>(inputs[kKvLen]) : nullptr;
+    size_t workspace_bytes = 0;
+    check_status(rainfusion_workspace_size(&problem, &workspace_bytes));
+    check_status(
+        rainfusion_attention(&problem, &tensors, nullptr, workspace, workspace_bytes, stream));
+    return kSuccess;
+  });
+}
+
+nvinfer1::IPluginV3* Plugin::attachToContext(nvinfer1::IPluginResourceContext*) noexcept {
+  return guarded("context", static_cast<nvinfer1::IPluginV3*>(nullptr), [&] {
+    check_current_device();
+    return clone();
+  });
+}
+
+nvinfer1::PluginFieldCollection const* Plugin::getFieldsToSerialize() noexcept {
+  return fields_.collection();
+}
+
+}  // namespace rainfusion::tensorrt

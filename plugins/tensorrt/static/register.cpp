@@ -1,0 +1,71 @@
+// Registers RainFusionAttention with one runtime as soon as this library is loaded: for
+// trtexec --staticPlugins and polygraphy --plugins, which do no more than dlopen.
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "interface_layouts.h"
+#include "runtime_library.h"
+
+extern "C" nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) noexcept;
+
+namespace rainfusion::tensorrt {
+namespace {
+
+constexpr bool kRtx = RAINFUSION_RUNTIME_RTX;
+constexpr int32_t kMajor = RAINFUSION_RUNTIME_MAJOR;
+constexpr char const* kSoname = RAINFUSION_RUNTIME_SONAME;
+
+bool is_ours(RuntimeLibrary const& runtime) {
+  return runtime.rtx == kRtx && runtime.major() == kMajor &&
+         runtime.layout() != InterfaceLayout::kUnknown;
+}
+
+void refuse(std::string const& why) {
+  std::fprintf(stderr,
+               "RainFusionAttention is not registered: this library is for %s and %s. Use the "
+               "librainfusion_trt_static* of your TensorRT, or load librainfusion_trt.so with "
+               "trtexec --dynamicPlugins or IPluginRegistry::loadLibrary.\n",
+               kSoname, why.c_str());
+}
+
+void register_with(RuntimeLibrary const& runtime) {
+  auto* const get_registry = runtime.symbol<void*()>("getPluginRegistry");
+  if (get_registry == nullptr) return refuse(runtime.path + " has no getPluginRegistry");
+  void* const registry = get_registry();
+
+  using RegisterCreator = bool(void*, nvinfer1::IPluginCreatorInterface&, char const*) noexcept;
+  int const entry =
+      runtime.layout() == InterfaceLayout::kTensorRT10 ? kRegisterCreator10 : kRegisterCreator11;
+  auto* const register_creator =
+      reinterpret_cast<RegisterCreator*>((*static_cast<void***>(registry))[entry]);
+
+  int32_t count = 0;
+  nvinfer1::IPluginCreatorInterface* const* const creators = getCreators(count);
+  for (int32_t i = 0; i < count; ++i) {
+    auto* const creator = static_cast<nvinfer1::IPluginCreatorV3One*>(creators[i]);
+    if (!register_creator(registry, *creator, creator->getPluginNamespace())) {
+      refuse("the registry turned it down; is it registered already?");
+    }
+  }
+}
+
+__attribute__((constructor)) void register_on_load() {
+  std::vector<RuntimeLibrary> runtimes = loaded_runtimes();
+  if (runtimes.empty()) {
+    // The tool loads plugins before its runtime. It stays loaded, so that both get the same one.
+    if (dlopen(kSoname, RTLD_LAZY | RTLD_GLOBAL) == nullptr) {
+      return refuse("that is neither loaded nor found on the library path");
+    }
+    runtimes = loaded_runtimes();
+  }
+  auto const ours = std::find_if(runtimes.begin(), runtimes.end(), is_ours);
+  if (ours == runtimes.end()) return refuse("this process has " + runtimes.front().name());
+  register_with(*ours);
+}
+
+}  // namespace
+}  // namespace rainfusion::tensorrt
