@@ -1,0 +1,6 @@
+"""Exports diffusers transformers to ONNX with attention as one operator."""
+
+from .check import GraphFacts, check_model
+from .exporter import ExportReport, export_model
+
+__all__ = ["ExportReport", "GraphFacts", "check_model", "export_model"]

@@ -1,0 +1,123 @@
+"""From the graph torch.onnx gives to the one that is written: small, named, self-describing."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+import onnxscript.optimizer
+from onnx_ir.passes import common as passes
+from torch import Tensor
+
+from rainfusion_trt import __version__
+
+from . import operator
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_ROOT = "transformer."  # where capture.RoutedTransformer keeps the model
+
+
+def optimize(model: ir.Model) -> None:
+    """Fold what is known and share what is equal; weights are left where they are."""
+    onnxscript.optimizer.optimize_ir(model, should_fold=_should_fold)
+    ir.passes.Sequential(
+        passes.IdentityEliminationPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.RemoveUnusedNodesPass(),
+    )(model)
+
+
+def _should_fold(node: ir.Node) -> bool | None:
+    # Transposing 11 GB of weights in NumPy would take minutes and a second copy of them.
+    return False if node.op_type == "Transpose" else None
+
+
+def transpose_weights(model: ir.Model) -> None:
+    """``MatMul(x, Transpose(weight))`` becomes ``MatMul(x, weight_T)``, as Linear layers do.
+
+    The transposed tensors are views that are laid out one at a time when they are written. They
+    are named after the parameter with ``.T``, so that they can be refitted.
+    """
+    graph = model.graph
+    for node in list(graph):
+        weight = node.inputs[0] if node.op_type == "Transpose" else None
+        if weight is None or not weight.is_initializer():
+            continue
+        name = f"{weight.name}.T"
+        if name not in graph.initializers:
+            order = node.attributes["perm"].as_ints()
+            raw = weight.const_value.raw
+            if not isinstance(raw, Tensor):  # a small constant of the exporter
+                continue
+            tensor = ir.tensor_adapters.TorchTensor(raw.permute(*order), name=name)
+            graph.register_initializer(
+                ir.Value(
+                    name=name,
+                    const_value=tensor,
+                    shape=tensor.shape,
+                    type=ir.TensorType(tensor.dtype),
+                )
+            )
+        ir.convenience.replace_all_uses_with(node.outputs[0], graph.initializers[name])
+        graph.remove(node, safe=True)
+        if not weight.uses():
+            del graph.initializers[weight.name]
+
+
+def name_values(
+    model: ir.Model, inputs: Sequence[str], axes: Mapping[str, Mapping[int, str]]
+) -> None:
+    """Give inputs, output, weights, dynamic axes and nodes the names that users meet.
+
+    Nodes are named after the module they come from, as in
+    ``transformer_blocks.0.attn1/RainFusionAttention``, so that a profile of an engine can be read.
+    """
+    graph = model.graph
+    graph.name = "transformer"
+    symbols: dict[str, str] = {}
+    for value, name in zip(graph.inputs, (*inputs, "sparsity"), strict=True):
+        value.name = name
+        for axis, axis_name in axes.get(name, {}).items():
+            symbols.setdefault(str(value.shape[axis]), axis_name)
+    graph.outputs[0].name = "sample"
+    for name in list(graph.initializers):
+        if name.startswith(_ROOT):
+            graph.initializers[name].name = name.removeprefix(_ROOT)
+    for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
+        if value.shape is not None:
+            value.shape = ir.Shape([_named(size, symbols) for size in value.shape])
+    seen: Counter[str] = Counter()
+    for node in graph:
+        name = f"{_module(node)}/{node.op_type}".removeprefix("/")
+        node.name = f"{name}_{seen[name]}" if seen[name] else name
+        seen[name] += 1
+
+
+def _named(size: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | str:
+    """A size with torch's symbols replaced by axis names."""
+    if isinstance(size, int):
+        return size
+    return re.sub(r"\bs\d+\b", lambda match: symbols.get(match[0], match[0]), str(size))
+
+
+def _module(node: ir.Node) -> str:
+    """Path of the module a node comes from, such as ``transformer_blocks.0.attn1``."""
+    scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))[:-1]
+    return scopes[-1].removeprefix(_ROOT.rstrip(".")).removeprefix(".") if scopes else ""
+
+
+def describe(model: ir.Model, properties: Mapping[str, str]) -> None:
+    """Add the dense body and the metadata; drop what only a debugger of the exporter reads."""
+    passes.ClearMetadataAndDocStringPass()(model)
+    has_kv_len = any(len(n.inputs) > 5 for n in model.graph if operator.is_attention(n))
+    function = operator.dense_function(kv_len=has_kv_len)
+    model.functions[function.identifier()] = function
+    model.opset_imports[operator.DOMAIN] = operator.VERSION
+    model.producer_name = "rainfusion-trt"
+    model.producer_version = __version__
+    model.metadata_props.clear()
+    for key, value in properties.items():
+        model.metadata_props[f"rainfusion.{key}"] = value

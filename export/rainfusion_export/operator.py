@@ -1,0 +1,131 @@
+"""The ONNX operator: its schema, its node and the dense body for runtimes without the plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnxscript.values import Op, Opset
+
+DOMAIN = "rainfusion"
+OP_TYPE = "RainFusionAttention"
+VERSION = 1
+PLUGIN_ATTRIBUTES = {"plugin_namespace": "rainfusion", "plugin_version": "1"}
+
+_FLOATS = ["tensor(float16)", "tensor(bfloat16)", "tensor(float)"]
+_ANY = [*_FLOATS, "tensor(int32)", "tensor(int64)", "tensor(bool)"]
+
+
+def _schema() -> onnx.defs.OpSchema:
+    formal, attribute = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
+    option = onnx.defs.OpSchema.FormalParameterOption
+    kind = onnx.defs.OpSchema.AttrType
+    return onnx.defs.OpSchema(
+        OP_TYPE,
+        DOMAIN,
+        VERSION,
+        inputs=[
+            formal("query", "T", "[B, N, S, D]"),
+            formal("key", "T", "[B, N, S, D]"),
+            formal("value", "T", "[B, N, S, D]"),
+            formal("grid", "G", "[T, H, W], only the shape is read"),
+            formal("sparsity", "tensor(float)", "[1], 0 is dense"),
+            formal("kv_len", "tensor(int32)", "[B]", param_option=option.Optional),
+        ],
+        outputs=[formal("output", "T", "[B, N, S, D]")],
+        type_constraints=[("T", _FLOATS, ""), ("G", _ANY, "")],
+        attributes=[
+            attribute("text", kind.STRING, "none, first or last"),
+            attribute("method", kind.STRING, "rainfusion and its variants"),
+            attribute("alpha", kind.FLOAT, "recall from which a head has a kind"),
+            attribute("sink_frames", kind.INT, "leading frames attended by all"),
+            attribute("scale", kind.FLOAT, "softmax scale, 0 is 1 / sqrt(D)"),
+            *(attribute(name, kind.STRING, "") for name in PLUGIN_ATTRIBUTES),
+        ],
+    )
+
+
+# The schema is handed to this Op alone: registered with onnx it would hide from the checks what
+# everybody else's onnx sees, a node that only the model's own function explains.
+_attention = Op(Opset(DOMAIN, VERSION), OP_TYPE, _schema())
+
+
+def translate(
+    q, k, v, grid, sparsity, kv_len, text, method, alpha, sink_frames, scale
+):  # called by torch.onnx with graph values
+    """``torch.ops.rainfusion.attention`` -> the ONNX node."""
+    inputs = (q, k, v, grid, sparsity) if kv_len is None else (q, k, v, grid, sparsity, kv_len)
+    return _attention(
+        *inputs,
+        text=text,
+        method=method,
+        alpha=alpha,
+        sink_frames=sink_frames,
+        scale=scale,
+        **PLUGIN_ATTRIBUTES,
+    )
+
+
+def translation_table() -> dict[Callable, Callable]:
+    """What ``torch.onnx.export(custom_translation_table=...)`` needs."""
+    return {torch.ops.rainfusion.attention.default: translate}
+
+
+# Opset 20 knows no `Attention`: ONNX Runtime runs this on its CPU, and TensorRT fuses the pattern.
+# Softmax is in float32, since its sum over 100 000 keys would overflow float16.
+_BODY = """
+<domain: "rainfusion", opset_import: ["" : 20]>
+RainFusionAttention <
+  text: string = "none", method: string = "rainfusion", alpha: float = 0.9, sink_frames: int = 1,
+  scale: float = 0.0, plugin_namespace: string = "rainfusion", plugin_version: string = "1"
+> (query, key, value, grid, sparsity{kv_len}) => (output)
+{{
+  head_shape = Shape <start: int = 3, end: int = 4> (query)
+  head_size = Cast <to: int = 1> (head_shape)
+  head_root = Sqrt (head_size)
+  default_scale = Reciprocal (head_root)
+  given_scale = Constant <value_float: float = @scale> ()
+  zero = Constant <value_float: float = 0.0> ()
+  is_default = Equal (given_scale, zero)
+  softmax_scale = Where (is_default, default_scale, given_scale)
+  typed_scale = CastLike (softmax_scale, query)
+  scaled_query = Mul (query, typed_scale)
+  key_columns = Transpose <perm: ints = [0, 1, 3, 2]> (key)
+  products = MatMul (scaled_query, key_columns)
+  scores = Cast <to: int = 1> (products)
+  {mask}
+  weights = Softmax <axis: int = -1> ({scores})
+  typed_weights = CastLike (weights, value)
+  output = MatMul (typed_weights, value)
+}}
+"""
+_MASK = """
+  key_count = Shape <start: int = 2, end: int = 3> (key)
+  key_end = Squeeze (key_count)
+  first = Constant <value_int: int = 0> ()
+  step = Constant <value_int: int = 1> ()
+  positions = Range (first, key_end, step)
+  typed_positions = Cast <to: int = 6> (positions)
+  axes = Constant <value_ints: ints = [1, 2, 3]> ()
+  ends = Unsqueeze (kv_len, axes)
+  is_real = Less (typed_positions, ends)
+  lowest = Constant <value_float: float = -1e30> ()
+  masked = Where (is_real, scores, lowest)
+"""
+
+
+def dense_function(*, kv_len: bool) -> ir.Function:
+    """The operator as dense attention, for any ONNX runtime; with or without the last input."""
+    text = _BODY.format(
+        kv_len=", kv_len" if kv_len else "",
+        mask=_MASK if kv_len else "",
+        scores="masked" if kv_len else "scores",
+    )
+    return ir.serde.deserialize_function(onnx.parser.parse_function(text))
+
+
+def is_attention(node: ir.Node) -> bool:
+    """Whether a node of an IR graph is the operator."""
+    return node.domain == DOMAIN and node.op_type == OP_TYPE

@@ -1,0 +1,72 @@
+"""Writes a model and its weights so that a file is there whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx_ir as ir
+
+from rainfusion_trt.errors import InvalidInputError
+
+EMBEDDED_BYTES = 1_500_000_000  # protobuf ends at 2 GiB
+Progress = Callable[[int, int], None]  # bytes written, bytes in all
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all weights."""
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values())
+
+
+def check_output(output: Path) -> None:
+    """Refuse a path that could not be written, before the work starts."""
+    if output.suffix != ".onnx":
+        raise InvalidInputError(f"output {output} must end in .onnx")
+    if output.is_dir():
+        raise InvalidInputError(f"output {output} is a directory; name a file in it")
+
+
+def data_path(output: Path) -> Path:
+    """Where the weights of a large model lie: beside it, ``model.onnx.data``."""
+    return output.with_name(output.name + ".data")
+
+
+@contextmanager
+def staged(output: Path) -> Iterator[Path]:
+    """A path of the same name in a new folder beside `output`; moved there if all goes well.
+
+    The folder is removed on every way out, an interrupt included.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.stem}-", dir=output.parent))
+    try:
+        stage = folder / output.name
+        yield stage
+        # Until the last move there is no model file, so never one with another model's weights.
+        output.unlink(missing_ok=True)
+        data_path(output).unlink(missing_ok=True)
+        if data_path(stage).exists():
+            data_path(stage).replace(data_path(output))
+        stage.replace(output)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write(model: ir.Model, path: Path, progress: Progress | None = None) -> None:
+    """Write to `path`, weights beside it where they are too large to be in it."""
+    total = weight_bytes(model)
+    if total <= EMBEDDED_BYTES:
+        ir.save(model, path)
+        return
+    done = 0
+
+    def report(tensor: ir.TensorProtocol, _info: object) -> None:
+        nonlocal done
+        done += tensor.nbytes
+        if progress is not None:
+            progress(done, total)
+
+    ir.save(model, path, external_data=data_path(path).name, callback=report)
