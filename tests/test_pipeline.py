@@ -201,7 +201,7 @@ def test_bad_calls_fail_before_work_starts(pipeline, call, words):
 def test_bad_constructions(pipe, arguments, error, words):
     with pytest.raises(error, match=words):
         Pipeline(pipe=pipe, **arguments)
-    assert isinstance(pipe.transformer, torch.nn.Module)
+    assert type(pipe.transformer).__name__ == "CogVideoXTransformer3DModel"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

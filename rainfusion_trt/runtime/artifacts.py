@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from rainfusion_trt.errors import EngineLoadError, InvalidInputError
 from rainfusion_trt.models.base import VideoModel, VideoSize
-from rainfusion_trt.runtime.denoiser import with_defaults
+from rainfusion_trt.runtime.denoiser import EngineTransformer, with_defaults
 from rainfusion_trt.runtime.ort import parse_size, read_exported
 from rainfusion_trt.runtime.select import Sources
 
@@ -54,9 +53,7 @@ class Artifacts:
 
     @property
     def sources(self) -> Sources:
-        transformer = self.checkpoint is not None or isinstance(
-            self.original_transformer, nn.Module
-        )
+        transformer = self.checkpoint is not None or self.original_transformer is not None
         return Sources(self.engine_flavour, self.onnx, transformer)
 
     @classmethod
@@ -87,6 +84,10 @@ class Artifacts:
             )
         exported = _read_graphs(engine, onnx)
         transformer = None if pipe is None else pipe.transformer
+        if isinstance(transformer, EngineTransformer):
+            raise InvalidInputError(
+                "this diffusers pipeline already belongs to a Pipeline: close() that one first"
+            )
         chosen = _choose_model(model, exported, transformer)
         given = {name: value for name, value in settings.items() if value is not None}
         for graph in exported:
@@ -114,11 +115,16 @@ class Artifacts:
         beside = self._config_beside()
         if self.config is None or beside is None:
             return
-        mine = with_defaults(self.model, self.config)
+        # Both through JSON, in which the exported one was kept: tuples become lists.
+        mine, beside = (
+            json.loads(json.dumps(c)) for c in (with_defaults(self.model, self.config), beside)
+        )
         differ = [
             f"{key} {mine[key]!r} instead of {beside[key]!r}"
             for key in mine
-            if key in beside and key not in _NOT_ARCHITECTURE and mine[key] != beside[key]
+            if key not in _NOT_ARCHITECTURE
+            and not key.startswith("_")
+            and mine[key] != beside.get(key, mine[key])
         ]
         if differ:
             where = "the checkpoint" if self.checkpoint else "the pipeline"
@@ -128,7 +134,7 @@ class Artifacts:
             )
 
     def _config_beside(self) -> dict[str, Any] | None:
-        if isinstance(self.original_transformer, nn.Module):
+        if self.original_transformer is not None:
             return dict(self.original_transformer.config)
         file = Path(self.checkpoint or "") / "transformer" / "config.json"
         if self.checkpoint is None or not file.is_file():
@@ -186,7 +192,7 @@ def _choose_model(model: str | None, graphs: list[_Graph], transformer: Any) -> 
     names = {graph.origin: get_model(graph.model) for graph in graphs}
     if model is not None:
         names = {"model=": get_model(model), **names}
-    if not names and isinstance(transformer, nn.Module):
+    if not names and transformer is not None:
         return model_of(transformer)
     if not names:
         raise InvalidInputError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models.base import VideoModel
-from rainfusion_trt.runtime.base import Backend, check_feed
+from rainfusion_trt.runtime.base import Backend
 
 Hook = Callable[[], None]
 
@@ -41,9 +41,18 @@ class Denoiser(ABC):
     def set_sparsity(self, value: float) -> None:
         """Sparsity of the calls from now on, on torch's current stream, without waiting."""
 
-    @abstractmethod
-    def observe(self, before: Hook, after: Hook) -> Any:
+    @contextmanager
+    def observe(self, before: Hook, after: Hook) -> Iterator[None]:
         """A context in which `before` and `after` run around every call of the transformer."""
+        handles = (
+            self.component.register_forward_pre_hook(lambda *_: before()),
+            self.component.register_forward_hook(lambda *_: after()),
+        )
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @abstractmethod
     def describe(self) -> str:
@@ -73,16 +82,6 @@ class TorchDenoiser(Denoiser):
     def set_sparsity(self, value: float) -> None:
         self._handle.sparsity = value
 
-    @contextmanager
-    def observe(self, before: Hook, after: Hook) -> Iterator[None]:
-        first = self.component.register_forward_pre_hook(lambda *_: before())
-        last = self.component.register_forward_hook(lambda *_: after())
-        try:
-            yield
-        finally:
-            first.remove()
-            last.remove()
-
     def describe(self) -> str:
         face = "kernels" if self.device.type == "cuda" else "reference, made to be read, not fast"
         return f"PyTorch {torch.__version__}, {type(self.component).__name__} ({face})"
@@ -93,12 +92,13 @@ class TorchDenoiser(Denoiser):
         disable(self.component)
 
 
-class EngineTransformer:
+class EngineTransformer(nn.Module):
     """Stands for a diffusers transformer and runs an exported graph.
 
     It has what diffusers pipelines use of a transformer: `config`, `dtype`, `device`,
-    `cache_context` and the call. It is no `torch.nn.Module`, so that `pipe.to` and diffusers'
-    offloading move the text encoder and the VAE and leave the engine where it is.
+    `cache_context` and the call. As a module without parameters it stays where it is when `pipe.to`
+    or diffusers' offloading move the text encoder and the VAE, and still tells the pipeline where
+    to compute.
 
     Parameters
     ----------
@@ -113,6 +113,7 @@ class EngineTransformer:
     def __init__(self, backend: Backend, model: VideoModel, config: Mapping[str, Any]) -> None:
         from diffusers.configuration_utils import FrozenDict
 
+        super().__init__()
         self.backend = backend
         self.model = model
         self.config = FrozenDict(with_defaults(model, config))
@@ -120,22 +121,24 @@ class EngineTransformer:
         self.dtype = next(
             info.dtype for info in backend.inputs.values() if info.dtype.is_floating_point
         )
-        # One tensor for good: a captured CUDA graph holds its address.
+        # One tensor for good, and no buffer that `to` would replace: a captured CUDA graph holds
+        # its address.
         self.sparsity = torch.zeros(1, dtype=torch.float32, device=backend.device)
-        self.before: Hook | None = None
-        self.after: Hook | None = None
 
     def cache_context(self, *_: Any, **__: Any) -> Any:
         """diffusers' caches skip layers, which a graph cannot do; the context does nothing."""
         return nullcontext()
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(
-            f"an exported transformer has no {name!r}: change the diffusers transformer before the "
-            "export, or use backend='torch'"
-        )
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise AttributeError(
+                f"an exported transformer has no {name!r}: change the diffusers transformer before "
+                "the export, or use backend='torch'"
+            ) from None
 
-    def __call__(self, *, return_dict: bool = True, **forward_kwargs: Any) -> Any:
+    def forward(self, *, return_dict: bool = True, **forward_kwargs: Any) -> Any:
         """One denoising call with the keyword arguments of the diffusers transformer.
 
         Returns
@@ -155,16 +158,10 @@ class EngineTransformer:
                 "attention_kwargs cannot reach an exported transformer: leave them out, or use "
                 "backend='torch'"
             )
-        if self.before is not None:
-            self.before()
         feed = {name: self._fit(name, t) for name, t in self._graph_inputs(forward_kwargs).items()}
-        feed["sparsity"] = self.sparsity
-        check_feed(self.backend, feed)
-        outputs = self.backend.run(feed)
+        outputs = self.backend.run({**feed, "sparsity": self.sparsity})
         # Copied, because guidance by two calls keeps the first result over the second call.
         sample = outputs["sample"].clone()
-        if self.after is not None:
-            self.after()
         if not return_dict:
             return (sample,)
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -199,14 +196,6 @@ class EngineDenoiser(Denoiser):
 
     def set_sparsity(self, value: float) -> None:
         self.component.sparsity.fill_(value)
-
-    @contextmanager
-    def observe(self, before: Hook, after: Hook) -> Iterator[None]:
-        self.component.before, self.component.after = before, after
-        try:
-            yield
-        finally:
-            self.component.before = self.component.after = None
 
     def describe(self) -> str:
         return self.backend.describe()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError, UnsupportedError
 from rainfusion_trt.models.base import VideoSize
-from rainfusion_trt.runtime.base import Backend, TensorInfo, torch_dtype
+from rainfusion_trt.runtime.base import Backend, TensorInfo, check_feed, torch_dtype
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
@@ -118,6 +118,7 @@ class OnnxRuntimeBackend(Backend):
         return f"ONNX Runtime {self._runtime.__version__} ({provider}), {self._path}"
 
     def run(self, feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        check_feed(self, feed)
         axes = self._axes(feed)
         outputs = {
             name: torch.empty(self._shape(name, axes), dtype=info.dtype, device=self.device)
