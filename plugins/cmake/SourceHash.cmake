@@ -2,8 +2,8 @@
 # and contents of all sources under <directory>. rainfusion_trt/build_plugin.py computes the same.
 function(rainfusion_source_hash variable directory)
   file(GLOB_RECURSE sources RELATIVE "${directory}" CONFIGURE_DEPENDS
-       "${directory}/*.h" "${directory}/*.cuh" "${directory}/*.cc" "${directory}/*.cpp"
-       "${directory}/*.cu" "${directory}/*.map" "${directory}/*.cmake" "${directory}/CMakeLists.txt")
+       "${directory}/*.h" "${directory}/*.cuh" "${directory}/*.cc" "${directory}/*.cu"
+       "${directory}/*.map" "${directory}/*.cmake" "${directory}/CMakeLists.txt")
   list(SORT sources COMPARE STRING)
   set(manifest "")
   foreach(source IN LISTS sources)
