@@ -19,6 +19,10 @@ class LibraryNotFoundError(RainFusionError, FileNotFoundError):
     """The plugin library (librainfusion_trt.so) has not been built or cannot be loaded."""
 
 
+class PluginBuildError(RainFusionError, RuntimeError):
+    """The plugin could not be built; the message carries the log's last lines."""
+
+
 class KernelError(RainFusionError, RuntimeError):
     """A CUDA call inside the library failed."""
 
