@@ -92,9 +92,7 @@ def save_video(frames: Any, path: str | Path, *, fps: int) -> Path:
     BackendUnavailableError
         PyAV is not installed.
     """
-    path = Path(path)
-    if path.suffix.lower() != ".mp4":
-        raise InvalidInputError(f"output {path} has to end in .mp4")
+    path = check_target(path)
     if isinstance(fps, bool) or not isinstance(fps, int) or fps < 1:
         raise InvalidInputError(f"fps is {fps!r}: give an integer from 1 on")
     clip = to_uint8(frames)
@@ -105,6 +103,14 @@ def save_video(frames: Any, path: str | Path, *, fps: int) -> Path:
         temporary = Path(scratch) / path.name
         _encode(clip, temporary, fps)
         temporary.replace(path)
+    return path
+
+
+def check_target(path: str | Path) -> Path:
+    """The path of a video to be written; raises before hours of work if it cannot be one."""
+    path = Path(path)
+    if path.suffix.lower() != ".mp4":
+        raise InvalidInputError(f"output {path} has to end in .mp4")
     return path
 
 

@@ -1,0 +1,201 @@
+"""Command line: ``rainfusion-trt build-plugin | build-engine | run | info``."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from rainfusion_trt.errors import RainFusionError
+
+
+class _ErrorsInOneLine(TyperGroup):
+    """Prints errors raised on purpose as one line and ends with status 2."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RainFusionError as error:
+            typer.secho("error: ", fg="red", err=True, nl=False)
+            typer.echo(" ".join(str(error).split()), err=True)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    cls=_ErrorsInOneLine,
+    help="RainFusion block-sparse attention for video diffusion transformers in TensorRT.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def main(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also log details.")] = False,
+) -> None:
+    """Set up logging for every command."""
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("rainfusion_trt").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+@app.command()
+def build_plugin(
+    output: Annotated[
+        Path | None, typer.Option(help="Library (default: build/librainfusion_trt.so).")
+    ] = None,
+    arch: Annotated[
+        list[str] | None,
+        typer.Option(help="Such as 80 or 90, repeatable (default: this machine's GPUs, else all)."),
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="Parallel compilations.", min=1)] = None,
+    force: Annotated[bool, typer.Option(help="Build even if nothing has changed.")] = False,
+) -> None:
+    """Build librainfusion_trt.so, the TensorRT plugin and the kernels."""
+    from rainfusion_trt.build_plugin import build_plugin
+
+    typer.echo(build_plugin(output=output, architectures=arch, jobs=jobs, force=force))
+
+
+@app.command()
+def build_engine(
+    onnx: Annotated[Path, typer.Argument(help="Model written by export/to_onnx.py.")],
+    profile: Annotated[Path, typer.Option(help="Recipe, such as engines/cogvideox-5b.yaml.")],
+    plugin: Annotated[Path | None, typer.Option(help="Plugin library.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder (default: MODEL.engine beside MODEL.onnx).")
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="native, or sm80, sm120, ..., repeatable (default: the recipe's)."),
+    ] = None,
+    flavour: Annotated[
+        str | None, typer.Option(help="tensorrt or tensorrt_rtx (default: what is installed).")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Build even if nothing has changed.")] = False,
+) -> None:
+    """Build a TensorRT engine from an exported model."""
+    from rainfusion_trt.engine import build_engine
+
+    chosen = target[0] if target and len(target) == 1 and target[0] == "native" else target
+    typer.echo(
+        build_engine(
+            onnx,
+            profile=profile,
+            plugin=plugin,
+            output=output,
+            target=chosen or None,
+            flavour=flavour,
+            force=force,
+        )
+    )
+
+
+@app.command()
+def run(
+    prompt: Annotated[str, typer.Option(help="What the video shows.")],
+    checkpoint: Annotated[
+        str, typer.Option(help="Diffusers directory or hub id: text encoder, VAE, scheduler.")
+    ],
+    output: Annotated[Path, typer.Option(help="The mp4 file.")] = Path("out/video.mp4"),
+    model: Annotated[
+        str | None, typer.Option(help="Such as cogvideox (default: engine's).")
+    ] = None,
+    engine: Annotated[Path | None, typer.Option(help="Folder of build-engine.")] = None,
+    onnx: Annotated[Path | None, typer.Option(help="Exported model, for ONNX Runtime.")] = None,
+    backend: Annotated[
+        str, typer.Option(help="auto, tensorrt, tensorrt_rtx, onnxruntime or torch.")
+    ] = "auto",
+    negative_prompt: Annotated[str | None, typer.Option(help="What it does not show.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps (default: model's).")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale (default: model's).")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames (default: engine's).")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels (default: engine's).")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels (default: engine's).")] = None,
+    sparsity: Annotated[float, typer.Option(help="Share of pairs left out; 0 is dense.")] = 0.5,
+    dense_fraction: Annotated[float, typer.Option(help="Share of first steps kept dense.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    fps: Annotated[int | None, typer.Option(help="Frames per second (default: model's).")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu (default: GPU if any).")] = None,
+    cuda_graph: Annotated[bool, typer.Option(help="Replay the engine as a CUDA graph.")] = False,
+    cpu_offload: Annotated[bool, typer.Option(help="Text encoder and VAE off the GPU.")] = False,
+    allow_fallback: Annotated[bool, typer.Option(help="Accept the next best backend.")] = False,
+    allow_dense: Annotated[bool, typer.Option(help="Accept dense attention.")] = False,
+    profile: Annotated[bool, typer.Option(help="Print the time of every step.")] = False,
+) -> None:
+    """Make a video from a text."""
+    from rainfusion_trt.pipeline import Pipeline
+    from rainfusion_trt.video import check_target, save_video
+
+    check_target(output)
+    with Pipeline(
+        model,
+        engine=engine,
+        onnx=onnx,
+        checkpoint=checkpoint,
+        backend=backend,
+        allow_fallback=allow_fallback,
+        allow_dense=allow_dense,
+        sparsity=sparsity,
+        dense_fraction=dense_fraction,
+        cuda_graph=cuda_graph,
+        cpu_offload=cpu_offload,
+        device=device,
+    ) as pipeline:
+        result = pipeline(
+            prompt,
+            negative_prompt=negative_prompt,
+            num_frames=frames,
+            height=height,
+            width=width,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            seed=seed,
+            profile=profile,
+        )
+        save_video(result.frames[0], output, fps=fps or pipeline.model.defaults.fps)
+    if profile:
+        _print_timings(result.timings)
+    typer.echo(output)
+
+
+@app.command()
+def info() -> None:
+    """Say what was found on this machine, what is missing, and how to get it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from rainfusion_trt.environment import survey
+
+    table = Table(box=None)
+    for title in ("part", "found", "otherwise"):
+        table.add_column(title, overflow="fold")
+    for part in survey():
+        table.add_row(part.name, part.found or "no", "" if part.found else part.remedy)
+    Console().print(table)
+
+
+def _print_timings(timings: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None)
+    for title in ("step", "sparsity", "transformer ms", "step ms"):
+        table.add_column(title, justify="right")
+    for row in timings:
+        times = (f"{row.transformer_ms:.1f}", f"{row.total_ms:.1f}")
+        table.add_row(str(row.step), f"{row.sparsity:g}", *times)
+    Console(stderr=True).print(table)
+
+
+if __name__ == "__main__":
+    app()
