@@ -33,9 +33,10 @@ from rainfusion_trt.errors import (
     BackendUnavailableError,
     EngineLoadError,
     InvalidInputError,
+    UnsupportedError,
 )
 from rainfusion_trt.models import get_model
-from rainfusion_trt.native import load_library
+from rainfusion_trt.native import NativeLibrary, load_library
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ def build_engine(
     library = load_library(plugin)
     tensorrt = _load_flavour(flavour, targets)
     device = _native_device() if targets is None else None
+    _check_kernels(library, targets or (device[0],))
     folder = Path(output) if output is not None else file.path.with_suffix(".engine")
     previous = _existing(folder)
 
@@ -211,13 +213,15 @@ def _targets(
 ) -> tuple[str, ...] | None:
     """Named compute capabilities, or None for the GPU of this machine."""
     chosen = recipe.target if target is None else target
-    if isinstance(chosen, str) and chosen != "native":
-        chosen = [part.strip() for part in chosen.split(",")]
+    names = [chosen] if isinstance(chosen, str) else chosen
+    names = tuple(part.strip() for name in names for part in name.split(","))
+    if names == ("native",):
+        return None
     try:
-        check_targets(chosen if isinstance(chosen, str) else tuple(chosen))
+        check_targets(names)
     except ValueError as error:
         raise InvalidInputError(str(error)) from error
-    return None if chosen == "native" else tuple(chosen)
+    return names
 
 
 def _load_flavour(flavour: str | None, targets: tuple[str, ...] | None) -> TensorRTFlavour:
@@ -243,6 +247,16 @@ def _native_device() -> tuple[str, str]:
         )
     major, minor = torch.cuda.get_device_capability()
     return f"sm{major}{minor}", torch.cuda.get_device_name()
+
+
+def _check_kernels(library: NativeLibrary, targets: tuple[str, ...]) -> None:
+    """Say now if the finished engine could not run for want of kernels in the plugin."""
+    for target in targets:
+        capability = int(target.removeprefix("sm"))
+        try:
+            library.check_device(*divmod(capability, 10))
+        except UnsupportedError as error:
+            _log.warning("the engine will load on %s but not run: %s", target, error)
 
 
 def _existing(folder: Path) -> EngineMetadata | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO
 
 from pydantic import ValidationError
@@ -43,7 +45,11 @@ def run_worker(
     """
     with tempfile.TemporaryFile() as stderr:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=_environment(),
         )
         try:
             built, failure, log = _converse(process, request, on_event)
@@ -58,6 +64,13 @@ def run_worker(
             failure = f"the build process {_ending(code)}"
             words = "\n".join(filter(None, (words, _tail(stderr))))
         raise EngineBuildError(f"{failure}\n{words}".rstrip())
+
+
+def _environment() -> dict[str, str]:
+    """The child finds this package even if the parent has it from a changed ``sys.path``."""
+    package_root = str(Path(__file__).parents[2])
+    paths = (package_root, os.environ.get("PYTHONPATH"))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def _converse(

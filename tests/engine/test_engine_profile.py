@@ -1,0 +1,98 @@
+"""Recipes: what is accepted, and what the error says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rainfusion_trt.engine.profile import EngineProfile, load_profile
+from rainfusion_trt.errors import InvalidInputError
+
+RECIPES = sorted((Path(__file__).parents[2] / "engines").glob("*.yaml"))
+
+
+def profile(tmp_path: Path, text: str) -> EngineProfile:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    return load_profile(file)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipe_loads(path):
+    recipe = load_profile(path)
+    assert recipe.model is not None
+    assert recipe.sizes
+
+
+def test_shipped_recipes_are_found():
+    assert {path.stem for path in RECIPES} >= {"cogvideox-5b", "cogvideox-2b", "cogvideox1.5-5b"}
+
+
+def test_numbers_and_lists_stand_for_fixed_ranges(tmp_path):
+    recipe = profile(
+        tmp_path,
+        "precision: float16\n"
+        "model: cogvideox-5b\n"
+        "target: sm80\n"
+        "sizes: {a: {frames: {min: 9, opt: 17, max: 49}, height: 480, width: 720, batch: 2}}\n"
+        "shapes: {b: {x: [1, 2], y: {min: [1], opt: [2], max: [3]}}}\n",
+    )
+    assert recipe.target == ("sm80",)
+    assert recipe.sizes["a"].frames.opt == 17
+    assert recipe.sizes["a"].height.min == recipe.sizes["a"].height.max == 480
+    assert recipe.shapes["b"]["x"].fixed and recipe.shapes["b"]["x"].opt == (1, 2)
+    assert not recipe.shapes["b"]["y"].fixed
+
+
+SIZE = "{frames: 9, height: 64, width: 96, batch: 1}"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("precision: float32", ["precision", "float32", "bfloat16"]),
+        ("target: native", ["precision", "required"]),
+        ("precision: float16\nprecison: 1", ["precison", "not permitted"]),
+        ("precision: float16\ntarget: hopper", ["'hopper'", "sm80"]),
+        ("precision: float16\ntarget: []", ["target is empty"]),
+        ("precision: float16\ntarget: [sm80, sm80]", ["twice"]),
+        ("precision: float16\nbuilder: {optimization_level: 7}", ["optimization_level", "7"]),
+        ("precision: float16\nbuilder: {workspace_gib: -1}", ["workspace_gib", "-1"]),
+        (f"precision: float16\nsizes: {{a: {SIZE}}}", ["sizes", "model"]),
+        (
+            "precision: float16\nmodel: m\nsizes: {a: {frames: 9, height: 64, batch: 1}}",
+            ["sizes.a.width", "required"],
+        ),
+        (
+            "precision: float16\nmodel: m\nsizes: {a: {frames: {min: 9, opt: 5, max: 9}, "
+            "height: 64, width: 96, batch: 1}}",
+            ["sizes.a.frames", "9, 5, 9"],
+        ),
+        (
+            "precision: float16\nshapes: {a: {x: {min: [2, 9], opt: [2, 9], max: [2, 5]}}}",
+            ["shapes.a.x", "2x9", "2x5"],
+        ),
+        (
+            "precision: float16\nshapes: {a: {x: {min: [2], opt: [2, 9], max: [2, 9]}}}",
+            ["shapes.a.x", "rank"],
+        ),
+        ("precision: float16\nshapes: {a: {x: [0, 4]}}", ["shapes.a.x", "0x4", "below 1"]),
+        (
+            f"precision: float16\nmodel: m\nsizes: {{a: {SIZE}}}\nshapes: {{a: {{x: [1]}}}}",
+            ["'a'", "sizes", "shapes"],
+        ),
+        ("- precision", ["must hold keys", "list"]),
+        ("precision: [float16", ["not valid YAML"]),
+    ],
+)
+def test_error_names_file_key_and_value(tmp_path, text, words):
+    with pytest.raises(InvalidInputError) as error:
+        profile(tmp_path, text)
+    for word in ["recipe.yaml", *words]:
+        assert word in str(error.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(InvalidInputError, match=r"nowhere\.yaml"):
+        load_profile(tmp_path / "nowhere.yaml")
