@@ -110,8 +110,6 @@ class OnnxRuntimeBackend(Backend):
         self._session = self._load()
         self.inputs = {i.name: _info(i) for i in self._session.get_inputs()}
         self.outputs = {o.name: _info(o) for o in self._session.get_outputs()}
-        self._dims = {i.name: i.shape for i in self._session.get_inputs()}
-        self._out_dims = {o.name: o.shape for o in self._session.get_outputs()}
 
     def describe(self) -> str:
         provider = self._session.get_providers()[0]
@@ -119,19 +117,14 @@ class OnnxRuntimeBackend(Backend):
 
     def run(self, feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         check_feed(self, feed)
-        axes = self._axes(feed)
-        outputs = {
-            name: torch.empty(self._shape(name, axes), dtype=info.dtype, device=self.device)
-            for name, info in self.outputs.items()
-        }
         binding = self._session.io_binding()
         for name, tensor in feed.items():
-            self._bind(binding.bind_input, name, tensor)
-        for name, tensor in outputs.items():
-            self._bind(binding.bind_output, name, tensor)
+            self._bind(binding, name, tensor)
+        for name in self.outputs:  # allocated by ONNX Runtime, which alone knows their sizes
+            binding.bind_output(name, self.device.type, self.device.index or 0)
         if self._stream is None:
             self._session.run_with_iobinding(binding)
-            return outputs
+            return self._outputs(binding)
         options = self._runtime.RunOptions()
         # torch's stream waits for the session's below; the host need not.
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
@@ -139,7 +132,7 @@ class OnnxRuntimeBackend(Backend):
         self._stream.wait_stream(current)
         self._session.run_with_iobinding(binding, options)
         current.wait_stream(self._stream)
-        return outputs
+        return self._outputs(binding)
 
     def close(self) -> None:
         self._session = None
@@ -180,35 +173,11 @@ class OnnxRuntimeBackend(Backend):
                 "with --dtype float32 for the CPU, or use a GPU"
             )
 
-    def _axes(self, feed: Mapping[str, Tensor]) -> dict[str, int]:
-        """Sizes of the named dynamic axes in this call."""
-        axes: dict[str, int] = {}
-        for name, tensor in feed.items():
-            for axis, size in zip(self._dims[name], tensor.shape, strict=True):
-                if isinstance(axis, str) and axes.setdefault(axis, size) != size:
-                    raise InvalidInputError(
-                        f"axis {axis!r} is {axes[axis]} in one input and {size} in {name}: "
-                        "sizes of frames, height and width disagree between inputs"
-                    )
-        return axes
-
-    def _shape(self, output: str, axes: dict[str, int]) -> tuple[int, ...]:
-        shape = []
-        for axis in self._out_dims[output]:
-            size = axes.get(axis) if isinstance(axis, str) else axis
-            if size is None:
-                raise UnsupportedError(
-                    f"{self._path}: the size of axis {axis!r} of output {output} does not follow "
-                    "from the inputs: export with fixed shapes"
-                )
-            shape.append(size)
-        return tuple(shape)
-
-    def _bind(self, bind: Any, name: str, tensor: Tensor) -> None:
+    def _bind(self, binding: Any, name: str, tensor: Tensor) -> None:
         import onnx
 
         dtype = str(tensor.dtype).removeprefix("torch.").upper().replace("FLOAT32", "FLOAT")
-        bind(
+        binding.bind_input(
             name,
             device_type=self.device.type,
             device_id=self.device.index or 0,
@@ -216,6 +185,11 @@ class OnnxRuntimeBackend(Backend):
             shape=tuple(tensor.shape),
             buffer_ptr=tensor.data_ptr(),
         )
+
+    def _outputs(self, binding: Any) -> dict[str, Tensor]:
+        """ONNX Runtime's own memory as torch tensors, which keep it alive."""
+        values = binding.get_outputs()
+        return {n: torch.from_dlpack(v) for n, v in zip(self.outputs, values, strict=True)}
 
 
 def _import_runtime() -> Any:

@@ -1,0 +1,214 @@
+"""An exported tiny CogVideoX through `Pipeline` in ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from rainfusion_trt import Pipeline
+from rainfusion_trt.demo.components import demo_pipeline
+from rainfusion_trt.errors import (
+    BackendUnavailableError,
+    EngineLoadError,
+    InvalidInputError,
+    UnsupportedError,
+)
+from rainfusion_trt.models import VideoSize, get_model
+from rainfusion_trt.runtime.ort import OnnxRuntimeBackend, parse_size, read_exported
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+MODEL = get_model("cogvideox")
+SIZE = VideoSize(9, 64, 96)
+CALL = {"prompt": "a fox", "num_inference_steps": 2, "output_type": "latent"}
+
+
+@pytest.fixture
+def pipe():
+    made = demo_pipeline(MODEL, size=SIZE)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    """Of the same seed as `pipe`'s transformer, with dynamic shapes."""
+    from rainfusion_export import export_model
+
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    transformer = MODEL.create(MODEL.config("tiny"), dtype=torch.float32, seed=0)
+    return export_model(MODEL, transformer, SIZE, output=path, dynamic=True).path
+
+
+@pytest.fixture(scope="module")
+def fixed(exported) -> Path:
+    """The same graph, declared to be for one size."""
+    path = exported.with_name("fixed.onnx")
+    graph = onnx.load(exported)
+    for entry in graph.metadata_props:
+        if entry.key == "rainfusion.dynamic":
+            entry.value = "false"
+    onnx.save(graph, path)
+    return path
+
+
+@pytest.mark.parametrize("size", [SIZE, VideoSize(13, 80, 64)])
+@pytest.mark.parametrize("guidance_scale", [1.0, 6.0])
+def test_equals_diffusers(pipe, exported, size, guidance_scale):
+    call = {**CALL, "guidance_scale": guidance_scale}
+    call.update(num_frames=size.frames, height=size.height, width=size.width)
+    generator = torch.Generator().manual_seed(3)
+    expected = pipe(**call, generator=generator, max_sequence_length=16).frames
+    with Pipeline(pipe=pipe, onnx=exported, sparsity=0.0) as pipeline:
+        assert pipeline.backend == "onnxruntime"
+        frames = pipeline(**call, seed=3).frames
+    # Unit scale; guidance multiplies float32 rounding by 6 in each of two steps.
+    torch.testing.assert_close(frames, expected, atol=1e-4, rtol=0)
+
+
+def test_size_defaults_to_the_exported_one(pipe, fixed):
+    with Pipeline(pipe=pipe, onnx=fixed, sparsity=0.0) as pipeline:
+        assert pipeline(**CALL, seed=0).frames.shape == (1, 3, 16, 8, 12)
+        with pytest.raises(InvalidInputError, match="exported for 9x64x96 only"):
+            pipeline(**CALL, seed=0, height=128)
+
+
+def test_sparse_is_an_error_before_anything_is_loaded(pipe, exported):
+    with pytest.raises(BackendUnavailableError, match="dense body.*allow_dense=True"):
+        Pipeline(pipe=pipe, onnx=exported)
+    with (
+        Pipeline(pipe=pipe, onnx=exported, sparsity=0.0) as pipeline,
+        pytest.raises(BackendUnavailableError, match="dense body"),
+    ):
+        pipeline(**CALL, seed=0, sparsity=0.5)
+
+
+def test_dense_is_said_and_recorded_where_it_is_allowed(pipe, exported, caplog):
+    with (
+        caplog.at_level(logging.INFO, "rainfusion_trt"),
+        Pipeline(pipe=pipe, onnx=exported, allow_dense=True) as pipeline,
+    ):
+        out = pipeline(**CALL, seed=0, profile=True)
+    assert out.sparsity == (0.0, 0.0)
+    assert [row.sparsity for row in out.timings] == [0.0, 0.0]
+    assert "this run is dense" in caplog.text
+    assert "sparsity per step: 2 x 0" in caplog.text
+
+
+def test_explicit_backend_beside_an_onnx_file(pipe, exported):
+    with Pipeline(pipe=pipe, onnx=exported, backend="torch") as pipeline:
+        assert pipeline.backend == "torch"
+        assert pipeline(**CALL, seed=0).sparsity == (0.0, 0.5)
+
+
+def test_a_pipeline_in_use_is_refused(pipe, exported):
+    with (
+        Pipeline(pipe=pipe, onnx=exported, sparsity=0.0),
+        pytest.raises(InvalidInputError, match="already belongs to a Pipeline"),
+    ):
+        Pipeline(pipe=pipe, onnx=exported, sparsity=0.0)
+
+
+def test_transformer_of_another_network(exported):
+    config = {**MODEL.config("tiny"), "num_layers": 1}
+    other = MODEL.create(config, dtype=torch.float32, seed=0)
+    with pytest.raises(EngineLoadError, match="num_layers 2 instead of 1"):
+        Pipeline(pipe=demo_pipeline(MODEL, other, size=SIZE), onnx=exported, sparsity=0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            {"model": "cogvideox1.5-5b"},
+            "model= says cogvideox1.5-5b, the ONNX file .* cogvideox-5b",
+        ),
+        ({"method": "rainfusion2"}, "exported with method='rainfusion'"),
+        ({"sink_frames": 2}, "exported with sink_frames=1"),
+    ],
+)
+def test_what_does_not_fit_the_file(pipe, exported, arguments, words):
+    with pytest.raises(InvalidInputError, match=words):
+        Pipeline(pipe=pipe, onnx=exported, sparsity=0.0, **arguments)
+
+
+def test_attention_kwargs_are_refused(pipe, exported):
+    with (
+        Pipeline(pipe=pipe, onnx=exported, sparsity=0.0) as pipeline,
+        pytest.raises(UnsupportedError, match="attention_kwargs"),
+    ):
+        pipeline(**CALL, seed=0, attention_kwargs={"scale": 0.5})
+
+
+def test_missing_attributes_say_why(pipe, exported):
+    with (
+        Pipeline(pipe=pipe, onnx=exported, sparsity=0.0),
+        pytest.raises(AttributeError, match="exported transformer has no 'fuse_qkv_projections'"),
+    ):
+        pipe.fuse_qkv_projections()
+
+
+def small_graph(path: Path, dtype: int, **metadata: str) -> Path:
+    value = {n: onnx.helper.make_tensor_value_info(n, dtype, [1, "n"]) for n in ("x", "y")}
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "graph", [value["x"]], [value["y"]])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
+    model.ir_version = 10
+    onnx.helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+    return path
+
+
+def test_backend_alone(tmp_path):
+    backend = OnnxRuntimeBackend(small_graph(tmp_path / "x.onnx", onnx.TensorProto.FLOAT16))
+    x = torch.randn(1, 5).half()
+    torch.testing.assert_close(backend.run({"x": x})["y"], x)
+    assert "CPUExecutionProvider" in backend.describe()
+    with pytest.raises(InvalidInputError, match="x is float32"):
+        backend.run({"x": x.float()})
+
+
+def test_bfloat16_on_the_cpu(tmp_path):
+    path = small_graph(tmp_path / "x.onnx", onnx.TensorProto.BFLOAT16)
+    with pytest.raises(UnsupportedError, match="--dtype float32"):
+        OnnxRuntimeBackend(path)
+
+
+def test_cuda_without_its_provider(tmp_path):
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("onnxruntime-gpu is installed")
+    path = small_graph(tmp_path / "x.onnx", onnx.TensorProto.FLOAT)
+    with pytest.raises(BackendUnavailableError, match="pip install onnxruntime-gpu"):
+        OnnxRuntimeBackend(path, "cuda")
+
+
+def test_files_that_are_no_exported_models(tmp_path):
+    plain = small_graph(tmp_path / "plain.onnx", onnx.TensorProto.FLOAT)
+    with pytest.raises(InvalidInputError, match="no rainfusion.model"):
+        read_exported(plain)
+    garbage = tmp_path / "garbage.onnx"
+    garbage.write_bytes(b"\xff" * 100)
+    with pytest.raises(InvalidInputError, match="not a readable ONNX file"):
+        read_exported(garbage)
+    with pytest.raises(InvalidInputError, match="cannot load"):
+        OnnxRuntimeBackend(with_unknown_operator(tmp_path / "unknown.onnx"))
+
+
+def with_unknown_operator(path: Path) -> Path:
+    graph = onnx.load(small_graph(path, onnx.TensorProto.FLOAT))
+    graph.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(graph, path)
+    return path
+
+
+def test_sizes():
+    assert parse_size("49x480x720") == VideoSize(49, 480, 720)
+    assert parse_size(None) is None
+    with pytest.raises(InvalidInputError, match="FRAMESxHEIGHTxWIDTH"):
+        parse_size("49x480")
