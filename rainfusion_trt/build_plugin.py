@@ -256,7 +256,10 @@ def _run(command: Sequence[object], log: Path, title: str) -> None:
             step = re.match(r"\[ *(\d+)/(\d+)\]", line)
             if step:
                 progress.update(task, completed=int(step[1]), total=int(step[2]))
-    if process.wait() != 0:
+        if process.wait() == 0:
+            total = progress.tasks[0].total or 1
+            progress.update(task, completed=total, total=total)
+    if process.returncode != 0:
         raise PluginBuildError(
             f"{title.lower()} failed with exit status {process.returncode}; the log is {log}, its "
             f"last lines:\n{''.join(tail).rstrip()}"

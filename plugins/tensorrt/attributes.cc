@@ -27,29 +27,21 @@ std::string read_string(PluginField const& field) {
 }
 
 float read_float(PluginField const& field) {
+  bool const wide = field.type == PluginFieldType::kFLOAT64;
+  if (!wide && field.type != PluginFieldType::kFLOAT32) reject(field, "must be a float");
   if (field.length != 1) reject(field, "must be one number");
-  double value;
-  if (field.type == PluginFieldType::kFLOAT32) {
-    value = *static_cast<float const*>(field.data);
-  } else if (field.type == PluginFieldType::kFLOAT64) {
-    value = *static_cast<double const*>(field.data);
-  } else {
-    reject(field, "must be a float");
-  }
+  double const value =
+      wide ? *static_cast<double const*>(field.data) : *static_cast<float const*>(field.data);
   if (!std::isfinite(value)) reject(field, "must be finite");
   return static_cast<float>(value);
 }
 
 int32_t read_int(PluginField const& field) {
+  bool const wide = field.type == PluginFieldType::kINT64;
+  if (!wide && field.type != PluginFieldType::kINT32) reject(field, "must be an integer");
   if (field.length != 1) reject(field, "must be one number");
-  int64_t value;
-  if (field.type == PluginFieldType::kINT32) {
-    value = *static_cast<int32_t const*>(field.data);
-  } else if (field.type == PluginFieldType::kINT64) {
-    value = *static_cast<int64_t const*>(field.data);
-  } else {
-    reject(field, "must be an integer");
-  }
+  int64_t const value =
+      wide ? *static_cast<int64_t const*>(field.data) : *static_cast<int32_t const*>(field.data);
   if (value < 0 || value > std::numeric_limits<int32_t>::max()) {
     reject(field, "is " + std::to_string(value) + "; it must not be negative");
   }

@@ -1,0 +1,15 @@
+// The two groups of checks of the conformance program.
+#pragma once
+
+#include "expect.h"
+#include "trt_host.h"
+
+namespace conformance {
+
+// Creator, shapes, formats, workspace, engine file and every wrong input. Needs no GPU.
+void check_protocol(trt_host::PluginLibrary& library, Report& report);
+
+// enqueue against a float32 reference, under graph replay and on two streams.
+void check_execution(trt_host::PluginLibrary& library, Report& report);
+
+}  // namespace conformance

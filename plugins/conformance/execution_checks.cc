@@ -1,0 +1,233 @@
+#include <memory>
+
+#include "checks.h"
+#include "device.h"
+#include "rainfusion/geometry.h"
+#include "rainfusion_layer.h"
+#include "reference.h"
+
+namespace conformance {
+namespace {
+
+using trt_host::Builder;
+using trt_host::Context;
+using trt_host::Engine;
+
+// Odd on every axis; the text and the last video block are short.
+constexpr Size kClip{2, 2, 5, 9, 11, 37, 64};
+
+// Largest relative error of an output. q, k and v are exact in both computations; what differs is
+// the rounding of the probabilities and of the output to 16 bits, 2^-9 in bf16 and 2^-11 in fp16
+// with random signs. The bounds are some four times that.
+double tolerance(DataType type) { return type == DataType::kBF16 ? 1e-2 : 2e-3; }
+
+char const* name_of(DataType type) { return type == DataType::kBF16 ? "bf16" : "fp16"; }
+
+// A layer with its engine, its inputs and its buffers on the device.
+class Layer {
+ public:
+  Layer(trt_host::PluginLibrary& library, Size const& size, DataType type, std::string const& text,
+        std::string const& method, std::vector<int32_t> const& lengths, uint32_t seed)
+      : size(size),
+        type(type),
+        lengths(lengths),
+        q(random_numbers(count(), type, seed)),
+        k(random_numbers(count(), type, seed + 1)),
+        v(random_numbers(count(), type, seed + 2)),
+        q_(q.bits),
+        k_(k.bits),
+        v_(v.bits),
+        out_(count() * sizeof(uint16_t)),
+        sparsity_(std::vector<float>{0.0F}),
+        kv_len_(lengths) {
+    Builder builder(rainfusion_creator(library), make_attributes(text, method));
+    Engine engine;
+    std::string const step = builder.build(make_inputs(size, type, !lengths.empty()), &engine);
+    if (!step.empty()) throw std::runtime_error("refused at " + step + library.log().all());
+    workspace_ = std::make_unique<DeviceBuffer>(engine.workspace);
+    context_ = std::make_unique<Context>(rainfusion_creator(library), engine);
+    if (!*context_ || !context_->set_shapes(size.inputs(!lengths.empty()))) {
+      throw std::runtime_error("no context" + library.log().all());
+    }
+    out_.fill(0xFF);  // NaN, so that a row that is not written shows
+  }
+
+  void set_sparsity(float sparsity) { sparsity_.upload(std::vector<float>{sparsity}); }
+
+  bool enqueue(Stream const& stream) {
+    std::vector<void const*> inputs{q_.get(), k_.get(), v_.get(), nullptr, sparsity_.get()};
+    if (!lengths.empty()) inputs.push_back(kv_len_.get());
+    return context_->enqueue(inputs, out_.get(), workspace_->get(), stream.get());
+  }
+
+  std::vector<uint16_t> output() const { return out_.download<uint16_t>(); }
+  size_t count() const { return size.batch * size.heads * size.tokens() * size.head_size; }
+
+  // The library's own word on which block pairs its heads keep, [B, N, blocks, blocks].
+  std::vector<uint8_t> block_mask(trt_host::PluginLibrary& library, RainfusionProblem problem,
+                                  int64_t blocks) {
+    DeviceBuffer mask(static_cast<size_t>(size.batch * size.heads * blocks * blocks));
+    RainfusionPlan plan{};
+    plan.block_mask = mask.as<uint8_t>();
+    RainfusionStrides const strides{size.heads * size.tokens() * size.head_size,
+                                    size.tokens() * size.head_size, size.head_size};
+    RainfusionTensors tensors{};
+    tensors.q = q_.get();
+    tensors.k = k_.get();
+    tensors.q_strides = tensors.k_strides = strides;
+    tensors.sparsity = sparsity_.as<float>();
+    tensors.kv_len = lengths.empty() ? nullptr : kv_len_.as<int32_t>();
+    size_t bytes = 0;
+    library.symbol<decltype(rainfusion_workspace_size)>("rainfusion_workspace_size")(&problem,
+                                                                                     &bytes);
+    DeviceBuffer workspace(bytes);
+    auto* const classify = library.symbol<decltype(rainfusion_classify)>("rainfusion_classify");
+    Stream const stream;
+    if (classify(&problem, &tensors, &plan, workspace.get(), bytes, stream.get()) !=
+        RAINFUSION_SUCCESS) {
+      throw std::runtime_error("rainfusion_classify failed");
+    }
+    stream.synchronize();
+    return mask.download<uint8_t>();
+  }
+
+  Size size;
+  DataType type;
+  std::vector<int32_t> lengths;
+  Numbers q;
+  Numbers k;
+  Numbers v;
+
+ private:
+  DeviceBuffer q_;
+  DeviceBuffer k_;
+  DeviceBuffer v_;
+  DeviceBuffer out_;
+  DeviceBuffer sparsity_;
+  DeviceBuffer kv_len_;
+  std::unique_ptr<DeviceBuffer> workspace_;
+  std::unique_ptr<Context> context_;
+};
+
+std::vector<uint16_t> run(Layer& layer, float sparsity) {
+  Stream const stream;
+  layer.set_sparsity(sparsity);
+  if (!layer.enqueue(stream)) throw std::runtime_error("enqueue failed");
+  stream.synchronize();
+  return layer.output();
+}
+
+void expect_near(Report& report, Layer const& layer, std::vector<uint16_t> const& output,
+                 std::vector<float> const& expected, std::string const& what) {
+  double const error =
+      relative_error(layer.size, to_floats(output, layer.type), expected, layer.lengths);
+  report.expect(error <= tolerance(layer.type),
+                what + " " + name_of(layer.type) + ": relative error " + std::to_string(error));
+}
+
+void check_dense(trt_host::PluginLibrary& library, Report& report) {
+  report.begin("dense");
+  for (DataType const type : {DataType::kHALF, DataType::kBF16}) {
+    for (int64_t const head_size : {64, 96, 128}) {
+      for (std::string const text : {"none", "first", "last"}) {
+        for (bool const cut : {false, true}) {
+          Size size = kClip;
+          size.head_size = head_size;
+          if (text == "none") size.text_tokens = 0;
+          int32_t const tokens = static_cast<int32_t>(size.tokens());
+          std::vector<int32_t> const lengths =
+              cut ? std::vector<int32_t>{tokens, tokens - 21} : std::vector<int32_t>{};
+          Layer layer(library, size, type, text, "rainfusion", lengths, 1);
+          auto const keep = [&](int64_t batch, int64_t, int64_t, int64_t key) {
+            return lengths.empty() || key < lengths[batch];
+          };
+          expect_near(report, layer, run(layer, 0.0F),
+                      attention(size, layer.q.values, layer.k.values, layer.v.values, keep),
+                      "D=" + std::to_string(head_size) + " text=" + text);
+        }
+      }
+    }
+  }
+}
+
+// Methods without textural heads: what the block mask says is all there is.
+void check_sparse(trt_host::PluginLibrary& library, Report& report) {
+  report.begin("sparse");
+  std::vector<std::pair<std::string, RainfusionMethod>> const methods{
+      {"rainfusion_two_way", RAINFUSION_METHOD_TWO_WAY},
+      {"rainfusion2", RAINFUSION_METHOD_RAINFUSION2}};
+  Size size = kClip;
+  size.grid_t = 13;
+  for (auto const& [method, code] : methods) {
+    for (DataType const type : {DataType::kHALF, DataType::kBF16}) {
+      Layer layer(library, size, type, "first", method, {}, 11);
+      auto const output = run(layer, 0.7F);
+      auto const dtype = type == DataType::kBF16 ? RAINFUSION_BFLOAT16 : RAINFUSION_FLOAT16;
+      RainfusionProblem const problem = size.problem(RAINFUSION_TEXT_FIRST, code, dtype);
+      rainfusion::TokenLayout const layout(size.tokens(), size.grid_t, size.grid_h, size.grid_w, 1,
+                                           true);
+      int64_t const blocks = layout.blocks();
+      auto const mask = layer.block_mask(library, problem, blocks);
+      std::vector<int64_t> block_of;
+      for (int64_t i = 0; i < blocks; ++i)
+        block_of.resize(block_of.size() + layout.block(i).length, i);
+      auto const keep = [&](int64_t batch, int64_t head, int64_t query, int64_t key) {
+        int64_t const pair = block_of[query] * blocks + block_of[key];
+        return mask[(batch * size.heads + head) * blocks * blocks + pair] != 0;
+      };
+      report.expect(std::find(mask.begin(), mask.end(), uint8_t{0}) != mask.end(),
+                    method + " skips blocks");
+      expect_near(report, layer, output,
+                  attention(size, layer.q.values, layer.k.values, layer.v.values, keep), method);
+    }
+  }
+}
+
+// One captured graph serves every sparsity, and gives what a plain call gives, bit by bit.
+void check_capture(trt_host::PluginLibrary& library, Report& report) {
+  report.begin("graph replay");
+  for (std::string const method :
+       {"rainfusion", "rainfusion_two_way", "rainfusion_plus", "rainfusion2"}) {
+    Layer layer(library, kClip, DataType::kBF16, "last", method, {532, 500}, 21);
+    Stream const stream;
+    Graph const graph(stream, [&] { return layer.enqueue(stream); });
+    for (float const sparsity : {0.0F, 0.5F, 0.8F, 0.0F}) {
+      layer.set_sparsity(sparsity);
+      graph.launch(stream);
+      stream.synchronize();
+      auto const replayed = layer.output();
+      report.expect(replayed == run(layer, sparsity), method + " at " + std::to_string(sparsity));
+    }
+  }
+}
+
+void check_two_contexts(trt_host::PluginLibrary& library, Report& report) {
+  report.begin("two contexts");
+  Size other = kClip;
+  other.grid_w = 7;
+  Layer first(library, kClip, DataType::kHALF, "last", "rainfusion", {}, 31);
+  Layer second(library, other, DataType::kBF16, "first", "rainfusion2", {}, 41);
+  auto const expected_first = run(first, 0.5F);
+  auto const expected_second = run(second, 0.5F);
+  Stream const one;
+  Stream const two;
+  bool done = true;
+  for (int i = 0; i < 20; ++i) done = done && first.enqueue(one) && second.enqueue(two);
+  report.expect(done, "enqueue in turn");
+  one.synchronize();
+  two.synchronize();
+  report.expect(first.output() == expected_first, "first context");
+  report.expect(second.output() == expected_second, "second context");
+}
+
+}  // namespace
+
+void check_execution(trt_host::PluginLibrary& library, Report& report) {
+  library.log().clear();
+  for (auto* const check : {check_dense, check_sparse, check_capture, check_two_contexts}) {
+    check(library, report);
+  }
+  report.expect(library.log().errors() == 0, "errors in the log:" + library.log().all());
+}
+
+}  // namespace conformance

@@ -1,0 +1,88 @@
+// Plugin fields that own their names and values, as the parser and the engine file keep them.
+#pragma once
+
+#include <NvInferRuntime.h>
+
+#include <cstring>
+#include <deque>
+#include <string>
+#include <vector>
+
+namespace trt_host {
+
+class Fields {
+ public:
+  Fields() = default;
+
+  // A deep copy: what survives in an engine file after the plugin that wrote it is gone.
+  explicit Fields(nvinfer1::PluginFieldCollection const& other) {
+    for (int32_t i = 0; i < other.nbFields; ++i) {
+      nvinfer1::PluginField const& field = other.fields[i];
+      add(field.name, field.type, field.data, field.length);
+    }
+  }
+
+  Fields& text(std::string const& name, std::string const& value) {
+    return add(name, nvinfer1::PluginFieldType::kCHAR, value.data(),
+               static_cast<int32_t>(value.size()));
+  }
+
+  Fields& number(std::string const& name, float value) {
+    return add(name, nvinfer1::PluginFieldType::kFLOAT32, &value, 1);
+  }
+
+  Fields& number(std::string const& name, int32_t value) {
+    return add(name, nvinfer1::PluginFieldType::kINT32, &value, 1);
+  }
+
+  // Valid until the next change.
+  nvinfer1::PluginFieldCollection const* collection() const {
+    fields_.clear();
+    for (Entry const& entry : entries_) {
+      fields_.emplace_back(entry.name.c_str(), entry.data.data(), entry.type, entry.length);
+    }
+    collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
+    return &collection_;
+  }
+
+  friend bool operator==(Fields const& a, Fields const& b) { return a.entries_ == b.entries_; }
+
+ private:
+  struct Entry {
+    std::string name;
+    nvinfer1::PluginFieldType type;
+    int32_t length;
+    std::vector<char> data;
+
+    friend bool operator==(Entry const& a, Entry const& b) {
+      return a.name == b.name && a.type == b.type && a.length == b.length && a.data == b.data;
+    }
+  };
+
+  static size_t size_of(nvinfer1::PluginFieldType type) {
+    switch (type) {
+      case nvinfer1::PluginFieldType::kFLOAT64:
+      case nvinfer1::PluginFieldType::kINT64:
+        return 8;
+      case nvinfer1::PluginFieldType::kFLOAT32:
+      case nvinfer1::PluginFieldType::kINT32:
+        return 4;
+      default:
+        return 1;
+    }
+  }
+
+  Fields& add(std::string const& name, nvinfer1::PluginFieldType type, void const* data,
+              int32_t length) {
+    Entry entry{name, type, length, std::vector<char>(size_of(type) * static_cast<size_t>(length))};
+    if (!entry.data.empty()) std::memcpy(entry.data.data(), data, entry.data.size());
+    entries_.push_back(entry);
+    return *this;
+  }
+
+  std::deque<Entry> entries_;
+  mutable std::vector<nvinfer1::PluginField> fields_;
+  mutable nvinfer1::PluginFieldCollection collection_;
+};
+
+}  // namespace trt_host

@@ -1,0 +1,158 @@
+// One layer on its way through TensorRT: network, engine, execution context.
+#pragma once
+
+#include <NvInferRuntime.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "trt_host.h"
+
+namespace trt_host {
+
+using Dims = nvinfer1::Dims;
+
+// An input of a network with an optimisation profile. Dimensions that differ are dynamic.
+struct Range {
+  Dims min;
+  Dims opt;
+  Dims max;
+  nvinfer1::DataType type;
+
+  Dims network_dims() const {
+    Dims dims = opt;
+    for (int32_t i = 0; i < dims.nbDims; ++i) {
+      if (min.d[i] != max.d[i]) dims.d[i] = -1;
+    }
+    return dims;
+  }
+};
+
+inline Range fixed(Dims const& dims, nvinfer1::DataType type) { return {dims, dims, dims, type}; }
+
+// What an engine file keeps of a layer.
+struct Engine {
+  Fields fields;
+  std::vector<nvinfer1::DataType> types;  // of the inputs
+  size_t workspace = 0;
+};
+
+inline nvinfer1::PluginTensorDesc describe(Dims const& dims, nvinfer1::DataType type) {
+  return {dims, type, nvinfer1::TensorFormat::kLINEAR, -1.0F};
+}
+
+inline std::vector<nvinfer1::DynamicPluginTensorDesc> describe(std::vector<Range> const& inputs) {
+  std::vector<nvinfer1::DynamicPluginTensorDesc> descs;
+  for (Range const& input : inputs) {
+    descs.push_back({describe(input.network_dims(), input.type), input.min, input.max, input.opt});
+  }
+  return descs;
+}
+
+// Takes a layer with one output through the build phase.
+class Builder {
+ public:
+  Builder(nvinfer1::IPluginCreatorV3One& creator, Fields const& attributes)
+      : plugin_(creator.createPlugin("layer", attributes.collection(),
+                                     nvinfer1::TensorRTPhase::kBUILD)) {}
+
+  explicit operator bool() const { return static_cast<bool>(plugin_); }
+  Plugin const& plugin() const { return plugin_; }
+
+  // The output's symbolic dimensions; false if the plugin refuses.
+  bool infer_shapes(std::vector<Range> const& inputs) {
+    input_exprs_.clear();
+    for (Range const& input : inputs) {
+      input_exprs_.push_back(expressions_.expressions(input.network_dims()));
+    }
+    output_exprs_ = {};
+    return plugin_.build().getOutputShapes(input_exprs_.data(), count(inputs), nullptr, 0,
+                                           &output_exprs_, 1, expressions_) == 0;
+  }
+
+  nvinfer1::DimsExprs const& input_exprs(size_t input) const { return input_exprs_[input]; }
+  nvinfer1::DimsExprs const& output_exprs() const { return output_exprs_; }
+
+  bool supports_formats(std::vector<Range> const& inputs) {
+    auto descs = describe(inputs);
+    descs.push_back(descs[0]);
+    for (int32_t i = 0; i < static_cast<int32_t>(descs.size()); ++i) {
+      if (!plugin_.build().supportsFormatCombination(i, descs.data(), count(inputs), 1)) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  // Empty if all went well, else the step at which the plugin refused.
+  std::string build(std::vector<Range> const& inputs, Engine* engine) {
+    std::vector<nvinfer1::DataType> types;
+    for (Range const& input : inputs) types.push_back(input.type);
+    nvinfer1::DataType output_type{};
+    if (plugin_.build().getOutputDataTypes(&output_type, 1, types.data(), count(inputs)) != 0) {
+      return "types";
+    }
+    if (!infer_shapes(inputs)) return "shapes";
+    Plugin const tactic = plugin_.clone();  // TensorRT configures copies
+    if (!supports_formats(inputs)) return "formats";
+    auto const descs = describe(inputs);
+    nvinfer1::DynamicPluginTensorDesc const output = descs[0];
+    if (tactic.build().configurePlugin(descs.data(), count(inputs), &output, 1) != 0) {
+      return "configuration";
+    }
+    engine->workspace = tactic.build().getWorkspaceSize(descs.data(), count(inputs), &output, 1);
+    engine->fields = Fields(*tactic.runtime().getFieldsToSerialize());
+    engine->types = types;
+    return {};
+  }
+
+ private:
+  static int32_t count(std::vector<Range> const& inputs) {
+    return static_cast<int32_t>(inputs.size());
+  }
+
+  Plugin plugin_;
+  ExpressionBuilder expressions_;
+  std::vector<nvinfer1::DimsExprs> input_exprs_;
+  nvinfer1::DimsExprs output_exprs_{};
+};
+
+// An execution context of a deserialised engine.
+class Context {
+ public:
+  Context(nvinfer1::IPluginCreatorV3One& creator, Engine const& engine)
+      : engine_(engine), plugin_(nullptr) {
+    Plugin const original(creator.createPlugin("layer", engine.fields.collection(),
+                                               nvinfer1::TensorRTPhase::kRUNTIME));
+    if (!original) throw std::runtime_error("the engine's plugin was refused");
+    plugin_ = Plugin(original.runtime().attachToContext(nullptr));
+  }
+
+  explicit operator bool() const { return static_cast<bool>(plugin_); }
+  Plugin const& plugin() const { return plugin_; }
+
+  bool set_shapes(std::vector<Dims> const& inputs) {
+    inputs_.clear();
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      inputs_.push_back(describe(inputs[i], engine_.types[i]));
+    }
+    output_ = inputs_[0];
+    return plugin_.runtime().onShapeChange(inputs_.data(), static_cast<int32_t>(inputs_.size()),
+                                           &output_, 1) == 0;
+  }
+
+  bool enqueue(std::vector<void const*> const& inputs, void* output, void* workspace,
+               cudaStream_t stream) {
+    return plugin_.runtime().enqueue(inputs_.data(), &output_, inputs.data(), &output, workspace,
+                                     stream) == 0;
+  }
+
+ private:
+  Engine engine_;
+  Plugin plugin_;
+  std::vector<nvinfer1::PluginTensorDesc> inputs_;
+  nvinfer1::PluginTensorDesc output_{};
+};
+
+}  // namespace trt_host

@@ -1,0 +1,246 @@
+#include <functional>
+#include <map>
+
+#include "checks.h"
+#include "rainfusion_layer.h"
+
+namespace conformance {
+namespace {
+
+using trt_host::Builder;
+using trt_host::Context;
+using trt_host::Engine;
+
+constexpr Size kSmall{1, 2, 2, 3, 5, 0, 64};
+constexpr Size kClip{2, 3, 5, 9, 11, 37, 64};
+constexpr Size kLarge{4, 3, 13, 30, 45, 226, 64};
+
+struct Suite {
+  trt_host::PluginLibrary& library;
+  Report& report;
+
+  nvinfer1::IPluginCreatorV3One& creator() { return rainfusion_creator(library); }
+
+  void expect_error(bool refused, std::string const& words, std::string const& what) {
+    report.expect(refused, what + " was accepted");
+    report.expect(library.log().errors() > 0 && library.log().has(words),
+                  what + ": no error with '" + words + "' in the log:" + library.log().all());
+    library.log().clear();
+  }
+};
+
+void check_creator(Suite& suite) {
+  suite.report.begin("creator");
+  suite.report.expect(suite.library.creators().size() == 1, "one creator");
+  nvinfer1::PluginFieldCollection const* const names = suite.creator().getFieldNames();
+  std::string found;
+  for (int32_t i = 0; i < names->nbFields; ++i) found += std::string(names->fields[i].name) + " ";
+  suite.report.expect(found == "text method alpha sink_frames scale ", "attributes are " + found);
+
+  Fields const none;
+  Builder const defaults(suite.creator(), none);
+  suite.report.expect(static_cast<bool>(defaults), "every attribute has a default");
+  auto& core = defaults.plugin().core();
+  suite.report.expect(core.getPluginName() == std::string("RainFusionAttention"), "name");
+  suite.report.expect(core.getPluginVersion() == std::string("1"), "version");
+  suite.report.expect(core.getPluginNamespace() == std::string("rainfusion"), "namespace");
+}
+
+void check_attributes(Suite& suite) {
+  suite.report.begin("attributes");
+  using Change = std::function<void(Fields&)>;
+  std::map<std::string, Change> const wrong{
+      {"'text' is 'middle'", [](Fields& f) { f.text("text", "middle"); }},
+      {"'method' is 'fast'", [](Fields& f) { f.text("method", "fast"); }},
+      {"'alpha' is 1.5", [](Fields& f) { f.number("alpha", 1.5F); }},
+      {"'sink_frames' is -1", [](Fields& f) { f.number("sink_frames", int32_t{-1}); }},
+      {"'scale' is -2", [](Fields& f) { f.number("scale", -2.0F); }},
+      {"'sparsity' is unknown", [](Fields& f) { f.number("sparsity", 0.5F); }},
+      {"'alpha' must be a float", [](Fields& f) { f.text("alpha", "0.9"); }},
+      {"'text' must be a string", [](Fields& f) { f.number("text", int32_t{1}); }},
+  };
+  for (auto const& [words, change] : wrong) {
+    Fields fields;
+    change(fields);
+    Builder const builder(suite.creator(), fields);
+    suite.expect_error(!builder, words, "attribute " + words);
+  }
+}
+
+void check_build(Suite& suite) {
+  suite.report.begin("build");
+  for (DataType const type : {DataType::kHALF, DataType::kBF16}) {
+    for (bool const kv_len : {false, true}) {
+      Builder builder(suite.creator(), make_attributes());
+      Engine engine;
+      auto const inputs = make_inputs(kSmall, kClip, kLarge, type, kv_len);
+      std::string const step = builder.build(inputs, &engine);
+      if (!suite.report.expect(step.empty(),
+                               "refused at " + step + ":" + suite.library.log().all())) {
+        continue;
+      }
+      suite.report.expect(builder.plugin().build().getNbOutputs() == 1, "one output");
+      nvinfer1::DimsExprs const& out = builder.output_exprs();
+      suite.report.expect(out.nbDims == 4, "output has 4 dimensions");
+      for (int32_t i = 0; i < 4; ++i) {
+        suite.report.expect(out.d[i] == builder.input_exprs(0).d[i], "output is shaped as query");
+      }
+    }
+  }
+}
+
+void check_formats(Suite& suite) {
+  suite.report.begin("formats");
+  Builder builder(suite.creator(), make_attributes());
+  auto const good = make_inputs(kClip, DataType::kHALF, true);
+  for (DataType const type :
+       {DataType::kFLOAT, DataType::kHALF, DataType::kBF16, DataType::kINT32, DataType::kINT64,
+        DataType::kINT8, DataType::kBOOL, DataType::kUINT8, DataType::kFP8}) {
+    auto inputs = good;
+    inputs[3].type = type;
+    suite.report.expect(builder.supports_formats(inputs), "grid may have any type");
+  }
+  std::map<int, DataType> const wrong{{0, DataType::kFLOAT},   // query
+                                      {1, DataType::kBF16},    // key differs from query
+                                      {4, DataType::kHALF},    // sparsity
+                                      {5, DataType::kINT64}};  // kv_len
+  for (auto const& [input, type] : wrong) {
+    auto inputs = good;
+    inputs[static_cast<size_t>(input)].type = type;
+    suite.report.expect(!builder.supports_formats(inputs),
+                        "wrong type of input " + std::to_string(input));
+  }
+  auto descs = trt_host::describe(good);
+  descs.push_back(descs[0]);
+  descs[0].desc.format = nvinfer1::TensorFormat::kCHW32;
+  suite.report.expect(!builder.plugin().build().supportsFormatCombination(0, descs.data(), 6, 1),
+                      "linear only");
+  suite.library.log().clear();
+}
+
+// One engine serves all sizes of its profile, whichever way they are cut into text and frames.
+void check_workspace(Suite& suite) {
+  suite.report.begin("workspace");
+  auto* const size_of =
+      suite.library.symbol<decltype(rainfusion_workspace_size)>("rainfusion_workspace_size");
+  std::vector<Size> const clips{{4, 3, 13, 30, 45, 226, 64},  {4, 3, 13, 45, 30, 226, 64},
+                                {4, 3, 3, 45, 45, 11700, 64}, {4, 3, 3, 45, 45, 1, 64},
+                                {2, 3, 5, 9, 11, 37, 64},     {1, 3, 13, 30, 45, 0, 64}};
+  Size max = kLarge;
+  max.grid_h = 45;
+  max.text_tokens = kLarge.tokens() - max.grid_t * max.grid_h * max.grid_w;
+  for (char const* method :
+       {"rainfusion", "rainfusion_two_way", "rainfusion_plus", "rainfusion2"}) {
+    Builder builder(suite.creator(), make_attributes("first", method));
+    Engine engine;
+    std::string const step =
+        builder.build(make_inputs(kSmall, kClip, max, DataType::kHALF, false), &engine);
+    suite.report.expect(step.empty(), "refused at " + step + suite.library.log().all());
+    auto const code = static_cast<RainfusionMethod>(std::map<std::string, int>{
+        {"rainfusion", 0}, {"rainfusion_two_way", 1}, {"rainfusion_plus", 2}, {"rainfusion2", 3}}
+                                                        .at(method));
+    for (Size const& clip : clips) {
+      RainfusionProblem const problem =
+          clip.problem(RAINFUSION_TEXT_FIRST, code, RAINFUSION_FLOAT16);
+      size_t needed = 0;
+      suite.report.expect(size_of(&problem, &needed) == RAINFUSION_SUCCESS, "workspace query");
+      suite.report.expect(needed <= engine.workspace, std::string(method) + " needs " +
+                                                          std::to_string(needed) + " bytes of " +
+                                                          std::to_string(engine.workspace));
+    }
+  }
+}
+
+void check_engine(Suite& suite) {
+  suite.report.begin("engine");
+  Engine engine;
+  Fields attributes;
+  attributes.text("text", "first").text("method", "rainfusion_plus").number("alpha", 0.75F);
+  attributes.number("sink_frames", int32_t{2}).number("scale", 0.125F);
+  {
+    Builder builder(suite.creator(), attributes);
+    builder.build(make_inputs(kSmall, kClip, kLarge, DataType::kBF16, false), &engine);
+  }
+  suite.report.expect(engine.fields == attributes, "attributes survive the builder");
+  Context context(suite.creator(), engine);
+  suite.report.expect(static_cast<bool>(context), "context");
+  Fields const restored(*context.plugin().runtime().getFieldsToSerialize());
+  suite.report.expect(restored == attributes, "attributes survive the engine file");
+  suite.report.expect(context.set_shapes(kClip.inputs(false)), "shapes of a clip");
+  suite.report.expect(context.set_shapes(kLarge.inputs(false)), "shapes of another clip");
+  suite.report.expect(suite.library.log().errors() == 0, suite.library.log().all());
+}
+
+void check_wrong_shapes(Suite& suite) {
+  suite.report.begin("wrong shapes");
+  auto const good = make_inputs(kClip, DataType::kHALF, true);
+  using Change = std::function<void(std::vector<Range>&)>;
+  auto const replace = [](size_t input, Dims const& dims) -> Change {
+    return [=](std::vector<Range>& inputs) {
+      inputs[input] = trt_host::fixed(dims, inputs[input].type);
+    };
+  };
+  Size odd_head = kClip;
+  odd_head.head_size = 80;
+  std::map<std::string, Change> const wrong{
+      {"head_size = 80",
+       [&](auto& inputs) { inputs = make_inputs(odd_head, DataType::kHALF, true); }},
+      {"tokens = 532 is less than", replace(3, {3, {6, 9, 11}})},
+      {"grid has shape [5, 99]", replace(3, {2, {5, 99}})},
+      {"key has shape [2, 3, 531, 64]", replace(1, {4, {2, 3, 531, 64}})},
+      {"sparsity has shape [2]", replace(4, {1, {2}})},
+      {"kv_len has shape [3]", replace(5, {1, {3}})},
+      {"node has 4 inputs", [](auto& inputs) { inputs.resize(4); }},
+  };
+  for (auto const& [words, change] : wrong) {
+    auto inputs = good;
+    change(inputs);
+    Builder builder(suite.creator(), make_attributes());
+    suite.expect_error(!builder.infer_shapes(inputs), words, "build with " + words);
+    if (inputs.size() < 5) continue;
+
+    Engine engine;
+    builder.build(good, &engine);
+    Context context(suite.creator(), engine);
+    std::vector<Dims> dims;
+    for (Range const& input : inputs) dims.push_back(input.opt);
+    suite.expect_error(!context.set_shapes(dims), words, "run with " + words);
+  }
+  Builder untexted(suite.creator(), make_attributes("none"));
+  suite.expect_error(!untexted.infer_shapes(good), "text is \"none\"", "text tokens without text");
+}
+
+// Head sizes are checked as soon as they are known, other sizes when they are.
+void check_dynamic_head(Suite& suite) {
+  suite.report.begin("dynamic sizes");
+  Size min = kSmall;
+  Size max = kLarge;
+  min.head_size = max.head_size = 80;
+  Builder builder(suite.creator(), make_attributes());
+  suite.expect_error(!builder.infer_shapes(make_inputs(min, min, max, DataType::kHALF, false)),
+                     "head_size = 80", "head size 80 with dynamic tokens");
+}
+
+void check_enqueue_order(Suite& suite) {
+  suite.report.begin("enqueue");
+  Engine engine;
+  Builder builder(suite.creator(), make_attributes());
+  builder.build(make_inputs(kClip, DataType::kHALF, false), &engine);
+  Context context(suite.creator(), engine);
+  suite.expect_error(!context.enqueue({}, nullptr, nullptr, nullptr), "before onShapeChange",
+                     "enqueue before shapes are known");
+}
+
+}  // namespace
+
+void check_protocol(trt_host::PluginLibrary& library, Report& report) {
+  Suite suite{library, report};
+  for (auto* const check :
+       {check_creator, check_attributes, check_build, check_formats, check_workspace, check_engine,
+        check_wrong_shapes, check_dynamic_head, check_enqueue_order}) {
+    library.log().clear();
+    check(suite);
+  }
+}
+
+}  // namespace conformance

@@ -1,0 +1,107 @@
+// Attention in float32 on the host, and 16-bit numbers to feed both sides with.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "rainfusion_layer.h"
+
+namespace conformance {
+
+// Raw 16-bit numbers and what they stand for.
+struct Numbers {
+  std::vector<uint16_t> bits;
+  std::vector<float> values;
+};
+
+inline float to_float(uint16_t bits, DataType type) {
+  if (type == DataType::kBF16) return __bfloat162float(__ushort_as_bfloat16(bits));
+  return __half2float(__ushort_as_half(bits));
+}
+
+inline uint16_t to_bits(float value, DataType type) {
+  if (type == DataType::kBF16) return __bfloat16_as_ushort(__float2bfloat16_rn(value));
+  return __half_as_ushort(__float2half_rn(value));
+}
+
+inline std::vector<float> to_floats(std::vector<uint16_t> const& bits, DataType type) {
+  std::vector<float> values;
+  values.reserve(bits.size());
+  for (uint16_t x : bits) values.push_back(to_float(x, type));
+  return values;
+}
+
+inline Numbers random_numbers(size_t count, DataType type, uint32_t seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal;
+  Numbers numbers;
+  for (size_t i = 0; i < count; ++i) numbers.bits.push_back(to_bits(normal(generator), type));
+  numbers.values = to_floats(numbers.bits, type);
+  return numbers;
+}
+
+// [B, N, S, D] softmax(q k^T / sqrt(D)) v over the pairs for which keep(batch, head, query, key).
+template <typename Keep>
+std::vector<float> attention(Size const& size, std::vector<float> const& q,
+                             std::vector<float> const& k, std::vector<float> const& v,
+                             Keep const& keep) {
+  int64_t const tokens = size.tokens();
+  int64_t const head_size = size.head_size;
+  float const scale = 1.0F / std::sqrt(static_cast<float>(head_size));
+  std::vector<float> out(q.size(), 0.0F);
+  std::vector<float> scores(static_cast<size_t>(tokens));
+  for (int64_t row = 0; row < size.batch * size.heads * tokens; ++row) {
+    int64_t const head = row / tokens;
+    int64_t const base = head * tokens * head_size;
+    float largest = -INFINITY;
+    for (int64_t j = 0; j < tokens; ++j) {
+      float score = -INFINITY;
+      if (keep(head / size.heads, head % size.heads, row % tokens, j)) {
+        score = 0.0F;
+        for (int64_t d = 0; d < head_size; ++d) {
+          score += q[row * head_size + d] * k[base + j * head_size + d];
+        }
+        score *= scale;
+      }
+      scores[j] = score;
+      largest = std::max(largest, score);
+    }
+    if (largest == -INFINITY) continue;
+    float sum = 0.0F;
+    for (int64_t j = 0; j < tokens; ++j) {
+      float const weight = std::exp(scores[j] - largest);
+      if (weight == 0.0F) continue;
+      sum += weight;
+      for (int64_t d = 0; d < head_size; ++d) {
+        out[row * head_size + d] += weight * v[base + j * head_size + d];
+      }
+    }
+    for (int64_t d = 0; d < head_size; ++d) out[row * head_size + d] /= sum;
+  }
+  return out;
+}
+
+// |a - b| / |b| over the rows that are below kv_len; infinite if anything in `a` is not finite.
+inline double relative_error(Size const& size, std::vector<float> const& a,
+                             std::vector<float> const& b, std::vector<int32_t> const& kv_len) {
+  double difference = 0.0;
+  double norm = 0.0;
+  int64_t const row_size = size.head_size;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (!std::isfinite(a[i])) return INFINITY;
+    int64_t const row = static_cast<int64_t>(i) / row_size;
+    int64_t const batch = row / size.tokens() / size.heads;
+    if (!kv_len.empty() && row % size.tokens() >= kv_len[batch]) continue;
+    difference += (a[i] - b[i]) * (a[i] - b[i]);
+    norm += b[i] * b[i];
+  }
+  return std::sqrt(difference / norm);
+}
+
+}  // namespace conformance

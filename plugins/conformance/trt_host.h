@@ -1,0 +1,157 @@
+// A host that treats a plugin library as TensorRT does: loads it, gives it a logger, finds the
+// creator, and takes a layer through the build phase, an engine file and the run time.
+//
+// Its main program must define getInferLibVersion, as a runtime does (see runtime_identity.cc).
+#pragma once
+
+#include <NvInferRuntime.h>
+#include <dlfcn.h>
+
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "expressions.h"
+#include "fields.h"
+
+namespace trt_host {
+
+class Log final : public nvinfer1::ILogger {
+ public:
+  void log(Severity severity, char const* message) noexcept override {
+    std::lock_guard<std::mutex> const lock(mutex_);
+    lines_.emplace_back(message);
+    if (severity <= Severity::kERROR) ++errors_;
+  }
+
+  void clear() {
+    std::lock_guard<std::mutex> const lock(mutex_);
+    lines_.clear();
+    errors_ = 0;
+  }
+
+  int errors() const { return errors_; }
+
+  bool has(std::string const& words) const {
+    for (std::string const& line : lines_) {
+      if (line.find(words) != std::string::npos) return true;
+    }
+    return false;
+  }
+
+  std::string all() const {
+    std::string text;
+    for (std::string const& line : lines_) text += "\n    " + line;
+    return text.empty() ? "\n    (nothing)" : text;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::string> lines_;
+  int errors_ = 0;
+};
+
+class LoggerFinder final : public nvinfer1::ILoggerFinder {
+ public:
+  explicit LoggerFinder(nvinfer1::ILogger& logger) : logger_(logger) {}
+  nvinfer1::ILogger* findLogger() override { return &logger_; }
+
+ private:
+  nvinfer1::ILogger& logger_;
+};
+
+class PluginLibrary {
+ public:
+  explicit PluginLibrary(std::string const& path) : finder_(log_) {
+    handle_ = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (handle_ == nullptr) throw std::runtime_error(dlerror());
+    symbol<void(nvinfer1::ILoggerFinder*)>("setLoggerFinder")(&finder_);
+  }
+
+  ~PluginLibrary() {
+    symbol<void(nvinfer1::ILoggerFinder*)>("setLoggerFinder")(nullptr);
+    dlclose(handle_);
+  }
+
+  PluginLibrary(PluginLibrary const&) = delete;
+  PluginLibrary& operator=(PluginLibrary const&) = delete;
+
+  template <typename Function>
+  Function* symbol(char const* name) const {
+    void* const address = dlsym(handle_, name);
+    if (address == nullptr) throw std::runtime_error(std::string("no symbol ") + name);
+    return reinterpret_cast<Function*>(address);
+  }
+
+  std::vector<nvinfer1::IPluginCreatorInterface*> creators() const {
+    int32_t count = 0;
+    auto* const get = symbol<nvinfer1::IPluginCreatorInterface* const*(int32_t&)>("getCreators");
+    nvinfer1::IPluginCreatorInterface* const* const list = get(count);
+    return {list, list + count};
+  }
+
+  // The creator TensorRT picks for a node of domain `space` and type `name`.
+  nvinfer1::IPluginCreatorV3One& creator(std::string const& name, std::string const& version,
+                                         std::string const& space) const {
+    for (nvinfer1::IPluginCreatorInterface* candidate : creators()) {
+      nvinfer1::InterfaceInfo const info = candidate->getInterfaceInfo();
+      if (std::strcmp(info.kind, "PLUGIN CREATOR_V3ONE") != 0) continue;
+      auto* const creator = static_cast<nvinfer1::IPluginCreatorV3One*>(candidate);
+      if (creator->getPluginName() == name && creator->getPluginVersion() == version &&
+          creator->getPluginNamespace() == space) {
+        return *creator;
+      }
+    }
+    throw std::runtime_error("no creator of " + space + "::" + name + " version " + version);
+  }
+
+  Log& log() { return log_; }
+
+ private:
+  Log log_;
+  LoggerFinder finder_;
+  void* handle_ = nullptr;
+};
+
+// A plugin object with its capabilities, each asked for and checked as TensorRT does.
+class Plugin {
+ public:
+  explicit Plugin(nvinfer1::IPluginV3* plugin) : plugin_(plugin) {}
+
+  explicit operator bool() const { return plugin_ != nullptr; }
+  nvinfer1::IPluginV3* get() const { return plugin_.get(); }
+
+  nvinfer1::IPluginV3OneCore& core() const {
+    return *static_cast<nvinfer1::IPluginV3OneCore*>(
+        capability(nvinfer1::PluginCapabilityType::kCORE, "PLUGIN_V3ONE_CORE"));
+  }
+
+  nvinfer1::IPluginV3OneBuild& build() const {
+    return *static_cast<nvinfer1::IPluginV3OneBuild*>(
+        capability(nvinfer1::PluginCapabilityType::kBUILD, "PLUGIN_V3ONE_BUILD"));
+  }
+
+  nvinfer1::IPluginV3OneRuntime& runtime() const {
+    return *static_cast<nvinfer1::IPluginV3OneRuntime*>(
+        capability(nvinfer1::PluginCapabilityType::kRUNTIME, "PLUGIN_V3ONE_RUNTIME"));
+  }
+
+  Plugin clone() const { return Plugin(plugin_->clone()); }
+
+ private:
+  nvinfer1::IPluginCapability* capability(nvinfer1::PluginCapabilityType type,
+                                          char const* kind) const {
+    nvinfer1::IPluginCapability* const found = plugin_->getCapabilityInterface(type);
+    if (found == nullptr || std::strcmp(found->getInterfaceInfo().kind, kind) != 0) {
+      throw std::runtime_error(std::string("no capability ") + kind);
+    }
+    return found;
+  }
+
+  std::unique_ptr<nvinfer1::IPluginV3> plugin_;
+};
+
+}  // namespace trt_host
