@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, helper
 
 from rainfusion_trt.errors import ExportError, InvalidInputError
 
@@ -76,6 +76,7 @@ def check_model(path: str | Path) -> GraphFacts:
         _check_attention(path, node)
     _check_function(path, model)
     _check_count(path, model, len(attentions))
+    _check_dtypes(path, model, attentions)
     _check_operators(path, model)
     operators = Counter(node.op_type for node in model.graph.node)
     return GraphFacts(len(model.graph.node), len(attentions), dict(operators))
@@ -106,12 +107,30 @@ def _check_function(path: Path, model: ModelProto) -> None:
 
 
 def _check_count(path: Path, model: ModelProto, count: int) -> None:
-    expected = {p.key: p.value for p in model.metadata_props}.get("rainfusion.attention_nodes")
+    expected = _property(model, "attention_nodes")
     if expected is None or count != int(expected) or count == 0:
         raise ExportError(
             f"{path}: has {count} {OP_TYPE} nodes, its metadata (rainfusion.attention_nodes) says "
             f"{expected}"
         )
+
+
+def _check_dtypes(path: Path, model: ModelProto, attentions: list[NodeProto]) -> None:
+    """q, k and v in the model's dtype: a float32 island before attention has no fast kernel."""
+    expected = _property(model, "dtype")
+    known = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
+    for node in attentions:
+        for name in node.input[:3]:
+            if name in known and helper.tensor_dtype_to_np_dtype(known[name]).name != expected:
+                raise ExportError(
+                    f"{path}: node {node.name!r} reads {name!r} as "
+                    f"{helper.tensor_dtype_to_string(known[name])}, the model is {expected}; cast "
+                    "it back before attention"
+                )
+
+
+def _property(model: ModelProto, key: str) -> str | None:
+    return {p.key: p.value for p in model.metadata_props}.get(f"rainfusion.{key}")
 
 
 def _check_operators(path: Path, model: ModelProto) -> None:

@@ -32,13 +32,14 @@ def rewrite(program: ExportedProgram) -> None:
 def drop_whole_copies(graph: Graph) -> None:
     """``slice`` of everything and ``copy`` onto a tensor of the same kind are their source."""
     for node in _calls(graph, aten.slice.Tensor):
-        source, _, start, end, step = _slice_arguments(node)
-        if start == 0 and end == sys.maxsize and step == 1:
+        source = node.args[0]
+        _, start, end, step = _slice_bounds(node, source, node.args[1:])
+        if _is(start, 0) and _is(end, sys.maxsize) and step == 1:
             _replace(node, source)
     for node in _calls(graph, aten.copy.default):
         target, source = node.args[:2]
         old, new = target.meta["val"], source.meta["val"]
-        if old.dtype == new.dtype and old.dim() == new.dim() and _same_shape(old, new):
+        if old.dtype == new.dtype and old.shape == new.shape:
             _replace(node, source)
 
 
@@ -58,8 +59,7 @@ def unbind_pairs_to_slices(graph: Graph) -> None:
             continue
         for item in list(node.users):
             lane = item.args[1]
-            with graph.inserting_before(node):
-                lanes = _call(graph, aten.slice.Tensor, source, last, lane, sys.maxsize, 2)
+            lanes = _call(node, aten.slice.Tensor, source, last, lane, sys.maxsize, 2)
             _replace(item, lanes)
 
 
@@ -70,17 +70,15 @@ def slice_scatter_to_cat(graph: Graph) -> None:
     """
     for node in _calls(graph, aten.slice_scatter.default):
         target, source = node.args[:2]
-        axis, start, end, step = _slice_bounds(node, node.args[2:])
-        if step != 1 or _negative(start) or _negative(end):
+        axis, start, end, step = _slice_bounds(node, target, node.args[2:])
+        if step != 1 or _is_negative(start) or _is_negative(end):
             continue
         parts = [source]
-        with graph.inserting_before(node):
-            if not _is(start, 0):
-                parts.insert(0, _call(graph, aten.slice.Tensor, target, axis, 0, start))
-            if not _is(end, sys.maxsize):
-                parts.append(_call(graph, aten.slice.Tensor, target, axis, end, sys.maxsize))
-            whole = _call(graph, aten.cat.default, parts, axis) if len(parts) > 1 else source
-        _replace(node, whole)
+        if not _is(start, 0):
+            parts.insert(0, _call(node, aten.slice.Tensor, target, axis, 0, start))
+        if not _is(end, sys.maxsize):
+            parts.append(_call(node, aten.slice.Tensor, target, axis, end, sys.maxsize))
+        _replace(node, _call(node, aten.cat.default, parts, axis) if len(parts) > 1 else source)
 
 
 def split_to_slices(graph: Graph) -> None:
@@ -88,72 +86,61 @@ def split_to_slices(graph: Graph) -> None:
     for node in _calls(graph, aten.split_with_sizes.default):
         source, sizes = node.args[:2]
         axis = node.args[2] if len(node.args) > 2 else 0
-        items = {item.args[1]: item for item in list(node.users)}
-        start: Any = 0
-        with graph.inserting_before(node):
-            for index, size in enumerate(sizes):
-                last = index == len(sizes) - 1
-                end = sys.maxsize if last else size if _is(start, 0) else _add(graph, start, size)
-                if index in items:
-                    part = _call(graph, aten.slice.Tensor, source, axis, start, end)
-                    _replace(items[index], part)
-                start = end
+        ends = [_sum(node, sizes[: index + 1]) for index in range(len(sizes) - 1)]
+        starts, ends = [0, *ends], [*ends, sys.maxsize]
+        for item in list(node.users):
+            index = item.args[1]
+            part = _call(node, aten.slice.Tensor, source, axis, starts[index], ends[index])
+            _replace(item, part)
 
 
 _REWRITES = (drop_whole_copies, unbind_pairs_to_slices, slice_scatter_to_cat, split_to_slices)
 
 
-def _add(graph: Graph, left: Any, right: Any) -> Any:
-    if isinstance(left, int) and isinstance(right, int):
-        return left + right
-    return _call(graph, operator.add, left, right)
+def _sum(anchor: Node, sizes: list[Any]) -> Any:
+    """Sum of sizes, each a number or a node."""
+    total = sizes[0]
+    for size in sizes[1:]:
+        known = isinstance(total, int) and isinstance(size, int)
+        total = total + size if known else _call(anchor, operator.add, total, size)
+    return total
 
 
 def _calls(graph: Graph, target: Callable) -> list[Node]:
     return [n for n in graph.nodes if n.op == "call_function" and n.target is target]
 
 
-def _slice_arguments(node: Node) -> tuple[Node, int, Any, Any, Any]:
-    return node.args[0], *_slice_bounds(node, node.args[1:])
-
-
-def _slice_bounds(node: Node, arguments: tuple) -> tuple[int, Any, Any, Any]:
-    """(axis, start, end, step) of a slice or slice_scatter, defaults filled in."""
+def _slice_bounds(node: Node, source: Node, arguments: tuple) -> tuple[int, Any, Any, Any]:
+    """(axis, start, end, step) of a slice or slice_scatter; ``sys.maxsize`` is the end of all."""
     values = dict(zip(("dim", "start", "end", "step"), arguments, strict=False))
     values.update(node.kwargs)
-    start, end = values.get("start"), values.get("end")
-    return (
-        values.get("dim", 0),
-        0 if start is None else start,
-        sys.maxsize if end is None else end,
-        values.get("step", 1),
-    )
+    axis, start, end = values.get("dim", 0), values.get("start"), values.get("end")
+    size = source.meta["val"].shape[axis]
+    if end is None or (isinstance(end, int) and isinstance(size, int) and end >= size):
+        end = sys.maxsize
+    return axis, 0 if start is None else start, end, values.get("step", 1)
 
 
 def _is(bound: Any, value: int) -> bool:
     return isinstance(bound, int) and bound == value
 
 
-def _negative(bound: Any) -> bool:
+def _is_negative(bound: Any) -> bool:
     return isinstance(bound, int) and bound < 0
 
 
-def _same_shape(old: torch.Tensor, new: torch.Tensor) -> bool:
-    return all(a == b for a, b in zip(old.shape, new.shape, strict=True))
-
-
-def _call(graph: Graph, target: Callable, *args: Any) -> Node:
-    """A new node with the meta value that later passes read."""
-    node = graph.call_function(target, args)
+def _call(anchor: Node, target: Callable, *args: Any) -> Node:
+    """A new node before `anchor`, as if it came from the same line of the model."""
+    with anchor.graph.inserting_before(anchor):
+        node = anchor.graph.call_function(target, args)
+    for key in ("nn_module_stack", "stack_trace"):
+        if key in anchor.meta:
+            node.meta[key] = anchor.meta[key]
     values = tree_map(lambda a: a.meta["val"] if isinstance(a, Node) else a, args)
-    node.meta["val"] = target(*values)
+    node.meta["val"] = target(*values)  # what later rewrites read
     return node
 
 
 def _replace(node: Node, new: Node) -> None:
-    """Put `new` in place of `node`, keeping where in the model it comes from."""
-    for key in ("nn_module_stack", "stack_trace"):
-        if key in node.meta:
-            new.meta.setdefault(key, node.meta[key])
     node.replace_all_uses_with(new)
     node.graph.erase_node(node)
