@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKLCogVideoX, DiffusionPipeline
     from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
-DEMO_SIZE = VideoSize(frames=25, height=128, width=192)
+DEMO_SIZE = VideoSize(frames=25, height=160, width=256)  # 7 x 10 x 16 tokens
 _SPATIAL_STAGES = 4  # halves height and width between stages: 8x, as in the released VAE
 
 
