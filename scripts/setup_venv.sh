@@ -1,0 +1,34 @@
+# Sourced by demo.sh and test.sh, from the repository's root: makes .venv, installs this package
+# with the extras given as arguments, and activates it. Does nothing where that is up to date.
+
+say() { printf '\033[1m== %s\033[0m\n' "$*" >&2; }
+die() { printf 'error: %s\n' "$*" >&2; exit 2; }
+
+has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
+
+setup_venv() {
+  local extras="$1" python="${PYTHON:-python3}" stamp
+  command -v "$python" >/dev/null || die "no $python: apt-get install python3 python3-venv"
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+    die "$("$python" --version) is too old: set PYTHON to Python 3.10 or newer"
+  command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null ||
+    die "no C++ compiler, which the plugin needs: apt-get install g++"
+  has_gpu && extras="$extras,cuda"
+
+  if [[ ! -x .venv/bin/python ]]; then
+    "$python" -c 'import ensurepip' 2>/dev/null ||
+      die "$python cannot make virtual environments: apt-get install python3-venv"
+    say "making .venv with $("$python" --version)"
+    "$python" -m venv .venv.new && rm -rf .venv && mv .venv.new .venv
+  fi
+  # Not the activate script: it holds the name the environment was made under.
+  export VIRTUAL_ENV="$PWD/.venv" PATH="$PWD/.venv/bin:$PATH"
+
+  stamp="$extras $(sha256sum pyproject.toml | cut -d' ' -f1) $(.venv/bin/python --version)"
+  if [[ "$(cat .venv/installed 2>/dev/null)" != "$stamp" ]]; then
+    say "installing rainfusion-trt[$extras] into .venv"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$extras]"
+    echo "$stamp" >.venv/installed
+  fi
+}

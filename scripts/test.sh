@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Environment, plugin, linters and tests; with a GPU also the tests that need one.
+#   bash scripts/test.sh [pytest arguments]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/setup_venv.sh
+
+setup_venv "export,pipeline,rtx,build,test"
+say "building the plugin"
+rainfusion-trt build-plugin
+say "checking style"
+ruff check .
+ruff format --check .
+say "running tests"
+if has_gpu; then
+  exec python -m pytest "$@"
+else
+  exec python -m pytest -m "not gpu" "$@"
+fi
