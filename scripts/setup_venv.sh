@@ -15,13 +15,12 @@ setup_venv() {
     die "no C++ compiler, which the plugin needs: apt-get install g++"
   has_gpu && extras="$extras,cuda"
 
-  if [[ ! -x .venv/bin/python ]]; then
+  if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     "$python" -c 'import ensurepip' 2>/dev/null ||
       die "$python cannot make virtual environments: apt-get install python3-venv"
     say "making .venv with $("$python" --version)"
-    "$python" -m venv .venv.new && rm -rf .venv && mv .venv.new .venv
+    "$python" -m venv --clear .venv
   fi
-  # Not the activate script: it holds the name the environment was made under.
   export VIRTUAL_ENV="$PWD/.venv" PATH="$PWD/.venv/bin:$PATH"
 
   stamp="$extras $(sha256sum pyproject.toml | cut -d' ' -f1) $(.venv/bin/python --version)"
