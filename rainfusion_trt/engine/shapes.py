@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rainfusion_trt.engine.onnx_file import GraphTensor, OnnxFile
 from rainfusion_trt.engine.profile import EngineProfile, ShapeRange, VideoRange
@@ -127,7 +128,20 @@ def _from_size(profile: EngineProfile, name: str, video: VideoRange, file: OnnxF
 def input_shapes(
     model_name: str, config: Mapping[str, Any], size: VideoSize, batch: int
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of the graph inputs for one clip size, without `sparsity`.
+    """Shapes of the graph inputs for one clip size, without `sparsity`; as `example_inputs`."""
+    inputs = example_inputs(model_name, config, size, batch)
+    return {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+
+
+def example_inputs(
+    model_name: str, config: Mapping[str, Any], size: VideoSize, batch: int, seed: int = 0
+) -> dict[str, Tensor]:
+    """Seeded graph inputs on the CPU, without `sparsity` and without making the model's weights.
+
+    Parameters
+    ----------
+    model_name, config
+        As in an engine's metadata; an empty configuration is the model's full one.
 
     Raises
     ------
@@ -146,8 +160,7 @@ def input_shapes(
         ) from error
     with torch.device("meta"):  # no memory for weights
         transformer = transformer_class(**(config or model.config()))
-    inputs = model.example_inputs(transformer, size, batch=batch)
-    return {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+    return model.example_inputs(transformer, size, batch=batch, seed=seed)
 
 
 def _symbolic(tensor: GraphTensor) -> str:
