@@ -28,11 +28,11 @@ class RuntimeCache:
     def __init__(self, folder: Path, config: Any) -> None:
         self._file = folder / CACHE_FILE
         self._cache = config.create_runtime_cache()
-        self._saved = 0
+        self._saved = b""
         if self._file.is_file():
             content = self._file.read_bytes()
             if content and self._cache.deserialize(content):
-                self._saved = len(content)
+                self._saved = content
             else:
                 _log.info("%s is of another GPU, driver or version: compiling again", self._file)
         config.set_runtime_cache(self._cache)
@@ -40,7 +40,7 @@ class RuntimeCache:
     def save(self) -> None:
         """Write the file if there is something new to write."""
         content = bytes(self._cache.serialize())
-        if len(content) == self._saved:
+        if content == self._saved:
             return
         try:
             with tempfile.TemporaryDirectory(dir=self._file.parent) as scratch:
@@ -50,4 +50,4 @@ class RuntimeCache:
         except OSError as error:
             _log.info("cannot keep compiled kernels in %s: %s", self._file, error)
             return
-        self._saved = len(content)
+        self._saved = content
