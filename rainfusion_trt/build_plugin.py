@@ -28,6 +28,7 @@ STATIC_LIBRARY_NAMES = (
     "librainfusion_trt_static_rtx.so",
 )
 BUILD_COMMAND = "rainfusion-trt build-plugin"
+DEFAULT_ARCHITECTURES = "80-real;90;120"  # those of CMakeLists.txt
 
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parent
@@ -100,20 +101,24 @@ def build_plugin(
     sources = source_directory()
     build = sources / "build"
     output = Path(output).resolve() if output else build / LIBRARY_NAME
-    wanted = _wanted_architectures(architectures)
+    chosen = architectures or os.environ.get("RAINFUSION_CUDA_ARCHITECTURES") or None
+    if chosen is not None and not isinstance(chosen, str):
+        chosen = ";".join(chosen)
     build.mkdir(exist_ok=True)
     with _locked(build / "plugin.lock"):
-        stamp = {"sources": source_hash(sources), "architectures": wanted}
         stamp_file = output.with_name(output.name + ".json")
-        if not force and output.is_file() and _read_stamp(stamp_file) == stamp:
+        sources_now = source_hash(sources)
+        if not force and output.is_file() and _is_current(stamp_file, sources_now, chosen):
             return output
+        wanted = chosen or _native_architectures()
         toolkit = find_cuda_toolkit(build)
         directory = build / "plugin"
-        configure(sources, directory, toolkit, wanted)
+        configure(sources, directory, toolkit, wanted or DEFAULT_ARCHITECTURES)
         compile_targets(directory, ["rainfusion_trt", *_targets(STATIC_LIBRARY_NAMES)], jobs)
         output.parent.mkdir(parents=True, exist_ok=True)
         for name in (*STATIC_LIBRARY_NAMES, LIBRARY_NAME):
             _install(directory / name, output if name == LIBRARY_NAME else output.parent / name)
+        stamp = {"sources": sources_now, "architectures": wanted or DEFAULT_ARCHITECTURES}
         stamp_file.write_text(json.dumps(stamp) + "\n")
     return output
 
@@ -140,20 +145,17 @@ def source_hash(checkout: Path) -> str:
     return hashlib.sha256(manifest.encode()).hexdigest()[:16]
 
 
-def configure(
-    sources: Path, directory: Path, toolkit: CudaToolkit, architectures: str | None
-) -> None:
+def configure(sources: Path, directory: Path, toolkit: CudaToolkit, architectures: str) -> None:
     """Run CMake's configuration of `sources` in `directory`."""
     command = [
         *(_tool("cmake"), "-S", sources, "-B", directory),
         "-DCMAKE_BUILD_TYPE=Release",
         f"-DCMAKE_CUDA_COMPILER={toolkit.nvcc}",
+        f"-DCMAKE_CUDA_ARCHITECTURES={architectures}",
         f"-DPython3_EXECUTABLE={sys.executable}",
     ]
     if toolkit.root is not None:
         command.append(f"-DCUDAToolkit_ROOT={toolkit.root}")
-    if architectures is not None:
-        command.append(f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
     ninja = _find_tool("ninja")
     if ninja is not None:
         command += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
@@ -174,14 +176,6 @@ def compile_targets(directory: Path, targets: Sequence[str], jobs: int | None = 
     count = jobs or os.cpu_count() or 1
     command = [_tool("cmake"), "--build", directory, "--parallel", str(count), "--target", *targets]
     _run(command, directory / "build.log", "Building the plugin")
-
-
-def _wanted_architectures(architectures: str | Sequence[str] | None) -> str | None:
-    if architectures is None:
-        architectures = os.environ.get("RAINFUSION_CUDA_ARCHITECTURES") or _native_architectures()
-    if architectures is None or isinstance(architectures, str):
-        return architectures
-    return ";".join(architectures)
 
 
 def _native_architectures() -> str | None:
@@ -215,11 +209,23 @@ def _tool(name: str) -> str:
     return path
 
 
-def _read_stamp(path: Path) -> object:
+def _is_current(stamp_file: Path, sources: str, architectures: str | None) -> bool:
+    """Whether the library was built from `sources` for the asked-for architectures.
+
+    Without a wish, any architectures will do that run on the GPUs in this machine.
+    """
     try:
-        return json.loads(path.read_text())
+        stamp = json.loads(stamp_file.read_text())
     except (OSError, ValueError):
-        return None
+        return False
+    if stamp["sources"] != sources:
+        return False
+    if architectures is not None:
+        return stamp["architectures"] == architectures
+    built = [int(number) for number in re.findall(r"\d+", stamp["architectures"])]
+    here = [int(number) for number in re.findall(r"\d+", _native_architectures() or "")]
+    # Machine code runs on later GPUs of its own major version.
+    return all(any(b // 10 == gpu // 10 and b <= gpu for b in built) for gpu in here)
 
 
 def _install(source: Path, target: Path) -> None:

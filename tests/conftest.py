@@ -1,0 +1,47 @@
+"""What all tests share: the plugin library, built once, and skips with a reason."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def plugin_library() -> Path:
+    """librainfusion_trt.so: the one RAINFUSION_TRT_LIBRARY names, else built from the checkout.
+
+    RAINFUSION_CUDA_ARCHITECTURES=80-real makes the build several times faster.
+    """
+    from rainfusion_trt.build_plugin import build_plugin, find_library
+
+    return find_library() if os.environ.get("RAINFUSION_TRT_LIBRARY") else build_plugin()
+
+
+def _reason_without_gpu() -> str | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "no CUDA GPU here"
+    capability = torch.cuda.get_device_capability()
+    if capability < (8, 0):
+        return f"compute capability {capability[0]}.{capability[1]} is below 8.0"
+    return None
+
+
+def _reason_without_tensorrt() -> str | None:
+    from rainfusion_trt.engine.flavour import available_flavours
+
+    return None if available_flavours() else "neither tensorrt nor tensorrt_rtx is importable"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reasons = {"gpu": _reason_without_gpu, "tensorrt": _reason_without_tensorrt}
+    for name, reason_of in reasons.items():
+        marked = [item for item in items if item.get_closest_marker(name)]
+        reason = reason_of() if marked else None
+        if reason is None:
+            continue
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=reason))

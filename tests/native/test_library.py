@@ -1,0 +1,160 @@
+"""The C interface through its ctypes binding, and what the library exports."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+
+import numpy as np
+import pytest
+
+from rainfusion_trt import __version__, native
+from rainfusion_trt.build_plugin import (
+    STATIC_LIBRARY_NAMES,
+    find_library,
+    source_directory,
+)
+from rainfusion_trt.errors import InvalidInputError, LibraryNotFoundError, UnsupportedError
+
+
+@pytest.fixture(scope="module")
+def library(plugin_library):
+    return native.load_library(plugin_library)
+
+
+def problem(**changes: object) -> native.Problem:
+    values = {
+        "batch": 1,
+        "heads": 2,
+        "tokens": 5 * 9 * 11 + 37,
+        "head_size": 64,
+        "grid_t": 5,
+        "grid_h": 9,
+        "grid_w": 11,
+        "sink_frames": 1,
+        "alpha": 0.9,
+        "text": native.Text.LAST,
+        **changes,
+    }
+    return native.Problem(**values)
+
+
+def exported_symbols(path) -> list[str]:
+    output = subprocess.run(
+        ["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=True
+    ).stdout
+    return [line.split()[-1] for line in output.splitlines()]
+
+
+def test_header_and_binding_agree(library):
+    assert library.abi_version == native.ABI_VERSION
+    header = source_directory() / "plugins" / "include" / "rainfusion" / "rainfusion.h"
+    assert f"#define RAINFUSION_ABI_VERSION {native.ABI_VERSION}\n" in header.read_text()
+
+
+def test_build_info_names_version_and_sources(library, plugin_library):
+    version, rest = library.build_info.split("+")
+    assert version == __version__
+    assert re.fullmatch(r"[0-9a-f]{16}( \d+(-real|-virtual)?)+", rest)
+    stamp = plugin_library.with_name(plugin_library.name + ".json")
+    if not stamp.is_file():
+        pytest.skip("the library was not built by build_plugin")
+    assert rest.split()[0] == json.loads(stamp.read_text())["sources"]  # CMake's, Python's
+
+
+def test_exports_nothing_but_its_interfaces(plugin_library):
+    symbols = exported_symbols(plugin_library)
+    calls = [name for name in symbols if name.startswith("rainfusion_")]
+    assert set(symbols) - set(calls) == {"getCreators", "setLoggerFinder"}
+    header = source_directory() / "plugins" / "include" / "rainfusion" / "rainfusion.h"
+    declared = header.read_text().count("RAINFUSION_API ")
+    assert len(calls) == declared - header.read_text().count("#define RAINFUSION_API ")
+    for name in STATIC_LIBRARY_NAMES:
+        assert exported_symbols(plugin_library.with_name(name)) == []
+
+
+def test_links_neither_tensorrt_nor_a_shared_cuda_runtime(plugin_library):
+    output = subprocess.run(
+        ["readelf", "-d", plugin_library], capture_output=True, text=True, check=True
+    ).stdout
+    needed = [line for line in output.splitlines() if "NEEDED" in line]
+    assert needed
+    assert not [line for line in needed if "nvinfer" in line or "cuda" in line]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"head_size": 80}, UnsupportedError, r"head_size = 80 .* 64, 96 and 128"),
+        ({"tokens": 494}, InvalidInputError, r"tokens = 494 is less than .* 495"),
+        ({"text": native.Text.NONE}, InvalidInputError, r'37 more than .* text is "none"'),
+        ({"alpha": 1.5}, InvalidInputError, r"alpha = 1\.5"),
+        ({"sink_frames": -1}, InvalidInputError, r"sink_frames = -1"),
+        ({"method": 9}, InvalidInputError, r"method = 9"),
+        ({"dtype": 7}, UnsupportedError, r"dtype = 7"),
+        ({"grid_w": 0}, InvalidInputError, r"\(5, 9, 0\)"),
+    ],
+)
+def test_check_names_value_and_remedy(library, changes, error, words):
+    library.check(problem())
+    with pytest.raises(error, match=words):
+        library.check(problem(**changes))
+
+
+def test_device_without_kernel(library):
+    library.check_device(8, 0)
+    with pytest.raises(UnsupportedError, match=r"7\.5"):
+        library.check_device(7, 5)
+
+
+def test_workspace_is_at_most_half_of_k_and_v(library):
+    # HunyuanVideo, 720p x 129 frames: 119,056 tokens, 24 heads of 128.
+    size = {"heads": 24, "head_size": 128, "grid_t": 33, "grid_h": 45, "grid_w": 80}
+    large = problem(tokens=33 * 45 * 80 + 256, dtype=native.Dtype.BFLOAT16, **size)
+    k_and_v = 2 * large.heads * large.tokens * large.head_size * 2
+    for method in native.Method:
+        large.method = method
+        assert 0 < library.workspace_size(large) <= k_and_v / 2
+
+
+def test_block_mask_of_a_dense_head(library):
+    mask = library.block_mask_host(problem(), native.Kind.DENSE, 0.5)
+    assert mask.shape == library.block_counts(problem()) == (5, 5)  # 495 = 4 blocks, 37 = 1
+    assert mask.all()
+
+
+@pytest.mark.parametrize("kind", [native.Kind.SPATIAL, native.Kind.TEMPORAL])
+def test_block_mask_keeps_sinks_and_diagonal(library, kind):
+    clip = problem(grid_t=16, grid_h=16, grid_w=16, tokens=4096 + 200)
+    mask = library.block_mask_host(clip, kind, 0.8)
+    sinks = np.zeros(len(mask), dtype=bool)
+    sinks[[0, 1, -2, -1]] = True  # one frame of 256 tokens; 200 text tokens
+    assert mask[sinks].all()
+    assert mask[:, sinks].all()
+    assert mask.diagonal().all()
+    assert (mask == mask.T).all()  # both bands are symmetric
+    assert not mask.all()
+
+
+def test_attention_refuses_null_pointers_before_any_launch(library):
+    with pytest.raises(InvalidInputError, match="q is a null pointer"):
+        library.attention(problem(), native.Tensors(), None, 0, 0, 0)
+
+
+def test_library_that_is_missing_or_foreign(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAINFUSION_TRT_LIBRARY", str(tmp_path / "nothing.so"))
+    with pytest.raises(LibraryNotFoundError, match="RAINFUSION_TRT_LIBRARY names .*nothing.so"):
+        find_library()
+    foreign = tmp_path / "foreign.so"
+    foreign.write_bytes(b"not a library")
+    with pytest.raises(LibraryNotFoundError, match="rainfusion-trt build-plugin"):
+        native.load_library(foreign)
+
+
+def test_missing_build_names_the_command(monkeypatch, tmp_path):
+    monkeypatch.delenv("RAINFUSION_TRT_LIBRARY", raising=False)
+    monkeypatch.setattr("rainfusion_trt.build_plugin._PACKAGE", tmp_path)
+    monkeypatch.setattr("rainfusion_trt.build_plugin._CHECKOUT", tmp_path)
+    with pytest.raises(LibraryNotFoundError, match="`rainfusion-trt build-plugin`"):
+        find_library()
