@@ -113,17 +113,19 @@ Result plan_heads(const RainfusionProblem& problem, const Geometry& geometry,
                      "launching the export of the plan");
 }
 
+// Token strides were checked to fit 32 bits in bytes.
+TensorRows rows_of(const void* tensor, const RainfusionStrides& strides) {
+  return {static_cast<char*>(const_cast<void*>(tensor)), 2 * strides.batch, 2 * strides.head,
+          static_cast<int32_t>(2 * strides.token)};
+}
+
 AttentionParams attention_params(const Geometry& geometry, const RainfusionTensors& tensors,
                                  const Workspace& workspace) {
-  return AttentionParams{tensors.q,
-                         tensors.k,
-                         tensors.v,
-                         tensors.out,
+  return AttentionParams{rows_of(tensors.q, tensors.q_strides),
+                         rows_of(tensors.k, tensors.k_strides),
+                         rows_of(tensors.v, tensors.v_strides),
+                         rows_of(tensors.out, tensors.out_strides),
                          tensors.lse,
-                         tensors.q_strides,
-                         tensors.k_strides,
-                         tensors.v_strides,
-                         tensors.out_strides,
                          geometry.cut,
                          geometry.batch,
                          geometry.heads,
@@ -138,8 +140,8 @@ AttentionParams attention_params(const Geometry& geometry, const RainfusionTenso
 }
 
 Result run(const RainfusionProblem* problem, const RainfusionTensors* tensors,
-           const RainfusionPlan* plan, void* workspace, size_t workspace_bytes,
-           cudaStream_t stream, bool attention) {
+           const RainfusionPlan* plan, void* workspace, size_t workspace_bytes, cudaStream_t stream,
+           bool attention) {
   Result result = check_problem(problem);
   if (!result.ok()) return result;
   if (tensors == nullptr) return invalid("tensors is a null pointer");
@@ -171,8 +173,7 @@ Result block_mask(const RainfusionProblem* problem, RainfusionKind kind, float s
                    " has no block rule; ask for dense (0), spatial (1) or temporal (2)");
   }
   const TokenLayout layout = Geometry(*problem).layout;
-  const bool dense =
-      kind == RAINFUSION_KIND_DENSE || !(sparsity > 0.f) || layout.always_dense();
+  const bool dense = kind == RAINFUSION_KIND_DENSE || !(sparsity > 0.f) || layout.always_dense();
   const int64_t band = dense ? 0 : band_of(clamp_sparsity(sparsity));
   const Axis axis = kind == RAINFUSION_KIND_SPATIAL ? Axis::kSpatial : Axis::kTemporal;
   for (int64_t q = 0; q < layout.blocks(); ++q) {

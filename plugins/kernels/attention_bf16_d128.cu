@@ -1,4 +1,8 @@
 #include "attention.cuh"
 
-template cudaError_t rainfusion::launch_attention_sm80<__nv_bfloat16, 128>(const AttentionParams&,
-                                                                     cudaStream_t);
+namespace rainfusion {
+
+template cudaError_t launch_attention_sm80<__nv_bfloat16, 128, 1>(const AttentionParams&,
+                                                                  cudaStream_t);
+
+}  // namespace rainfusion

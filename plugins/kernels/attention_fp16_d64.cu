@@ -1,4 +1,7 @@
 #include "attention.cuh"
 
-template cudaError_t rainfusion::launch_attention_sm80<__half, 64>(const AttentionParams&,
-                                                             cudaStream_t);
+namespace rainfusion {
+
+template cudaError_t launch_attention_sm80<__half, 64, 1>(const AttentionParams&, cudaStream_t);
+
+}  // namespace rainfusion

@@ -35,15 +35,14 @@ __global__ void __launch_bounds__(kHeadSize / 8 * kRowGroups)
   const int begin = g.cut.begin(blockIdx.x);
   const int end = min(g.cut.end(blockIdx.x), key_count(p.kv_len, batch, g.cut.tokens));
   const RainfusionStrides& strides = p.strides[which];
-  const Element* rows = static_cast<const Element*>(p.tensor[which]) + batch * strides.batch +
-                        head * strides.head;
+  const Element* rows =
+      static_cast<const Element*>(p.tensor[which]) + batch * strides.batch + head * strides.head;
   const int chunk = threadIdx.x % kChunks;
   const int group = threadIdx.x / kChunks;
 
   float sum[8] = {};
   for (int token = begin + group; token < end; token += kRowGroups) {
-    const uint4 packed =
-        *reinterpret_cast<const uint4*>(rows + token * strides.token + chunk * 8);
+    const uint4 packed = *reinterpret_cast<const uint4*>(rows + token * strides.token + chunk * 8);
     const Element* elements = reinterpret_cast<const Element*>(&packed);
 #pragma unroll
     for (int i = 0; i < 8; ++i) sum[i] += to_float(elements[i]);

@@ -18,14 +18,19 @@ struct AttentionKernel {
 
 constexpr int kAny = 1000;
 
-// The first line that fits is taken.
+// The first line that fits is taken. Compute capabilities 8.6 to 8.9 and 12.x have 100 KB of shared
+// memory, which two CTAs of D = 96 share with one stage only.
 constexpr AttentionKernel kAttentionKernels[] = {
-    {80, kAny, RAINFUSION_FLOAT16, 64, launch_attention_sm80<__half, 64>},
-    {80, kAny, RAINFUSION_FLOAT16, 96, launch_attention_sm80<__half, 96>},
-    {80, kAny, RAINFUSION_FLOAT16, 128, launch_attention_sm80<__half, 128>},
-    {80, kAny, RAINFUSION_BFLOAT16, 64, launch_attention_sm80<__nv_bfloat16, 64>},
-    {80, kAny, RAINFUSION_BFLOAT16, 96, launch_attention_sm80<__nv_bfloat16, 96>},
-    {80, kAny, RAINFUSION_BFLOAT16, 128, launch_attention_sm80<__nv_bfloat16, 128>},
+    {80, kAny, RAINFUSION_FLOAT16, 64, launch_attention_sm80<__half, 64, 1>},
+    {80, kAny, RAINFUSION_BFLOAT16, 64, launch_attention_sm80<__nv_bfloat16, 64, 1>},
+    {86, 89, RAINFUSION_FLOAT16, 96, launch_attention_sm80<__half, 96, 1>},
+    {86, 89, RAINFUSION_BFLOAT16, 96, launch_attention_sm80<__nv_bfloat16, 96, 1>},
+    {120, kAny, RAINFUSION_FLOAT16, 96, launch_attention_sm80<__half, 96, 1>},
+    {120, kAny, RAINFUSION_BFLOAT16, 96, launch_attention_sm80<__nv_bfloat16, 96, 1>},
+    {80, kAny, RAINFUSION_FLOAT16, 96, launch_attention_sm80<__half, 96, 2>},
+    {80, kAny, RAINFUSION_BFLOAT16, 96, launch_attention_sm80<__nv_bfloat16, 96, 2>},
+    {80, kAny, RAINFUSION_FLOAT16, 128, launch_attention_sm80<__half, 128, 1>},
+    {80, kAny, RAINFUSION_BFLOAT16, 128, launch_attention_sm80<__nv_bfloat16, 128, 1>},
 };
 
 }  // namespace

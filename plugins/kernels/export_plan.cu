@@ -63,7 +63,8 @@ __global__ void __launch_bounds__(kExportThreads)
   const int64_t mask_row =
       static_cast<int64_t>(p.workspace.mask_index[batch_head]) * g.cut.blocks + q;
   const uint32_t* row = p.workspace.masks + mask_row * g.mask_words;
-  uint8_t* out = p.block_mask + (static_cast<int64_t>(batch_head) * g.cut.blocks + q) * g.cut.blocks;
+  uint8_t* out =
+      p.block_mask + (static_cast<int64_t>(batch_head) * g.cut.blocks + q) * g.cut.blocks;
   for (int k = threadIdx.x; k < g.cut.blocks; k += kExportThreads) {
     out[k] = whole ? 1 : row[k / 32] >> k % 32 & 1;
   }

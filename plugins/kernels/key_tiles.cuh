@@ -33,14 +33,14 @@ struct QueryBlock {
   }
 };
 
-// Tiles of at most kTileN keys. Walks over runs [start, stop): one run of all keys, one of places in
-// the table of textural rows, or one for each block whose bit is set in a mask.
+// Tiles of at most kTileN keys. Walks over runs [start, stop): one run of all keys, one of places
+// in the table of textural rows, or one for each block whose bit is set in a mask.
 template <int kTileN>
 struct KeyTiles {
   int start;
   int stop;
-  int key_limit;         // kv_len
-  uint32_t bits;         // blocks of the present mask word still to come
+  int key_limit;  // kv_len
+  uint32_t bits;  // blocks of the present mask word still to come
   int word;
   int words;
   const uint32_t* mask;  // in shared memory; every block in it begins before key_limit

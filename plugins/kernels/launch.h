@@ -33,16 +33,20 @@ cudaError_t launch_export_plan(const Geometry& geometry, const RainfusionTensors
                                const Workspace& workspace, const RainfusionPlan& plan,
                                cudaStream_t stream);
 
+// A tensor [batch, heads, tokens, head_size] of 16-bit elements, strides in bytes.
+struct TensorRows {
+  char* base;
+  int64_t batch_bytes;
+  int64_t head_bytes;
+  int32_t row_bytes;
+};
+
 struct AttentionParams {
-  const void* q;
-  const void* k;
-  const void* v;
-  void* out;
+  TensorRows q;
+  TensorRows k;
+  TensorRows v;
+  TensorRows out;
   float* lse;
-  RainfusionStrides q_strides;
-  RainfusionStrides k_strides;
-  RainfusionStrides v_strides;
-  RainfusionStrides out_strides;
   BlockCut cut;
   int32_t batch;
   int32_t heads;
@@ -60,8 +64,9 @@ struct AttentionParams {
 cudaError_t launch_attention(const AttentionParams& params, RainfusionDtype dtype, int head_size,
                              int capability, cudaStream_t stream);
 
-// For sm_80 and newer; one instantiation a source file.
-template <typename Element, int kHeadSize>
+// For sm_80 and newer; one head size and dtype a source file. Two stages are faster where two CTAs
+// still fit on a multiprocessor.
+template <typename Element, int kHeadSize, int kStages>
 cudaError_t launch_attention_sm80(const AttentionParams& params, cudaStream_t stream);
 
 }  // namespace rainfusion

@@ -31,8 +31,7 @@ __device__ __forceinline__ void load_matrices(uint32_t (&fragment)[4], uint32_t 
                : "r"(shared));
 }
 
-__device__ __forceinline__ void load_matrices_transposed(uint32_t (&fragment)[4],
-                                                         uint32_t shared) {
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&fragment)[4], uint32_t shared) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
                : "r"(shared));

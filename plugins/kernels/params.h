@@ -10,7 +10,7 @@ namespace rainfusion {
 
 constexpr int kMaxBlocks = 8192;  // query or key blocks of a problem
 constexpr int kMaxMaskWords = kMaxBlocks / 32;
-constexpr int kSamples = 2;       // ARM's samples: 0 local (temporal), 1 global (spatial)
+constexpr int kSamples = 2;  // ARM's samples: 0 local (temporal), 1 global (spatial)
 constexpr int kSampleTiles = kSampleTokens / kBlock;
 constexpr int kTablePadding = 128;  // the attention kernels read the key table in whole tiles
 

@@ -18,9 +18,9 @@ __device__ void write_mask_word(const Geometry& g, float sparsity, uint32_t* mas
   const int mask = static_cast<int>(row / g.cut.blocks);
   const int k_block = static_cast<int>(word % g.mask_words) * 32 + lane;
   const Axis axis = mask < bands ? Axis::kSpatial : Axis::kTemporal;
-  const bool keep = k_block < g.cut.blocks &&
-                    keeps_block(g.layout, axis, band_at(g.method, sparsity, mask % bands), q_block,
-                                k_block);
+  const bool keep =
+      k_block < g.cut.blocks &&
+      keeps_block(g.layout, axis, band_at(g.method, sparsity, mask % bands), q_block, k_block);
   const uint32_t bits = __ballot_sync(0xffffffffu, keep);
   if (lane == 0) masks[word] = bits;
 }

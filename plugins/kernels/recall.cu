@@ -63,9 +63,9 @@ __device__ __forceinline__ void rescale(Mass<kBands>& mass, const float (&maxima
 
 // Adds a tile of scores. distance[r] is (row of r) - (first key of the tile + lane's column).
 template <int kBands>
-__device__ __forceinline__ void add_tile(Mass<kBands>& mass,
-                                         const Scores<kRecallTileN>& s, int first_distance,
-                                         const int (&widths)[kBands], float scale_log2) {
+__device__ __forceinline__ void add_tile(Mass<kBands>& mass, const Scores<kRecallTileN>& s,
+                                         int first_distance, const int (&widths)[kBands],
+                                         float scale_log2) {
   float maxima[kWarpTiles * 2];
   row_maxima<kRecallTileN>(s, maxima);
   if (must_rescale(mass.all, maxima, scale_log2)) rescale(mass, maxima, scale_log2);
@@ -115,8 +115,9 @@ __device__ void write_partial(const Mass<kBands>& mass, int first_row, int count
 template <int kHeadSize>
 __device__ RowSource<int64_t> sample_source(const void* tensor, const RainfusionStrides& strides,
                                             int batch, int head, const SampledTokens& tokens) {
-  const char* base = static_cast<const char*>(tensor) +
-                     2 * (batch * strides.batch + head * strides.head + tokens.base * strides.token);
+  const char* base =
+      static_cast<const char*>(tensor) +
+      2 * (batch * strides.batch + head * strides.head + tokens.base * strides.token);
   return row_source<kHeadSize, int64_t>(base, 2 * strides.token * tokens.step);
 }
 
@@ -159,8 +160,7 @@ __global__ void __launch_bounds__(kThreads, 2)
                                       tokens.count - q_begin, nullptr);
   copy_keys(0);
   copy_async_commit();
-  QueryFragments<kHeadSize, false> query;
-  query.load(query_lane<kHeadSize>(shared));
+  const uint32_t query_lane = shared + query_lane_offset<kHeadSize>();
 
   Mass<kBands> mass = {};
   mass.all.reset();
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     copy_async_commit();
     Scores<kRecallTileN> s;
     multiply_keys<Element, kHeadSize, kRecallTileN>(
-        s, query, key_tiles + tile % 2 * kTileBytes + key_lane_offset<kHeadSize>());
+        s, query_lane, key_tiles + tile % 2 * kTileBytes + key_lane_offset<kHeadSize>());
     const int valid = tokens.count - tile * kRecallTileN;
     if (valid < kRecallTileN) mask_keys<kRecallTileN>(s, valid);
     add_tile(mass, s, first_row - tile * kRecallTileN - lane % 4 * 2, widths, scale_log2);
@@ -220,9 +220,9 @@ cudaError_t launch_for(const RecallParams& params, int head_size, cudaStream_t s
 cudaError_t launch_recall(const Geometry& geometry, const RainfusionTensors& tensors,
                           const Workspace& workspace, RainfusionDtype dtype, int head_size,
                           cudaStream_t stream) {
-  const RecallParams params{tensors.q,        tensors.k,      tensors.q_strides,
-                            tensors.k_strides, tensors.sparsity, tensors.kv_len,
-                            workspace.partial_recall, geometry};
+  const RecallParams params{
+      tensors.q,        tensors.k,      tensors.q_strides,        tensors.k_strides,
+      tensors.sparsity, tensors.kv_len, workspace.partial_recall, geometry};
   return dtype == RAINFUSION_FLOAT16 ? launch_for<__half>(params, head_size, stream)
                                      : launch_for<__nv_bfloat16>(params, head_size, stream);
 }

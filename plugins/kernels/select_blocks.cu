@@ -36,7 +36,8 @@ __device__ void score_blocks(const SelectParams& p, const float* q_means, const 
                              uint32_t* scores, int blocks) {
   for (int k = threadIdx.x; k < blocks; k += kSelectThreads) {
     float dot[kMaxRows] = {};
-    const float4* key = reinterpret_cast<const float4*>(k_means + static_cast<int64_t>(k) * p.head_size);
+    const float4* key =
+        reinterpret_cast<const float4*>(k_means + static_cast<int64_t>(k) * p.head_size);
     for (int d = 0; d < p.head_size / 4; ++d) {
       const float4 y = key[d];
 #pragma unroll
@@ -88,10 +89,11 @@ __device__ void write_row(const Geometry& g, const uint32_t* scores, int candida
     const uint32_t score = k < candidates ? scores[k] : 0;
     const bool candidate = keep > 0 && k < candidates;
     const uint32_t larger = __ballot_sync(0xffffffffu, candidate && score > threshold);
-    const uint32_t equal = lowest_bits(
-        __ballot_sync(0xffffffffu, candidate && score == threshold), ties > 0 ? ties : 0);
+    const uint32_t equal = lowest_bits(__ballot_sync(0xffffffffu, candidate && score == threshold),
+                                       ties > 0 ? ties : 0);
     const uint32_t always = __ballot_sync(
-        0xffffffffu, k < g.cut.blocks && (g.cut.is_sink(k) || g.cut.is_sink(q_block) || k == q_block));
+        0xffffffffu,
+        k < g.cut.blocks && (g.cut.is_sink(k) || g.cut.is_sink(q_block) || k == q_block));
     ties -= __popc(equal);
     if (lane == 0) row[word] = larger | equal | always;
   }
@@ -121,8 +123,8 @@ __global__ void __launch_bounds__(kSelectThreads)
 
   const int row = threadIdx.x / 32;
   if (row >= p.rows || first + row >= g.cut.blocks) return;
-  const int keep = static_cast<int>(
-      min64(candidates, kept_blocks(clamp_sparsity(*p.sparsity), g.cut.blocks)));
+  const int keep =
+      static_cast<int>(min64(candidates, kept_blocks(clamp_sparsity(*p.sparsity), g.cut.blocks)));
   write_row(g, scores + row * candidates, candidates, keep, first + row,
             p.masks + (head_blocks + first + row) * g.mask_words);
 }
@@ -135,9 +137,14 @@ cudaError_t launch_select_blocks(const Geometry& geometry, const RainfusionTenso
   const int fitting = static_cast<int>(kScoreBytes / (blocks * sizeof(uint32_t)));
   const int rows = fitting < 1 ? 1 : (fitting < kMaxRows ? fitting : kMaxRows);
   const size_t bytes = kMaxRows * head_size * sizeof(float) + rows * blocks * sizeof(uint32_t);
-  const SelectParams params{workspace.q_means, workspace.k_means, workspace.masks,
-                            tensors.sparsity,  tensors.kv_len,    head_size,
-                            rows,              geometry};
+  const SelectParams params{workspace.q_means,
+                            workspace.k_means,
+                            workspace.masks,
+                            tensors.sparsity,
+                            tensors.kv_len,
+                            head_size,
+                            rows,
+                            geometry};
   const dim3 grid(static_cast<unsigned>(ceil_div(blocks, rows)), geometry.batch_heads());
   select_blocks_kernel<<<grid, kSelectThreads, bytes, stream>>>(params);
   return cudaGetLastError();

@@ -10,7 +10,7 @@
 namespace rainfusion {
 
 constexpr int kThreads = 128;
-constexpr int kTileM = 128;  // query rows in a CTA
+constexpr int kTileM = 128;    // query rows in a CTA
 constexpr int kWarpTiles = 2;  // 16-row tiles in a warp
 
 template <int kHeadSize>
@@ -80,9 +80,9 @@ __device__ __forceinline__ void copy_rows(uint32_t tile, const RowSource<Stride>
 
 // Where a lane reads its 8x8 matrices of a tile.
 template <int kHeadSize>
-__device__ __forceinline__ uint32_t query_lane(uint32_t tile) {  // A operand
+__device__ __forceinline__ uint32_t query_lane_offset() {  // A operand
   const int lane = threadIdx.x % 32;
-  return tile + TileShape<kHeadSize>::offset(threadIdx.x / 32 * 32 + lane % 16, lane / 16);
+  return TileShape<kHeadSize>::offset(threadIdx.x / 32 * 32 + lane % 16, lane / 16);
 }
 
 template <int kHeadSize>
@@ -97,49 +97,12 @@ __device__ __forceinline__ uint32_t value_lane_offset() {  // B operand of p v, 
   return TileShape<kHeadSize>::offset(lane % 16, lane / 16);
 }
 
-// Query fragments, read from shared memory for each key tile or kept in registers.
-template <int kHeadSize, bool kInRegisters>
-struct QueryFragments {
-  uint32_t lane;
-  __device__ __forceinline__ void load(uint32_t lane_address) { lane = lane_address; }
-  __device__ __forceinline__ void get(uint32_t (&a)[kWarpTiles][4], int step) const {
-    using Shape = TileShape<kHeadSize>;
-#pragma unroll
-    for (int m = 0; m < kWarpTiles; ++m) {
-      load_matrices(a[m], Shape::advance(lane, step) + m * 16 * Shape::kRowBytes);
-    }
-  }
-};
-
-template <int kHeadSize>
-struct QueryFragments<kHeadSize, true> {
-  uint32_t fragments[kHeadSize / 16][kWarpTiles][4];
-  __device__ __forceinline__ void load(uint32_t lane_address) {
-    using Shape = TileShape<kHeadSize>;
-#pragma unroll
-    for (int step = 0; step < kHeadSize / 16; ++step) {
-#pragma unroll
-      for (int m = 0; m < kWarpTiles; ++m) {
-        load_matrices(fragments[step][m],
-                      Shape::advance(lane_address, step) + m * 16 * Shape::kRowBytes);
-      }
-    }
-  }
-  __device__ __forceinline__ void get(uint32_t (&a)[kWarpTiles][4], int step) const {
-#pragma unroll
-    for (int m = 0; m < kWarpTiles; ++m) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) a[m][i] = fragments[step][m][i];
-    }
-  }
-};
-
 template <int kTileN>
 using Scores = float[kWarpTiles][kTileN / 8][4];
 
 // s = q k^T
-template <typename T, int kHeadSize, int kTileN, typename Query>
-__device__ __forceinline__ void multiply_keys(Scores<kTileN>& s, const Query& query,
+template <typename T, int kHeadSize, int kTileN>
+__device__ __forceinline__ void multiply_keys(Scores<kTileN>& s, uint32_t query_lane,
                                               uint32_t key_lane) {
   using Shape = TileShape<kHeadSize>;
 #pragma unroll
@@ -153,7 +116,10 @@ __device__ __forceinline__ void multiply_keys(Scores<kTileN>& s, const Query& qu
 #pragma unroll
   for (int step = 0; step < kHeadSize / 16; ++step) {
     uint32_t a[kWarpTiles][4];
-    query.get(a, step);
+#pragma unroll
+    for (int m = 0; m < kWarpTiles; ++m) {
+      load_matrices(a[m], Shape::advance(query_lane, step) + m * 16 * Shape::kRowBytes);
+    }
 #pragma unroll
     for (int n = 0; n < kTileN / 16; ++n) {
       uint32_t b[4];

@@ -31,14 +31,15 @@ Result validate_grid(const RainfusionProblem& p) {
   const int64_t video = frame * p.grid_t;
   const int64_t text = p.tokens - video;
   if (text < 0) {
-    return invalid("tokens = " + to_string(p.tokens) + " is less than T * H * W = " +
-                   to_string(video) + " of grid " + grid_text(p) +
+    return invalid("tokens = " + to_string(p.tokens) +
+                   " is less than T * H * W = " + to_string(video) + " of grid " + grid_text(p) +
                    "; pass the grid after patching or the whole sequence");
   }
   if (p.text == RAINFUSION_TEXT_NONE && text > 0) {
-    return invalid("tokens = " + to_string(p.tokens) + " is " + to_string(text) +
-                   " more than T * H * W = " + to_string(video) + " of grid " + grid_text(p) +
-                   ", but text is \"none\"; set text to \"first\" or \"last\", or correct the grid");
+    return invalid(
+        "tokens = " + to_string(p.tokens) + " is " + to_string(text) +
+        " more than T * H * W = " + to_string(video) + " of grid " + grid_text(p) +
+        ", but text is \"none\"; set text to \"first\" or \"last\", or correct the grid");
   }
   return {};
 }

@@ -1,0 +1,74 @@
+// Copies of key and value tiles into shared memory, from where K and V lie.
+#pragma once
+
+#include "key_tiles.cuh"
+#include "tile.cuh"
+
+namespace rainfusion {
+
+// First row of a head.
+__device__ __forceinline__ char* head_base(const TensorRows& rows, const QueryBlock& q) {
+  return rows.base + q.batch * rows.batch_bytes + q.head * rows.head_bytes;
+}
+
+// The rows of a head as a thread copies them.
+template <int kHeadSize>
+__device__ __forceinline__ RowSource<int32_t> head_rows(const TensorRows& rows,
+                                                        const QueryBlock& q) {
+  return row_source<kHeadSize>(head_base(rows, q), rows.row_bytes);
+}
+
+template <typename Config>
+struct KeyValueCopy {
+  static constexpr int kTileN = Config::kTileN;
+  static constexpr int kHeadSize = Config::kHeadSize;
+  using Tiles = KeyTiles<kTileN>;
+
+  RowSource<int32_t> keys;
+  RowSource<int32_t> values;
+  uint32_t shared;       // the CTA's shared memory, at this thread's place in a tile
+  const int32_t* ring;   // row numbers of gathered tiles, in shared memory
+  const int32_t* table;  // and where they come from
+  bool gathered;
+
+  __device__ KeyValueCopy(const AttentionParams& p, const QueryBlock& q, char* smem, bool gathered_)
+      : keys(head_rows<kHeadSize>(p.k, q)),
+        values(head_rows<kHeadSize>(p.v, q)),
+        shared(shared_address(smem) + copy_offset<kHeadSize>()),
+        ring(reinterpret_cast<const int32_t*>(smem + Config::kListOffset)),
+        table(p.textural_rows),
+        gathered(gathered_) {}
+
+  __device__ __forceinline__ void copy_keys(const Tiles& tiles, int stage) const {
+    copy(shared + Config::kKeyOffset + stage * Config::kTileBytes, keys, tiles);
+    if (gathered && tiles.start + kTileN < tiles.stop) copy_row_numbers(tiles.start + kTileN);
+  }
+
+  __device__ __forceinline__ void copy_values(const Tiles& tiles, int stage) const {
+    copy(shared + Config::kValueOffset + stage * Config::kTileBytes, values, tiles);
+  }
+
+  // Row numbers of the tile at `start` of the table. They are copied one tile ahead.
+  __device__ __forceinline__ void copy_row_numbers(int start) const {
+    if (threadIdx.x < kTileN / 4) {
+      const int place = threadIdx.x * 4;
+      copy_async_16(shared_address(ring_slot(start) + place), table + start + place, true);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ const int32_t* ring_slot(int start) const {
+    return ring + (start & (Config::kRowRing * kTileN - 1));
+  }
+
+  __device__ __forceinline__ void copy(uint32_t tile, const RowSource<int32_t>& source,
+                                       const Tiles& tiles) const {
+    if (gathered) {
+      copy_rows<kHeadSize, kTileN, true>(tile, source, 0, tiles.valid(), ring_slot(tiles.start));
+    } else {
+      copy_rows<kHeadSize, kTileN, false>(tile, source, tiles.start, tiles.valid(), nullptr);
+    }
+  }
+};
+
+}  // namespace rainfusion
