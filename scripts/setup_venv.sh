@@ -26,8 +26,7 @@ setup_venv() {
   stamp="$extras $(sha256sum pyproject.toml | cut -d' ' -f1) $(.venv/bin/python --version)"
   if [[ "$(cat .venv/installed 2>/dev/null)" != "$stamp" ]]; then
     say "installing rainfusion-trt[$extras] into .venv"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$extras]"
+    .venv/bin/python -m pip install --disable-pip-version-check -e ".[$extras]"
     echo "$stamp" >.venv/installed
   fi
 }

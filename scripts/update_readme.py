@@ -1,0 +1,133 @@
+"""Writes the README's results from the files under benchmarks/results, and nothing else there.
+
+python scripts/update_readme.py [--check]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+NOTHING = "Nothing has been measured yet.\n"
+
+Row = dict[str, Any]
+_ATTENTION_SPARSITIES = (0.0, 0.5, 0.64, 0.8)  # of the table; the file has more
+
+
+def render(folder: Path) -> str:
+    """All results as Markdown, in the order of the file names."""
+    sections = []
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        make = next((f for prefix, f in _TABLES.items() if path.stem.startswith(prefix)), _plain)
+        sections.append(f"{_heading(path, record)}\n{make(record['rows'])}")
+    return "\n".join(sections) or NOTHING
+
+
+def replace_results(text: str, results: str) -> str:
+    """The README with `results` between its markers."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise SystemExit(
+            f"{README.name} needs the lines {BEGIN} and {END} once each, in this order"
+        )
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n{results}{END}{after}"
+
+
+def _heading(path: Path, record: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    note = f" Note: {record['note']}." if record.get("note") else ""
+    return (
+        f"### {path.stem}\n\n{record['device']}, {record['date']}. Command: "
+        f"`{record['command']}`. Versions: {versions}.{note}\n"
+    )
+
+
+def _attention(rows: list[Row]) -> str:
+    """Mixed heads beside cuDNN's dense attention of the same run."""
+    table = []
+    for shape in dict.fromkeys(row["shape"] for row in rows):
+        mine = [r for r in rows if r["shape"] == shape and r["heads"] == "mixed"]
+        dense = next((r for r in mine if r["rival"] == "cudnn"), None)
+        for row in mine:
+            if row["rival"] != "rainfusion" or row["sparsity"] not in _ATTENTION_SPARSITIES:
+                continue
+            cells: Row = {
+                "shape": shape,
+                "head size": row["head_size"],
+                "sparsity": row["sparsity"],
+                "share of pairs computed": row["density"],
+                "ms": row["ms"],
+                "TFLOP/s of kept work": row["tflops"],
+            }
+            if dense is not None:
+                cells["cuDNN dense ms"] = dense["ms"]
+                cells["times faster than cuDNN dense"] = round(dense["ms"] / row["ms"], 2)
+            table.append(cells)
+    return "A third of the heads of each kind; planning included.\n\n" + _markdown(table)
+
+
+def _engine(rows: list[Row]) -> str:
+    """One table per kind of measurement."""
+    parts = []
+    for what in dict.fromkeys(row["what"] for row in rows):
+        hidden = ("what", "model", "layers", "size", "batch")
+        chosen = [
+            {k: v for k, v in row.items() if k not in hidden} for row in rows if row["what"] == what
+        ]
+        parts.append(f"{what[:1].upper()}{what[1:]}:\n\n{_markdown(chosen)}")
+    first = rows[0]
+    shared = ", ".join(
+        f"{k} {first[k]}" for k in ("model", "layers", "size", "batch") if k in first
+    )
+    return f"{shared}\n\n" + "\n".join(parts)
+
+
+def _plain(rows: list[Row]) -> str:
+    return _markdown(rows)
+
+
+def _markdown(rows: list[Row]) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    for row in rows:
+        lines.append(f"| {' | '.join(_cell(row.get(column)) for column in columns)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.2e}" if 0 < abs(value) < 1e-2 else f"{value:g}"
+    return str(value).replace("|", "\\|")
+
+
+_TABLES: dict[str, Callable[[list[Row]], str]] = {"attention": _attention, "engine": _engine}
+
+
+def main(
+    check: Annotated[bool, typer.Option(help="Write nothing; fail if it is out of date.")] = False,
+) -> None:
+    """Bring the README's results up to date."""
+    text = README.read_text(encoding="utf-8")
+    wanted = replace_results(text, render(RESULTS))
+    if check and wanted != text:
+        raise SystemExit("README.md is out of date: run python scripts/update_readme.py")
+    if wanted != text:
+        temporary = README.with_suffix(".md.new")
+        temporary.write_text(wanted, encoding="utf-8")
+        temporary.replace(README)
+
+
+if __name__ == "__main__":
+    typer.run(main)
