@@ -117,10 +117,11 @@ def export_model(
 
     stage("trace")
     sparsity = torch.zeros(1, device=transformer.device)
-    program = capture(model, transformer, inputs, sparsity, settings, dynamic=dynamic)
-    rewrite(program)
-    stage("convert")
-    graph = _to_onnx(program)
+    with _quiet():
+        program = capture(model, transformer, inputs, sparsity, settings, dynamic=dynamic)
+        rewrite(program)
+        stage("convert")
+        graph = _to_onnx(program)
     del program
     stage("optimize")
     finish.optimize(graph)
@@ -170,18 +171,17 @@ def _inputs(
 
 
 def _to_onnx(program: ExportedProgram) -> ir.Model:
-    with _quiet():
-        try:
-            result = torch.onnx.export(
-                program,
-                dynamo=True,
-                opset_version=OPSET,
-                optimize=False,  # finish.optimize leaves the weights alone
-                custom_translation_table=operator.translation_table(),
-                verbose=False,
-            )
-        except torch.onnx.OnnxExporterError as error:
-            raise ExportError(f"torch.onnx could not convert the graph: {error}") from error
+    try:
+        result = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=False,  # finish.optimize leaves the weights alone
+            custom_translation_table=operator.translation_table(),
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise ExportError(f"torch.onnx could not convert the graph: {error}") from error
     return result.model
 
 
@@ -208,7 +208,7 @@ def _properties(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch.onnx's remarks on packages and operators this model does not use."""
+    """Without the exporter's remarks on its own internals and on packages it does not need."""
     logger: Any = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
