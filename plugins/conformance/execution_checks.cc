@@ -16,6 +16,9 @@ using trt_host::Engine;
 // Odd on every axis; the text and the last video block are short.
 constexpr Size kClip{2, 2, 5, 9, 11, 37, 64};
 
+// TensorRT cuts workspaces out of a larger one, on 16-byte borders as far as seen.
+constexpr size_t kMisalignment = 16;
+
 // Largest relative error of an output. q, k and v are exact in both computations; what differs is
 // the rounding of the probabilities and of the output to 16 bits, 2^-9 in bf16 and 2^-11 in fp16
 // with random signs. The bounds are some four times that.
@@ -44,7 +47,7 @@ class Layer {
     Engine engine;
     std::string const step = builder.build(make_inputs(size, type, !lengths.empty()), &engine);
     if (!step.empty()) throw std::runtime_error("refused at " + step + library.log().all());
-    workspace_ = std::make_unique<DeviceBuffer>(engine.workspace);
+    workspace_ = std::make_unique<DeviceBuffer>(engine.workspace + kMisalignment);
     context_ = std::make_unique<Context>(rainfusion_creator(library), engine);
     if (!*context_ || !context_->set_shapes(size.inputs(!lengths.empty()))) {
       throw std::runtime_error("no context" + library.log().all());
@@ -57,7 +60,8 @@ class Layer {
   bool enqueue(Stream const& stream) {
     std::vector<void const*> inputs{q_.get(), k_.get(), v_.get(), nullptr, sparsity_.get()};
     if (!lengths.empty()) inputs.push_back(kv_len_.get());
-    return context_->enqueue(inputs, out_.get(), workspace_->get(), stream.get());
+    auto* const workspace = static_cast<char*>(workspace_->get()) + kMisalignment;
+    return context_->enqueue(inputs, out_.get(), workspace, stream.get());
   }
 
   std::vector<uint16_t> output() const { return out_.download<uint16_t>(); }

@@ -1,6 +1,7 @@
 #include "plugin.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -19,6 +20,16 @@ using nvinfer1::PluginTensorDesc;
 
 constexpr int32_t kSuccess = 0;
 constexpr int32_t kFailure = 1;
+
+// TensorRT cuts layers' workspaces out of a larger one without saying how it aligns them; the
+// kernels want kWorkspaceAlignment.
+constexpr size_t kWorkspaceAlignment = 256;
+constexpr size_t kWorkspaceSlack = kWorkspaceAlignment - 1;
+
+void* aligned(void* workspace) {
+  uintptr_t const address = reinterpret_cast<uintptr_t>(workspace) + kWorkspaceSlack;
+  return reinterpret_cast<void*>(address / kWorkspaceAlignment * kWorkspaceAlignment);
+}
 
 // TensorRT's own words for a type that no format fits do not name the type. A warning, because a
 // weakly typed network is offered in float32 too before the builder settles on 16 bits.
@@ -150,8 +161,8 @@ int32_t Plugin::configurePlugin(DynamicPluginTensorDesc const* inputs, int32_t i
 size_t Plugin::getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t,
                                 DynamicPluginTensorDesc const*, int32_t) const noexcept {
   return guarded("workspace", size_t{0}, [&] {
-    return workspace_bound(attributes_, inputs[kQuery].max, inputs[kGrid].max,
-                           inputs[kQuery].desc.type);
+    return kWorkspaceSlack + workspace_bound(attributes_, inputs[kQuery].max, inputs[kGrid].max,
+                                             inputs[kQuery].desc.type);
   });
 }
 
@@ -188,8 +199,8 @@ int32_t Plugin::enqueue(PluginTensorDesc const* input_descs, PluginTensorDesc co
     tensors.kv_len = input_count_ > kKvLen ? static_cast<int32_t const*>(inputs[kKvLen]) : nullptr;
     size_t workspace_bytes = 0;
     check_status(rainfusion_workspace_size(&problem, &workspace_bytes));
-    check_status(
-        rainfusion_attention(&problem, &tensors, nullptr, workspace, workspace_bytes, stream));
+    check_status(rainfusion_attention(&problem, &tensors, nullptr, aligned(workspace),
+                                      workspace_bytes, stream));
     return kSuccess;
   });
 }
