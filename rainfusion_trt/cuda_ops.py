@@ -61,7 +61,7 @@ def _launch(
         getattr(library, entry)(
             problem=problem,
             tensors=addresses,
-            plan=None if plan is None else native.Plan.of(plan),
+            plan=plan,
             workspace=workspace.data_ptr(),
             workspace_bytes=size,
             stream=torch.cuda.current_stream().cuda_stream,
