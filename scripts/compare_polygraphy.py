@@ -1,6 +1,7 @@
 """Runs an exported model in ONNX Runtime and as an engine, and lets Polygraphy compare them.
 
-    python export/to_onnx.py --model cogvideox --config tiny --dtype float16 --output out/tiny.onnx
+    python export/to_onnx.py --model cogvideox --random-weights --config tiny --dynamic \\
+        --dtype fp16 --output out/tiny.onnx
     rainfusion-trt build-engine out/tiny.onnx --profile engines/tiny-cogvideox.yaml --target native
     python scripts/compare_polygraphy.py out/tiny.onnx --engine out/tiny.engine
 

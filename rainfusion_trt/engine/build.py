@@ -203,8 +203,8 @@ def _check_recipe(recipe: EngineProfile, file: OnnxFile) -> None:
     if file.precision is not None and file.precision != recipe.precision:
         raise InvalidInputError(
             f"{file.path} was exported in {file.precision}, the engine profile says "
-            f"precision: {recipe.precision}; export with --dtype {recipe.precision} or change the "
-            "profile"
+            f"precision: {recipe.precision}; change the profile or export with "
+            f"--dtype {'bf16' if recipe.precision == 'bfloat16' else 'fp16'}"
         )
 
 

@@ -44,18 +44,15 @@ def process_logger(trt: Any) -> ProcessLogger:
 
 def make_logger(trt: Any, emit: Callable[[LogLine], None]) -> Any:
     """A TensorRT logger that emits everything from warnings up."""
-    names = {
-        trt.ILogger.INTERNAL_ERROR: "internal_error",
-        trt.ILogger.ERROR: "error",
-        trt.ILogger.WARNING: "warning",
-    }
+    reported = ("internal_error", "error", "warning")
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, text: str) -> None:
-            if severity in names:
-                emit(LogLine(severity=names[severity], text=text))
+            name = severity.name.lower()
+            if name in reported:
+                emit(LogLine(severity=name, text=text))
 
     return Logger()

@@ -179,7 +179,7 @@ def _check_kernels(file: OnnxFile, queries: list[GraphTensor]) -> None:
     if file.precision is not None and file.precision not in PRECISIONS:
         raise UnsupportedError(
             f"{file.path} is in {file.precision}; the plugin computes in float16 and bfloat16: "
-            "export the model with --dtype float16 or --dtype bfloat16"
+            "export the model with --dtype fp16 or --dtype bf16"
         )
 
 

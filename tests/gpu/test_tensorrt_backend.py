@@ -17,17 +17,12 @@ import torch.nn.functional as F
 
 from rainfusion_trt import rainfusion_attention
 from rainfusion_trt.engine import EngineProfile, build_engine, load_metadata
-from rainfusion_trt.engine.flavour import available_flavours
 from rainfusion_trt.engine.metadata import file_sha256, save_metadata
 from rainfusion_trt.errors import EngineLoadError, InvalidInputError
 from rainfusion_trt.geometry import Kind, TokenLayout
 from rainfusion_trt.testing import synthetic_heads
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.tensorrt,
-    pytest.mark.skipif(not available_flavours(), reason="neither tensorrt nor tensorrt_rtx"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]
 TEXT_TOKENS, HEAD_SIZE = 17, 64
 SMALL, LARGE = (5, 8, 10), (9, 15, 22)  # token grids
 KINDS = [
