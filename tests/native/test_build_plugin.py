@@ -80,7 +80,7 @@ def test_package_without_checkout(tmp_path, monkeypatch):
         build_plugin()
 
 
-def test_failed_build_shows_the_log_and_leaves_no_library(checkout, monkeypatch, plugin_library):
+def test_failed_build_shows_the_log_and_leaves_no_library(checkout):
     (checkout / "CMakeLists.txt").write_text('message(FATAL_ERROR "no such luck")')
     with pytest.raises(
         PluginBuildError, match=r"configure.log, its last lines:(.|\n)*no such luck"

@@ -8,6 +8,7 @@ import subprocess
 
 import numpy as np
 import pytest
+import yaml
 
 from rainfusion_trt import __version__, native
 from rainfusion_trt.build_plugin import (
@@ -140,6 +141,16 @@ def test_block_mask_keeps_sinks_and_diagonal(library, kind):
 def test_attention_refuses_null_pointers_before_any_launch(library):
     with pytest.raises(InvalidInputError, match="q is a null pointer"):
         library.attention(problem(), native.Tensors(), None, 0, 0, 0)
+
+
+def test_plugin_config_and_binding_agree():
+    folder = source_directory() / "plugins" / "tensorrt"
+    config = yaml.safe_load((folder / "RainFusionAttention_PluginConfig.yaml").read_text())
+    (version,) = config["versions"].values()
+    assert version["attributes"] == ["text", "method", "alpha", "sink_frames", "scale"]
+    options = version["attribute_options"]
+    assert options["text"] == [name.lower() for name in native.Text.__members__]
+    assert options["method"] == [name.lower() for name in native.Method.__members__]
 
 
 def test_library_that_is_missing_or_foreign(monkeypatch, tmp_path):
