@@ -13,7 +13,12 @@ setup_venv() {
     die "$("$python" --version) is too old: set PYTHON to Python 3.10 or newer"
   command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null ||
     die "no C++ compiler, which the plugin needs: apt-get install g++"
-  has_gpu && extras="$extras,cuda"
+  # Without a GPU the exact version is installed that the project is tested with: of that one many
+  # package indexes have a small CPU build.
+  local torch="torch==2.13.0"
+  if has_gpu; then
+    extras="$extras,cuda" torch="torch"
+  fi
 
   if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     "$python" -c 'import ensurepip' 2>/dev/null ||
@@ -23,10 +28,10 @@ setup_venv() {
   fi
   export VIRTUAL_ENV="$PWD/.venv" PATH="$PWD/.venv/bin:$PATH"
 
-  stamp="$extras $(sha256sum pyproject.toml | cut -d' ' -f1) $(.venv/bin/python --version)"
+  stamp="$extras $torch $(sha256sum pyproject.toml | cut -d' ' -f1) $(.venv/bin/python --version)"
   if [[ "$(cat .venv/installed 2>/dev/null)" != "$stamp" ]]; then
     say "installing rainfusion-trt[$extras] into .venv"
-    .venv/bin/python -m pip install --disable-pip-version-check -e ".[$extras]"
+    .venv/bin/python -m pip install --disable-pip-version-check -e ".[$extras]" "$torch"
     echo "$stamp" >.venv/installed
   fi
 }

@@ -87,7 +87,9 @@ def run_pair(
 
 
 def _fingerprint(transformer: torch.nn.Module) -> str:
-    digest = hashlib.sha256(json.dumps(dict(transformer.config), sort_keys=True).encode())
+    # diffusers' own entries are a set in some order.
+    config = {key: v for key, v in transformer.config.items() if not key.startswith("_")}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in transformer.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.float().cpu().contiguous().numpy().tobytes())

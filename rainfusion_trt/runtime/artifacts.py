@@ -33,7 +33,7 @@ class Artifacts:
     size, dynamic
         Clip the graph was exported for, and whether it takes others.
     settings
-        Attention settings for the torch backend.
+        Attention settings for the torch backend: the exported ones, or what was given.
     original_transformer
         The transformer of a pipeline that was handed in.
     """
@@ -102,7 +102,7 @@ class Artifacts:
             config=first.config if first else None,
             size=first.size if first else None,
             dynamic=first.dynamic if first else True,
-            settings=given,
+            settings={**(first.settings if first else {}), **given},
             dtype=dtype,
             engine_flavour=exported[0].flavour if engine is not None else None,
             original_transformer=transformer,

@@ -170,7 +170,7 @@ class OnnxRuntimeBackend(Backend):
         if onnx.TensorProto.BFLOAT16 in inputs:
             raise UnsupportedError(
                 f"{self._path} is in bfloat16, for which ONNX Runtime has no CPU kernels: export "
-                "with --dtype float32 for the CPU, or use a GPU"
+                "with --dtype fp32 for the CPU, or use a GPU"
             )
 
     def _bind(self, binding: Any, name: str, tensor: Tensor) -> None:

@@ -174,7 +174,7 @@ def test_backend_alone(tmp_path):
 
 def test_bfloat16_on_the_cpu(tmp_path):
     path = small_graph(tmp_path / "x.onnx", onnx.TensorProto.BFLOAT16)
-    with pytest.raises(UnsupportedError, match="--dtype float32"):
+    with pytest.raises(UnsupportedError, match="--dtype fp32"):
         OnnxRuntimeBackend(path)
 
 

@@ -1,0 +1,103 @@
+"""`Pipeline` and engine folders, as far as that needs no GPU."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+
+from rainfusion_trt import Pipeline
+from rainfusion_trt.demo.components import demo_pipeline
+from rainfusion_trt.engine.metadata import (
+    EngineMetadata,
+    PluginRecord,
+    TensorRecord,
+    save_metadata,
+)
+from rainfusion_trt.engine.profile import BuilderSettings
+from rainfusion_trt.errors import BackendUnavailableError, EngineLoadError, InvalidInputError
+from rainfusion_trt.models import VideoSize, get_model
+
+MODEL = get_model("cogvideox")
+PLAN = b"no engine that any TensorRT would load"
+
+
+@pytest.fixture
+def pipe():
+    made = demo_pipeline(MODEL, size=VideoSize(9, 64, 96))
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Writes an engine folder whose metadata differs from a right one as told."""
+
+    def write(**changes):
+        fields = {
+            "model": MODEL.name,
+            "config": MODEL.config("tiny"),
+            "size": "9x64x96",
+            "settings": {"method": "rainfusion", "alpha": 0.9, "sink_frames": 1},
+            "precision": "float16",
+            "flavour": "tensorrt_rtx",
+            "version": "1.7.1.116",
+            "targets": ("sm80",),
+            "device": None,
+            "profiles": ("only",),
+            "builder": BuilderSettings(),
+            "inputs": (TensorRecord(name="hidden_states", dtype="float16", shape=(2, 3)),),
+            "outputs": (TensorRecord(name="sample", dtype="float16", shape=(2, 3)),),
+            "plugin": PluginRecord(file="librainfusion_trt.so", sha256="0" * 64, build="0.1.0"),
+            "plugin_layers": 2,
+            "onnx": "m.onnx",
+            "onnx_sha256": "1" * 64,
+            "onnx_files": (),
+            "key": "2" * 64,
+            "engine_size": len(PLAN),
+            "engine_sha256": hashlib.sha256(PLAN).hexdigest(),
+            "date": "2026-01-01T00:00:00+00:00",
+            "build_seconds": 1.0,
+            "command": "rainfusion-trt build-engine",
+        }
+        (tmp_path / "engine.plan").write_bytes(PLAN)
+        save_metadata(tmp_path, EngineMetadata(**{**fields, **changes}))
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "error", "words"),
+    [
+        ({}, {"backend": "tensorrt"}, InvalidInputError, "engine was built by 'tensorrt_rtx'"),
+        ({}, {"backend": "onnxruntime"}, InvalidInputError, "needs onnx="),
+        ({}, {"model": "cogvideox-2b"}, InvalidInputError, "model= says cogvideox-2b"),
+        ({}, {"alpha": 0.5}, InvalidInputError, "exported with alpha=0.9"),
+        ({"model": None}, {}, EngineLoadError, "does not say which model"),
+        ({"model": "sora"}, {}, InvalidInputError, "'sora' is unknown"),
+        (
+            {"config": {**MODEL.config("tiny"), "num_layers": 42}},
+            {},
+            EngineLoadError,
+            "num_layers 42 instead of 2",
+        ),
+        ({"engine_size": 1}, {}, EngineLoadError, "damaged"),
+    ],
+)
+def test_engines_that_do_not_fit(pipe, folder, changes, arguments, error, words):
+    with pytest.raises(error, match=words):
+        Pipeline(pipe=pipe, engine=folder(**changes), **arguments)
+    assert type(pipe.transformer).__name__ == MODEL.transformer_class
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_an_engine_without_a_gpu_is_an_error_unless_falling_back_is_allowed(pipe, folder, caplog):
+    engine = folder()
+    with pytest.raises(BackendUnavailableError, match="NVIDIA GPU"):
+        Pipeline(pipe=pipe, engine=engine)
+    with Pipeline(pipe=pipe, engine=engine, allow_fallback=True) as pipeline:
+        assert pipeline.backend == "torch"
+    assert "tensorrt_rtx cannot run here" in caplog.text
+    assert "falling back to torch" in caplog.text
