@@ -1,0 +1,106 @@
+"""`Pipeline` with a real engine of a tiny CogVideoX, held against the PyTorch backend.
+
+Both round every activation to float16 (2^-11), in other places; two layers and guidance, which
+multiplies what the two halves of a batch differ in by 6, leave errors near 1e-2 after three steps.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rainfusion_trt import Pipeline
+from rainfusion_trt.demo.components import demo_pipeline
+from rainfusion_trt.engine import EngineProfile, build_engine
+from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.models import VideoSize, get_model
+
+pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]
+
+MODEL = get_model("cogvideox")
+SIZE = VideoSize(9, 128, 192)  # 3 x 8 x 12 tokens, more than one block
+SCHEDULE = [0.0, 0.5, 0.3]
+CALL = {
+    "prompt": "a fox",
+    "num_frames": SIZE.frames,
+    "height": SIZE.height,
+    "width": SIZE.width,
+    "num_inference_steps": len(SCHEDULE),
+    "output_type": "latent",
+}
+TOLERANCE = 2e-2
+
+
+def tiny_transformer() -> torch.nn.Module:
+    return MODEL.create(MODEL.config("tiny"), dtype=torch.float16, seed=0)
+
+
+@pytest.fixture
+def pipe():
+    made = demo_pipeline(MODEL, tiny_transformer(), size=SIZE).to(torch.float16)
+    made.set_progress_bar_config(disable=True)
+    return made.to("cuda")
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory, plugin_library):
+    from rainfusion_export import export_model
+
+    path = tmp_path_factory.mktemp("engine") / "tiny.onnx"
+    export_model(MODEL, tiny_transformer(), SIZE, output=path)
+    recipe = EngineProfile(model=MODEL.name, precision="float16")
+    return build_engine(path, profile=recipe, plugin=plugin_library)
+
+
+def relative_error(out: torch.Tensor, wanted: torch.Tensor) -> float:
+    return ((out.float() - wanted.float()).norm() / wanted.float().norm()).item()
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+@pytest.mark.parametrize("schedule", [[0.0] * 3, SCHEDULE])
+def test_engine_equals_torch_backend(pipe, engine, cuda_graph, schedule):
+    """Also while the sparsity changes between replays of one graph."""
+    with Pipeline(pipe=pipe, backend="torch") as pipeline:
+        wanted = pipeline(**CALL, seed=0, schedule=schedule).frames
+    with Pipeline(pipe=pipe, engine=engine, cuda_graph=cuda_graph) as pipeline:
+        out = pipeline(**CALL, seed=0, schedule=schedule, profile=True)
+        again = pipeline(**CALL, seed=0, schedule=schedule).frames
+    assert out.backend in ("tensorrt", "tensorrt_rtx")
+    assert out.sparsity == tuple(schedule)
+    assert relative_error(out.frames, wanted) < TOLERANCE
+    torch.testing.assert_close(again, out.frames, atol=0, rtol=0)
+    assert all(0 < row.transformer_ms <= row.total_ms for row in out.timings)
+
+
+def test_sparsity_changes_the_result(pipe, engine):
+    with Pipeline(pipe=pipe, engine=engine, dense_fraction=0.0) as pipeline:
+        dense = pipeline(**CALL, seed=0, sparsity=0.0).frames
+        sparse = pipeline(**CALL, seed=0, sparsity=0.8).frames
+    assert relative_error(sparse, dense) > 1e-3
+
+
+def test_other_size_than_the_engines(pipe, engine):
+    with (
+        Pipeline(pipe=pipe, engine=engine) as pipeline,
+        pytest.raises(InvalidInputError, match="exported for 9x128x192 only"),
+    ):
+        pipeline(**{**CALL, "height": 64}, seed=0)
+
+
+def test_pipeline_without_text_encoder_and_vae(pipe, engine):
+    """As benchmarks use it: the engine alone says where to compute."""
+    text = torch.randn(1, 16, 32, device="cuda", dtype=torch.float16)
+    pipe.register_modules(tokenizer=None, text_encoder=None, vae=None)
+    call = {k: v for k, v in CALL.items() if k != "prompt"}
+    with Pipeline(pipe=pipe, engine=engine) as pipeline:
+        frames = pipeline(**call, prompt_embeds=text, negative_prompt_embeds=-text, seed=0).frames
+    assert frames.is_cuda
+    assert bool(frames.isfinite().all())
+
+
+def test_cpu_offload_moves_the_rest(pipe, engine):
+    pytest.importorskip("accelerate")
+    with Pipeline(pipe=pipe.to("cpu"), engine=engine, cpu_offload=True) as pipeline:
+        frames = pipeline(**{**CALL, "output_type": "np"}, seed=0).frames
+        assert pipe.text_encoder.device.type == "cpu"
+    assert frames.shape == (1, *(9, 128, 192), 3)
