@@ -1,0 +1,68 @@
+"""Graph rewrites change patterns, never values."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from rainfusion_export.rewrites import rewrite
+from torch import nn
+from torch.export import Dim
+
+
+class InPlaceRotary(nn.Module):
+    def forward(self, x, text):
+        x = x + 0.0
+        count = text.shape[0]
+        video = x[:, count:]
+        real, imaginary = video.reshape(*video.shape[:-1], -1, 2).unbind(-1)
+        x[:, count:] = torch.stack([-imaginary, real], dim=-1).flatten(2)
+        return x
+
+
+class MiddleAssignment(nn.Module):
+    def forward(self, x, text):
+        x = x + 0.0
+        x[:, 1:3] = x[:, 1:3] * 2.0
+        x[:] = x * 3.0
+        return x
+
+
+class VaryingSplit(nn.Module):
+    def forward(self, x, text):
+        first, second, third = x.split([text.shape[0], 2, x.shape[1] - text.shape[0] - 2], dim=1)
+        return torch.cat([third * 2.0, first, second * 3.0], dim=1)
+
+
+class UnbindOfThree(nn.Module):
+    """Not the pattern: stays as it is."""
+
+    def forward(self, x, text):
+        a, b, c = x.reshape(x.shape[0], -1, 3).unbind(-1)
+        return a + b * c
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(
+    ("module", "gone"),
+    [
+        (InPlaceRotary, ("slice_scatter", "unbind", "copy.default")),
+        (MiddleAssignment, ("slice_scatter", "copy.default")),
+        (VaryingSplit, ("split",)),
+        (UnbindOfThree, ()),
+    ],
+)
+def test_pattern_goes_and_values_stay(module, gone, dynamic):
+    x, text = torch.randn(2, 9, 6), torch.randn(3)
+    shapes = {"x": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, "text": {0: Dim.DYNAMIC}} if dynamic else None
+    program = torch.export.export(module(), (x, text), dynamic_shapes=shapes, strict=False)
+    program = program.run_decompositions({})
+    before = {str(n.target) for n in program.graph.nodes}
+    rewrite(program)
+    after = {str(n.target) for n in program.graph.nodes}
+    for name in gone:
+        assert any(name in target for target in before), f"{name} was never there"
+        assert not any(name in target for target in after)
+    assert torch.equal(program.module()(x, text), module()(x, text))
+    if dynamic:
+        x, text = torch.randn(3, 12, 6), torch.randn(5)
+        assert torch.equal(program.module()(x, text), module()(x, text))
