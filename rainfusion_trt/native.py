@@ -301,7 +301,7 @@ class NativeLibrary:
 
     @property
     def build_info(self) -> str:
-        """Version, source hash and architectures, e.g. ``0.1.0+3f2a9c1d sm_80 sm_90``."""
+        """Version, source hash and architectures, e.g. ``0.1.0+3f2a9c1d5e0b7a42 sm_80 sm_90``."""
         return self._library.rainfusion_build_info().decode()
 
     def check(self, problem: Problem) -> None:

@@ -57,7 +57,7 @@ def test_header_and_binding_agree(library):
 def test_build_info_names_version_and_sources(library, plugin_library):
     version, rest = library.build_info.split("+")
     assert version == __version__
-    assert re.fullmatch(r"[0-9a-f]{16}( \d+(-real|-virtual)?)+", rest)
+    assert re.fullmatch(r"[0-9a-f]{16}( sm_\d+[a-z]?)+", rest)
     stamp = plugin_library.with_name(plugin_library.name + ".json")
     if not stamp.is_file():
         pytest.skip("the library was not built by build_plugin")
@@ -104,7 +104,7 @@ def test_check_names_value_and_remedy(library, changes, error, words):
 
 
 def test_device_without_kernel(library):
-    built = [int(number) for number in re.findall(r" (\d+)", library.build_info)]
+    built = [int(number) for number in re.findall(r" sm_(\d+)", library.build_info)]
     for capability in built:
         library.check_device(*divmod(capability, 10))
     with pytest.raises(UnsupportedError, match=r"7\.5"):
