@@ -146,6 +146,8 @@ class Routing:
         self.model = model
         self.settings = settings
         self.routed = 0
+        self._own_forward = None  # what transformer.forward was overridden with before
+        self._forward = None
         self._tensor = torch.zeros(1, dtype=torch.float32, device=device)
         self.sparsity = sparsity
 
@@ -161,6 +163,22 @@ class Routing:
             raise InvalidInputError(f"sparsity={value} must be in [0, 1); 0 is dense attention")
         self._sparsity = float(value)
         self._tensor.fill_(self._sparsity)
+
+    def put_into(self, transformer: nn.Module) -> None:
+        """Override the transformer's forward."""
+        self._own_forward = transformer.__dict__.get("forward")
+        self._forward = _routed(transformer, self)
+        setattr(transformer, _HANDLE, self)
+        transformer.forward = self._forward
+
+    def take_out_of(self, transformer: nn.Module) -> None:
+        """Undo :meth:`put_into`."""
+        if transformer.__dict__.get("forward") is not self._forward:
+            return  # wrapped since, by offloading hooks; what they wrap passes calls through now
+        if self._own_forward is None:
+            del transformer.forward
+        else:
+            transformer.forward = self._own_forward
 
     def route(self, transformer: nn.Module, call: dict[str, Any]) -> AttentionRoute:
         """The mode for one forward call with the keyword arguments `call`."""
@@ -222,10 +240,7 @@ def enable(
     settings = RainFusionSettings(method, alpha, sink_frames)
     device = next(transformer.parameters()).device
     routing = Routing(model, settings, sparsity, device)
-    routing.previous = transformer.__dict__.get("forward")
-    routing.forward = _routed(transformer, routing)
-    setattr(transformer, _HANDLE, routing)
-    transformer.forward = routing.forward
+    routing.put_into(transformer)
     return routing
 
 
@@ -240,12 +255,7 @@ def disable(transformer: nn.Module) -> None:
     routing = transformer.__dict__.pop(_HANDLE, None)
     if routing is None:
         raise InvalidInputError("RainFusion is not on for this transformer; call enable() first")
-    if transformer.__dict__["forward"] is not routing.forward:
-        return  # something wrapped it since (offloading): what it wraps now passes calls through
-    if routing.previous is None:
-        del transformer.forward
-    else:
-        transformer.forward = routing.previous
+    routing.take_out_of(transformer)
 
 
 def _routed(transformer: nn.Module, routing: Routing) -> Any:

@@ -7,7 +7,7 @@ from torch import nn
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 
 from .base import AttentionLayout, GenerationDefaults, VideoModel, VideoSize
-from .cogvideox import COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_1_5_5B
+from .cogvideox import COGVIDEOX_1_5_5B, COGVIDEOX_2B, COGVIDEOX_5B
 
 __all__ = [
     "AttentionLayout",
