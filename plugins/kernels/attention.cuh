@@ -67,8 +67,8 @@ __device__ __forceinline__ void attend_single(Accumulators<Config>& acc, const F
     more = tiles.advance(cut);
     if (more) copies.copy_keys(tiles, 0);
     copy_async_commit();
-    softmax_tile<kTileN, kHeadSize>(s, acc.o, acc.statistics, scale_log2);
-    multiply_values<Element, kHeadSize, kTileN>(acc.o, s, lanes.value);
+    update_maxima<kTileN, kHeadSize>(s, acc.o, acc.statistics, scale_log2);
+    multiply_values<Element, kHeadSize, kTileN>(acc.o, s, acc.statistics, scale_log2, lanes.value);
   }
 }
 
@@ -96,8 +96,9 @@ __device__ __forceinline__ void attend_double(Accumulators<Config>& acc, const F
     const uint32_t offset = stage * Config::kTileBytes;
     multiply_keys<Element, kHeadSize, kTileN>(s, lanes.query, lanes.key + offset);
     if (valid < kTileN) mask_keys<kTileN>(s, valid);
-    softmax_tile<kTileN, kHeadSize>(s, acc.o, acc.statistics, scale_log2);
-    multiply_values<Element, kHeadSize, kTileN>(acc.o, s, lanes.value + offset);
+    update_maxima<kTileN, kHeadSize>(s, acc.o, acc.statistics, scale_log2);
+    multiply_values<Element, kHeadSize, kTileN>(acc.o, s, acc.statistics, scale_log2,
+                                                lanes.value + offset);
   }
 }
 

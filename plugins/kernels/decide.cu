@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include "launch.h"
+#include "sampled_tokens.cuh"
 
 namespace rainfusion {
 namespace {
@@ -19,10 +20,7 @@ struct Decision {
 // Mean over the sampled queries of batch element and head `batch_head`.
 __device__ float mean_recall(const Geometry& g, const Workspace& workspace, int batch_head,
                              int sample, int band, int keys) {
-  const Sample s = sample == 0 ? local_sample(g.layout) : global_sample(g.layout);
-  const int64_t base = g.layout.token_of_raster(0);
-  const int64_t below = keys > base ? ceil_div(keys - base, s.step) : 0;
-  const int count = static_cast<int>(min64(s.count, below));
+  const int count = sampled_tokens(g.layout, sample, keys).count;
   if (count == 0) return 0.f;
   float sum = 0.f;
   for (int tile = 0; tile * kBlock < count; ++tile) {

@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include "launch.h"
+#include "sampled_tokens.cuh"
 #include "softmax.cuh"
 #include "tile.cuh"
 
@@ -25,20 +26,6 @@ struct RecallParams {
   float* partial_recall;
   Geometry geometry;
 };
-
-// Tokens base + i * step for i in [0, count), those at or past kv_len left out.
-struct SampledTokens {
-  int64_t base;
-  int64_t step;
-  int count;
-};
-
-__device__ SampledTokens sampled_tokens(const TokenLayout& layout, int sample, int keys) {
-  const Sample s = sample == 0 ? local_sample(layout) : global_sample(layout);
-  const int64_t base = layout.token_of_raster(0);
-  const int64_t below = keys > base ? ceil_div(keys - base, s.step) : 0;
-  return {base, s.step, static_cast<int>(min64(s.count, below))};
-}
 
 // Mass of a thread's four rows, all of it and inside each band.
 template <int kBands>
@@ -61,7 +48,7 @@ __device__ __forceinline__ void rescale(Mass<kBands>& mass, const float (&maxima
   }
 }
 
-// Adds a tile of scores. distance[r] is (row of r) - (first key of the tile + lane's column).
+// Adds a tile of scores. first_distance is that of the thread's first row and first key.
 template <int kBands>
 __device__ __forceinline__ void add_tile(Mass<kBands>& mass, const Scores<kRecallTileN>& s,
                                          int first_distance, const int (&widths)[kBands],
