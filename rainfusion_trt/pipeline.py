@@ -143,13 +143,15 @@ class Pipeline:
         self.model: VideoModel = self.artifacts.model
         names = candidates(backend, self.artifacts.sources, allow_fallback=allow_fallback)
         self._refuse_dense_default(names[0])
+        self._original = self.artifacts.original_transformer
         self.denoiser = self._first_that_runs(names, device, cuda_graph)
         try:
             self.pipe = load_pipe(self.artifacts, self.denoiser, cpu_offload=cpu_offload)
         except BaseException:
             self.denoiser.close()
+            if pipe is not None:
+                pipe.transformer = self._original
             raise
-        self._original = self.artifacts.original_transformer
         logger.info(
             "%s on %s: %s", self.denoiser.name, self.denoiser.device, self.denoiser.describe()
         )
