@@ -128,6 +128,7 @@ def run(
     device: Annotated[str | None, typer.Option(help="cuda or cpu (default: GPU if any).")] = None,
     cuda_graph: Annotated[bool, typer.Option(help="Replay the engine as a CUDA graph.")] = False,
     cpu_offload: Annotated[bool, typer.Option(help="Text encoder and VAE off the GPU.")] = False,
+    vae_tiling: Annotated[bool, typer.Option(help="Decode in tiles: slower, less memory.")] = False,
     allow_fallback: Annotated[bool, typer.Option(help="Accept the next best backend.")] = False,
     allow_dense: Annotated[bool, typer.Option(help="Accept dense attention.")] = False,
     profile: Annotated[bool, typer.Option(help="Print the time of every step.")] = False,
@@ -151,6 +152,8 @@ def run(
         cpu_offload=cpu_offload,
         device=device,
     ) as pipeline:
+        if vae_tiling:
+            pipeline.pipe.vae.enable_tiling()
         result = pipeline(
             prompt,
             negative_prompt=negative_prompt,

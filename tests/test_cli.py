@@ -83,7 +83,9 @@ def test_run_writes_an_mp4(tmp_path: Path):
     size = ("--frames", "9", "--height", "64", "--width", "96", "--steps", "2")
     arguments = ("--prompt", "a fox", "--model", "cogvideox", "--backend", "torch")
     paths = ("--checkpoint", str(checkpoint), "--output", str(output))
-    result = invoke("run", *arguments, *size, *paths, "--profile", "--device", "cpu")
+    result = invoke(
+        "run", *arguments, *size, *paths, "--profile", "--device", "cpu", "--vae-tiling"
+    )
     assert result.exit_code == 0, result.stderr
     assert result.stdout.strip() == str(output)
     assert "transformer ms" in result.stderr
