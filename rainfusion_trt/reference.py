@@ -166,6 +166,8 @@ def _block_means(call: _Call, x: Tensor, kv_len: int) -> Tensor:
 def _best_blocks(call: _Call, q: Tensor, k: Tensor, kv_len: int) -> Tensor:
     """rainfusion2: each query block's best key blocks by the scores of the block means."""
     scores = _block_means(call, q, kv_len) @ _block_means(call, k, kv_len).T * call.scale
+    empty = torch.tensor([block.begin >= kv_len for block in call.blocks], device=call.device)
+    scores = scores.masked_fill(empty, -math.inf)
     keep = kept_blocks(call.sparsity, len(call.blocks))
     best = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :keep]
     mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, True)

@@ -100,7 +100,17 @@ def cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
 
-def milliseconds(run: Callable[[], Tensor]) -> float:
+def captured(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """`run` as a CUDA graph, so that its time is the device's and not that of Python."""
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph
+
+
+def milliseconds(run: Callable[[], object]) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     run()
@@ -134,11 +144,10 @@ def measure(name: str, mix: str, method: str, sparsities, rounds: int) -> list[d
     layout = shape.layout
     q, k, v = heads_of(shape, mix, torch.bfloat16)
     cases, errors = cases_for(q, k, v, layout, method, sparsities)
-    for case in cases:
-        case.run()
+    graphs = [captured(case.run) for case in cases]
     for _ in range(rounds):
-        for case in cases:
-            case.times.append(milliseconds(case.run))
+        for case, graph in zip(cases, graphs, strict=True):
+            case.times.append(milliseconds(graph.replay))
     dense_work = 4 * layout.tokens**2 * shape.head_size * shape.heads * shape.batch
     rows = []
     for case in cases:
