@@ -11,6 +11,7 @@ attention, which is textural: the times of the other kinds are in ``attention.js
 
 from __future__ import annotations
 
+import copy
 import gc
 import shutil
 import statistics
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +31,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rainfusion_trt import Pipeline, build_engine, disable, enable
 from rainfusion_trt.models import VideoModel, VideoSize, get_model
-from rainfusion_trt.runtime.tensorrt import TensorRTBackend
 
 ROOT = Path(__file__).resolve().parent.parent
 # Engine against eager: both round every activation to bfloat16, in other places.
@@ -41,6 +42,11 @@ def used_gib() -> float:
     """Device memory in use by anybody, in GiB."""
     free, total = torch.cuda.mem_get_info()
     return (total - free) / 2**30
+
+
+def memory_row(run: str, before: float) -> dict:
+    """What `run` added to the device memory in use, its first call included."""
+    return {"what": "device memory", "run": run, "gib": round(used_gib() - before, 2)}
 
 
 def release() -> None:
@@ -92,6 +98,13 @@ class Eager:
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             return self.transformer(**self.model.forward_kwargs(self.inputs), return_dict=False)[0]
 
+    @torch.inference_mode()
+    def float32(self) -> Tensor:
+        transformer = copy.deepcopy(self.transformer).float()
+        inputs = {n: x.float() if x.is_floating_point() else x for n, x in self.inputs.items()}
+        with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+            return transformer(**self.model.forward_kwargs(inputs), return_dict=False)[0]
+
     def routed(self, sparsity: float) -> Tensor:
         enable(self.transformer, sparsity=sparsity, model=self.model)
         try:
@@ -100,135 +113,143 @@ class Eager:
             disable(self.transformer)
 
 
-class Engine:
-    """The built engine on the same inputs."""
-
-    def __init__(self, folder: Path, inputs: dict[str, Tensor], *, cuda_graph: bool) -> None:
-        self.backend = TensorRTBackend(folder, device="cuda", cuda_graph=cuda_graph)
-        self.sparsity = torch.zeros(1, device="cuda")
-        self.feed = {**inputs, "sparsity": self.sparsity}
-
-    def __call__(self, sparsity: float) -> Tensor:
-        self.sparsity.fill_(sparsity)
-        return self.backend.run(self.feed)["sample"].clone()
-
-
-def latents_of(pipe, schedule, steps: int, size: VideoSize, text: Tensor) -> Tensor:
-    """A few denoising steps through our Pipeline, from one seed, without the VAE."""
-    result = pipe(
-        prompt_embeds=text,
-        negative_prompt_embeds=-text,
-        num_frames=size.frames,
-        height=size.height,
-        width=size.width,
-        num_inference_steps=steps,
-        schedule=schedule,
-        seed=0,
-        output_type="latent",
-        profile=True,
-    )
-    for timing in result.timings:
-        print(f"  {result.backend}: {timing}", flush=True)
-    return result.frames
-
-
-def compare_pipelines(eager: Eager, folder: Path, size: VideoSize, steps: int) -> list[dict]:
-    """Final latents of the engine against the eager pipeline and the torch operator."""
+def diffusers_pipeline(transformer: nn.Module):
+    """CogVideoX without text encoder and VAE: prompts are embeddings, results are latents."""
     from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline
 
-    config = eager.transformer.config
-    shape = (1, config.max_text_seq_length, config.text_embed_dim)
-    generator = torch.Generator("cuda").manual_seed(2)
-    text = torch.randn(shape, device="cuda", generator=generator).bfloat16()
     scheduler = CogVideoXDDIMScheduler(
         prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
     )
     pipe = CogVideoXPipeline(
-        tokenizer=None,
-        text_encoder=None,
-        vae=None,
-        transformer=eager.transformer,
-        scheduler=scheduler,
+        tokenizer=None, text_encoder=None, vae=None, transformer=transformer, scheduler=scheduler
     )
-    dense, half = [0.0] * steps, [0.0] + [SPARSITY] * (steps - 1)
-    results = {}
-    with Pipeline(pipe=pipe, backend="torch") as ours, sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        results["torch operator"] = latents_of(ours, half, steps, size, text)
-    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        plain = pipe(
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+class Engine:
+    """The built engine inside a diffusers pipeline, and on its own."""
+
+    def __init__(self, eager: Eager, folder: Path, *, cuda_graph: bool) -> None:
+        pipe = diffusers_pipeline(eager.transformer)
+        self.pipeline = Pipeline(pipe=pipe, engine=folder, cuda_graph=cuda_graph)
+        self.inputs = eager.inputs
+        self.sparsity = torch.zeros(1, device="cuda")
+
+    def __call__(self, sparsity: float) -> Tensor:
+        self.sparsity.fill_(sparsity)
+        backend = self.pipeline.denoiser.backend
+        return backend.run({**self.inputs, "sparsity": self.sparsity})["sample"].clone()
+
+
+def denoise(run, transformer: nn.Module, size: VideoSize, text: Tensor, **arguments):
+    """Outputs of the transformer in every step of one run, and the final latents."""
+    outputs: list[Tensor] = []
+    hook = transformer.register_forward_hook(lambda *call: outputs.append(call[2][0].clone()))
+    try:
+        frames = run(
             prompt_embeds=text,
             negative_prompt_embeds=-text,
             num_frames=size.frames,
             height=size.height,
             width=size.width,
-            num_inference_steps=steps,
-            generator=torch.Generator("cpu").manual_seed(0),
             output_type="latent",
+            generator=torch.Generator("cpu").manual_seed(0),
+            **arguments,
         ).frames
-    for graph in (False, True):
-        name = "engine, CUDA graph" if graph else "engine"
-        with Pipeline(pipe=pipe, engine=folder, cuda_graph=graph) as ours:
-            results[name, 0.0] = latents_of(ours, dense, steps, size, text)
-            results[name, SPARSITY] = latents_of(ours, half, steps, size, text)
-        release()
-    rows = []
-    for name in ("engine", "engine, CUDA graph"):
-        for s, wanted, beside in (
-            (0.0, plain, "diffusers pipeline"),
-            (SPARSITY, results["torch operator"], "torch operator pipeline"),
-        ):
-            error = relative_error(results[name, s], wanted)
-            rows.append(
-                {
-                    "what": f"latents after {steps} steps",
-                    "run": name,
-                    "sparsity": s,
-                    "against": beside,
-                    "relative_error": error,
-                }
+    finally:
+        hook.remove()
+    return [*outputs, frames]
+
+
+def compare_pipelines(
+    eager: Eager, engines: dict[str, Engine], size: VideoSize, steps: int
+) -> list[dict]:
+    """Every step of the engine's pipeline against diffusers' own and the torch operator's."""
+    config = eager.transformer.config
+    shape = (1, config.max_text_seq_length, config.text_embed_dim)
+    generator = torch.Generator("cuda").manual_seed(2)
+    text = torch.randn(shape, device="cuda", generator=generator).bfloat16()
+    schedules = {0.0: [0.0] * steps, SPARSITY: [0.0] + [SPARSITY] * (steps - 1)}
+    pipe = diffusers_pipeline(eager.transformer)
+    call = (eager.transformer, size, text)
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        wanted = {0.0: denoise(pipe, *call, num_inference_steps=steps)}
+        with Pipeline(pipe=pipe, backend="torch") as routed:
+            wanted[SPARSITY] = denoise(
+                routed, *call, num_inference_steps=steps, schedule=schedules[SPARSITY]
             )
-    return rows
-
-
-def compare_outputs(eager: Eager, engine: Engine, graph: Engine) -> list[dict]:
-    """One forward call of each; the graph replays while sparsity changes between the calls."""
-    wanted = {0.0: eager(), SPARSITY: eager.routed(SPARSITY)}
-    against = {0.0: "diffusers eager", SPARSITY: "torch operator"}
+    against = {0.0: "diffusers pipeline", SPARSITY: "pipeline with the torch operator"}
     rows = []
-    for name, run in (("engine", engine), ("engine, CUDA graph", graph)):
-        for s in (0.0, SPARSITY, 0.0):
+    for name, engine in engines.items():
+        component = engine.pipeline.pipe.transformer
+        for s, schedule in schedules.items():
+            outputs = denoise(
+                engine.pipeline,
+                component,
+                size,
+                text,
+                num_inference_steps=steps,
+                schedule=schedule,
+            )
+            errors = [relative_error(*pair) for pair in zip(outputs, wanted[s], strict=True)]
+            *per_step, latents = errors
             rows.append(
                 {
-                    "what": "one forward",
+                    "what": f"{steps} denoising steps",
                     "run": name,
                     "sparsity": s,
                     "against": against[s],
-                    "relative_error": relative_error(run(s), wanted[s]),
+                    "relative_error": max(per_step),
+                    "relative_error_per_step": per_step,
+                    # Guidance multiplies what the halves of a batch differ in by its scale of 6.
+                    "relative_error_latents": latents,
                 }
             )
-    rows.append(
-        {
-            "what": "one forward",
-            "run": "torch operator",
-            "sparsity": 0.0,
-            "against": against[0.0],
-            "relative_error": relative_error(eager.routed(0.0), wanted[0.0]),
-        }
-    )
     return rows
 
 
-def time_all(eager: Eager, engine: Engine, graph: Engine, rounds: int) -> list[dict]:
+def compare_outputs(eager: Eager, engines: dict[str, Engine]) -> list[dict]:
+    """One forward call of each; the graph replays while sparsity changes between the calls."""
+    wanted = {0.0: eager(), SPARSITY: eager.routed(SPARSITY)}
+    against = {0.0: "diffusers eager", SPARSITY: "torch operator"}
+    runs = [(name, s, engine(s)) for name, engine in engines.items() for s in (0.0, SPARSITY, 0.0)]
+    runs.append(("torch operator", 0.0, eager.routed(0.0)))
+    return [
+        {
+            "what": "one forward",
+            "run": name,
+            "sparsity": s,
+            "against": against[s],
+            "relative_error": relative_error(out, wanted[s]),
+        }
+        for name, s, out in runs
+    ]
+
+
+def compare_with_float32(eager: Eager, engine: Engine) -> list[dict]:
+    """What the rounding to bfloat16 costs eager, as the scale of the other errors."""
+    outputs = {"eager, cuDNN attention": eager(), "engine": engine(0.0)}
+    wanted = eager.float32()
+    release()
+    return [
+        {
+            "what": "rounding",
+            "run": name,
+            "sparsity": 0.0,
+            "against": "eager in float32",
+            "error_to_float32": relative_error(out, wanted),
+        }
+        for name, out in outputs.items()
+    ]
+
+
+def time_all(eager: Eager, engines: dict[str, Engine], rounds: int) -> list[dict]:
     """Milliseconds of one forward call (batch 2), all in turn."""
-    runs = {
-        ("eager, cuDNN attention", 0.0): eager,
-        ("torch operator", 0.0): lambda: eager.routed(0.0),
-        ("torch operator", SPARSITY): lambda: eager.routed(SPARSITY),
-        ("engine", 0.0): lambda: engine(0.0),
-        ("engine", SPARSITY): lambda: engine(SPARSITY),
-        ("engine, CUDA graph", 0.0): lambda: graph(0.0),
-        ("engine, CUDA graph", SPARSITY): lambda: graph(SPARSITY),
-    }
+    runs: dict[tuple[str, float], Callable[[], Tensor]] = {("eager, cuDNN attention", 0.0): eager}
+    for s in (0.0, SPARSITY):
+        runs["torch operator", s] = partial(eager.routed, s)
+        runs |= {(name, s): partial(engine, s) for name, engine in engines.items()}
     times: dict[tuple[str, float], list[float]] = {key: [] for key in runs}
     for _ in range(rounds):
         for key, run in runs.items():
@@ -255,6 +276,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="timings of each run")] = 5,
     output: Annotated[Path | None, typer.Option(help="folder of the JSON file")] = None,
     keep: Annotated[bool, typer.Option(help="keep the exported model and the engine")] = False,
+    float32: Annotated[bool, typer.Option(help="also compare with eager in float32")] = True,
 ) -> None:
     """Export, build, compare and time one model at its standard size."""
     known = get_model(model)
@@ -276,28 +298,19 @@ def main(
     torch.zeros(1, device="cuda")
     before = used_gib()
     eager = Eager(known, layers, size)
-    release()
-    eager_weights = used_gib() - before
     eager()
-    rows.append(
-        {
-            "what": "device memory",
-            "run": "eager, cuDNN attention",
-            "gib": round(used_gib() - before, 2),
-            "weights_gib": round(eager_weights, 2),
-        }
-    )
+    rows.append(memory_row("eager, cuDNN attention", before))
     release()
     before = used_gib()
-    engine = Engine(folder, eager.inputs, cuda_graph=False)
-    engine(SPARSITY)
-    rows.append({"what": "device memory", "run": "engine", "gib": round(used_gib() - before, 2)})
-    graph = Engine(folder, eager.inputs, cuda_graph=True)
-    rows += compare_outputs(eager, engine, graph)
-    rows += time_all(eager, engine, graph, rounds)
-    del engine, graph
-    release()
-    rows += compare_pipelines(eager, folder, size, steps)
+    engines = {"engine": Engine(eager, folder, cuda_graph=False)}
+    engines["engine"](SPARSITY)
+    rows.append(memory_row("engine", before))
+    engines["engine, CUDA graph"] = Engine(eager, folder, cuda_graph=True)
+    rows += compare_outputs(eager, engines)
+    rows += time_all(eager, engines, rounds)
+    rows += compare_pipelines(eager, engines, size, steps)
+    if float32:
+        rows += compare_with_float32(eager, engines["engine"])
     for row in rows:
         print(row)
     result = write_result(
