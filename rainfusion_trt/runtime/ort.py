@@ -188,8 +188,12 @@ class OnnxRuntimeBackend(Backend):
 
     def _outputs(self, binding: Any) -> dict[str, Tensor]:
         """ONNX Runtime's own memory as torch tensors, which keep it alive."""
-        values = binding.get_outputs()
-        return {n: torch.from_dlpack(v) for n, v in zip(self.outputs, values, strict=True)}
+        values = zip(self.outputs, binding.get_outputs(), strict=True)
+        # In older releases (1.23, 1.24) only the object inside an OrtValue speaks DLPack.
+        return {
+            name: torch.from_dlpack(v if hasattr(v, "__dlpack__") else v._ortvalue)
+            for name, v in values
+        }
 
 
 def _import_runtime() -> Any:
