@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from rainfusion_trt import ops  # noqa: F401  (registers torch.ops.rainfusion)
-from rainfusion_trt.errors import ExportError
+from rainfusion_trt.errors import ExportError, RainFusionError
 from rainfusion_trt.models import VideoModel
 from rainfusion_trt.routing import AttentionRoute, RainFusionSettings
 
@@ -68,5 +68,7 @@ def capture(
                 module, (dict(inputs), sparsity), dynamic_shapes=shapes, strict=False
             )
             return program.run_decompositions({})
+    except RainFusionError:
+        raise
     except (torch._dynamo.exc.UserError, RuntimeError) as error:
         raise ExportError(f"torch.export could not trace {model.name}: {error}") from error

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import ModelProto, NodeProto, helper
 
 from rainfusion_trt.errors import ExportError, InvalidInputError
@@ -67,9 +68,12 @@ def check_model(path: str | Path) -> GraphFacts:
     if not path.is_file():
         raise InvalidInputError(f"no ONNX file at {path}")
     try:
-        onnx.checker.check_model(str(path))  # by path: weights may lie beside it
         model = onnx.load(path, load_external_data=False)
-    except (onnx.checker.ValidationError, ValueError) as error:
+        if _property(model, "weights") == "none":
+            onnx.checker.check_model(_with_weights_as_inputs(model))
+        else:
+            onnx.checker.check_model(str(path))  # by path: weights may lie beside it
+    except (onnx.checker.ValidationError, DecodeError) as error:
         raise ExportError(f"{path}: the ONNX checker refuses it: {error}") from error
     attentions = [n for n in model.graph.node if (n.domain, n.op_type) == (DOMAIN, OP_TYPE)]
     for node in attentions:
@@ -80,6 +84,20 @@ def check_model(path: str | Path) -> GraphFacts:
     _check_operators(path, model)
     operators = Counter(node.op_type for node in model.graph.node)
     return GraphFacts(len(model.graph.node), len(attentions), dict(operators))
+
+
+def _with_weights_as_inputs(model: ModelProto) -> ModelProto:
+    """What the checker accepts of a graph whose weights were left out."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.initializer[:]
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            copy.graph.input.append(value)
+        else:
+            copy.graph.initializer.append(tensor)
+    return copy
 
 
 def _check_attention(path: Path, node: NodeProto) -> None:

@@ -13,8 +13,6 @@ import typer
 from rainfusion_trt.errors import InvalidInputError, RainFusionError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from rainfusion_trt.models import VideoModel
 
     from .exporter import ExportReport
@@ -48,8 +46,11 @@ def main(
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Seeded random weights instead.")
     ] = False,
-    config: Annotated[Config, typer.Option(help="For random weights.")] = Config.full,
-    layers: Annotated[int | None, typer.Option(help="Depth, for random weights.")] = None,
+    no_weights: Annotated[
+        bool, typer.Option("--no-weights", help="Only the graph, in little memory.")
+    ] = False,
+    config: Annotated[Config, typer.Option(help="Size, without checkpoint.")] = Config.full,
+    layers: Annotated[int | None, typer.Option(help="Depth, without checkpoint.")] = None,
     seed: Annotated[int, typer.Option(help="For random weights.")] = 0,
     frames: Annotated[int | None, typer.Option(help="Pixel frames [default: model's].")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels [default: model's].")] = None,
@@ -80,6 +81,7 @@ def main(
         from rainfusion_trt.routing import RainFusionSettings
 
         from .exporter import export_model
+        from .weightless import fake_transformer
 
         entry = get_model(model)
         settings = RainFusionSettings(method, alpha, sink_frames)  # type: ignore[arg-type]
@@ -88,9 +90,15 @@ def main(
         name = str(precision).removeprefix("torch.")
         shape = "dynamic" if dynamic else size
         output = output or Path(f"{entry.name}-{shape}-{name}.onnx")
-        transformer = _transformer(
-            entry, checkpoint, random_weights, config.value, layers, seed, precision, device
-        )
+        _check_source(checkpoint, random_weights, no_weights, config.value, layers, device)
+        if checkpoint is not None:
+            transformer = entry.load(checkpoint, dtype=precision).to(device)
+        else:
+            arguments = entry.config(config.value, layers=layers)
+            if no_weights:
+                transformer = fake_transformer(entry, arguments, dtype=precision)
+            else:
+                transformer = entry.create(arguments, dtype=precision, device=device, seed=seed)
         with _progress() as progress:
             report = export_model(
                 entry,
@@ -130,35 +138,31 @@ def _dtype(model: VideoModel, name: str | None) -> Any:
     return getattr(torch, full)
 
 
-def _transformer(
-    model: VideoModel,
+def _check_source(
     checkpoint: str | None,
     random_weights: bool,
+    no_weights: bool,
     config: str,
     layers: int | None,
-    seed: int,
-    dtype: Any,
     device: str,
-) -> nn.Module:
+) -> None:
+    """Exactly one source of weights, and options that go with it."""
     import torch
 
     if device not in ("cpu", "cuda"):
         raise InvalidInputError(f"device {device!r} is neither cpu nor cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise InvalidInputError("device 'cuda': torch sees no GPU; use --device cpu")
-    if (checkpoint is None) != random_weights:
+    given = (checkpoint is not None) + random_weights + no_weights
+    if given == 0:
         raise InvalidInputError(
-            "give the weights: --checkpoint <directory of a diffusers pipeline or hub id>, or "
-            "--random-weights for a graph to test and time"
-            if checkpoint is None
-            else "--checkpoint and --random-weights exclude each other"
+            "give the weights: --checkpoint <directory of a diffusers pipeline or hub id>; or "
+            "--random-weights for a model to test and time, or --no-weights for the graph alone"
         )
-    if checkpoint is None:
-        arguments = model.config(config, layers=layers)  # type: ignore[arg-type]
-        return model.create(arguments, dtype=dtype, device=device, seed=seed)
-    if layers is not None or config != "full":
-        raise InvalidInputError("--layers and --config need --random-weights")
-    return model.load(checkpoint, dtype=dtype).to(device)
+    if given > 1:
+        raise InvalidInputError("--checkpoint, --random-weights, --no-weights: give one only")
+    if checkpoint is not None and (layers is not None or config != "full"):
+        raise InvalidInputError("--layers and --config need --random-weights or --no-weights")
 
 
 @contextmanager
@@ -185,10 +189,10 @@ def _progress() -> Iterator[dict[str, Any]]:
 
 def _summary(report: ExportReport) -> str:
     facts = report.facts
-    place = "beside it in .data" if report.external_data else "inside"
+    place = {"inside": "inside", "beside": "beside it in .data", "none": "left out"}
     line = (
         f"{report.path}: {facts.nodes} nodes, {facts.attentions} RainFusionAttention, "
-        f"{_bytes(report.weight_bytes)} of weights {place}, {report.seconds:.0f} s"
+        f"{_bytes(report.weight_bytes)} of weights {place[report.weights]}, {report.seconds:.0f} s"
     )
     if report.error is not None:
         line += f", ONNX Runtime differs by {report.error:.1e} (relative)"

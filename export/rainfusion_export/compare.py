@@ -14,8 +14,10 @@ from rainfusion_trt.models import VideoModel
 TOLERANCE = 1e-4  # float32 rounding through tens of layers stays near 1e-5
 
 
-def check_comparable(dtype: torch.dtype) -> None:
+def check_comparable(dtype: torch.dtype, *, has_weights: bool) -> None:
     """ONNX Runtime's CPU kernels compute these graphs in float32 only."""
+    if not has_weights:
+        raise InvalidInputError("--compare needs weights; it cannot run a graph without them")
     if dtype is not torch.float32:
         name = str(dtype).removeprefix("torch.")
         raise InvalidInputError(

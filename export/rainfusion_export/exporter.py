@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx_ir as ir
 import torch
@@ -28,6 +28,7 @@ from .capture import capture
 from .check import GraphFacts, check_model
 from .compare import check_comparable, compare
 from .rewrites import rewrite
+from .weightless import is_fake, leave_out_weights
 
 OPSET = 20  # the newest whose operators every supported runtime has
 
@@ -46,8 +47,8 @@ class ExportReport:
         Counted nodes.
     weight_bytes
         Size of the weights.
-    external_data
-        Whether they lie in ``<path>.data``.
+    weights
+        "inside" the file, "beside" it in ``<path>.data`` or "none".
     seconds
         Time it took.
     error
@@ -57,7 +58,7 @@ class ExportReport:
     path: Path
     facts: GraphFacts
     weight_bytes: int
-    external_data: bool
+    weights: Literal["inside", "beside", "none"]
     seconds: float
     error: float | None
 
@@ -82,7 +83,8 @@ def export_model(
     model
         The registry's entry the transformer belongs to.
     transformer
-        Weights on the CPU or a GPU, of the dtype the graph shall have.
+        Weights on the CPU or a GPU, of the dtype the graph shall have; or none, from
+        :func:`rainfusion_export.fake_transformer`, for a file that only shows the graph.
     size
         Clip that fixes the shapes, or an example of them if `dynamic`.
     output
@@ -109,11 +111,12 @@ def export_model(
     started = time.monotonic()
     output = Path(output)
     writer.check_output(output)
+    weightless = is_fake(transformer)
     if run_compare:
-        check_comparable(transformer.dtype)
-    inputs = _inputs(model, transformer, size, batch=batch, dynamic=dynamic)
+        check_comparable(transformer.dtype, has_weights=not weightless)
     settings = settings or RainFusionSettings()
     axes = model.dynamic_axes() if dynamic else {}
+    inputs = _inputs(model, transformer, size, batch=batch, dynamic=dynamic)
 
     stage("trace")
     sparsity = torch.zeros(1, device=transformer.device)
@@ -127,9 +130,13 @@ def export_model(
     finish.optimize(graph)
     finish.transpose_weights(graph)
     finish.name_values(graph, list(inputs), axes)
-    finish.describe(graph, _properties(model, transformer, size, settings, dynamic=dynamic))
-    stage("write")
+    properties = _properties(model, transformer, size, settings, dynamic=dynamic)
     total = writer.weight_bytes(graph)
+    if weightless:
+        properties["weights"] = "none"
+        leave_out_weights(graph, writer.data_path(output).name)
+    finish.describe(graph, properties)
+    stage("write")
     with writer.staged(output) as path:
         writer.write(graph, path, progress)
         stage("check")
@@ -139,7 +146,11 @@ def export_model(
         path=output,
         facts=facts,
         weight_bytes=total,
-        external_data=total > writer.EMBEDDED_BYTES,
+        weights="none"
+        if weightless
+        else "beside"
+        if writer.data_path(output).exists()
+        else "inside",
         seconds=time.monotonic() - started,
         error=error,
     )

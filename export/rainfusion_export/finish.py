@@ -7,10 +7,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from rainfusion_trt import __version__
 
@@ -27,14 +29,29 @@ def optimize(model: ir.Model) -> None:
     minutes for 42 layers.
     """
     fold_constants(model, should_fold=_should_fold)
+    passes.IdentityEliminationPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _share_constants(model)
     ir.passes.Sequential(
-        passes.IdentityEliminationPass(),
         passes.CommonSubexpressionEliminationPass(),
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.RemoveUnusedNodesPass(),
         passes.RemoveUnusedFunctionsPass(),
         passes.RemoveUnusedOpsetsPass(),
     )(model)
+
+
+def _share_constants(model: ir.Model) -> None:
+    """One initializer for equal constants of the graph; parameters stay apart, equal or not."""
+    shared: dict[tuple, ir.Value] = {}
+    initializers = model.graph.initializers
+    for name, value in list(initializers.items()):
+        tensor = value.const_value
+        if isinstance(tensor, ir.Tensor) and isinstance(tensor.raw, np.ndarray):
+            key = (tensor.dtype, tuple(tensor.shape), tensor.tobytes())
+            first = shared.setdefault(key, value)
+            if first is not value:
+                ir.convenience.replace_all_uses_with(value, first)
+                del initializers[name]
 
 
 def _should_fold(node: ir.Node) -> bool | None:
@@ -45,33 +62,39 @@ def _should_fold(node: ir.Node) -> bool | None:
 def transpose_weights(model: ir.Model) -> None:
     """``MatMul(x, Transpose(weight))`` becomes ``MatMul(x, weight_T)``, as Linear layers do.
 
-    The transposed tensors are views that are laid out one at a time when they are written. They
-    are named after the parameter with ``.T``, so that they can be refitted.
+    The transposed tensors are made one at a time when they are written. They are named after the
+    parameter with ``.T``, so that they can be refitted.
     """
     graph = model.graph
     for node in list(graph):
         weight = node.inputs[0] if node.op_type == "Transpose" else None
         if weight is None or not weight.is_initializer():
             continue
+        raw = weight.const_value.raw
+        if not isinstance(raw, Tensor):  # a small constant of the exporter
+            continue
         name = f"{weight.name}.T"
         if name not in graph.initializers:
-            order = node.attributes["perm"].as_ints()
-            raw = weight.const_value.raw
-            if not isinstance(raw, Tensor):  # a small constant of the exporter
-                continue
-            tensor = ir.tensor_adapters.TorchTensor(raw.permute(*order), name=name)
-            graph.register_initializer(
-                ir.Value(
-                    name=name,
-                    const_value=tensor,
-                    shape=tensor.shape,
-                    type=ir.TensorType(tensor.dtype),
-                )
-            )
+            tensor = _transposed(raw, node.attributes["perm"].as_ints(), name)
+            value = ir.Value(name=name, const_value=tensor, shape=tensor.shape)
+            value.type = ir.TensorType(tensor.dtype)
+            graph.register_initializer(value)
         ir.convenience.replace_all_uses_with(node.outputs[0], graph.initializers[name])
         graph.remove(node, safe=True)
         if not weight.uses():
             del graph.initializers[weight.name]
+
+
+def _transposed(raw: Tensor, order: Sequence[int], name: str) -> ir.TensorProtocol:
+    """The transposed weight, laid out where it lies (on the GPU) each time it is asked for."""
+    view = ir.tensor_adapters.TorchTensor(raw.permute(*order), name=name)
+    if isinstance(raw, FakeTensor):
+        return view
+
+    def lay_out() -> ir.TensorProtocol:
+        return ir.tensor_adapters.TorchTensor(raw.permute(*order).contiguous(), name=name)
+
+    return ir.LazyTensor(lay_out, view.dtype, view.shape, name=name)
 
 
 def name_values(

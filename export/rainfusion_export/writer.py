@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -16,9 +17,15 @@ EMBEDDED_BYTES = 1_500_000_000  # protobuf ends at 2 GiB
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
 
 
-def weight_bytes(model: ir.Model) -> int:
-    """Bytes of all weights."""
-    return sum(value.const_value.nbytes for value in model.graph.initializers.values())
+def weight_bytes(model: ir.Model, *, external: bool = True) -> int:
+    """Bytes of all weights, with or without those that are only references to a file."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    return sum(t.nbytes for t in tensors if external or not isinstance(t, ir.ExternalTensor))
+
+
+def weights_place(model: ir.Model) -> Literal["inside", "beside"]:
+    """Where :func:`write` puts the weights."""
+    return "inside" if weight_bytes(model, external=False) <= EMBEDDED_BYTES else "beside"
 
 
 def check_output(output: Path) -> None:
@@ -57,11 +64,10 @@ def staged(output: Path) -> Iterator[Path]:
 
 def write(model: ir.Model, path: Path, progress: Progress | None = None) -> None:
     """Write to `path`, weights beside it where they are too large to be in it."""
-    total = weight_bytes(model)
-    if total <= EMBEDDED_BYTES:
+    if weights_place(model) == "inside":
         ir.save(model, path)
         return
-    done = 0
+    done, total = 0, weight_bytes(model)
 
     def report(tensor: ir.TensorProtocol, _info: object) -> None:
         nonlocal done

@@ -31,11 +31,14 @@ def random_transformer(
         module = cls(**config)
     generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in list(module.named_parameters()):
-        owner, _, leaf = name.rpartition(".")
+        path, _, leaf = name.rpartition(".")
         values = torch.empty(parameter.shape, dtype=dtype, device=device)
         _draw(values, leaf, generator)
-        module.get_submodule(owner)._parameters[leaf] = nn.Parameter(values, requires_grad=False)
-    return module.to(device).eval()  # moves the buffers
+        module.get_submodule(path)._parameters[leaf] = nn.Parameter(values, requires_grad=False)
+    for owner in module.modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            owner._buffers[name] = buffer.to(device)
+    return module.eval()
 
 
 def _draw(values: Tensor, leaf: str, generator: torch.Generator) -> None:

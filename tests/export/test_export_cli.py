@@ -36,7 +36,7 @@ def test_exports_and_says_what_it_wrote(tmp_path):
     [
         (["--model", "sora", *TINY], "known models: cogvideox-2b"),
         (["--model", "cogvideox"], "--checkpoint <directory"),
-        (["--model", "cogvideox", "--checkpoint", "a/b", "--random-weights"], "exclude each other"),
+        (["--model", "cogvideox", "--checkpoint", "a/b", "--random-weights"], "give one only"),
         (["--model", "cogvideox", "--checkpoint", "/no/such", "--dtype", "fp16"], "/no/such"),
         (["--model", "cogvideox", "--checkpoint", ".", "--layers", "2"], "--random-weights"),
         (["--model", "cogvideox", *TINY, "--dtype", "int8"], "'int8'"),
@@ -46,6 +46,7 @@ def test_exports_and_says_what_it_wrote(tmp_path):
         (["--model", "cogvideox", *TINY, "--device", "tpu"], "'tpu'"),
         (["--model", "cogvideox", *TINY, "--height", "33"], "height=33"),
         (["--model", "cogvideox", *TINY, "--compare"], "float32"),
+        (["--model", "cogvideox", "--no-weights", "--dtype", "fp32", "--compare"], "needs weights"),
         (["--model", "cogvideox", *TINY, "--layers", "7"], "layers=7"),
         (["--model", "cogvideox-2b", *TINY, "--dynamic"], "--fixed"),
     ],

@@ -5,7 +5,13 @@ from __future__ import annotations
 import onnx
 import pytest
 import torch
-from rainfusion_export import check_model, export_model, exporter, writer
+from rainfusion_export import (
+    check_model,
+    export_model,
+    exporter,
+    fake_transformer,
+    writer,
+)
 
 from rainfusion_trt.errors import ExportError, InvalidInputError, UnsupportedError
 from rainfusion_trt.models import VideoSize, get_model
@@ -30,7 +36,7 @@ def test_large_weights_go_beside_the_file(transformer, tmp_path, monkeypatch):
     report = export(
         transformer, output, run_compare=True, progress=lambda done, total: written.append(done)
     )
-    assert report.external_data and report.error <= 1e-4
+    assert report.weights == "beside" and report.error <= 1e-4
     assert {p.name for p in output.parent.iterdir()} == {"model.onnx", "model.onnx.data"}
     assert output.stat().st_size < 200_000 < (tmp_path / "new" / "model.onnx.data").stat().st_size
     assert written == sorted(written) and written[-1] <= report.weight_bytes
@@ -127,3 +133,25 @@ def test_attention_that_goes_past_the_operator_is_an_error(transformer, tmp_path
     monkeypatch.setattr(type(MODEL), "attention_count", lambda self, config: 2)
     with pytest.raises(ExportError, match="1 attentions .* has 2"):
         export(transformer, tmp_path / "model.onnx")
+
+
+def test_graph_without_weights_is_the_same_graph(exported, tmp_path):
+    """Full 5B, two layers: no memory for weights, every weight named with its place."""
+    model = get_model("cogvideox-5b")
+    transformer = fake_transformer(model, model.config("full", layers=2), dtype=torch.float32)
+    output = tmp_path / "model.onnx"
+    report = export_model(model, transformer, VideoSize(49, 480, 720), output=output)
+    assert report.weights == "none" and [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+    proto = onnx.load(output, load_external_data=False)
+    places = []
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            entry = {e.key: e.value for e in tensor.external_data}
+            assert entry["location"] == "model.onnx.data"
+            places.append((int(entry["offset"]), int(entry["length"])))
+    parameters = [p.numel() * 4 for p in transformer.parameters()]
+    assert sorted(length for _, length in places) == sorted(parameters)
+    ends = [offset + length for offset, length in sorted(places)]
+    assert [offset for offset, _ in sorted(places)] == [0, *ends[:-1]]
+    small = exported("cogvideox-5b").report.facts
+    assert report.facts.operators == small.operators

@@ -1,0 +1,40 @@
+"""Full-size graphs without weights, to look at their structure on a small machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from rainfusion_trt.models import VideoModel
+
+
+def fake_transformer(
+    model: VideoModel, config: Mapping[str, Any], *, dtype: torch.dtype
+) -> nn.Module:
+    """A transformer of any size whose parameters take no memory."""
+    with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
+        return model.create(config, dtype=dtype)
+
+
+def is_fake(transformer: nn.Module) -> bool:
+    """Whether its parameters have no values."""
+    return isinstance(next(transformer.parameters()), FakeTensor)
+
+
+def leave_out_weights(model: ir.Model, location: str) -> None:
+    """Point every parameter to the place in `location` where its weights would lie."""
+    offset = 0
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if isinstance(tensor, ir.Tensor) and not isinstance(tensor.raw, FakeTensor):
+            continue  # a constant of the graph
+        value.const_value = ir.ExternalTensor(
+            location, offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
+        )
+        offset += tensor.nbytes
