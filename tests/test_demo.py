@@ -37,8 +37,8 @@ def test_exported_once_and_run(pipe, tmp_path, caplog):
     assert path.stat().st_mtime_ns == written
     assert "up to date" in caplog.text
     dense, sparse = steps.run_pair(
-        {"pipe": pipe, "onnx": path, "backend": "onnxruntime"},
-        {"pipe": pipe, "backend": "torch"},
+        {"pipe": pipe, "onnx": path, "backend": "onnxruntime", "device": "cpu"},
+        {"pipe": pipe, "backend": "torch", "device": "cpu"},
         steps=2,
         seed=0,
     )

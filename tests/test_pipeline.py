@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 import numpy as np
 import pytest
 import torch
 
-from rainfusion_trt import Pipeline
+import rainfusion_trt
 from rainfusion_trt.demo.components import demo_pipeline
 from rainfusion_trt.errors import (
     BackendUnavailableError,
@@ -18,6 +19,7 @@ from rainfusion_trt.errors import (
 )
 from rainfusion_trt.models import VideoSize, get_model
 
+Pipeline = functools.partial(rainfusion_trt.Pipeline, device="cpu")  # also beside a GPU
 SIZE = VideoSize(frames=9, height=64, width=96)
 CALL = {
     "prompt": "a fox",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 
 import pytest
 import torch
 
-from rainfusion_trt import Pipeline
+import rainfusion_trt
 from rainfusion_trt.demo.components import demo_pipeline
 from rainfusion_trt.errors import (
     BackendUnavailableError,
@@ -22,6 +23,7 @@ from rainfusion_trt.runtime.ort import OnnxRuntimeBackend, parse_size, read_expo
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+Pipeline = functools.partial(rainfusion_trt.Pipeline, device="cpu")  # also beside a GPU
 MODEL = get_model("cogvideox")
 SIZE = VideoSize(9, 64, 96)
 CALL = {"prompt": "a fox", "num_inference_steps": 2, "output_type": "latent"}
