@@ -113,18 +113,16 @@ Result plan_heads(const RainfusionProblem& problem, const Geometry& geometry,
                      "launching the export of the plan");
 }
 
-// Token strides were checked to fit 32 bits in bytes.
-TensorRows rows_of(const void* tensor, const RainfusionStrides& strides) {
-  return {static_cast<char*>(const_cast<void*>(tensor)), 2 * strides.batch, 2 * strides.head,
-          static_cast<int32_t>(2 * strides.token)};
-}
-
 AttentionParams attention_params(const Geometry& geometry, const RainfusionTensors& tensors,
                                  const Workspace& workspace) {
-  return AttentionParams{rows_of(tensors.q, tensors.q_strides),
-                         rows_of(tensors.k, tensors.k_strides),
-                         rows_of(tensors.v, tensors.v_strides),
-                         rows_of(tensors.out, tensors.out_strides),
+  return AttentionParams{tensors.q,
+                         tensors.k,
+                         tensors.v,
+                         tensors.out,
+                         tensors.q_strides,
+                         tensors.k_strides,
+                         tensors.v_strides,
+                         tensors.out_strides,
                          tensors.lse,
                          geometry.cut,
                          geometry.batch,

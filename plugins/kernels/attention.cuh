@@ -45,16 +45,17 @@ struct FragmentLanes {
   uint32_t value;
 };
 
-// One stage. On entry the first tile's keys are on their way.
+// One stage. On entry the first tile's keys, if there are any, are on their way. (An early return
+// where there are none would make nvcc 13.0 copy the accumulators once a tile.)
 template <typename Config>
 __device__ __forceinline__ void attend_single(Accumulators<Config>& acc, const FragmentLanes& lanes,
                                               const KeyValueCopy<Config>& copies,
                                               KeyTiles<Config::kTileN>& tiles, const BlockCut& cut,
-                                              float scale_log2) {
+                                              float scale_log2, bool more) {
   using Element = typename Config::Element;
   constexpr int kHeadSize = Config::kHeadSize;
   constexpr int kTileN = Config::kTileN;
-  for (bool more = true; more;) {
+  while (more) {
     Scores<kTileN> s;
     copy_async_wait<0>();
     __syncthreads();  // this tile's keys are here; the last tile's values are used up
@@ -67,22 +68,22 @@ __device__ __forceinline__ void attend_single(Accumulators<Config>& acc, const F
     more = tiles.advance(cut);
     if (more) copies.copy_keys(tiles, 0);
     copy_async_commit();
-    update_maxima<kTileN, kHeadSize>(s, acc.o, acc.statistics, scale_log2);
-    multiply_values<Element, kHeadSize, kTileN>(acc.o, s, acc.statistics, scale_log2, lanes.value);
+    softmax_tile<kTileN, kHeadSize>(s, acc.o, acc.statistics, scale_log2);
+    multiply_values<Element, kHeadSize, kTileN>(acc.o, s, lanes.value);
   }
 }
 
-// Two stages. On entry the first tile's keys and values are on their way.
+// Two stages. On entry the first tile's keys and values, if there are any, are on their way.
 template <typename Config>
 __device__ __forceinline__ void attend_double(Accumulators<Config>& acc, const FragmentLanes& lanes,
                                               const KeyValueCopy<Config>& copies,
                                               KeyTiles<Config::kTileN>& tiles, const BlockCut& cut,
-                                              float scale_log2) {
+                                              float scale_log2, bool more) {
   using Element = typename Config::Element;
   constexpr int kHeadSize = Config::kHeadSize;
   constexpr int kTileN = Config::kTileN;
   int stage = 0;
-  for (bool more = true; more; stage ^= 1) {
+  for (; more; stage ^= 1) {
     Scores<kTileN> s;
     const int valid = tiles.valid();
     copy_async_wait<0>();
@@ -96,9 +97,8 @@ __device__ __forceinline__ void attend_double(Accumulators<Config>& acc, const F
     const uint32_t offset = stage * Config::kTileBytes;
     multiply_keys<Element, kHeadSize, kTileN>(s, lanes.query, lanes.key + offset);
     if (valid < kTileN) mask_keys<kTileN>(s, valid);
-    update_maxima<kTileN, kHeadSize>(s, acc.o, acc.statistics, scale_log2);
-    multiply_values<Element, kHeadSize, kTileN>(acc.o, s, acc.statistics, scale_log2,
-                                                lanes.value + offset);
+    softmax_tile<kTileN, kHeadSize>(s, acc.o, acc.statistics, scale_log2);
+    multiply_values<Element, kHeadSize, kTileN>(acc.o, s, lanes.value + offset);
   }
 }
 
@@ -109,19 +109,19 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const QueryBloc
   KeyTiles<Config::kTileN> tiles;
   const bool gathered = choose_keys(tiles, p, q, smem + Config::kListOffset);
   const KeyValueCopy<Config> copies(p, q, smem, gathered);
-  if (!tiles.first(p.cut)) return;
+  const bool more = tiles.first(p.cut);
 
   const int q_begin = p.cut.begin(q.block);
-  copy_rows<kHeadSize, kTileM, false>(copies.shared, head_rows<kHeadSize>(p.q, q), q_begin,
-                                      p.cut.end(q.block) - q_begin, nullptr);
-  if (gathered) {
+  copy_rows<kHeadSize, kTileM, false>(copies.shared, head_rows<kHeadSize>(p.q, p.q_strides, q),
+                                      q_begin, p.cut.end(q.block) - q_begin, nullptr);
+  if (gathered && more) {
     copies.copy_row_numbers(tiles.start);
     copy_async_commit();
     copy_async_wait<0>();
     __syncthreads();
   }
-  copies.copy_keys(tiles, 0);
-  if (Config::kStages == 2) copies.copy_values(tiles, 0);
+  if (more) copies.copy_keys(tiles, 0);
+  if (more && Config::kStages == 2) copies.copy_values(tiles, 0);
   copy_async_commit();
 
   const uint32_t shared = shared_address(smem);
@@ -132,9 +132,9 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const QueryBloc
   };
   const float scale_log2 = p.softmax_scale * kLog2E;
   if constexpr (Config::kStages == 1) {
-    attend_single<Config>(acc, lanes, copies, tiles, p.cut, scale_log2);
+    attend_single<Config>(acc, lanes, copies, tiles, p.cut, scale_log2, more);
   } else {
-    attend_double<Config>(acc, lanes, copies, tiles, p.cut, scale_log2);
+    attend_double<Config>(acc, lanes, copies, tiles, p.cut, scale_log2, more);
   }
 }
 
@@ -146,6 +146,8 @@ __global__ void __launch_bounds__(kThreads, Config::kCtas)
   Accumulators<Config> acc;
   acc.statistics.reset();
   attend<Config>(p, q, acc, smem);
+  copy_async_wait<0>();
+  __syncthreads();  // without keys the query tile is still on its way
   write_output<typename Config::Element, Config::kHeadSize>(p, q, acc.o, acc.statistics, smem);
 }
 

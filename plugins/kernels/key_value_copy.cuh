@@ -6,16 +6,19 @@
 
 namespace rainfusion {
 
-// First row of a head.
-__device__ __forceinline__ char* head_base(const TensorRows& rows, const QueryBlock& q) {
-  return rows.base + q.batch * rows.batch_bytes + q.head * rows.head_bytes;
+// Offset in bytes of a head's first row.
+__device__ __forceinline__ int64_t head_offset(const RainfusionStrides& strides,
+                                               const QueryBlock& q) {
+  return 2 * (q.batch * strides.batch + q.head * strides.head);
 }
 
-// The rows of a head as a thread copies them.
+// The rows of a head as a thread copies them. Token strides were checked to fit 32 bits in bytes.
 template <int kHeadSize>
-__device__ __forceinline__ RowSource<int32_t> head_rows(const TensorRows& rows,
+__device__ __forceinline__ RowSource<int32_t> head_rows(const void* tensor,
+                                                        const RainfusionStrides& strides,
                                                         const QueryBlock& q) {
-  return row_source<kHeadSize>(head_base(rows, q), rows.row_bytes);
+  return row_source<kHeadSize>(static_cast<const char*>(tensor) + head_offset(strides, q),
+                               static_cast<int32_t>(2 * strides.token));
 }
 
 template <typename Config>
@@ -32,8 +35,8 @@ struct KeyValueCopy {
   bool gathered;
 
   __device__ KeyValueCopy(const AttentionParams& p, const QueryBlock& q, char* smem, bool gathered_)
-      : keys(head_rows<kHeadSize>(p.k, q)),
-        values(head_rows<kHeadSize>(p.v, q)),
+      : keys(head_rows<kHeadSize>(p.k, p.k_strides, q)),
+        values(head_rows<kHeadSize>(p.v, p.v_strides, q)),
         shared(shared_address(smem) + copy_offset<kHeadSize>()),
         ring(reinterpret_cast<const int32_t*>(smem + Config::kListOffset)),
         table(p.textural_rows),

@@ -33,19 +33,15 @@ cudaError_t launch_export_plan(const Geometry& geometry, const RainfusionTensors
                                const Workspace& workspace, const RainfusionPlan& plan,
                                cudaStream_t stream);
 
-// A tensor [batch, heads, tokens, head_size] of 16-bit elements, strides in bytes.
-struct TensorRows {
-  char* base;
-  int64_t batch_bytes;
-  int64_t head_bytes;
-  int32_t row_bytes;
-};
-
 struct AttentionParams {
-  TensorRows q;
-  TensorRows k;
-  TensorRows v;
-  TensorRows out;
+  const void* q;
+  const void* k;
+  const void* v;
+  void* out;
+  RainfusionStrides q_strides;
+  RainfusionStrides k_strides;
+  RainfusionStrides v_strides;
+  RainfusionStrides out_strides;
   float* lse;
   BlockCut cut;
   int32_t batch;

@@ -52,65 +52,42 @@ __device__ __forceinline__ bool must_rescale(const RowStatistics& statistics,
   return __any_sync(0xffffffffu, grown);
 }
 
-// Moves the rows' references to the tile's maxima where one was passed by more than the slack, and
-// what was summed up so far with them. The tile holds at least one key, so that every row has a
-// finite maximum.
+// Scores become exponentials; o and the row sums follow the rows' references. The tile holds at
+// least one key, so that every row has a finite maximum.
 template <int kTileN, int kHeadSize>
-__device__ __forceinline__ void update_maxima(const Scores<kTileN>& s,
-                                              float (&o)[kWarpTiles][kHeadSize / 8][4],
-                                              RowStatistics& statistics, float scale_log2) {
+__device__ __forceinline__ void softmax_tile(Scores<kTileN>& s,
+                                             float (&o)[kWarpTiles][kHeadSize / 8][4],
+                                             RowStatistics& statistics, float scale_log2) {
   float maxima[kWarpTiles * 2];
   row_maxima<kTileN>(s, maxima);
-  if (!must_rescale(statistics, maxima, scale_log2)) return;
+  if (must_rescale(statistics, maxima, scale_log2)) {
 #pragma unroll
-  for (int r = 0; r < kWarpTiles * 2; ++r) {
-    const float larger = fmaxf(statistics.maximum[r], maxima[r]);
-    const float factor = exp2_fast((statistics.maximum[r] - larger) * scale_log2);
-    statistics.maximum[r] = larger;
-    statistics.sum[r] *= factor;
+    for (int r = 0; r < kWarpTiles * 2; ++r) {
+      const float larger = fmaxf(statistics.maximum[r], maxima[r]);
+      const float factor = exp2_fast((statistics.maximum[r] - larger) * scale_log2);
+      statistics.maximum[r] = larger;
+      statistics.sum[r] *= factor;
 #pragma unroll
-    for (int d = 0; d < kHeadSize / 8; ++d) {
-      o[r / 2][d][r % 2 * 2] *= factor;
-      o[r / 2][d][r % 2 * 2 + 1] *= factor;
+      for (int d = 0; d < kHeadSize / 8; ++d) {
+        o[r / 2][d][r % 2 * 2] *= factor;
+        o[r / 2][d][r % 2 * 2 + 1] *= factor;
+      }
     }
   }
-}
-
-// o += p v with p = 2^(s * scale_log2 - reference) rounded to T, and the row sums of p. Sixteen
-// keys at a time, so that exponentials and products of neighbouring steps overlap.
-template <typename T, int kHeadSize, int kTileN>
-__device__ __forceinline__ void multiply_values(float (&o)[kWarpTiles][kHeadSize / 8][4],
-                                                const Scores<kTileN>& s, RowStatistics& statistics,
-                                                float scale_log2, uint32_t value_lane) {
-  using Shape = TileShape<kHeadSize>;
-  float reference[kWarpTiles * 2];
 #pragma unroll
-  for (int r = 0; r < kWarpTiles * 2; ++r) reference[r] = statistics.maximum[r] * scale_log2;
+  for (int r = 0; r < kWarpTiles * 2; ++r) {
+    const float reference = statistics.maximum[r] * scale_log2;
+    float sum = 0.f;
 #pragma unroll
-  for (int step = 0; step < kTileN / 16; ++step) {
-    uint32_t a[kWarpTiles][4];
+    for (int n = 0; n < kTileN / 8; ++n) {
 #pragma unroll
-    for (int m = 0; m < kWarpTiles; ++m) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {  // a[m][i]: row i % 2, keys of the accumulator tile i / 2
-        const float* pair = &s[m][2 * step + i / 2][i % 2 * 2];
-        const int r = m * 2 + i % 2;
-        const float low = exp2_fast(fmaf(pair[0], scale_log2, -reference[r]));
-        const float high = exp2_fast(fmaf(pair[1], scale_log2, -reference[r]));
-        statistics.sum[r] += low + high;
-        a[m][i] = pack<T>(low, high);
+      for (int i = 0; i < 2; ++i) {
+        float& x = s[r / 2][n][r % 2 * 2 + i];
+        x = exp2_fast(fmaf(x, scale_log2, -reference));
+        sum += x;
       }
     }
-#pragma unroll
-    for (int d = 0; d < kHeadSize / 16; ++d) {
-      uint32_t b[4];
-      load_matrices_transposed(b, Shape::advance(value_lane, d) + step * 16 * Shape::kRowBytes);
-#pragma unroll
-      for (int m = 0; m < kWarpTiles; ++m) {
-        multiply_accumulate<T>(o[m][2 * d], a[m], b[0], b[1]);
-        multiply_accumulate<T>(o[m][2 * d + 1], a[m], b[2], b[3]);
-      }
-    }
+    statistics.sum[r] += sum;
   }
 }
 

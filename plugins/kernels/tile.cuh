@@ -133,6 +133,34 @@ __device__ __forceinline__ void multiply_keys(Scores<kTileN>& s, uint32_t query_
   }
 }
 
+// o += p v, p rounded to T
+template <typename T, int kHeadSize, int kTileN>
+__device__ __forceinline__ void multiply_values(float (&o)[kWarpTiles][kHeadSize / 8][4],
+                                                const Scores<kTileN>& p, uint32_t value_lane) {
+  using Shape = TileShape<kHeadSize>;
+#pragma unroll
+  for (int step = 0; step < kTileN / 16; ++step) {
+    uint32_t a[kWarpTiles][4];
+#pragma unroll
+    for (int m = 0; m < kWarpTiles; ++m) {
+      a[m][0] = pack<T>(p[m][2 * step][0], p[m][2 * step][1]);
+      a[m][1] = pack<T>(p[m][2 * step][2], p[m][2 * step][3]);
+      a[m][2] = pack<T>(p[m][2 * step + 1][0], p[m][2 * step + 1][1]);
+      a[m][3] = pack<T>(p[m][2 * step + 1][2], p[m][2 * step + 1][3]);
+    }
+#pragma unroll
+    for (int d = 0; d < kHeadSize / 16; ++d) {
+      uint32_t b[4];
+      load_matrices_transposed(b, Shape::advance(value_lane, d) + step * 16 * Shape::kRowBytes);
+#pragma unroll
+      for (int m = 0; m < kWarpTiles; ++m) {
+        multiply_accumulate<T>(o[m][2 * d], a[m], b[0], b[1]);
+        multiply_accumulate<T>(o[m][2 * d + 1], a[m], b[2], b[3]);
+      }
+    }
+  }
+}
+
 // Scores of keys at or past `valid` become -infinity.
 template <int kTileN>
 __device__ __forceinline__ void mask_keys(Scores<kTileN>& s, int valid) {

@@ -47,14 +47,14 @@ __device__ __forceinline__ void write_output(const AttentionParams& p, const Que
   }
   normalize<Element, kHeadSize>(o, sums, tile);
   __syncwarp();
-  char* out = head_base(p.out, q);
+  char* out = static_cast<char*>(p.out) + head_offset(p.out_strides, q);
 #pragma unroll
   for (int i = lane; i < 32 * Shape::kChunks; i += 32) {
     const int row = warp_row + i / Shape::kChunks;
     const int chunk = i % Shape::kChunks;
     if (row < length) {
       const int64_t token = begin + row;
-      *reinterpret_cast<uint4*>(out + token * p.out.row_bytes + chunk * 16) =
+      *reinterpret_cast<uint4*>(out + 2 * token * p.out_strides.token + chunk * 16) =
           *reinterpret_cast<const uint4*>(tile + Shape::offset(row, chunk));
     }
   }
