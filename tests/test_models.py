@@ -67,6 +67,17 @@ def test_layout_at_the_standard_size(name):
 
 
 @pytest.mark.parametrize("name", model_names())
+def test_prepared_transformer_computes_the_same(name):
+    model, transformer = tiny(name)
+    for size in (model.tiny_size, VideoSize(17, 48, 64)):
+        call = model.forward_kwargs(model.example_inputs(transformer, size, batch=1))
+        with torch.no_grad():
+            before = transformer(**call).sample
+            model.prepare(transformer, size)
+            assert torch.equal(transformer(**call).sample, before)
+
+
+@pytest.mark.parametrize("name", model_names())
 def test_random_weights_are_seeded_and_keep_unit_scale(name):
     model, transformer = tiny(name, seed=5)
     again, other = tiny(name, seed=5)[1], tiny(name, seed=6)[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from rainfusion_trt.errors import ExportError, InvalidInputError
 
@@ -30,7 +30,7 @@ FORBIDDEN = frozenset(
     }
 )
 ATTRIBUTES = ("text", "method", "alpha", "sink_frames", "scale", *PLUGIN_ATTRIBUTES)
-_COMPLEX = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
+FORBIDDEN_TYPES = (TensorProto.COMPLEX64, TensorProto.COMPLEX128, TensorProto.DOUBLE)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _with_weights_as_inputs(model: ModelProto) -> ModelProto:
     copy.CopyFrom(model)
     del copy.graph.initializer[:]
     for tensor in model.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        if tensor.data_location == TensorProto.EXTERNAL:
             value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             copy.graph.input.append(value)
         else:
@@ -165,6 +165,11 @@ def _check_operators(path: Path, model: ModelProto) -> None:
                 f"{path}: nodes {source.name!r} and {node.name!r} are an unbind, which the parser "
                 "of TensorRT for RTX refuses; use strided slices"
             )
-    for value in model.graph.value_info:
-        if value.type.tensor_type.elem_type in _COMPLEX:
-            raise ExportError(f"{path}: value {value.name!r} is complex; TensorRT has no such type")
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    types.update({tensor.name: tensor.data_type for tensor in model.graph.initializer})
+    for name, kind in types.items():
+        if kind in FORBIDDEN_TYPES:
+            raise ExportError(
+                f"{path}: value {name!r} is {TensorProto.DataType.Name(kind)}, which TensorRT does "
+                "not compute with"
+            )

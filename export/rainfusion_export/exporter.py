@@ -117,6 +117,7 @@ def export_model(
     settings = settings or RainFusionSettings()
     axes = model.dynamic_axes() if dynamic else {}
     inputs = _inputs(model, transformer, size, batch=batch, dynamic=dynamic)
+    model.prepare(transformer, size)
 
     stage("trace")
     sparsity = torch.zeros(1, device=transformer.device)

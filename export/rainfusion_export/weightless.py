@@ -13,6 +13,8 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from rainfusion_trt.models import VideoModel
 
+CONSTANT_BYTES = 1 << 20  # constants of the graph up to here stay in the file
+
 
 def fake_transformer(
     model: VideoModel, config: Mapping[str, Any], *, dtype: torch.dtype
@@ -28,12 +30,12 @@ def is_fake(transformer: nn.Module) -> bool:
 
 
 def leave_out_weights(model: ir.Model, location: str) -> None:
-    """Point every parameter to the place in `location` where its weights would lie."""
+    """Point every parameter and table to the place in `location` where its values would lie."""
     offset = 0
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        if isinstance(tensor, ir.Tensor) and not isinstance(tensor.raw, FakeTensor):
-            continue  # a constant of the graph
+        if not isinstance(tensor.raw, FakeTensor) and tensor.nbytes <= CONSTANT_BYTES:
+            continue
         value.const_value = ir.ExternalTensor(
             location, offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
         )

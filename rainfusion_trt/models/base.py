@@ -104,6 +104,12 @@ class VideoModel(ABC):
 
     # -- the graph ------------------------------------------------------------------------------
 
+    def prepare(self, transformer: nn.Module, size: VideoSize) -> None:  # noqa: B027
+        """Bake into the transformer what depends on the clip's size; called before an export.
+
+        It computes the same afterwards, for this and for other sizes.
+        """
+
     @abstractmethod
     def example_inputs(
         self,

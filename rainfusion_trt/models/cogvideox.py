@@ -112,6 +112,17 @@ class CogVideoX(VideoModel):
 
     # -- the graph ------------------------------------------------------------------------------
 
+    def prepare(self, transformer: nn.Module, size: VideoSize) -> None:
+        """Make 2B's position table, float64 in diffusers, a buffer in the model's dtype."""
+        if self.rotary:
+            return
+        frames, height, width = self._latent_size(size)
+        embed = transformer.patch_embed
+        embed.sample_height, embed.sample_width = height, width
+        embed.sample_frames = (frames - 1) * VAE_FRAMES + 1
+        table = embed._get_positional_embeddings(height, width, embed.sample_frames)
+        embed.pos_embedding = table.to(transformer.device, transformer.dtype)
+
     def example_inputs(
         self,
         transformer: nn.Module,

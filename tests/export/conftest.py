@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
-from rainfusion_export import ExportReport, export_model
-from torch import nn
+from export_fixtures import Exported
+from rainfusion_export import export_model
 
-from rainfusion_trt.models import VideoModel, get_model
-
-
-@dataclass(frozen=True)
-class Exported:
-    model: VideoModel
-    transformer: nn.Module
-    report: ExportReport
-
-    @property
-    def path(self) -> Path:
-        return self.report.path
+from rainfusion_trt.models import get_model
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ def attention(name="blocks.0/attention", **changes):
     )
 
 
-def save(path, node, *, extra=(), count=1, dtype="float16", function=True):
+def save(path, node, *, extra=(), values=(), count=1, dtype="float16", function=True):
     half = TensorProto.FLOAT16
     graph = helper.make_graph(
         [helper.make_node("Identity", ["x"], ["q"], "copy"), node, *extra],
@@ -40,7 +40,7 @@ def save(path, node, *, extra=(), count=1, dtype="float16", function=True):
             helper.make_tensor_value_info("sparsity", TensorProto.FLOAT, [1]),
         ],
         [helper.make_tensor_value_info("out", half, SHAPE)],
-        value_info=[helper.make_tensor_value_info("q", half, SHAPE)],
+        value_info=[helper.make_tensor_value_info("q", half, SHAPE), *values],
     )
     body = ir.serde.serialize_function(operator.dense_function(kv_len=False))
     model = helper.make_model(
@@ -96,6 +96,13 @@ def test_forbidden_operator_is_named_with_its_node(path):
     extra = [helper.make_node("NonZero", ["q"], ["indices"], "blocks.0/NonZero")]
     with pytest.raises(ExportError, match="'blocks.0/NonZero' is NonZero"):
         check_model(save(path, attention(), extra=extra))
+
+
+def test_float64_is_named(path):
+    extra = [helper.make_node("Cast", ["q"], ["wide"], to=TensorProto.DOUBLE)]
+    value = helper.make_tensor_value_info("wide", TensorProto.DOUBLE, SHAPE)
+    with pytest.raises(ExportError, match="'wide' is DOUBLE"):
+        check_model(save(path, attention(), extra=extra, values=[value]))
 
 
 def test_unbind_is_named(path):

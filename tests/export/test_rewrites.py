@@ -8,6 +8,8 @@ from rainfusion_export.rewrites import rewrite
 from torch import nn
 from torch.export import Dim
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own
+
 
 class InPlaceRotary(nn.Module):
     def forward(self, x, text):
