@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,14 @@ from typing import Any
 import torch
 
 from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError, RainFusionError
-from rainfusion_trt.models.base import VideoModel, VideoSize
+from rainfusion_trt.models.base import VideoModel
+from rainfusion_trt.runtime.arguments import (
+    callback_tensors,
+    check_size,
+    choose_generator,
+    step_count,
+    with_defaults,
+)
 from rainfusion_trt.runtime.artifacts import Artifacts
 from rainfusion_trt.runtime.denoiser import Denoiser
 from rainfusion_trt.runtime.loading import load_denoiser, load_pipe
@@ -223,15 +228,18 @@ class Pipeline:
             width=width,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            generator=self._generator(generator, seed),
+            generator=choose_generator(generator, seed),
         )
-        arguments = self._with_defaults({k: v for k, v in kwargs.items() if v is not None})
-        self._check_size(arguments)
-        steps = self._step_count(arguments)
+        arguments = with_defaults(self.pipe, self.artifacts.size, kwargs)
+        fixed_size = (
+            None if self.artifacts.dynamic or self.backend == "torch" else self.artifacts.size
+        )
+        check_size(fixed_size, arguments)
+        steps = step_count(self.pipe, arguments)
         planned = sparsity_per_step(chosen, steps)
         if max(planned, default=0.0) > 0.0 and not self.denoiser.sparse:
             self._refuse_dense(self.backend)
-        self._keep_callback_tensors(callback_on_step_end, arguments)
+        arguments.update(callback_tensors(callback_on_step_end))
         run = StepRun(
             self.pipe,
             chosen,
@@ -299,55 +307,3 @@ class Pipeline:
             check_sparsity(sparsity, "sparsity")
             return SparsitySchedule(sparsity, self.dense_fraction)
         return self.schedule if schedule is None else schedule
-
-    def _generator(
-        self, generator: torch.Generator | list[torch.Generator] | None, seed: int | None
-    ) -> torch.Generator | list[torch.Generator] | None:
-        if seed is None:
-            return generator
-        if generator is not None:
-            raise InvalidInputError("give generator or seed, not both")
-        return torch.Generator("cpu").manual_seed(seed)
-
-    def _with_defaults(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        size = self.artifacts.size
-        defaults: dict[str, Any] = {}
-        if size is not None:
-            defaults = {"num_frames": size.frames, "height": size.height, "width": size.width}
-        text_length = self.pipe.transformer.config.get("max_text_seq_length")
-        if text_length and "max_sequence_length" in _parameters(self.pipe):
-            defaults["max_sequence_length"] = text_length
-        return {**defaults, **arguments}
-
-    def _check_size(self, arguments: dict[str, Any]) -> None:
-        size = self.artifacts.size
-        if size is None or self.artifacts.dynamic or self.backend == "torch":
-            return
-        asked = VideoSize(arguments["num_frames"], arguments["height"], arguments["width"])
-        if asked != size:
-            raise InvalidInputError(
-                f"{asked} (frames x height x width) was asked for, but this model was exported for "
-                f"{size} only: ask for that size, or export with dynamic shapes"
-            )
-
-    def _step_count(self, arguments: dict[str, Any]) -> int:
-        for name in ("timesteps", "sigmas"):
-            if arguments.get(name) is not None:
-                return len(arguments[name])
-        default = _parameters(self.pipe)["num_inference_steps"].default
-        steps = arguments.get("num_inference_steps", default)
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise InvalidInputError(f"num_inference_steps is {steps!r}: give an integer from 1 on")
-        return steps
-
-    def _keep_callback_tensors(self, callback: Any, arguments: dict[str, Any]) -> None:
-        """diffusers reads the tensors of its own callback classes off the callback."""
-        from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-
-        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
-            arguments["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
-
-
-def _parameters(pipe: Any) -> dict[str, inspect.Parameter]:
-    call: Callable[..., Any] = type(pipe).__call__
-    return dict(inspect.signature(call).parameters)

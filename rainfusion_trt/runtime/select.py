@@ -1,8 +1,7 @@
-"""Which backend runs, from what was given and what is installed."""
+"""Which backend runs, from what was given."""
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +58,7 @@ def candidates(backend: str, sources: Sources, *, allow_fallback: bool) -> tuple
     possible = [name for name in BACKENDS if sources.has(name)]
     if backend == "auto":
         if not possible:
-            needs = "; ".join(dict.fromkeys(f"{need}" for need in _NEEDS.values()))
+            needs = "; ".join(dict.fromkeys(_NEEDS.values()))
             raise InvalidInputError(f"nothing to run: give one of {needs}")
         return tuple(possible) if allow_fallback else (possible[0],)
     if not sources.has(backend):
@@ -72,12 +71,3 @@ def candidates(backend: str, sources: Sources, *, allow_fallback: bool) -> tuple
         raise InvalidInputError(f"backend {backend!r} needs {_NEEDS[backend]}")
     worse = possible[possible.index(backend) + 1 :] if allow_fallback else []
     return (backend, *worse)
-
-
-def installed(backend: str) -> bool:
-    """Whether the backend's package can be found, without importing it."""
-    if backend in ("tensorrt", "tensorrt_rtx"):
-        from rainfusion_trt.engine.flavour import available_flavours
-
-        return backend in available_flavours()
-    return importlib.util.find_spec(backend) is not None

@@ -1,0 +1,76 @@
+"""Arguments of one `Pipeline` call, completed and checked before any work starts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.models.base import VideoSize
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+def choose_generator(generator: Generators, seed: int | None) -> Generators:
+    """The generator, or one of the seed, on the CPU so that every device gets the same noise."""
+    if seed is None:
+        return generator
+    if generator is not None:
+        raise InvalidInputError("give generator or seed, not both")
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def with_defaults(
+    pipe: Any, size: VideoSize | None, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What was given, and the clip size and text length the graph was exported for.
+
+    Arguments that are None are left out, so that the diffusers pipeline's own defaults apply.
+    """
+    defaults: dict[str, Any] = {}
+    if size is not None:
+        defaults = {"num_frames": size.frames, "height": size.height, "width": size.width}
+    text_length = pipe.transformer.config.get("max_text_seq_length")
+    if text_length and "max_sequence_length" in _parameters(pipe):
+        defaults["max_sequence_length"] = text_length
+    return {**defaults, **{name: value for name, value in arguments.items() if value is not None}}
+
+
+def check_size(size: VideoSize | None, arguments: Mapping[str, Any]) -> None:
+    """Raise InvalidInputError if another clip is asked for than the one the graph is fixed to."""
+    if size is None:
+        return
+    asked = VideoSize(arguments["num_frames"], arguments["height"], arguments["width"])
+    if asked != size:
+        raise InvalidInputError(
+            f"{asked} (frames x height x width) was asked for, but this model was exported for "
+            f"{size} only: ask for that size, or export with dynamic shapes"
+        )
+
+
+def step_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
+    """Number of denoising steps these arguments ask for."""
+    for name in ("timesteps", "sigmas"):
+        if arguments.get(name) is not None:
+            return len(arguments[name])
+    default = _parameters(pipe)["num_inference_steps"].default
+    steps = arguments.get("num_inference_steps", default)
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InvalidInputError(f"num_inference_steps is {steps!r}: give an integer from 1 on")
+    return steps
+
+
+def callback_tensors(callback: Any) -> dict[str, Any]:
+    """What diffusers reads off its own callback classes, which ours stands before."""
+    from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+
+    if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+        return {"callback_on_step_end_tensor_inputs": callback.tensor_inputs}
+    return {}
+
+
+def _parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(type(pipe).__call__).parameters
