@@ -19,9 +19,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -94,9 +95,21 @@ class Eager:
         self.inputs = model.example_inputs(self.transformer, size, batch=2, device="cuda", seed=1)
 
     @torch.inference_mode()
-    def __call__(self) -> Tensor:
+    def __call__(self, call: dict[str, Any] | None = None) -> Tensor:
+        call = self.model.forward_kwargs(self.inputs) if call is None else call
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            return self.transformer(**self.model.forward_kwargs(self.inputs), return_dict=False)[0]
+            return self.transformer(**call, return_dict=False)[0]
+
+    def answer(self, call: dict[str, Any] | None, sparsity: float) -> Tensor:
+        """Diffusers' own output at sparsity 0, else that of the torch operator."""
+        return self.routed(sparsity, call) if sparsity > 0.0 else self(call)
+
+    def routed(self, sparsity: float, call: dict[str, Any] | None = None) -> Tensor:
+        enable(self.transformer, sparsity=sparsity, model=self.model)
+        try:
+            return self(call)
+        finally:
+            disable(self.transformer)
 
     @torch.inference_mode()
     def float32(self) -> Tensor:
@@ -104,13 +117,6 @@ class Eager:
         inputs = {n: x.float() if x.is_floating_point() else x for n, x in self.inputs.items()}
         with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
             return transformer(**self.model.forward_kwargs(inputs), return_dict=False)[0]
-
-    def routed(self, sparsity: float) -> Tensor:
-        enable(self.transformer, sparsity=sparsity, model=self.model)
-        try:
-            return self()
-        finally:
-            disable(self.transformer)
 
 
 def diffusers_pipeline(transformer: nn.Module):
@@ -142,14 +148,27 @@ class Engine:
         return backend.run({**self.inputs, "sparsity": self.sparsity})["sample"].clone()
 
 
-def denoise(run, transformer: nn.Module, size: VideoSize, text: Tensor, **arguments):
-    """Outputs of the transformer in every step of one run, and the final latents."""
+@dataclass
+class Run:
+    """The calls of the transformer in one run of a pipeline, and the latents it ends with."""
+
+    calls: list[dict[str, Any]]
+    outputs: list[Tensor]
+    latents: Tensor
+
+
+def denoise(run: Callable[..., Any], transformer: nn.Module, size: VideoSize, **arguments) -> Run:
+    """Run a pipeline and keep what its transformer was asked and answered."""
+    calls: list[dict[str, Any]] = []
     outputs: list[Tensor] = []
-    hook = transformer.register_forward_hook(lambda *call: outputs.append(call[2][0].clone()))
+
+    def keep(_module, _args, kwargs, output) -> None:
+        calls.append({name: kwargs[name] for name in kwargs if name != "return_dict"})
+        outputs.append(output[0].clone())
+
+    hook = transformer.register_forward_hook(keep, with_kwargs=True)
     try:
-        frames = run(
-            prompt_embeds=text,
-            negative_prompt_embeds=-text,
+        latents = run(
             num_frames=size.frames,
             height=size.height,
             width=size.width,
@@ -159,51 +178,49 @@ def denoise(run, transformer: nn.Module, size: VideoSize, text: Tensor, **argume
         ).frames
     finally:
         hook.remove()
-    return [*outputs, frames]
+    return Run(calls, outputs, latents)
 
 
 def compare_pipelines(
     eager: Eager, engines: dict[str, Engine], size: VideoSize, steps: int
 ) -> list[dict]:
-    """Every step of the engine's pipeline against diffusers' own and the torch operator's."""
+    """Denoising with the engine: each step's output against eager on the same inputs.
+
+    The final latents are held against those of diffusers' own run too. There the differences of
+    all steps add up, and guidance multiplies by its scale of 6 what the halves of a batch differ
+    in, which is little where weights are random.
+    """
     config = eager.transformer.config
     shape = (1, config.max_text_seq_length, config.text_embed_dim)
     generator = torch.Generator("cuda").manual_seed(2)
     text = torch.randn(shape, device="cuda", generator=generator).bfloat16()
+    prompt = {"prompt_embeds": text, "negative_prompt_embeds": -text, "num_inference_steps": steps}
     schedules = {0.0: [0.0] * steps, SPARSITY: [0.0] + [SPARSITY] * (steps - 1)}
     pipe = diffusers_pipeline(eager.transformer)
-    call = (eager.transformer, size, text)
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        wanted = {0.0: denoise(pipe, *call, num_inference_steps=steps)}
+        latents = {0.0: denoise(pipe, eager.transformer, size, **prompt).latents}
         with Pipeline(pipe=pipe, backend="torch") as routed:
-            wanted[SPARSITY] = denoise(
-                routed, *call, num_inference_steps=steps, schedule=schedules[SPARSITY]
-            )
-    against = {0.0: "diffusers pipeline", SPARSITY: "pipeline with the torch operator"}
+            run = denoise(routed, eager.transformer, size, schedule=schedules[SPARSITY], **prompt)
+            latents[SPARSITY] = run.latents
+    against = {0.0: "diffusers eager", SPARSITY: "torch operator"}
     rows = []
     for name, engine in engines.items():
         component = engine.pipeline.pipe.transformer
         for s, schedule in schedules.items():
-            outputs = denoise(
-                engine.pipeline,
-                component,
-                size,
-                text,
-                num_inference_steps=steps,
-                schedule=schedule,
-            )
-            errors = [relative_error(*pair) for pair in zip(outputs, wanted[s], strict=True)]
-            *per_step, latents = errors
+            run = denoise(engine.pipeline, component, size, schedule=schedule, **prompt)
+            errors = [
+                relative_error(output, eager.answer(call, step))
+                for step, call, output in zip(schedule, run.calls, run.outputs, strict=True)
+            ]
             rows.append(
                 {
                     "what": f"{steps} denoising steps",
                     "run": name,
                     "sparsity": s,
                     "against": against[s],
-                    "relative_error": max(per_step),
-                    "relative_error_per_step": per_step,
-                    # Guidance multiplies what the halves of a batch differ in by its scale of 6.
-                    "relative_error_latents": latents,
+                    "relative_error": max(errors),
+                    "relative_error_per_step": errors,
+                    "relative_error_of_latents": relative_error(run.latents, latents[s]),
                 }
             )
     return rows

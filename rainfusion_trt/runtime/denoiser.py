@@ -96,9 +96,9 @@ class EngineTransformer(nn.Module):
     """Stands for a diffusers transformer and runs an exported graph.
 
     It has what diffusers pipelines use of a transformer: `config`, `dtype`, `device`,
-    `cache_context` and the call. As a module without parameters it stays where it is when `pipe.to`
-    or diffusers' offloading move the text encoder and the VAE, and still tells the pipeline where
-    to compute.
+    `cache_context` and the call. As a module it tells the pipeline where to compute and takes its
+    turn in diffusers' offloading, which asks modules where their first parameter is: an empty one
+    goes to and fro, the engine stays where it is.
 
     Parameters
     ----------
@@ -121,6 +121,7 @@ class EngineTransformer(nn.Module):
         self.dtype = next(
             info.dtype for info in backend.inputs.values() if info.dtype.is_floating_point
         )
+        self.place = nn.Parameter(torch.empty(0, device=backend.device), requires_grad=False)
         # One tensor for good, and no buffer that `to` would replace: a captured CUDA graph holds
         # its address.
         self.sparsity = torch.zeros(1, dtype=torch.float32, device=backend.device)

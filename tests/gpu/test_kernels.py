@@ -67,6 +67,8 @@ def check(layout, q, k, v, **arguments):
         rows = torch.arange(layout.tokens, device=q.device) < kv_len[:, None]
     assert out.isfinite().all()
     for b, h in same.nonzero().tolist():
+        if not rows[b].any():
+            continue
         error = relative_error(out[b, h, rows[b]], wanted[b, h, rows[b]])
         assert error < TOLERANCE[q.dtype], (b, h, Kind(int(plan.kind[b, h])), error)
     return plan
@@ -120,7 +122,7 @@ def test_odd_grids(grid, sink_frames):
 
 
 @pytest.mark.parametrize("head_size", [64, 96, 128])
-@pytest.mark.parametrize("lengths", [(1, 3059), (127, 129), (3000, 2500), (3285, 3060)])
+@pytest.mark.parametrize("lengths", [(0, 1), (1, 3059), (127, 129), (3000, 2500), (3285, 3060)])
 def test_kv_len(head_size, lengths):
     layout, q, k, v = make((7, 19, 23), 226, "last", 1, head_size, torch.bfloat16)
     kv_len = torch.tensor(lengths, dtype=torch.int32, device="cuda")

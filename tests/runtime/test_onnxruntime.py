@@ -214,3 +214,15 @@ def test_sizes():
     assert parse_size(None) is None
     with pytest.raises(InvalidInputError, match="FRAMESxHEIGHTxWIDTH"):
         parse_size("49x480")
+
+
+def test_takes_its_turn_in_offloading(pipe, exported):
+    """diffusers' hooks ask a module where its first parameter is, and may move it."""
+    accelerate = pytest.importorskip("accelerate")
+    with Pipeline(pipe=pipe, onnx=exported, sparsity=0.0) as pipeline:
+        wanted = pipeline(**CALL, seed=0).frames
+        _, hook = accelerate.cpu_offload_with_hook(pipe.transformer, "cpu")
+        try:
+            assert torch.equal(pipeline(**CALL, seed=0).frames, wanted)
+        finally:
+            hook.remove()
