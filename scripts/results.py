@@ -37,6 +37,12 @@ def environment() -> dict[str, Any]:
     return {"device": device, "versions": versions}
 
 
+def _without_folder(argument: str) -> str:
+    """Scratch and output folders of one machine say nothing to others: their names will do."""
+    path = Path(argument)
+    return path.name if path.is_absolute() else argument
+
+
 def write_result(
     name: str, rows: Iterable[dict[str, Any]], *, note: str = "", folder: Path | None = None
 ) -> Path:
@@ -58,7 +64,7 @@ def write_result(
     record = {
         "name": name,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *map(_without_folder, sys.argv)]),
         "note": note,
         **environment(),
         "rows": list(rows),
