@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from rainfusion_trt.errors import RainFusionError
+from rainfusion_trt.native import load_library
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 _PACKAGES = ("diffusers", "tensorrt", "tensorrt_rtx", "onnx", "onnxruntime", "triton")
@@ -29,6 +33,8 @@ def environment() -> dict[str, Any]:
             module = sys.modules.get(package)
             if module is not None:
                 versions[package] = module.__version__
+    with contextlib.suppress(RainFusionError):  # results of the reference need no library
+        versions["rainfusion"] = load_library().build_info
     device = "cpu"
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()

@@ -77,19 +77,22 @@ def _attention(rows: list[Row]) -> str:
 
 
 def _engine(rows: list[Row]) -> str:
-    """One table per kind of measurement."""
-    parts = []
-    for what in dict.fromkeys(row["what"] for row in rows):
-        hidden = ("what", "model", "layers", "size", "batch")
+    """Durations in one line, then a table for each kind of measurement."""
+    shared = [key for key in ("model", "layers", "size", "batch") if key in rows[0]]
+    durations = [f"{row['what']} {row['seconds']:g} s" for row in rows if "seconds" in row]
+    facts = ", ".join([*(f"{key} {rows[0][key]}" for key in shared), *durations])
+    parts = [f"{facts}\n"]
+    measured = [row for row in rows if "seconds" not in row]
+    for what in dict.fromkeys(row["what"] for row in measured):
+        hidden = ("what", *shared)
         chosen = [
-            {k: v for k, v in row.items() if k not in hidden} for row in rows if row["what"] == what
+            {k: v for k, v in row.items() if k not in hidden}
+            for row in measured
+            if row["what"] == what
         ]
-        parts.append(f"{what[:1].upper()}{what[1:]}:\n\n{_markdown(chosen)}")
-    first = rows[0]
-    shared = ", ".join(
-        f"{k} {first[k]}" for k in ("model", "layers", "size", "batch") if k in first
-    )
-    return f"{shared}\n\n" + "\n".join(parts)
+        unique = [row for i, row in enumerate(chosen) if row not in chosen[:i]]
+        parts.append(f"{what[:1].upper()}{what[1:]}:\n\n{_markdown(unique)}")
+    return "\n".join(parts)
 
 
 def _plain(rows: list[Row]) -> str:
@@ -98,7 +101,8 @@ def _plain(rows: list[Row]) -> str:
 
 def _markdown(rows: list[Row]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    titles = (column.replace("_", " ") for column in columns)
+    lines = [f"| {' | '.join(titles)} |", f"|{' --- |' * len(columns)}"]
     for row in rows:
         lines.append(f"| {' | '.join(_cell(row.get(column)) for column in columns)} |")
     return "\n".join(lines) + "\n"
@@ -107,8 +111,10 @@ def _markdown(rows: list[Row]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, list):
+        return ", ".join(_cell(item) for item in value)
     if isinstance(value, float):
-        return f"{value:.2e}" if 0 < abs(value) < 1e-2 else f"{value:g}"
+        return f"{value:.3g}" if abs(value) < 1 else f"{value:g}"
     return str(value).replace("|", "\\|")
 
 
