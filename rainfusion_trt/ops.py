@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -131,8 +132,7 @@ def classify_heads(
         "scale": scale,
     }
     _check(q, (k,), grid, sparsity, kv_len, text, method, alpha, sink_frames, scale or 0.0)
-    classify = cuda_ops.classify_heads if q.is_cuda else reference.classify_heads
-    return classify(q, k, tuple(grid.shape), **arguments)
+    return _face_of(q).classify_heads(q, k, tuple(grid.shape), **arguments)
 
 
 def _grid_tensor(grid: Sequence[int] | Tensor, q: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ def _check(
         )
 
 
-@torch.library.custom_op("rainfusion::attention", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("rainfusion::attention", mutates_args=(), device_types=("cpu", "cuda"))
 def _attention(
     q: Tensor,
     k: Tensor,
@@ -215,7 +215,7 @@ def _attention(
     scale: float,
 ) -> Tensor:
     _check(q, (k, v), grid, sparsity, kv_len, text, method, alpha, sink_frames, scale)
-    return reference.rainfusion_attention(
+    return _face_of(q).rainfusion_attention(
         q,
         k,
         v,
@@ -230,38 +230,10 @@ def _attention(
     )
 
 
-@_attention.register_kernel("cuda")
-def _attention_cuda(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    grid: Tensor,
-    sparsity: Tensor,
-    kv_len: Tensor | None,
-    text: str,
-    method: str,
-    alpha: float,
-    sink_frames: int,
-    scale: float,
-) -> Tensor:
-    _check(q, (k, v), grid, sparsity, kv_len, text, method, alpha, sink_frames, scale)
-    return cuda_ops.rainfusion_attention(
-        q,
-        k,
-        v,
-        tuple(grid.shape),
-        text=text,
-        sparsity=sparsity,
-        kv_len=kv_len,
-        method=method,
-        alpha=alpha,
-        sink_frames=sink_frames,
-        scale=scale,
-    )
+def _face_of(q: Tensor) -> ModuleType:
+    return cuda_ops if q.is_cuda else reference
 
 
 @_attention.register_fake
-def _attention_fake(
-    q, k, v, grid, sparsity, kv_len, text, method, alpha, sink_frames, scale
-):  # numpydoc: shapes only
+def _attention_fake(q, k, v, grid, sparsity, kv_len, text, method, alpha, sink_frames, scale):
     return torch.empty_like(q)

@@ -11,6 +11,8 @@ rainfusion-trt build-plugin
 say "checking style"
 ruff check .
 ruff format --check .
+find plugins -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' |
+  xargs clang-format --dry-run -Werror
 say "running tests"
 if has_gpu; then
   exec python -m pytest "$@"

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import token_layouts
 
 from rainfusion_trt import native, reference
 from rainfusion_trt.geometry import Kind, TokenLayout, band_of
-
-layouts = st.builds(
-    lambda grid, extra, place, sinks: TokenLayout(
-        grid, math.prod(grid) + (0 if place == "none" else extra), place, sinks
-    ),
-    st.tuples(st.integers(1, 12), st.integers(1, 33), st.integers(1, 33)),
-    st.integers(0, 300),
-    st.sampled_from(["none", "first", "last"]),
-    st.integers(0, 13),
-)
 
 
 def native_mask(library, layout: TokenLayout, kind: Kind, sparsity: float) -> np.ndarray:
@@ -34,7 +23,7 @@ def native_mask(library, layout: TokenLayout, kind: Kind, sparsity: float) -> np
         alpha=0.9,
         text=native.Text[layout.text.upper()],
     )
-    return library.block_mask_host(problem, native.Kind(kind), sparsity)
+    return library.block_mask_host(problem, kind, sparsity)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +32,7 @@ def library(plugin_library):
 
 
 @settings(max_examples=200, deadline=None)
-@given(layouts, st.sampled_from([Kind.SPATIAL, Kind.TEMPORAL]), st.floats(0.01, 0.99))
+@given(token_layouts(12, 33), st.sampled_from([Kind.SPATIAL, Kind.TEMPORAL]), st.floats(0.01, 0.99))
 def test_random_grids(library, layout, kind, sparsity):
     wanted = reference.block_mask(layout, kind, band_of(sparsity)).numpy()
     if layout.always_dense:  # whatever the kind asked for

@@ -6,7 +6,7 @@ import math
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
+from layouts import token_layouts
 
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.geometry import (
@@ -18,15 +18,7 @@ from rainfusion_trt.geometry import (
     stride_of,
 )
 
-layouts = st.builds(
-    lambda grid, extra, place, sinks: TokenLayout(
-        grid, math.prod(grid) + (0 if place == "none" else extra), place, sinks
-    ),
-    st.tuples(st.integers(1, 9), st.integers(1, 50), st.integers(1, 50)),
-    st.integers(0, 300),
-    st.sampled_from(["none", "first", "last"]),
-    st.integers(0, 10),
-)
+layouts = token_layouts(9, 50)
 
 
 @pytest.mark.parametrize(

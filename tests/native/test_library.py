@@ -17,6 +17,7 @@ from rainfusion_trt.build_plugin import (
     source_directory,
 )
 from rainfusion_trt.errors import InvalidInputError, LibraryNotFoundError, UnsupportedError
+from rainfusion_trt.geometry import Kind
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +123,12 @@ def test_workspace_is_at_most_half_of_k_and_v(library):
 
 
 def test_block_mask_of_a_dense_head(library):
-    mask = library.block_mask_host(problem(), native.Kind.DENSE, 0.5)
+    mask = library.block_mask_host(problem(), Kind.DENSE, 0.5)
     assert mask.shape == library.block_counts(problem()) == (5, 5)  # 495 = 4 blocks, 37 = 1
     assert mask.all()
 
 
-@pytest.mark.parametrize("kind", [native.Kind.SPATIAL, native.Kind.TEMPORAL])
+@pytest.mark.parametrize("kind", [Kind.SPATIAL, Kind.TEMPORAL])
 def test_block_mask_keeps_sinks_and_diagonal(library, kind):
     clip = problem(grid_t=16, grid_h=16, grid_w=16, tokens=4096 + 200)
     mask = library.block_mask_host(clip, kind, 0.8)
