@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import rainfusion_trt
 from rainfusion_trt.errors import InvalidInputError, RainFusionError, UnsupportedError
-from rainfusion_trt.models import AttentionLayout, VideoSize, get_model, model_names
+from rainfusion_trt.models import AttentionLayout, VideoSize, get_model
 from rainfusion_trt.routing import AttentionRoute, RainFusionSettings
 
 SIZE = VideoSize(25, 128, 128)  # 7 x 8 x 8 tokens: enough blocks for sparsity to show
@@ -29,7 +29,7 @@ def make(name: str = "cogvideox-5b", dtype=torch.float32):
     return transformer, forward
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", ["cogvideox-2b", "cogvideox-5b", "cogvideox1.5-5b"])
 def test_zero_sparsity_is_dense_and_half_is_not(name):
     transformer, forward = make(name)
     dense = forward()

@@ -55,7 +55,10 @@ def main(
     frames: Annotated[int | None, typer.Option(help="Pixel frames [default: model's].")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels [default: model's].")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels [default: model's].")] = None,
-    batch: Annotated[int, typer.Option(help="2 for guidance with a negative prompt.")] = 2,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="[default: as the model's pipeline calls it, with guidance]"),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="bf16, fp16 or fp32 [default: model's].")
     ] = None,

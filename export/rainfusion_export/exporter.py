@@ -69,7 +69,7 @@ def export_model(
     size: VideoSize,
     *,
     output: str | Path,
-    batch: int = 2,
+    batch: int | None = None,
     settings: RainFusionSettings | None = None,
     dynamic: bool = False,
     run_compare: bool = False,
@@ -91,7 +91,8 @@ def export_model(
         The ``.onnx`` file; weights above 1.5 GB go to ``<output>.data``. Both appear only when
         every check has passed.
     batch
-        2 for guidance with a negative prompt in the same call.
+        By default what the model's diffusers pipeline gives with guidance: 2 where both prompts go
+        into the same call, else 1.
     settings
         Attributes of the nodes. The sparsity is an input of the graph.
     dynamic
@@ -116,6 +117,8 @@ def export_model(
         check_comparable(transformer.dtype, has_weights=not weightless)
     settings = settings or RainFusionSettings()
     axes = model.dynamic_axes() if dynamic else {}
+    if batch is None:
+        batch = 2 if model.guidance_batch else 1
     inputs = _inputs(model, transformer, size, batch=batch, dynamic=dynamic)
     model.prepare(transformer, size)
 
