@@ -12,7 +12,7 @@ from .errors import UnsupportedError
 from .plan import HeadPlan
 
 if TYPE_CHECKING:
-    from .native import NativeLibrary
+    from .native import NativeLibrary, Plan
 
 _ROW_ALIGNMENT = 16  # bytes; the kernels copy rows of q, k, v and out in 16-byte chunks
 
@@ -21,7 +21,7 @@ def rainfusion_attention(q: Tensor, k: Tensor, v: Tensor, grid, **arguments) -> 
     """Launch ARM, plan and attention; arguments as ``reference.rainfusion_attention``, checked."""
     q, k, v = (_aligned(x) for x in (q, k, v))
     out = torch.empty_like(q)
-    _launch("attention", (q, k, v, out), grid, None, arguments)
+    launch("attention", (q, k, v, out), grid, None, arguments)
     return out
 
 
@@ -30,17 +30,30 @@ def classify_heads(q: Tensor, k: Tensor, grid, **arguments) -> HeadPlan:
     q, k = (_aligned(x) for x in (q, k))
     kind = torch.empty(q.shape[:2], dtype=torch.int32, device=q.device)
     plan = HeadPlan(kind, *(torch.empty_like(kind, dtype=torch.float32) for _ in range(3)))
-    _launch("classify", (q, k, k, None), grid, plan, arguments)
+    launch("classify", (q, k, k, None), grid, plan, arguments)
     return plan
 
 
-def _launch(
+def launch(
     entry: str,
     tensors: tuple[Tensor, Tensor, Tensor, Tensor | None],
     grid,
-    plan: HeadPlan | None,
+    plan: Plan | HeadPlan | None,
     arguments: dict[str, Any],
 ) -> None:
+    """Enqueue an entry of the library on torch's current stream.
+
+    Parameters
+    ----------
+    entry
+        "attention" or "classify".
+    tensors
+        q, k, v and out, [B, N, S, D]; classify needs no out.
+    plan
+        What to report; an empty ``native.Plan()`` plans without reporting.
+    arguments
+        Those of ``reference.rainfusion_attention``, checked.
+    """
     from . import native
 
     q = tensors[0]

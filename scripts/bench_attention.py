@@ -25,7 +25,8 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rainfusion_trt import classify_heads, rainfusion_attention, reference
+from rainfusion_trt import classify_heads, native, rainfusion_attention, reference
+from rainfusion_trt.cuda_ops import launch
 from rainfusion_trt.geometry import Kind, TokenLayout
 from rainfusion_trt.testing import synthetic_heads
 
@@ -130,7 +131,9 @@ def cases_for(q, k, v, layout: TokenLayout, method: str, sparsities) -> tuple[li
 
         on_device = {**arguments, "sparsity": device_s}
         run = partial(rainfusion_attention, q, k, v, layout.grid, **on_device)
-        plan = partial(classify_heads, q, k, layout.grid, **on_device)
+        on_device |= {"kv_len": None, "alpha": 0.9, "sink_frames": 1, "scale": None}
+        tensors = (q, k, k, None)
+        plan = partial(launch, "classify", tensors, layout.grid, native.Plan(), on_device)
         errors.append(check_rows(run(), q, k, v, layout, arguments))
         cases.append(Case("rainfusion", s, density, run, []))
         cases.append(Case("plan only", s, 0.0, plan, []))
