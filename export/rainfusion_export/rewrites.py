@@ -30,7 +30,7 @@ def rewrite(program: ExportedProgram) -> None:
 
 
 def drop_whole_copies(graph: Graph) -> None:
-    """``slice`` of everything and ``copy`` onto a tensor of the same kind are their source."""
+    """``slice`` of everything and ``copy`` onto a tensor of the same shape are their source."""
     for node in _calls(graph, aten.slice.Tensor):
         source = node.args[0]
         _, start, end, step = _slice_bounds(node, source, node.args[1:])
@@ -39,8 +39,9 @@ def drop_whole_copies(graph: Graph) -> None:
     for node in _calls(graph, aten.copy.default):
         target, source = node.args[:2]
         old, new = target.meta["val"], source.meta["val"]
-        if old.dtype == new.dtype and old.shape == new.shape:
-            _replace(node, source)
+        if old.shape == new.shape:
+            same = old.dtype == new.dtype
+            _replace(node, source if same else _call(node, aten.to.dtype, source, old.dtype))
 
 
 def unbind_pairs_to_slices(graph: Graph) -> None:
@@ -63,6 +64,31 @@ def unbind_pairs_to_slices(graph: Graph) -> None:
             _replace(item, lanes)
 
 
+def lane_writes_to_stack(graph: Graph) -> None:
+    """``out[..., 0::2] = a; out[..., 1::2] = b`` becomes ``stack([a, b], -1).flatten(-2)``.
+
+    Nothing of what was in `out` before is left. As two strided writes it would become two ScatterND.
+    """
+    for node in _calls(graph, aten.slice_scatter.default):
+        first = node.args[0]
+        if first.target is not aten.slice_scatter.default:
+            continue
+        lanes = {_lane(write): write.args[1] for write in (first, node)}
+        if set(lanes) == {0, 1}:
+            pairs = _call(node, aten.stack.default, [lanes[0], lanes[1]], -1)
+            _replace(node, _call(node, aten.flatten.using_ints, pairs, -2, -1))
+
+
+def _lane(write: Node) -> int | None:
+    """0 or 1 if a slice_scatter writes all even or all odd places of the last axis."""
+    target = write.args[0]
+    axis, start, end, step = _slice_bounds(write, target, write.args[2:])
+    shape = target.meta["val"].shape
+    whole = axis in (-1, len(shape) - 1) and _is(end, sys.maxsize) and step == 2
+    even = isinstance(shape[-1], int) and shape[-1] % 2 == 0
+    return start if whole and even and start in (0, 1) else None
+
+
 def slice_scatter_to_cat(graph: Graph) -> None:
     """``x[a:b] = y``, functionalised as ``slice_scatter``, becomes ``cat(x[:a], y, x[b:])``.
 
@@ -81,6 +107,23 @@ def slice_scatter_to_cat(graph: Graph) -> None:
         _replace(node, _call(node, aten.cat.default, parts, axis) if len(parts) > 1 else source)
 
 
+def select_scatter_to_cat(graph: Graph) -> None:
+    """``x[:, i] = y``, functionalised as ``select_scatter``, becomes ``cat(x[:i], y, x[i + 1:])``.
+
+    It would become ScatterElements with an index as large as y.
+    """
+    for node in _calls(graph, aten.select_scatter.default):
+        target, source, axis, index = node.args
+        if not isinstance(index, int) or index < 0:
+            continue
+        parts = [_call(node, aten.unsqueeze.default, source, axis)]
+        if index > 0:
+            parts.insert(0, _call(node, aten.slice.Tensor, target, axis, 0, index))
+        if not _is(target.meta["val"].shape[axis], index + 1):
+            parts.append(_call(node, aten.slice.Tensor, target, axis, index + 1, sys.maxsize))
+        _replace(node, _call(node, aten.cat.default, parts, axis))
+
+
 def split_to_slices(graph: Graph) -> None:
     """``x.split([a, b], dim)`` becomes slices; with sizes that vary it would become a sequence."""
     for node in _calls(graph, aten.split_with_sizes.default):
@@ -94,7 +137,13 @@ def split_to_slices(graph: Graph) -> None:
             _replace(item, part)
 
 
-_REWRITES = (drop_whole_copies, unbind_pairs_to_slices, slice_scatter_to_cat, split_to_slices)
+_REWRITES = (
+    drop_whole_copies,
+    unbind_pairs_to_slices,
+    slice_scatter_to_cat,
+    select_scatter_to_cat,
+    split_to_slices,
+)
 
 
 def _sum(anchor: Node, sizes: list[Any]) -> Any:

@@ -29,6 +29,16 @@ class MiddleAssignment(nn.Module):
         return x
 
 
+class ColumnAssignment(nn.Module):
+    def forward(self, x, text):
+        mask = x > text[0]
+        mask[:, :, 0] = True
+        x = torch.where(mask, x, 0.0)
+        x[:, 2] = x[:, 1] * 2.0
+        x[:, :, 5] = 1.0  # the last one
+        return x
+
+
 class VaryingSplit(nn.Module):
     def forward(self, x, text):
         first, second, third = x.split([text.shape[0], 2, x.shape[1] - text.shape[0] - 2], dim=1)
@@ -49,6 +59,7 @@ class UnbindOfThree(nn.Module):
     [
         (InPlaceRotary, ("slice_scatter", "unbind", "copy.default")),
         (MiddleAssignment, ("slice_scatter", "copy.default")),
+        (ColumnAssignment, ("select_scatter",)),
         (VaryingSplit, ("split",)),
         (UnbindOfThree, ()),
     ],
