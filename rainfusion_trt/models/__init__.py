@@ -8,6 +8,7 @@ from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 
 from .base import AttentionLayout, GenerationDefaults, VideoModel, VideoSize
 from .cogvideox import COGVIDEOX_1_5_5B, COGVIDEOX_2B, COGVIDEOX_5B
+from .hunyuanvideo import HUNYUANVIDEO
 
 __all__ = [
     "AttentionLayout",
@@ -23,6 +24,7 @@ _MODELS: tuple[VideoModel, ...] = (
     COGVIDEOX_2B,
     COGVIDEOX_5B,
     COGVIDEOX_1_5_5B,
+    HUNYUANVIDEO,
 )
 
 
