@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._pytree import tree_map
 
 aten = torch.ops.aten
@@ -44,6 +45,26 @@ def drop_whole_copies(graph: Graph) -> None:
             _replace(node, source if same else _call(node, aten.to.dtype, source, old.dtype))
 
 
+def drop_idle_squeezes(graph: Graph) -> None:
+    """``x.squeeze(1)`` where that axis is longer than 1 is x; as ONNX Squeeze it is invalid."""
+    for node in _calls(graph, aten.squeeze.dim):
+        if node.meta["val"].dim() == node.args[0].meta["val"].dim():
+            _replace(node, node.args[0])
+
+
+def whole_lookups_to_unsqueeze(graph: Graph) -> None:
+    """``embedding(arange(len(table))[None], table)`` is ``table[None]``."""
+    for node in _calls(graph, aten.embedding.default):
+        table, rows = node.args[:2]
+        if rows.target is not aten.unsqueeze.default or rows.args[1] != 0:
+            continue
+        count = rows.args[0]
+        if count.target is aten.arange.default and statically_known_true(
+            count.meta["val"].shape[0] == table.meta["val"].shape[0]
+        ):
+            _replace(node, _call(node, aten.unsqueeze.default, table, 0))
+
+
 def unbind_pairs_to_slices(graph: Graph) -> None:
     """``x.view(..., D // 2, 2).unbind(-1)`` becomes ``x[..., 0::2], x[..., 1::2]``.
 
@@ -67,7 +88,7 @@ def unbind_pairs_to_slices(graph: Graph) -> None:
 def lane_writes_to_stack(graph: Graph) -> None:
     """``out[..., 0::2] = a; out[..., 1::2] = b`` becomes ``stack([a, b], -1).flatten(-2)``.
 
-    Nothing of what was in `out` before is left. As two strided writes it would become two ScatterND.
+    Nothing of what was in `out` before is left. As strided writes it would become two ScatterND.
     """
     for node in _calls(graph, aten.slice_scatter.default):
         first = node.args[0]
@@ -137,12 +158,33 @@ def split_to_slices(graph: Graph) -> None:
             _replace(item, part)
 
 
+def unit_splits_to_slices(graph: Graph) -> None:
+    """``x.chunk(n, dim)`` into single rows whose axis is then squeezed becomes slices.
+
+    As Split and Squeeze it would be an unbind, see above.
+    """
+    for node in _calls(graph, aten.split.Tensor):
+        source, size = node.args[:2]
+        axis = node.args[2] if len(node.args) > 2 else 0
+        parts = list(node.users)
+        squeezed = any(u.target is aten.squeeze.dim for part in parts for u in part.users)
+        if size != 1 or not squeezed:
+            continue
+        for item in parts:
+            index = item.args[1]
+            _replace(item, _call(node, aten.slice.Tensor, source, axis, index, index + 1))
+
+
 _REWRITES = (
     drop_whole_copies,
+    drop_idle_squeezes,
+    whole_lookups_to_unsqueeze,
     unbind_pairs_to_slices,
+    lane_writes_to_stack,
     slice_scatter_to_cat,
     select_scatter_to_cat,
     split_to_slices,
+    unit_splits_to_slices,
 )
 
 

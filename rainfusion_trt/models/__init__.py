@@ -9,6 +9,7 @@ from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from .base import AttentionLayout, GenerationDefaults, VideoModel, VideoSize
 from .cogvideox import COGVIDEOX_1_5_5B, COGVIDEOX_2B, COGVIDEOX_5B
 from .hunyuanvideo import HUNYUANVIDEO
+from .wan import WAN_2_1_1_3B, WAN_2_1_14B, WAN_2_2_TI2V_5B
 
 __all__ = [
     "AttentionLayout",
@@ -25,6 +26,9 @@ _MODELS: tuple[VideoModel, ...] = (
     COGVIDEOX_5B,
     COGVIDEOX_1_5_5B,
     HUNYUANVIDEO,
+    WAN_2_1_1_3B,
+    WAN_2_1_14B,
+    WAN_2_2_TI2V_5B,
 )
 
 

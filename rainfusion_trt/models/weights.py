@@ -25,14 +25,17 @@ def random_transformer(
 
     Matrices get variance 1 / fan-in and norms a gain near 1, so that activations keep about unit
     scale through any depth. No second copy of a parameter is ever made. The same seed gives the
-    same weights on one kind of device.
+    same weights on one kind of device. Modules that the class keeps in float32 whatever the dtype
+    are kept so, as `from_pretrained` does.
     """
     with _parameters_on_meta():
         module = cls(**config)
+    float32 = frozenset(getattr(cls, "_keep_in_fp32_modules", None) or ())
     generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in list(module.named_parameters()):
         path, _, leaf = name.rpartition(".")
-        values = torch.empty(parameter.shape, dtype=dtype, device=device)
+        kept = not float32.isdisjoint(name.split("."))
+        values = torch.empty(parameter.shape, dtype=torch.float32 if kept else dtype, device=device)
         _draw(values, leaf, generator)
         module.get_submodule(path)._parameters[leaf] = nn.Parameter(values, requires_grad=False)
     for owner in module.modules():

@@ -1,0 +1,247 @@
+"""Wan 2.1 and Wan 2.2 TI2V-5B, text to video (arXiv 2503.20314; diffusers WanPipeline).
+
+Self-attention is over the video alone, the text comes in by cross-attention. Rotary tables are
+buffers of the transformer, cut to the grid inside its forward, so one graph serves every size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+
+from .base import (
+    AttentionLayout,
+    ConfigSize,
+    GenerationDefaults,
+    TextPlace,
+    VideoModel,
+    VideoSize,
+)
+from .weights import load_transformer, random_transformer
+
+VAE_FRAMES = 4  # pixel frames a latent frame, after the first
+PATCH = 2  # latent rows and columns a token
+TEXT_TOKENS = 512  # UMT5's, padded with zeros and not masked
+
+# What tells the members of the family apart, and image-to-video variants from them.
+_DISTINCTIVE = ("in_channels", "out_channels", "num_attention_heads", "image_dim")
+
+_TINY = {
+    "attention_head_dim": 64,
+    "text_dim": 32,
+    "freq_dim": 32,
+    "ffn_dim": 96,
+    "num_layers": 2,
+    "rope_max_seq_len": 64,
+}
+
+
+class Wan(VideoModel):
+    """A text-to-video Wan, told apart by its width and channels.
+
+    Parameters
+    ----------
+    vae_pixels
+        Pixels a latent row or column.
+    token_timesteps
+        Whether the pipeline gives a timestep for every token (its `expand_timesteps`).
+    """
+
+    text: TextPlace = "none"
+    transformer_class = "WanTransformer3DModel"
+    pipeline_class = "WanPipeline"
+    guidance_batch = False
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        full: Mapping[str, Any],
+        tiny: Mapping[str, Any],
+        defaults: GenerationDefaults,
+        vae_pixels: int = 8,
+        token_timesteps: bool = False,
+    ) -> None:
+        self.name = name
+        self.defaults = defaults
+        self.vae_pixels = vae_pixels
+        self.token_timesteps = token_timesteps
+        self._configs: dict[ConfigSize, dict[str, Any]] = {
+            "full": {"image_dim": None, **full},
+            "tiny": {"image_dim": None, **_TINY, **tiny},
+        }
+        if token_timesteps:
+            self.tiny_size = VideoSize(9, 128, 192)
+
+    def matches(self, transformer: nn.Module) -> bool:
+        if not super().matches(transformer):
+            return False
+        return any(
+            all(transformer.config[key] == config[key] for key in _DISTINCTIVE)
+            for config in self._configs.values()
+        )
+
+    # -- building the transformer ---------------------------------------------------------------
+
+    def config(self, size: ConfigSize = "full", *, layers: int | None = None) -> dict[str, Any]:
+        config = dict(self._configs[size])
+        if layers is not None:
+            if not 1 <= layers <= config["num_layers"]:
+                raise InvalidInputError(
+                    f"layers={layers} must be between 1 and {config['num_layers']}, the depth of "
+                    f"{self.name} ({size})"
+                )
+            config["num_layers"] = layers
+        return config
+
+    def create(
+        self,
+        config: Mapping[str, Any],
+        *,
+        dtype: torch.dtype,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+    ) -> nn.Module:
+        return random_transformer(_class(), config, dtype=dtype, device=device, seed=seed)
+
+    def load(self, checkpoint: str, *, dtype: torch.dtype) -> nn.Module:
+        transformer = load_transformer(_class(), checkpoint, dtype=dtype)
+        if not self.matches(transformer):
+            found = ", ".join(f"{key}={transformer.config[key]}" for key in _DISTINCTIVE)
+            raise UnsupportedError(
+                f"checkpoint {checkpoint!r} is not {self.name}: its transformer has {found}; "
+                "choose the model it belongs to (image-to-video checkpoints are not supported)"
+            )
+        return transformer
+
+    # -- the graph ------------------------------------------------------------------------------
+
+    def example_inputs(
+        self,
+        transformer: nn.Module,
+        size: VideoSize,
+        *,
+        batch: int,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+    ) -> dict[str, Tensor]:
+        config = transformer.config
+        frames, height, width = self._latent_size(size)
+        generator = torch.Generator(device).manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            values = torch.randn(shape, generator=generator, device=device)
+            return values.to(transformer.dtype)
+
+        timesteps = (batch,)
+        if self.token_timesteps:
+            timesteps = (batch, frames * (height // PATCH) * (width // PATCH))
+        return {
+            "hidden_states": normal(batch, config.in_channels, frames, height, width),
+            "timestep": torch.full(timesteps, 500.0, device=device),
+            "encoder_hidden_states": normal(batch, TEXT_TOKENS, config.text_dim),
+        }
+
+    def dynamic_axes(self) -> dict[str, dict[int, str]]:
+        timestep = {0: "batch", 1: "video_tokens"} if self.token_timesteps else {0: "batch"}
+        return {
+            "hidden_states": {0: "batch", 2: "frames", 3: "height", 4: "width"},
+            "timestep": timestep,
+            "encoder_hidden_states": {0: "batch", 1: "text_tokens"},
+        }
+
+    def forward_kwargs(self, graph_inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        names = ("hidden_states", "timestep", "encoder_hidden_states")
+        return {name: graph_inputs[name] for name in names}
+
+    def graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        if forward_kwargs.get("encoder_hidden_states_image") is not None:
+            raise UnsupportedError(
+                f"{self.name}: the exported graph has no input for encoder_hidden_states_image; it "
+                "is text to video"
+            )
+        hidden_states = forward_kwargs["hidden_states"]
+        timestep = torch.as_tensor(forward_kwargs["timestep"], device=hidden_states.device)
+        if self.token_timesteps != (timestep.dim() == 2):
+            wanted = "[B, tokens]" if self.token_timesteps else "[B]"
+            raise InvalidInputError(
+                f"{self.name}: timestep has shape {list(timestep.shape)}, the graph takes "
+                f"{wanted}; set expand_timesteps={self.token_timesteps} in the pipeline's "
+                "configuration"
+            )
+        if not self.token_timesteps:
+            timestep = timestep.expand(hidden_states.shape[0])
+        return {
+            "hidden_states": hidden_states,
+            "timestep": timestep.float(),  # schedulers of flow matching have fractions
+            "encoder_hidden_states": forward_kwargs["encoder_hidden_states"],
+        }
+
+    # -- attention ------------------------------------------------------------------------------
+
+    def layout(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> AttentionLayout:
+        grid = forward_kwargs["hidden_states"][0, 0, :, ::PATCH, ::PATCH]
+        frames, height, width = grid.shape
+        text_tokens = forward_kwargs["encoder_hidden_states"].shape[1]
+        if frames * height * width == text_tokens:
+            raise UnsupportedError(
+                f"{self.name}: a clip of {text_tokens} tokens is as long as the text, so that "
+                "self-attention and cross-attention look alike; choose another size"
+            )
+        return AttentionLayout(grid=grid, text=self.text)
+
+    def attention_count(self, config: Mapping[str, Any]) -> int:
+        return config["num_layers"]
+
+    def _latent_size(self, size: VideoSize) -> tuple[int, int, int]:
+        """Latent frames, rows and columns."""
+        unit = self.vae_pixels * PATCH
+        if size.frames < 1 or (size.frames - 1) % VAE_FRAMES:
+            raise InvalidInputError(
+                f"frames={size.frames} must be 4k + 1 for {self.name}, such as "
+                f"{self.defaults.size.frames}"
+            )
+        for name, pixels in (("height", size.height), ("width", size.width)):
+            if pixels < unit or pixels % unit:
+                raise InvalidInputError(
+                    f"{name}={pixels} must be a multiple of {unit} for {self.name}, such as "
+                    f"{getattr(self.defaults.size, name)}"
+                )
+        latent_frames = (size.frames - 1) // VAE_FRAMES + 1
+        return latent_frames, size.height // self.vae_pixels, size.width // self.vae_pixels
+
+
+def _class() -> type[nn.Module]:
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel
+
+
+_CHANNELS_16 = {"in_channels": 16, "out_channels": 16}
+_CHANNELS_48 = {"in_channels": 48, "out_channels": 48}
+
+WAN_2_1_1_3B = Wan(
+    "wan2.1-1.3b",
+    full={**_CHANNELS_16, "num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
+    tiny={**_CHANNELS_16, "num_attention_heads": 2},
+    defaults=GenerationDefaults(VideoSize(81, 480, 832), 50, 5.0, torch.bfloat16, 16),
+)
+WAN_2_1_14B = Wan(
+    "wan2.1-14b",
+    full={**_CHANNELS_16, "num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},
+    tiny={**_CHANNELS_16, "num_attention_heads": 3},
+    defaults=GenerationDefaults(VideoSize(81, 720, 1280), 50, 5.0, torch.bfloat16, 16),
+)
+WAN_2_2_TI2V_5B = Wan(
+    "wan2.2-ti2v-5b",
+    full={**_CHANNELS_48, "num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30},
+    tiny={**_CHANNELS_48, "num_attention_heads": 2},
+    defaults=GenerationDefaults(VideoSize(121, 704, 1280), 50, 5.0, torch.bfloat16, 24),
+    vae_pixels=16,
+    token_timesteps=True,
+)
