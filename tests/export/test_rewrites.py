@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from rainfusion_export.rewrites import rewrite
 from torch import nn
 from torch.export import Dim
@@ -45,6 +46,20 @@ class VaryingSplit(nn.Module):
         return torch.cat([third * 2.0, first, second * 3.0], dim=1)
 
 
+class WholeLookup(nn.Module):
+    def forward(self, x, text):
+        rows = torch.arange(x.shape[1])[None]
+        return x.squeeze(1) + F.embedding(rows, x[0])
+
+
+class PartialLookup(nn.Module):
+    """Fewer rows than the table has: stays as it is."""
+
+    def forward(self, x, text):
+        rows = torch.arange(x.shape[1] - 1)[None]
+        return x[:, 1:] + F.embedding(rows, x[0])
+
+
 class UnbindOfThree(nn.Module):
     """Not the pattern: stays as it is."""
 
@@ -61,6 +76,8 @@ class UnbindOfThree(nn.Module):
         (MiddleAssignment, ("slice_scatter", "copy.default")),
         (ColumnAssignment, ("select_scatter",)),
         (VaryingSplit, ("split",)),
+        (WholeLookup, ("squeeze.dim", "embedding", "arange")),
+        (PartialLookup, ()),
         (UnbindOfThree, ()),
     ],
 )
