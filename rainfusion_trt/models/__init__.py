@@ -6,6 +6,7 @@ from torch import nn
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 
+from .allegro import ALLEGRO, OPENSORAPLAN_1_2
 from .base import AttentionLayout, GenerationDefaults, VideoModel, VideoSize
 from .cogvideox import COGVIDEOX_1_5_5B, COGVIDEOX_2B, COGVIDEOX_5B
 from .hunyuanvideo import HUNYUANVIDEO
@@ -26,6 +27,8 @@ _MODELS: tuple[VideoModel, ...] = (
     COGVIDEOX_5B,
     COGVIDEOX_1_5_5B,
     HUNYUANVIDEO,
+    OPENSORAPLAN_1_2,
+    ALLEGRO,
     WAN_2_1_1_3B,
     WAN_2_1_14B,
     WAN_2_2_TI2V_5B,

@@ -1,0 +1,336 @@
+"""Allegro (arXiv 2410.15458) and OpenSoraPlan v1.2 (arXiv 2412.00131), text to video.
+
+Both are diffusers' AllegroTransformer3DModel: OpenSoraPlan v1.2 has the same weights, operations
+and inputs, and only its rotary scales differ. Self-attention sees the video alone; text comes in by
+cross-attention. The VAE of OpenSoraPlan is not in diffusers: decode the latents of AllegroPipeline
+(``output_type="latent"``) with its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+
+from .base import (
+    AttentionLayout,
+    ConfigSize,
+    GenerationDefaults,
+    TextPlace,
+    VideoModel,
+    VideoSize,
+)
+from .opensora_checkpoint import is_original, load_original
+from .weights import load_transformer, random_transformer
+
+VAE_FRAMES = 4  # pixel frames a latent frame
+VAE_PIXELS = 8  # pixels a latent row or column
+PATCH = 2  # latent rows or columns a token
+TEXT_TOKENS = 512  # what AllegroPipeline pads every prompt to
+
+_ALLEGRO_SCALES = {
+    "interpolation_scale_t": 2.2,
+    "interpolation_scale_h": 2.0,
+    "interpolation_scale_w": 2.0,
+}
+# Of the 720p checkpoints; the 480p ones were trained with 1, 1, 1. A checkpoint's own config tells.
+_OPENSORA_720P_SCALES = {
+    "interpolation_scale_t": 1.0,
+    "interpolation_scale_h": 1.5,
+    "interpolation_scale_w": 2.0,
+}
+_TINY = {
+    "num_attention_heads": 2,
+    "num_layers": 2,
+    "cross_attention_dim": 192,  # the width: 2 heads of 96
+    "caption_channels": 32,
+    "sample_height": 8,
+    "sample_width": 12,
+    "sample_frames": 3,
+}
+
+
+class Allegro(VideoModel):
+    """A user of AllegroTransformer3DModel, told apart by its rotary scales."""
+
+    text: TextPlace = "none"
+    transformer_class = "AllegroTransformer3DModel"
+    pipeline_class = "AllegroPipeline"
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        aliases: tuple[str, ...] = (),
+        full: Mapping[str, Any],
+        tiny: Mapping[str, Any],
+        defaults: GenerationDefaults,
+    ) -> None:
+        self.name = name
+        self.aliases = aliases
+        self.defaults = defaults
+        self._configs: dict[ConfigSize, dict[str, Any]] = {"full": dict(full), "tiny": dict(tiny)}
+
+    def matches(self, transformer: nn.Module) -> bool:
+        if not super().matches(transformer):
+            return False
+        config = transformer.config
+        return (
+            (config.patch_size_t, config.patch_size) == (1, PATCH)
+            and None not in _scales(config)
+            and self._has_scales(_scales(config))
+        )
+
+    def _has_scales(self, scales: tuple[float, float, float]) -> bool:
+        return scales == tuple(_ALLEGRO_SCALES.values())
+
+    # -- building the transformer ---------------------------------------------------------------
+
+    def config(self, size: ConfigSize = "full", *, layers: int | None = None) -> dict[str, Any]:
+        config = dict(self._configs[size])
+        if layers is not None:
+            if not 1 <= layers <= config["num_layers"]:
+                raise InvalidInputError(
+                    f"layers={layers} must be between 1 and {config['num_layers']}, the depth of "
+                    f"{self.name} ({size})"
+                )
+            config["num_layers"] = layers
+        return config
+
+    def create(
+        self,
+        config: Mapping[str, Any],
+        *,
+        dtype: torch.dtype,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+    ) -> nn.Module:
+        return random_transformer(_class(), config, dtype=dtype, device=device, seed=seed)
+
+    def load(self, checkpoint: str, *, dtype: torch.dtype) -> nn.Module:
+        transformer = load_transformer(_class(), checkpoint, dtype=dtype)
+        if not self.matches(transformer):
+            config = transformer.config
+            raise UnsupportedError(
+                f"checkpoint {checkpoint!r} is not {self.name}: its transformer has patch_size_t="
+                f"{config.patch_size_t}, patch_size={config.patch_size} and interpolation scales "
+                f"(t, h, w) {_scales(config)}; choose the model it belongs to"
+            )
+        return transformer
+
+    # -- the graph ------------------------------------------------------------------------------
+
+    def example_inputs(
+        self,
+        transformer: nn.Module,
+        size: VideoSize,
+        *,
+        batch: int,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+    ) -> dict[str, Tensor]:
+        config = transformer.config
+        frames, height, width = self._latent_size(size)
+        generator = torch.Generator(device).manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            values = torch.randn(shape, generator=generator, device=device)
+            return values.to(transformer.dtype)
+
+        mask = torch.ones(batch, TEXT_TOKENS, dtype=torch.int64, device=device)
+        mask[:, TEXT_TOKENS // 3 :] = 0  # a prompt, then padding
+        cos, sin = _rotary_tables(config, (frames, height // PATCH, width // PATCH), device)
+        return {
+            "hidden_states": normal(batch, config.in_channels, frames, height, width),
+            "encoder_hidden_states": normal(batch, TEXT_TOKENS, config.caption_channels),
+            "encoder_attention_mask": mask,
+            # Not whole: the scheduler spaces its steps evenly over 0 to 999.
+            "timestep": torch.full((batch,), 504.5, device=device),
+            "rotary_cos": cos,
+            "rotary_sin": sin,
+        }
+
+    def dynamic_axes(self) -> dict[str, dict[int, str]]:
+        return {
+            "hidden_states": {0: "batch", 2: "frames", 3: "height", 4: "width"},
+            "encoder_hidden_states": {0: "batch", 1: "text_tokens"},
+            "encoder_attention_mask": {0: "batch", 1: "text_tokens"},
+            "timestep": {0: "batch"},
+            "rotary_cos": {0: "video_tokens"},
+            "rotary_sin": {0: "video_tokens"},
+        }
+
+    def forward_kwargs(self, graph_inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        """One row of the rotary tables per token: the tables of t, h and w beside each other."""
+        kwargs = {
+            name: graph_inputs[name]
+            for name in (
+                "hidden_states",
+                "encoder_hidden_states",
+                "encoder_attention_mask",
+                "timestep",
+            )
+        }
+        cos, sin = graph_inputs["rotary_cos"], graph_inputs["rotary_sin"]
+        if cos.shape != sin.shape:
+            raise InvalidInputError(
+                f"{self.name}: rotary_cos and rotary_sin have shapes {tuple(cos.shape)} and "
+                f"{tuple(sin.shape)}; they must be equal"
+            )
+        rows = torch.arange(cos.shape[0], device=cos.device)[None]
+        tables = tuple(zip(cos.chunk(3, dim=-1), sin.chunk(3, dim=-1), strict=True))
+        kwargs["image_rotary_emb"] = (tables, (rows, rows, rows))
+        return kwargs
+
+    def graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        if forward_kwargs.get("attention_mask") is not None:
+            raise UnsupportedError(
+                f"{self.name}: the exported graph has no input for attention_mask, the mask over "
+                "the video; leave it out, since every video token is valid"
+            )
+        hidden_states = forward_kwargs["hidden_states"]
+        batch = hidden_states.shape[0]
+        text = forward_kwargs["encoder_hidden_states"]
+        text = text.reshape(batch, -1, text.shape[-1])  # the pipeline gives [B, 1, L, C]
+        mask = forward_kwargs.get("encoder_attention_mask")
+        if mask is None:
+            mask = torch.ones(text.shape[:2], dtype=torch.int64, device=text.device)
+        if mask.shape != text.shape[:2]:
+            raise InvalidInputError(
+                f"{self.name}: encoder_attention_mask has shape {tuple(mask.shape)}, expected "
+                f"{tuple(text.shape[:2])}: 1 for a token of the prompt and 0 for padding"
+            )
+        timestep = torch.as_tensor(forward_kwargs["timestep"], device=hidden_states.device)
+        cos, sin = self._gathered(forward_kwargs.get("image_rotary_emb"))
+        return {
+            "hidden_states": hidden_states,
+            "encoder_hidden_states": text,
+            "encoder_attention_mask": mask.to(torch.int64),
+            "timestep": timestep.float().expand(batch),
+            "rotary_cos": cos,
+            "rotary_sin": sin,
+        }
+
+    def _gathered(self, rotary: Any) -> tuple[Tensor, Tensor]:
+        """cos and sin of every token, from the tables and positions of the three axes."""
+        if rotary is None:
+            raise InvalidInputError(
+                f"{self.name}: image_rotary_emb is missing; pass what AllegroPipeline makes"
+            )
+        tables, positions = rotary
+        if any(position.shape[0] != 1 for position in positions):
+            raise UnsupportedError(
+                f"{self.name}: image_rotary_emb has positions of shape "
+                f"{tuple(positions[0].shape)}; the exported graph takes one row for the batch"
+            )
+        return _rows_of_tokens(tables, [position[0] for position in positions])
+
+    # -- attention ------------------------------------------------------------------------------
+
+    def layout(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> AttentionLayout:
+        grid = forward_kwargs["hidden_states"][0, 0, :, ::PATCH, ::PATCH]
+        frames, height, width = grid.shape
+        text_tokens = forward_kwargs["encoder_hidden_states"].shape[-2]
+        if frames * height * width == text_tokens:
+            raise UnsupportedError(
+                f"{self.name}: a clip of {text_tokens} tokens with a text of as many: its "
+                "self-attention cannot be told from cross-attention by length; choose another "
+                "clip size"
+            )
+        return AttentionLayout(grid=grid, text=self.text)
+
+    def attention_count(self, config: Mapping[str, Any]) -> int:
+        return config["num_layers"]
+
+    def _latent_size(self, size: VideoSize) -> tuple[int, int, int]:
+        """Latent frames (rounded as the pipeline does), rows and columns."""
+        unit = VAE_PIXELS * PATCH
+        if size.frames < 1:
+            raise InvalidInputError(
+                f"frames={size.frames} must be 1 or more for {self.name}, such as "
+                f"{self.defaults.size.frames}"
+            )
+        for name, pixels in (("height", size.height), ("width", size.width)):
+            if pixels < unit or pixels % unit:
+                raise InvalidInputError(
+                    f"{name}={pixels} must be a multiple of {unit} for {self.name}, such as "
+                    f"{getattr(self.defaults.size, name)}"
+                )
+        frames = -(-size.frames // VAE_FRAMES)  # 88 -> 22
+        if size.frames % 2:  # a first frame of its own: 93 -> 24
+            frames = -(-(size.frames - 1) // VAE_FRAMES) + 1
+        return frames, size.height // VAE_PIXELS, size.width // VAE_PIXELS
+
+
+class OpenSoraPlan(Allegro):
+    """OpenSoraPlan v1.2, in diffusers' format or as its authors published it."""
+
+    def _has_scales(self, scales: tuple[float, float, float]) -> bool:
+        return not super()._has_scales(scales)
+
+    def load(self, checkpoint: str, *, dtype: torch.dtype) -> nn.Module:
+        if is_original(checkpoint):
+            return load_original(_class(), checkpoint, dtype=dtype)
+        return super().load(checkpoint, dtype=dtype)
+
+
+def _class() -> type[nn.Module]:
+    from diffusers import AllegroTransformer3DModel
+
+    return AllegroTransformer3DModel
+
+
+def _scales(config: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Interpolation scales of t, h and w."""
+    return tuple(config[f"interpolation_scale_{axis}"] for axis in "thw")
+
+
+def _rotary_tables(
+    config: Mapping[str, Any], grid: tuple[int, int, int], device: str | torch.device
+) -> tuple[Tensor, Tensor]:
+    """cos and sin, float32 [T*H*W, D], a third of D for each of t, h and w."""
+    from diffusers.models.embeddings import get_3d_rotary_pos_embed_allegro
+
+    frames, height, width = grid
+    *tables, _, _, _ = get_3d_rotary_pos_embed_allegro(
+        embed_dim=config["attention_head_dim"],
+        crops_coords=((0, 0), (height, width)),
+        grid_size=(height, width),
+        temporal_size=frames,
+        interpolation_scale=_scales(config),
+        device=torch.device(device),
+    )
+    ranges = [torch.arange(extent, device=device) for extent in grid]
+    return _rows_of_tokens(tables, torch.cartesian_prod(*ranges).unbind(-1))
+
+
+def _rows_of_tokens(
+    tables: Sequence[tuple[Tensor, Tensor]], positions: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """cos and sin, float32 [S, D], from (cos, sin) tables and positions [S] of t, h and w."""
+    cos, sin = (
+        torch.cat([table[i].float()[p] for table, p in zip(tables, positions, strict=True)], dim=-1)
+        for i in range(2)
+    )
+    return cos, sin
+
+
+_FULL = {"num_layers": 32}
+
+ALLEGRO = Allegro(
+    "allegro",
+    full={**_FULL, **_ALLEGRO_SCALES},
+    tiny={**_TINY, **_ALLEGRO_SCALES},
+    defaults=GenerationDefaults(VideoSize(88, 720, 1280), 100, 7.5, torch.bfloat16, 15),
+)
+OPENSORAPLAN_1_2 = OpenSoraPlan(
+    "opensoraplan-1.2",
+    aliases=("opensoraplan", "opensora-plan-1.2"),
+    full={**_FULL, **_OPENSORA_720P_SCALES, "sample_frames": 24},
+    tiny={**_TINY, **_OPENSORA_720P_SCALES},
+    defaults=GenerationDefaults(VideoSize(93, 720, 1280), 100, 7.5, torch.bfloat16, 24),
+)
