@@ -56,7 +56,10 @@ def _share_constants(model: ir.Model) -> None:
 
 def _should_fold(node: ir.Node) -> bool | None:
     # Transposing 11 GB of weights in NumPy would take minutes and a second copy of them.
-    return False if node.op_type == "Transpose" else None
+    if node.op_type == "Transpose":
+        return False
+    tensors = [value.const_value for value in node.inputs if value is not None]
+    return False if any(isinstance(getattr(t, "raw", None), FakeTensor) for t in tensors) else None
 
 
 def transpose_weights(model: ir.Model) -> None:
