@@ -60,6 +60,50 @@ class PartialLookup(nn.Module):
         return x[:, 1:] + F.embedding(rows, x[0])
 
 
+class LaneWrites(nn.Module):
+    """Wan's rotary positions: both lanes of an empty tensor, in float32, cast back by the write."""
+
+    def forward(self, x, text):
+        x = x.half()
+        first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+        out = torch.empty_like(x)
+        out[..., 0::2] = first * 0.5 - second.float()
+        out[..., 1::2] = second * 0.5 + first.float()
+        return out
+
+
+class LanesInOtherOrder(nn.Module):
+    def forward(self, x, text):
+        out = torch.zeros_like(x)
+        out[..., 1::2] = x[..., 0::2]
+        out[..., 0::2] = x[..., 1::2]
+        return out
+
+
+class OneLaneTwice(nn.Module):
+    """Not the pattern: the other lane keeps what was there."""
+
+    def forward(self, x, text):
+        out = x + 0.0
+        out[..., 0::2] = x[..., 1::2]
+        out[..., 0::2] = x[..., 1::2] * 2.0
+        return out
+
+
+class ChunkAndSqueeze(nn.Module):
+    def forward(self, x, text):
+        shift, scale, gate = x.unflatten(-1, (3, 2)).chunk(3, dim=2)
+        return shift.squeeze(2) + scale.squeeze(2) * gate.squeeze(2)
+
+
+class ChunkAlone(nn.Module):
+    """Not the pattern: one Split is the best form of it."""
+
+    def forward(self, x, text):
+        shift, scale, gate = x.unflatten(-1, (3, 2)).chunk(3, dim=2)
+        return shift + scale * gate
+
+
 class UnbindOfThree(nn.Module):
     """Not the pattern: stays as it is."""
 
@@ -78,6 +122,11 @@ class UnbindOfThree(nn.Module):
         (VaryingSplit, ("split",)),
         (WholeLookup, ("squeeze.dim", "embedding", "arange")),
         (PartialLookup, ()),
+        (LaneWrites, ("slice_scatter", "unbind", "aten.copy.default", "empty_like")),
+        (LanesInOtherOrder, ("slice_scatter", "copy.default", "zeros_like")),
+        (OneLaneTwice, ()),
+        (ChunkAndSqueeze, ("split",)),
+        (ChunkAlone, ()),
         (UnbindOfThree, ()),
     ],
 )
