@@ -59,6 +59,11 @@ def load_pipe(artifacts: Artifacts, denoiser: Denoiser, *, cpu_offload: bool) ->
     pipe = artifacts.pipe
     if pipe is None:
         pipe = _from_checkpoint(artifacts, denoiser)
+    if getattr(pipe, "transformer_2", None) is not None:
+        raise UnsupportedError(
+            f"this {type(pipe).__name__} has two transformers, of which Pipeline would replace the "
+            "first only: call rainfusion_trt.enable on pipe.transformer and on pipe.transformer_2"
+        )
     pipe.transformer = denoiser.component
     if cpu_offload:
         pipe.enable_model_cpu_offload(device=denoiser.device)

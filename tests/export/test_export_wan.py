@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import onnx
 import onnxruntime
 import pytest
 import torch
 from export_fixtures import Exported
 from onnx import TensorProto
+from wan_pipeline import tiny_pipeline
 
+from rainfusion_trt import Pipeline
 from rainfusion_trt.models import VideoSize
 
 DYNAMIC = {"wan2.1-14b": 2, "wan2.2-ti2v-5b": 1}  # layers of the graphs with varying shapes
@@ -102,6 +106,26 @@ def test_grid_reaches_the_node_as_the_token_grid(exported):
         (node,) = [n for n in model.graph.node if n.op_type == "RainFusionAttention"]
         assert shapes[node.input[3]] == [3, 4, 6]
         assert shapes[node.input[0]] == [1, 2, 72, 64]
+
+
+def test_pipeline_runs_the_file_in_place_of_the_transformer(exported):
+    """Guidance by two calls of the graph, whose first result must outlive the second."""
+    fixed = exported("wan2.1-1.3b", layers=1)
+    pipe = tiny_pipeline(fixed.transformer)
+    call = {"prompt": "a fox", "num_inference_steps": 2, "output_type": "latent"}
+    frames, height, width = astuple(fixed.model.tiny_size)
+    expected = pipe(
+        **call,
+        num_frames=frames,
+        height=height,
+        width=width,
+        generator=torch.Generator().manual_seed(0),
+    ).frames
+    with Pipeline(
+        pipe=pipe, onnx=fixed.path, backend="onnxruntime", sparsity=0.0, device="cpu"
+    ) as pipeline:
+        actual = pipeline(**call, seed=0).frames
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)  # guidance times 1e-6
 
 
 # Name, dtype, whether the shapes vary, and the sizes of the recipe.
