@@ -30,7 +30,7 @@ class RoutedTransformer(nn.Module):
         layout = self._model.layout(self.transformer, call)
         expected = self._model.attention_count(self.transformer.config)
         with AttentionRoute(layout, sparsity, self._settings) as route:
-            output = self.transformer(**call, return_dict=False)[0]
+            output = self._model.call(self.transformer, call)
         if route.count != expected:
             raise ExportError(
                 f"{route.count} attentions of {type(self.transformer).__name__} reached "

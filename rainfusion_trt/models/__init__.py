@@ -10,6 +10,7 @@ from .allegro import ALLEGRO, OPENSORAPLAN_1_2
 from .base import AttentionLayout, GenerationDefaults, VideoModel, VideoSize
 from .cogvideox import COGVIDEOX_1_5_5B, COGVIDEOX_2B, COGVIDEOX_5B
 from .hunyuanvideo import HUNYUANVIDEO
+from .hunyuanvideo15 import HUNYUANVIDEO_1_5
 from .wan import WAN_2_1_1_3B, WAN_2_1_14B, WAN_2_2_TI2V_5B
 
 __all__ = [
@@ -27,6 +28,7 @@ _MODELS: tuple[VideoModel, ...] = (
     COGVIDEOX_5B,
     COGVIDEOX_1_5_5B,
     HUNYUANVIDEO,
+    HUNYUANVIDEO_1_5,
     OPENSORAPLAN_1_2,
     ALLEGRO,
     WAN_2_1_1_3B,

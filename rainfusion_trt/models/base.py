@@ -134,6 +134,10 @@ class VideoModel(ABC):
     def graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         """Keyword arguments of the transformer's forward -> graph inputs (the inverse)."""
 
+    def call(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> Tensor:
+        """One forward as it is traced: the transformer's own, unless no graph can hold that."""
+        return transformer(**forward_kwargs, return_dict=False)[0]
+
     # -- attention ------------------------------------------------------------------------------
 
     @abstractmethod

@@ -1,0 +1,258 @@
+"""HunyuanVideo-1.5, text to video (arXiv 2511.18870; diffusers HunyuanVideo15Pipeline).
+
+Video and the tokens of two text encoders attend jointly, text last, in double-stream blocks.
+Diffusers gathers the valid text tokens by boolean masks and gives attention a mask of S x S; a
+length says the same. :meth:`HunyuanVideo15.call` is the forward without them. The slots of image
+tokens, which text to video leaves empty, stay at the end as padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+
+from .base import (
+    AttentionLayout,
+    ConfigSize,
+    GenerationDefaults,
+    TextPlace,
+    VideoModel,
+    VideoSize,
+)
+from .weights import load_transformer, random_transformer
+
+VAE_FRAMES = 4  # pixel frames a latent frame, after the first
+VAE_PIXELS = 16  # pixels a latent row or column
+TEXT_TOKENS = 1000  # what the pipeline pads prompts to, for Qwen2.5-VL
+TEXT_2_TOKENS = 256  # and for ByT5, which reads quoted words
+IMAGE_TOKENS = 729
+IMAGE_CHANNELS = 1152
+
+_INPUTS = (
+    "hidden_states",
+    "timestep",
+    "encoder_hidden_states",
+    "encoder_attention_mask",
+    "encoder_hidden_states_2",
+    "encoder_attention_mask_2",
+)
+_CONFIGS: dict[ConfigSize, dict[str, Any]] = {
+    "full": {"num_layers": 54, "task_type": "t2v"},
+    "tiny": {
+        "num_layers": 2,
+        "num_refiner_layers": 1,
+        "num_attention_heads": 2,
+        "attention_head_dim": 64,
+        "rope_axes_dim": (8, 28, 28),
+        "in_channels": 9,
+        "out_channels": 4,
+        "text_embed_dim": 32,
+        "text_embed_2_dim": 24,
+        "task_type": "t2v",
+    },
+}
+
+
+class HunyuanVideo15(VideoModel):
+    """HunyuanVideo-1.5, the text-to-video transformer."""
+
+    name = "hunyuanvideo-1.5"
+    text: TextPlace = "last"
+    transformer_class = "HunyuanVideo15Transformer3DModel"
+    pipeline_class = "HunyuanVideo15Pipeline"
+    guidance_batch = False
+    defaults = GenerationDefaults(VideoSize(121, 720, 1280), 50, 6.0, torch.bfloat16, 24)
+
+    def matches(self, transformer: nn.Module) -> bool:
+        if not super().matches(transformer):
+            return False
+        config = transformer.config
+        return (
+            config.task_type == "t2v"
+            and not config.use_meanflow
+            and config.image_embed_dim == IMAGE_CHANNELS
+            and (config.patch_size_t, config.patch_size) == (1, 1)
+        )
+
+    # -- building the transformer ---------------------------------------------------------------
+
+    def config(self, size: ConfigSize = "full", *, layers: int | None = None) -> dict[str, Any]:
+        config = dict(_CONFIGS[size])
+        if layers is not None:
+            if not 1 <= layers <= config["num_layers"]:
+                raise InvalidInputError(
+                    f"layers={layers} must be between 1 and {config['num_layers']}, the depth of "
+                    f"{self.name} ({size})"
+                )
+            config["num_layers"] = layers
+        return config
+
+    def create(
+        self,
+        config: Mapping[str, Any],
+        *,
+        dtype: torch.dtype,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+    ) -> nn.Module:
+        return random_transformer(_class(), config, dtype=dtype, device=device, seed=seed)
+
+    def load(self, checkpoint: str, *, dtype: torch.dtype) -> nn.Module:
+        transformer = load_transformer(_class(), checkpoint, dtype=dtype)
+        if not self.matches(transformer):
+            config = transformer.config
+            raise UnsupportedError(
+                f"checkpoint {checkpoint!r} is not {self.name}: its transformer has "
+                f"task_type={config.task_type}, use_meanflow={config.use_meanflow}, image_embed_dim"
+                f"={config.image_embed_dim}, patches of {config.patch_size_t}x{config.patch_size}; "
+                "only text-to-video checkpoints are supported"
+            )
+        return transformer
+
+    # -- the graph ------------------------------------------------------------------------------
+
+    def example_inputs(
+        self,
+        transformer: nn.Module,
+        size: VideoSize,
+        *,
+        batch: int,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+    ) -> dict[str, Tensor]:
+        config = transformer.config
+        generator = torch.Generator(device).manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            values = torch.randn(shape, generator=generator, device=device)
+            return values.to(transformer.dtype)
+
+        def mask(tokens: int) -> Tensor:
+            """Prompts of different length, each shorter than the padding."""
+            lengths = torch.arange(batch, device=device) % 4 * (tokens // 8) + tokens // 4
+            positions = torch.arange(tokens, device=device)
+            return (positions < lengths[:, None]).to(torch.int32)
+
+        return {
+            "hidden_states": normal(batch, config.in_channels, *self._latent_size(size)),
+            "timestep": torch.full((batch,), 500.0, dtype=transformer.dtype, device=device),
+            "encoder_hidden_states": normal(batch, TEXT_TOKENS, config.text_embed_dim),
+            "encoder_attention_mask": mask(TEXT_TOKENS),
+            "encoder_hidden_states_2": normal(batch, TEXT_2_TOKENS, config.text_embed_2_dim),
+            "encoder_attention_mask_2": mask(TEXT_2_TOKENS),
+        }
+
+    def dynamic_axes(self) -> dict[str, dict[int, str]]:
+        return {
+            "hidden_states": {0: "batch", 2: "frames", 3: "height", 4: "width"},
+            **{name: {0: "batch"} for name in _INPUTS[1:]},
+        }
+
+    def forward_kwargs(self, graph_inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        hidden_states = graph_inputs["hidden_states"]
+        shape = (hidden_states.shape[0], IMAGE_TOKENS, IMAGE_CHANNELS)
+        kwargs: dict[str, Any] = {name: graph_inputs[name] for name in _INPUTS}
+        kwargs["image_embeds"] = hidden_states.new_zeros(shape)  # diffusers' sign for no image
+        return kwargs
+
+    def graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        for name in ("attention_kwargs", "timestep_r"):
+            value = forward_kwargs.get(name)
+            if value is not None and not (isinstance(value, dict) and not value):
+                raise UnsupportedError(f"{self.name}: the exported graph has no input for {name}")
+        for name in _INPUTS:
+            if forward_kwargs.get(name) is None:
+                raise InvalidInputError(
+                    f"{self.name}: {name} is missing, so the call does not come from "
+                    f"{self.pipeline_class}"
+                )
+        inputs = {name: forward_kwargs[name] for name in _INPUTS}
+        hidden_states = inputs["hidden_states"]
+        inputs["timestep"] = inputs["timestep"].to(hidden_states.dtype).expand(len(hidden_states))
+        for name in ("encoder_attention_mask", "encoder_attention_mask_2"):
+            inputs[name] = inputs[name].to(torch.int32)
+        return inputs
+
+    def call(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> Tensor:
+        """The transformer's forward for text to video, without branches on values.
+
+        Valid text tokens come first by a product with a matrix of zeros and ones, which is exact.
+        Slots behind them differ from diffusers', and nothing reads them.
+        """
+        hidden_states = forward_kwargs["hidden_states"]
+        timestep = forward_kwargs["timestep"]
+        batch, _, frames, height, width = hidden_states.shape
+        rotary = transformer.rope(hidden_states)
+        temb = transformer.time_embed(timestep)
+        video = transformer.x_embedder(hidden_states)
+
+        mask = forward_kwargs["encoder_attention_mask"]
+        kind = transformer.cond_type_embed.weight
+        prompt = transformer.context_embedder(
+            forward_kwargs["encoder_hidden_states"], timestep, mask
+        )
+        quoted = transformer.context_embedder_2(forward_kwargs["encoder_hidden_states_2"])
+        tokens = torch.cat([quoted + kind[1], prompt + kind[0]], dim=1)
+        valid = torch.cat([forward_kwargs["encoder_attention_mask_2"], mask], dim=1).bool()
+        text, text_mask = _valid_first(tokens, valid, tokens.shape[1] + IMAGE_TOKENS)
+
+        for block in transformer.transformer_blocks:
+            video, text = block(video, text, temb, text_mask, rotary)
+        video = transformer.proj_out(transformer.norm_out(video, temb))
+        return video.reshape(batch, frames, height, width, -1).permute(0, 4, 1, 2, 3)
+
+    # -- attention ------------------------------------------------------------------------------
+
+    def layout(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> AttentionLayout:
+        grid = forward_kwargs["hidden_states"][0, 0]
+        frames, height, width = grid.shape
+        masks = [forward_kwargs[f"encoder_attention_mask{end}"] for end in ("", "_2")]
+        lengths = [mask.sum(dim=1, dtype=torch.int32) for mask in masks]
+        return AttentionLayout(
+            grid=grid,
+            text=self.text,
+            kv_len=lengths[0] + lengths[1] + frames * height * width,
+            text_tokens=sum(mask.shape[1] for mask in masks) + IMAGE_TOKENS,
+        )
+
+    def attention_count(self, config: Mapping[str, Any]) -> int:
+        return config["num_layers"]
+
+    def _latent_size(self, size: VideoSize) -> tuple[int, int, int]:
+        """Latent frames, rows and columns."""
+        if size.frames < 1 or (size.frames - 1) % VAE_FRAMES:
+            raise InvalidInputError(
+                f"frames={size.frames} must be 4k + 1 for {self.name}, such as "
+                f"{self.defaults.size.frames}"
+            )
+        for name, pixels in (("height", size.height), ("width", size.width)):
+            if pixels < VAE_PIXELS or pixels % VAE_PIXELS:
+                raise InvalidInputError(
+                    f"{name}={pixels} must be a multiple of {VAE_PIXELS} for {self.name}, such as "
+                    f"{getattr(self.defaults.size, name)}"
+                )
+        frames = (size.frames - 1) // VAE_FRAMES + 1
+        return frames, size.height // VAE_PIXELS, size.width // VAE_PIXELS
+
+
+def _valid_first(tokens: Tensor, valid: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+    """Valid tokens in their order at the front of [B, slots, C], zeros behind; and their mask."""
+    counted = valid.to(torch.int32).cumsum(1, dtype=torch.int32)
+    places = torch.arange(slots, dtype=torch.int32, device=tokens.device)
+    chosen = (counted[:, None] - 1 == places[None, :, None]) & valid[:, None]
+    ordered = chosen.to(tokens.dtype) @ torch.where(valid[..., None], tokens, 0.0)
+    return ordered, places < counted[:, -1:]
+
+
+def _class() -> type[nn.Module]:
+    from diffusers import HunyuanVideo15Transformer3DModel
+
+    return HunyuanVideo15Transformer3DModel
+
+
+HUNYUANVIDEO_1_5 = HunyuanVideo15()
