@@ -2,6 +2,10 @@
 
 Self-attention is over the video alone, the text comes in by cross-attention. Rotary tables are
 buffers of the transformer, cut to the grid inside its forward, so one graph serves every size.
+
+Wan 2.2 A14B has two transformers of 2.1-14B's shape, one for the noisy and one for the late steps.
+Each can be exported from its own directory as ``wan2.1-14b`` and routed by `enable`; `Pipeline`
+drives one transformer and refuses such a pipeline.
 """
 
 from __future__ import annotations
