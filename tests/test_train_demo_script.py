@@ -1,0 +1,80 @@
+"""scripts/train_demo.py from prepare to mp4, at a reduced size."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from rainfusion_trt.demo.trained import TRAINED_CONFIG
+from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError
+from rainfusion_trt.models import VideoSize
+
+_SPEC = importlib.util.spec_from_file_location(
+    "train_demo", Path(__file__).resolve().parent.parent / "scripts" / "train_demo.py"
+)
+train_demo = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(train_demo)
+
+SIZE = VideoSize(5, 32, 48)
+OPTIONS = ["--steps", "4", "--batch", "1", "--sample-steps", "2", "--device", "cpu"]
+
+
+@pytest.fixture
+def reduced(monkeypatch):
+    config = {**TRAINED_CONFIG, "num_attention_heads": 1, "num_layers": 1}
+    config |= {"sample_frames": 5, "sample_height": 4, "sample_width": 6}
+    monkeypatch.setattr(train_demo, "TRAINED_CONFIG", config)
+    monkeypatch.setattr(train_demo, "TRAINED_SIZE", SIZE)
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(name: str, *, height: int, width: int, wheel: Path | None) -> torch.Tensor:
+        return torch.randint(0, 256, (7, 3, height, width), generator=generator).byte()
+
+    monkeypatch.setattr(train_demo, "read_clip", noise)
+
+
+def invoke(*arguments: str) -> None:
+    CliRunner().invoke(train_demo.app, list(arguments), catch_exceptions=False)
+
+
+def test_from_clips_to_mp4(reduced, tmp_path):
+    pytest.importorskip("av")
+    data, output = tmp_path / "clips.safetensors", tmp_path / "trained"
+    invoke("prepare", "--output", str(data), "--clip", "bikes", "--clip", "carphone")
+    train = ["train", "--data", str(data), "--output", str(output), *OPTIONS]
+    invoke(*train, "--max-minutes", "0")
+    assert json.loads((output / "loss.json").read_text())["loss"] == []
+    assert not (output / "pipeline").exists()
+    invoke(*train)
+    report = json.loads((output / "report.json").read_text())
+    assert [row["prompt"] for row in report["samples"]] == ["bikes", "carphone"]
+    assert len(json.loads((output / "loss.json").read_text())["loss"]) == 4
+    weights = output / "pipeline" / "transformer" / "diffusion_pytorch_model.safetensors"
+    values = train_demo.load_file(weights)
+    assert {value.dtype for value in values.values()} == {torch.float16}
+    assert (output / "bikes.mp4").stat().st_size > 0
+    assert (output / "carphone.mp4").stat().st_size > 0
+    assert not [path for path in output.iterdir() if path.name.startswith(".")]
+
+
+def test_samples_are_kept_where_no_video_can_be_written(reduced, tmp_path, monkeypatch, caplog):
+    def refuse(*args, **kwargs):
+        raise BackendUnavailableError("writing mp4 needs PyAV: pip install av")
+
+    monkeypatch.setattr(train_demo, "save_video", refuse)
+    data, output = tmp_path / "clips.safetensors", tmp_path / "trained"
+    invoke("prepare", "--output", str(data), "--clip", "bikes")
+    invoke("train", "--data", str(data), "--output", str(output), *OPTIONS)
+    assert "`render` writes it" in caplog.text
+    samples = train_demo.load_file(output / "samples.safetensors")
+    assert samples["bikes"].shape == (2, 16, 4, 6)
+
+
+def test_nothing_to_render(tmp_path):
+    with pytest.raises(InvalidInputError, match="finish the run"):
+        train_demo.render(tmp_path / "samples.safetensors")
