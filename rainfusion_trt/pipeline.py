@@ -13,9 +13,11 @@ from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError, Ra
 from rainfusion_trt.models.base import VideoModel
 from rainfusion_trt.runtime.arguments import (
     callback_tensors,
+    check_known,
     check_size,
     choose_generator,
     step_count,
+    takes_callback,
     with_defaults,
 )
 from rainfusion_trt.runtime.artifacts import Artifacts
@@ -231,6 +233,8 @@ class Pipeline:
             generator=choose_generator(generator, seed),
         )
         arguments = with_defaults(self.pipe, self.artifacts.size, kwargs)
+        callback = {} if callback_on_step_end is None else {"callback_on_step_end": None}
+        check_known(self.pipe, {**arguments, **callback})
         fixed_size = (
             None if self.artifacts.dynamic or self.backend == "torch" else self.artifacts.size
         )
@@ -250,8 +254,11 @@ class Pipeline:
         )
         shown = summary(planned if self.denoiser.sparse else (0.0,) * steps)
         logger.info("%s on %s, sparsity per step: %s", self.backend, self.device, shown)
-        with self.denoiser.observe(run.before_call, run.after_call):
-            result = self.pipe(**arguments, callback_on_step_end=run.on_step_end)
+        with (
+            self.denoiser.observe(run.before_call, run.after_call),
+            run.counting(by_callback=takes_callback(self.pipe)) as counting,
+        ):
+            result = self.pipe(**arguments, **counting)
         if not return_dict:
             return (result.frames,)
         return PipelineOutput(result.frames, run.values, self.backend, run.timings())

@@ -126,9 +126,8 @@ def test_zero_sparsity_is_dense(transformer, monkeypatch):
         assert kv_len.dtype is torch.int32 and kv_len.tolist() == [144 + 340, 144 + 17]
 
 
-def test_graph_inputs_hold_all_of_a_pipelines_call(monkeypatch):
-    """The transformer computes the same from the graph's inputs as from the pipeline's calls."""
-    transformer = MODEL.create(MODEL.config("tiny", layers=1), dtype=torch.bfloat16)
+def made_pipeline(transformer) -> HunyuanVideo15Pipeline:
+    """Without text encoders and with a VAE that is never called."""
     pipeline = HunyuanVideo15Pipeline(
         text_encoder=None,
         tokenizer=None,
@@ -140,6 +139,29 @@ def test_graph_inputs_hold_all_of_a_pipelines_call(monkeypatch):
         guider=ClassifierFreeGuidance(6.0),
     )
     pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def arguments_of(steps: int) -> dict:
+    """A call of the pipeline with a prompt of 70 tokens, a negative one of 5, and quoted words."""
+    arguments = {
+        "height": SIZE.height,
+        "width": SIZE.width,
+        "num_frames": SIZE.frames,
+        "num_inference_steps": steps,
+        "output_type": "latent",
+    }
+    for sign, length in (("", 70), ("negative_", 5)):
+        arguments[f"{sign}prompt_embeds"] = torch.randn(1, 1000, 32)
+        arguments[f"{sign}prompt_embeds_mask"] = (torch.arange(1000) < length)[None].long()
+        arguments[f"{sign}prompt_embeds_2"] = torch.randn(1, 256, 24)
+        arguments[f"{sign}prompt_embeds_mask_2"] = (torch.arange(256) < 9)[None].long()
+    return arguments
+
+
+def test_graph_inputs_hold_all_of_a_pipelines_call(monkeypatch):
+    """The transformer computes the same from the graph's inputs as from the pipeline's calls."""
+    transformer = MODEL.create(MODEL.config("tiny", layers=1), dtype=torch.bfloat16)
     calls, original = [], transformer.forward
 
     def record(**call):
@@ -147,14 +169,7 @@ def test_graph_inputs_hold_all_of_a_pipelines_call(monkeypatch):
         return calls[-1][1:]
 
     monkeypatch.setattr(transformer, "forward", record)
-    prompts = {}
-    for sign, length in (("", 70), ("negative_", 5)):
-        prompts[f"{sign}prompt_embeds"] = torch.randn(1, 1000, 32)
-        prompts[f"{sign}prompt_embeds_mask"] = (torch.arange(1000) < length)[None].long()
-        prompts[f"{sign}prompt_embeds_2"] = torch.randn(1, 256, 24)
-        prompts[f"{sign}prompt_embeds_mask_2"] = (torch.arange(256) < 9)[None].long()
-    size = {"height": SIZE.height, "width": SIZE.width, "num_frames": SIZE.frames}
-    pipeline(**prompts, **size, num_inference_steps=1, output_type="latent")
+    made_pipeline(transformer)(**arguments_of(steps=1))
     assert len(calls) == 2  # guidance as two calls
     expected = MODEL.example_inputs(transformer, SIZE, batch=1)
     for (call, sample), length in zip(calls, (70, 5), strict=True):
@@ -166,6 +181,21 @@ def test_graph_inputs_hold_all_of_a_pipelines_call(monkeypatch):
         with torch.no_grad():
             again = original(**MODEL.forward_kwargs(inputs), return_dict=False)[0]
         assert torch.equal(again, sample)
+
+
+def test_steps_are_counted_without_a_callback_of_the_pipeline():
+    """This diffusers pipeline has no callback_on_step_end and no guidance_scale."""
+    transformer = MODEL.create(MODEL.config("tiny", layers=1), dtype=torch.float32)
+    pipe, arguments = made_pipeline(transformer), arguments_of(steps=2)
+    with rainfusion_trt.Pipeline(pipe=pipe, backend="torch", device="cpu") as pipeline:
+        out = pipeline(**arguments, seed=0, schedule=[0.0, 0.5], profile=True)
+        assert out.sparsity == (0.0, 0.5) and [t.step for t in out.timings] == [0, 1]
+        assert "step" not in vars(pipe.scheduler)
+        for name, words in (("guidance_scale", "set pipe.guider"), ("callback_on_step_end", "")):
+            with pytest.raises(InvalidInputError, match=f"takes no {name}.*{words}"):
+                pipeline(**arguments, **{name: 6.0})
+    plain = pipe(**arguments, generator=torch.Generator().manual_seed(0)).frames
+    assert plain.shape == out.frames.shape and not torch.equal(plain, out.frames)
 
 
 def test_calls_that_do_not_fit_are_refused(transformer):

@@ -51,6 +51,25 @@ def check_size(size: VideoSize | None, arguments: Mapping[str, Any]) -> None:
         )
 
 
+def takes_callback(pipe: Any) -> bool:
+    """Whether the diffusers pipeline calls back after every step."""
+    return "callback_on_step_end" in _parameters(pipe)
+
+
+def check_known(pipe: Any, arguments: Mapping[str, Any]) -> None:
+    """Raise InvalidInputError if the diffusers pipeline has no such argument."""
+    known = _parameters(pipe)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    for name in arguments:
+        if name not in known:
+            guider = name == "guidance_scale" and hasattr(pipe, "guider")
+            raise InvalidInputError(
+                f"{type(pipe).__name__} takes no {name}"
+                + (": set pipe.guider of this pipeline instead" if guider else "")
+            )
+
+
 def step_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
     """Number of denoising steps these arguments ask for."""
     for name in ("timesteps", "sigmas"):

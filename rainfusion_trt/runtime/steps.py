@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +62,8 @@ class StepClock:
 class StepRun:
     """One run of the denoising loop.
 
-    Steps are counted by the pipeline's `callback_on_step_end`, not by calls of the transformer,
-    of which guidance may make one or two per step.
+    Steps are counted by the pipeline's `callback_on_step_end` (see `counting`), not by calls of the
+    transformer, of which guidance may make one or two per step.
 
     Parameters
     ----------
@@ -121,6 +122,30 @@ class StepRun:
         """Right after a call of the transformer."""
         if self._clock is not None:
             self._calls[-1][2] = self._clock.mark()
+
+    @contextmanager
+    def counting(self, *, by_callback: bool) -> Iterator[dict[str, Any]]:
+        """Arguments for the diffusers pipeline with which this run learns of every step's end.
+
+        Pipelines without `callback_on_step_end` call their scheduler once a step, so it is watched
+        in the callback's place.
+        """
+        if by_callback:
+            yield {"callback_on_step_end": self.on_step_end}
+            return
+        scheduler = self._pipe.scheduler
+        original = scheduler.step
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            self.on_step_end(self._pipe, self._step, None, {})
+            return result
+
+        scheduler.step = step
+        try:
+            yield {}
+        finally:
+            del scheduler.step
 
     def on_step_end(
         self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]
