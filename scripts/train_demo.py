@@ -159,9 +159,20 @@ def write_results(trainer: Trainer, output: Path, *, steps: int, guidance: float
         latents = sample_latents(
             pipe, name, trainer.size, steps=steps, seed=seed, guidance=guidance
         )
-        nearest = nearest_window(latents, trainer.data, trainer.size)
-        rows.append({"prompt": name, "seed": seed, **asdict(nearest)})
-        logger.info("%s: %.1f dB against %s", name, nearest.psnr, nearest.window)
+        found = {
+            "of_all_clips": nearest_window(latents, trainer.data, trainer.size),
+            "of_its_clip": nearest_window(latents, trainer.data, trainer.size, clip=name),
+        }
+        for where, nearest in found.items():
+            logger.info(
+                "%s, nearest %s: %.1f dB (mean colour %.1f dB), %s",
+                name,
+                where.replace("_", " "),
+                nearest.psnr,
+                nearest.mean_psnr,
+                nearest.window,
+            )
+        rows.append({"prompt": name, "seed": seed} | {k: asdict(v) for k, v in found.items()})
         samples[name] = latents.half().cpu().contiguous()
     save_whole(samples, output / "samples.safetensors", {"size": str(trainer.size)})
     report = {
@@ -193,6 +204,8 @@ def codec_psnr(codec: PatchCodec, frames: torch.Tensor) -> tuple[float, float]:
 def write_curve(trainer: Trainer, output: Path) -> None:
     """loss.json, and loss.png where matplotlib is installed."""
     write_json({"settings": asdict(trainer.settings), "loss": trainer.losses}, output / "loss.json")
+    if not trainer.losses:
+        return
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -226,15 +226,16 @@ class TestTraining:
     def test_learns_to_make_the_clip_that_is_asked_for(self, pixels, tmp_path):
         small = {name: clip[:9, :, :32, :48] for name, clip in pixels.items()}
         data = LatentClips.encode(PatchCodec.fit(small.values()), small)
-        run = trainer(data, steps=400, batch=8, lr=4e-3, warmup=10, ema=0.9)
+        run = trainer(data, steps=300, batch=8, lr=4e-3, warmup=10, ema=0.9)
         assert run.run(tmp_path / "checkpoint.safetensors")
         pipe = clip_pipeline(run.averaged(), data.codec)
         pipe.set_progress_bar_config(disable=True)
         for name in data.names:
             latents = sample_latents(pipe, name, SIZE, steps=10, seed=0)
             found = nearest_window(latents, data, SIZE)
-            # Seen: 16 and 17 dB, against 10 dB where the prompt is ignored and 11.5 dB of grey.
-            assert (found.window.clip, found.psnr > 13.5) == (name, True)
+            # Seen: 15 and 16 dB; 10 dB where the prompt is ignored, 11.5 dB of the mean colour.
+            assert found.window.clip == name
+            assert found.psnr > found.mean_psnr + 2.0
 
     def test_time_limit_leaves_a_checkpoint(self, data, tmp_path):
         path = tmp_path / "checkpoint.safetensors"
@@ -292,6 +293,10 @@ class TestPipeline:
         found = nearest_window(data.cut(window, SIZE) + 1e-3, data, SIZE)
         assert found.window == window
         assert found.psnr > 40
+        zeros = torch.zeros_like(latents)
+        other = nearest_window(zeros, data, SIZE, clip="first")
+        assert other.window.clip == "first"
+        assert other.psnr == pytest.approx(other.mean_psnr)
 
     def test_saved_pipeline_decodes_the_same(self, data, tmp_path):
         from diffusers import CogVideoXPipeline

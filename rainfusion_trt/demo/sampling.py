@@ -20,16 +20,22 @@ from rainfusion_trt.models.base import VideoSize
 class Nearest:
     """The training window closest to a sample.
 
+    PSNRs are in dB, of pixels against the window as the codec gives it, before clipping.
+
     Attributes
     ----------
     window : Window
         Where it is.
     psnr : float
-        In dB, of the sample's pixels against the window as the codec gives it, before clipping.
+        Of the sample.
+    mean_psnr : float
+        Of the mean colour patch everywhere, which knows nothing of the clip: dark or flat windows
+        are near to anything, so a sample has to beat this.
     """
 
     window: Window
     psnr: float
+    mean_psnr: float
 
 
 def sample_latents(
@@ -50,17 +56,22 @@ def sample_latents(
     return result.frames[0]
 
 
-def nearest_window(latents: Tensor, data: LatentClips, size: VideoSize) -> Nearest:
-    """Search every window of every clip; latents [T, C, h, w] on the data's device."""
+def nearest_window(
+    latents: Tensor, data: LatentClips, size: VideoSize, *, clip: str | None = None
+) -> Nearest:
+    """Search every window of every clip, or of one; latents [T, C, h, w] on the data's device."""
     wanted = latents.float()
     best, window = math.inf, None
     for candidate in data.windows(size):
+        if clip is not None and candidate.clip != clip:
+            continue
         error = data.codec.pixel_error(wanted - data.cut(candidate, size)).item()
         if error < best:
             best, window = error, candidate
     if window is None:
         raise InvalidInputError("the sample holds values that are not numbers: train with less lr")
-    return Nearest(window, psnr(best))
+    # The mean patch is what the codec makes of zeros.
+    return Nearest(window, psnr(best), psnr(data.codec.pixel_error(data.cut(window, size)).item()))
 
 
 def decode_video(latents: Tensor, codec: PatchCodec) -> np.ndarray:
