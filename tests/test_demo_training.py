@@ -226,14 +226,14 @@ class TestTraining:
     def test_learns_to_make_the_clip_that_is_asked_for(self, pixels, tmp_path):
         small = {name: clip[:9, :, :32, :48] for name, clip in pixels.items()}
         data = LatentClips.encode(PatchCodec.fit(small.values()), small)
-        run = trainer(data, steps=300, batch=8, lr=4e-3, warmup=10, ema=0.9)
+        run = trainer(data, steps=600, batch=8, lr=4e-3, warmup=10, ema=0.9)
         assert run.run(tmp_path / "checkpoint.safetensors")
         pipe = clip_pipeline(run.averaged(), data.codec)
         pipe.set_progress_bar_config(disable=True)
         for name in data.names:
             latents = sample_latents(pipe, name, SIZE, steps=10, seed=0)
             found = nearest_window(latents, data, SIZE)
-            # Seen: 15 and 16 dB; 10 dB where the prompt is ignored, 11.5 dB of the mean colour.
+            # Seen: 19 dB each, against 14 dB of the mean colour.
             assert found.window.clip == name
             assert found.psnr > found.mean_psnr + 2.0
 
