@@ -80,7 +80,7 @@ def test_tiny_model_is_of_its_name(name):
 
 @pytest.mark.parametrize(
     "change",
-    [{"in_channels": 36}, {"image_dim": 1280, "added_kv_proj_dim": 128}],
+    [{"in_channels": 36}, {"image_dim": 1280, "added_kv_proj_dim": 256}],
     ids=str,
 )
 def test_image_to_video_is_not_taken_for_text_to_video(tmp_path, change):
@@ -192,7 +192,7 @@ def test_only_self_attention_reaches_the_operator_in_16_bit(monkeypatch):
     assert forward(model, transformer, inputs).dtype is torch.bfloat16
     assert len(seen) == 2
     for q, k, v, grid, _sparsity, kv_len, text, *_attributes in seen:
-        assert q.shape == k.shape == v.shape == (1, 2, 72, 64)
+        assert q.shape == k.shape == v.shape == (1, 2, 72, 128)
         assert q.dtype == k.dtype == v.dtype == torch.bfloat16
         assert grid.shape == (3, 4, 6) and text == "none" and kv_len is None
 

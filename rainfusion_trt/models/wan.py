@@ -36,7 +36,7 @@ TEXT_TOKENS = 512  # UMT5's, padded with zeros and not masked
 _DISTINCTIVE = ("in_channels", "out_channels", "num_attention_heads", "image_dim")
 
 _TINY = {
-    "attention_head_dim": 64,
+    "attention_head_dim": 128,
     "text_dim": 32,
     "freq_dim": 32,
     "ffn_dim": 96,

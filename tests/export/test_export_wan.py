@@ -105,7 +105,7 @@ def test_grid_reaches_the_node_as_the_token_grid(exported):
         }
         (node,) = [n for n in model.graph.node if n.op_type == "RainFusionAttention"]
         assert shapes[node.input[3]] == [3, 4, 6]
-        assert shapes[node.input[0]] == [1, 2, 72, 64]
+        assert shapes[node.input[0]] == [1, 2, 72, 128]
 
 
 def test_pipeline_runs_the_file_in_place_of_the_transformer(exported):
@@ -131,6 +131,7 @@ def test_pipeline_runs_the_file_in_place_of_the_transformer(exported):
 # Name, dtype, whether the shapes vary, and the sizes of the recipe.
 ENGINES = [
     pytest.param("wan2.1-1.3b", torch.bfloat16, False, {}, id="wan2.1-1.3b"),
+    pytest.param("wan2.1-14b", torch.float16, False, {}, id="wan2.1-14b"),
     pytest.param(
         "wan2.2-ti2v-5b",
         torch.float16,
