@@ -36,7 +36,10 @@ def with_defaults(
     text_length = pipe.transformer.config.get("max_text_seq_length")
     if text_length and "max_sequence_length" in _parameters(pipe):
         defaults["max_sequence_length"] = text_length
-    return {**defaults, **{name: value for name, value in arguments.items() if value is not None}}
+    given = {name: value for name, value in arguments.items() if value is not None}
+    if "negative_prompt_embeds" in given:  # AllegroPipeline's default, an empty text, would clash
+        given.setdefault("negative_prompt", None)
+    return {**defaults, **given}
 
 
 def check_size(size: VideoSize | None, arguments: Mapping[str, Any]) -> None:
