@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import torch
 from test_exported_models import TOLERANCE
-from test_tensorrt_parser import library, parse  # noqa: F401  (a fixture)
+from test_tensorrt_parser import parse
 
 from rainfusion_trt.models import VideoSize
 
@@ -106,10 +106,44 @@ def test_attention_stays_in_16_bit(exported, dtype):
 
 
 @pytest.mark.tensorrt
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_attention_becomes_a_plugin_layer(exported, library, dtype):  # noqa: F811
-    file = exported(NAME, dtype, dynamic=dtype is torch.float16, layers=1)
-    network = parse(file.path, library)
+def test_parser_makes_attention_a_plugin_layer(exported, plugin_library):
+    file = exported(NAME, torch.bfloat16, layers=1)
+    network = parse(file.path, plugin_library)
     assert network["errors"] == []
     assert network["plugins"] == ["transformer_blocks.0.attn1/RainFusionAttention"]
     assert {"rotary_cos", "encoder_attention_mask", "sparsity"} <= set(network["inputs"])
+
+
+@pytest.mark.tensorrt
+def test_tensorrt_builds_an_engine_of_two_sizes(exported, plugin_library, tmp_path):
+    from rainfusion_trt.engine import build_engine, load_metadata
+    from rainfusion_trt.engine.flavour import available_flavours
+    from rainfusion_trt.engine.profile import EngineProfile
+
+    if "tensorrt_rtx" not in available_flavours():
+        pytest.skip("TensorRT for RTX is not installed")
+    recipe = EngineProfile.model_validate(
+        {
+            "model": NAME,
+            "precision": "float16",
+            "target": ["sm80", "sm120"],
+            "sizes": {
+                "small": {"frames": 9, "height": 64, "width": 96, "batch": 2},
+                "large": {"frames": 29, "height": 128, "width": 192, "batch": 2},
+            },
+            "builder": {"optimization_level": 0, "workspace_gib": 1},
+        }
+    )
+    file = exported(NAME, torch.float16, dynamic=True, layers=1)
+    folder = build_engine(file.path, profile=recipe, plugin=plugin_library, output=tmp_path / "e")
+    built = load_metadata(folder)
+    assert built.plugin_layers == 1 and built.model == NAME
+    assert {i.name: i.dtype for i in built.inputs} == {
+        "hidden_states": "float16",
+        "encoder_hidden_states": "float16",
+        "encoder_attention_mask": "int64",
+        "timestep": "float32",
+        "rotary_cos": "float32",
+        "rotary_sin": "float32",
+        "sparsity": "float32",
+    }
