@@ -18,14 +18,13 @@ from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 
 from .base import (
     AttentionLayout,
-    ConfigSize,
     GenerationDefaults,
     TextPlace,
     VideoModel,
     VideoSize,
 )
 from .opensora_checkpoint import is_original, load_original
-from .weights import load_transformer, random_transformer
+from .weights import load_transformer
 
 VAE_FRAMES = 4  # pixel frames a latent frame
 VAE_PIXELS = 8  # pixels a latent row or column
@@ -73,7 +72,7 @@ class Allegro(VideoModel):
         self.name = name
         self.aliases = aliases
         self.defaults = defaults
-        self._configs: dict[ConfigSize, dict[str, Any]] = {"full": dict(full), "tiny": dict(tiny)}
+        self.configs = {"full": dict(full), "tiny": dict(tiny)}
 
     def matches(self, transformer: nn.Module) -> bool:
         if not super().matches(transformer):
@@ -90,29 +89,8 @@ class Allegro(VideoModel):
 
     # -- building the transformer ---------------------------------------------------------------
 
-    def config(self, size: ConfigSize = "full", *, layers: int | None = None) -> dict[str, Any]:
-        config = dict(self._configs[size])
-        if layers is not None:
-            if not 1 <= layers <= config["num_layers"]:
-                raise InvalidInputError(
-                    f"layers={layers} must be between 1 and {config['num_layers']}, the depth of "
-                    f"{self.name} ({size})"
-                )
-            config["num_layers"] = layers
-        return config
-
-    def create(
-        self,
-        config: Mapping[str, Any],
-        *,
-        dtype: torch.dtype,
-        device: str | torch.device = "cpu",
-        seed: int = 0,
-    ) -> nn.Module:
-        return random_transformer(_class(), config, dtype=dtype, device=device, seed=seed)
-
     def load(self, checkpoint: str, *, dtype: torch.dtype) -> nn.Module:
-        transformer = load_transformer(_class(), checkpoint, dtype=dtype)
+        transformer = load_transformer(self.diffusers_class(), checkpoint, dtype=dtype)
         if not self.matches(transformer):
             config = transformer.config
             raise UnsupportedError(
@@ -274,14 +252,8 @@ class OpenSoraPlan(Allegro):
 
     def load(self, checkpoint: str, *, dtype: torch.dtype) -> nn.Module:
         if is_original(checkpoint):
-            return load_original(_class(), checkpoint, dtype=dtype)
+            return load_original(self.diffusers_class(), checkpoint, dtype=dtype)
         return super().load(checkpoint, dtype=dtype)
-
-
-def _class() -> type[nn.Module]:
-    from diffusers import AllegroTransformer3DModel
-
-    return AllegroTransformer3DModel
 
 
 def _scales(config: Mapping[str, Any]) -> tuple[float, float, float]:

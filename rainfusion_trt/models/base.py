@@ -10,6 +10,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from rainfusion_trt.errors import InvalidInputError
+
+from .weights import random_transformer
+
 TextPlace = Literal["none", "first", "last"]
 ConfigSize = Literal["full", "tiny"]
 
@@ -73,6 +77,7 @@ class VideoModel(ABC):
     text: TextPlace
     transformer_class: str  # class names in diffusers, imported on use
     pipeline_class: str
+    configs: Mapping[ConfigSize, Mapping[str, Any]]  # constructor arguments of the transformer
     defaults: GenerationDefaults
     guidance_batch: bool = True  # classifier-free guidance as batch 2 (else as two calls)
     tiny_size: VideoSize = VideoSize(9, 64, 96)  # clip of the tiny configuration
@@ -83,11 +88,24 @@ class VideoModel(ABC):
 
     # -- building the transformer ---------------------------------------------------------------
 
-    @abstractmethod
+    def diffusers_class(self) -> type[nn.Module]:
+        """The transformer's class."""
+        import diffusers
+
+        return getattr(diffusers, self.transformer_class)
+
     def config(self, size: ConfigSize = "full", *, layers: int | None = None) -> dict[str, Any]:
         """Constructor arguments of the transformer; `layers` reduces the depth."""
+        config = dict(self.configs[size])
+        if layers is not None:
+            if not 1 <= layers <= config["num_layers"]:
+                raise InvalidInputError(
+                    f"layers={layers} must be between 1 and {config['num_layers']}, the depth of "
+                    f"{self.name} ({size})"
+                )
+            config["num_layers"] = layers
+        return config
 
-    @abstractmethod
     def create(
         self,
         config: Mapping[str, Any],
@@ -97,6 +115,8 @@ class VideoModel(ABC):
         seed: int = 0,
     ) -> nn.Module:
         """A transformer with seeded random weights whose outputs stay near unit scale."""
+        kind = self.diffusers_class()
+        return random_transformer(kind, config, dtype=dtype, device=device, seed=seed)
 
     @abstractmethod
     def load(self, checkpoint: str, *, dtype: torch.dtype) -> nn.Module:

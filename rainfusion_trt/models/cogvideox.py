@@ -17,13 +17,12 @@ from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 
 from .base import (
     AttentionLayout,
-    ConfigSize,
     GenerationDefaults,
     TextPlace,
     VideoModel,
     VideoSize,
 )
-from .weights import load_transformer, random_transformer
+from .weights import load_transformer
 
 VAE_FRAMES = 4  # pixel frames a latent frame, after the first
 VAE_PIXELS = 8  # pixels a latent row or column
@@ -61,7 +60,7 @@ class CogVideoX(VideoModel):
         self.defaults = defaults
         self.rotary = full.get("use_rotary_positional_embeddings", False)
         self.patch_frames = full.get("patch_size_t") or 1
-        self._configs: dict[ConfigSize, dict[str, Any]] = {"full": dict(full), "tiny": dict(tiny)}
+        self.configs = {"full": dict(full), "tiny": dict(tiny)}
 
     def matches(self, transformer: nn.Module) -> bool:
         if not super().matches(transformer):
@@ -76,29 +75,8 @@ class CogVideoX(VideoModel):
 
     # -- building the transformer ---------------------------------------------------------------
 
-    def config(self, size: ConfigSize = "full", *, layers: int | None = None) -> dict[str, Any]:
-        config = dict(self._configs[size])
-        if layers is not None:
-            if not 1 <= layers <= config["num_layers"]:
-                raise InvalidInputError(
-                    f"layers={layers} must be between 1 and {config['num_layers']}, the depth of "
-                    f"{self.name} ({size})"
-                )
-            config["num_layers"] = layers
-        return config
-
-    def create(
-        self,
-        config: Mapping[str, Any],
-        *,
-        dtype: torch.dtype,
-        device: str | torch.device = "cpu",
-        seed: int = 0,
-    ) -> nn.Module:
-        return random_transformer(_class(), config, dtype=dtype, device=device, seed=seed)
-
     def load(self, checkpoint: str, *, dtype: torch.dtype) -> nn.Module:
-        transformer = load_transformer(_class(), checkpoint, dtype=dtype)
+        transformer = load_transformer(self.diffusers_class(), checkpoint, dtype=dtype)
         if not self.matches(transformer):
             raise UnsupportedError(
                 f"checkpoint {checkpoint!r} is not {self.name}: its transformer has "
@@ -222,12 +200,6 @@ class CogVideoX(VideoModel):
         frames = (size.frames - 1) // VAE_FRAMES + 1
         frames += -frames % self.patch_frames
         return frames, size.height // VAE_PIXELS, size.width // VAE_PIXELS
-
-
-def _class() -> type[nn.Module]:
-    from diffusers import CogVideoXTransformer3DModel
-
-    return CogVideoXTransformer3DModel
 
 
 def _rotary_tables(

@@ -23,7 +23,7 @@ from .base import (
     VideoModel,
     VideoSize,
 )
-from .weights import load_transformer, random_transformer
+from .weights import load_transformer
 
 VAE_FRAMES = 4  # pixel frames a latent frame, after the first
 VAE_PIXELS = 8  # pixels a latent row or column
@@ -59,6 +59,7 @@ class HunyuanVideo(VideoModel):
 
     name = "hunyuanvideo"
     text: TextPlace = "last"
+    configs = _CONFIGS
     transformer_class = "HunyuanVideoTransformer3DModel"
     pipeline_class = "HunyuanVideoPipeline"
     guidance_batch = False
@@ -79,7 +80,7 @@ class HunyuanVideo(VideoModel):
 
     def config(self, size: ConfigSize = "full", *, layers: int | None = None) -> dict[str, Any]:
         """Constructor arguments; `layers` is the depth of each kind of block, or all there are."""
-        config = dict(_CONFIGS[size])
+        config = dict(self.configs[size])
         if layers is not None:
             kinds = ("num_layers", "num_single_layers")
             most = max(config[kind] for kind in kinds)
@@ -91,18 +92,8 @@ class HunyuanVideo(VideoModel):
             config.update({kind: min(layers, config[kind]) for kind in kinds})
         return config
 
-    def create(
-        self,
-        config: Mapping[str, Any],
-        *,
-        dtype: torch.dtype,
-        device: str | torch.device = "cpu",
-        seed: int = 0,
-    ) -> nn.Module:
-        return random_transformer(_class(), config, dtype=dtype, device=device, seed=seed)
-
     def load(self, checkpoint: str, *, dtype: torch.dtype) -> nn.Module:
-        transformer = load_transformer(_class(), checkpoint, dtype=dtype)
+        transformer = load_transformer(self.diffusers_class(), checkpoint, dtype=dtype)
         if not self.matches(transformer):
             config = transformer.config
             raise UnsupportedError(
@@ -208,12 +199,6 @@ class HunyuanVideo(VideoModel):
                 )
         frames = (size.frames - 1) // VAE_FRAMES + 1
         return frames, size.height // VAE_PIXELS, size.width // VAE_PIXELS
-
-
-def _class() -> type[nn.Module]:
-    from diffusers import HunyuanVideoTransformer3DModel
-
-    return HunyuanVideoTransformer3DModel
 
 
 HUNYUANVIDEO = HunyuanVideo()

@@ -24,7 +24,7 @@ from .base import (
     VideoModel,
     VideoSize,
 )
-from .weights import load_transformer, random_transformer
+from .weights import load_transformer
 
 VAE_FRAMES = 4  # pixel frames a latent frame, after the first
 VAE_PIXELS = 16  # pixels a latent row or column
@@ -63,6 +63,7 @@ class HunyuanVideo15(VideoModel):
 
     name = "hunyuanvideo-1.5"
     text: TextPlace = "last"
+    configs = _CONFIGS
     transformer_class = "HunyuanVideo15Transformer3DModel"
     pipeline_class = "HunyuanVideo15Pipeline"
     guidance_batch = False
@@ -81,29 +82,8 @@ class HunyuanVideo15(VideoModel):
 
     # -- building the transformer ---------------------------------------------------------------
 
-    def config(self, size: ConfigSize = "full", *, layers: int | None = None) -> dict[str, Any]:
-        config = dict(_CONFIGS[size])
-        if layers is not None:
-            if not 1 <= layers <= config["num_layers"]:
-                raise InvalidInputError(
-                    f"layers={layers} must be between 1 and {config['num_layers']}, the depth of "
-                    f"{self.name} ({size})"
-                )
-            config["num_layers"] = layers
-        return config
-
-    def create(
-        self,
-        config: Mapping[str, Any],
-        *,
-        dtype: torch.dtype,
-        device: str | torch.device = "cpu",
-        seed: int = 0,
-    ) -> nn.Module:
-        return random_transformer(_class(), config, dtype=dtype, device=device, seed=seed)
-
     def load(self, checkpoint: str, *, dtype: torch.dtype) -> nn.Module:
-        transformer = load_transformer(_class(), checkpoint, dtype=dtype)
+        transformer = load_transformer(self.diffusers_class(), checkpoint, dtype=dtype)
         if not self.matches(transformer):
             config = transformer.config
             raise UnsupportedError(
@@ -247,12 +227,6 @@ def _valid_first(tokens: Tensor, valid: Tensor, slots: int) -> tuple[Tensor, Ten
     chosen = (counted[:, None] - 1 == places[None, :, None]) & valid[:, None]
     ordered = chosen.to(tokens.dtype) @ torch.where(valid[..., None], tokens, 0.0)
     return ordered, places < counted[:, -1:]
-
-
-def _class() -> type[nn.Module]:
-    from diffusers import HunyuanVideo15Transformer3DModel
-
-    return HunyuanVideo15Transformer3DModel
 
 
 HUNYUANVIDEO_1_5 = HunyuanVideo15()

@@ -20,13 +20,12 @@ from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 
 from .base import (
     AttentionLayout,
-    ConfigSize,
     GenerationDefaults,
     TextPlace,
     VideoModel,
     VideoSize,
 )
-from .weights import load_transformer, random_transformer
+from .weights import load_transformer
 
 VAE_FRAMES = 4  # pixel frames a latent frame, after the first
 PATCH = 2  # latent rows and columns a token
@@ -75,7 +74,7 @@ class Wan(VideoModel):
         self.defaults = defaults
         self.vae_pixels = vae_pixels
         self.token_timesteps = token_timesteps
-        self._configs: dict[ConfigSize, dict[str, Any]] = {
+        self.configs = {
             "full": {"image_dim": None, **full},
             "tiny": {"image_dim": None, **_TINY, **tiny},
         }
@@ -87,34 +86,13 @@ class Wan(VideoModel):
             return False
         return any(
             all(transformer.config[key] == config[key] for key in _DISTINCTIVE)
-            for config in self._configs.values()
+            for config in self.configs.values()
         )
 
     # -- building the transformer ---------------------------------------------------------------
 
-    def config(self, size: ConfigSize = "full", *, layers: int | None = None) -> dict[str, Any]:
-        config = dict(self._configs[size])
-        if layers is not None:
-            if not 1 <= layers <= config["num_layers"]:
-                raise InvalidInputError(
-                    f"layers={layers} must be between 1 and {config['num_layers']}, the depth of "
-                    f"{self.name} ({size})"
-                )
-            config["num_layers"] = layers
-        return config
-
-    def create(
-        self,
-        config: Mapping[str, Any],
-        *,
-        dtype: torch.dtype,
-        device: str | torch.device = "cpu",
-        seed: int = 0,
-    ) -> nn.Module:
-        return random_transformer(_class(), config, dtype=dtype, device=device, seed=seed)
-
     def load(self, checkpoint: str, *, dtype: torch.dtype) -> nn.Module:
-        transformer = load_transformer(_class(), checkpoint, dtype=dtype)
+        transformer = load_transformer(self.diffusers_class(), checkpoint, dtype=dtype)
         if not self.matches(transformer):
             found = ", ".join(f"{key}={transformer.config[key]}" for key in _DISTINCTIVE)
             raise UnsupportedError(
@@ -218,12 +196,6 @@ class Wan(VideoModel):
                 )
         latent_frames = (size.frames - 1) // VAE_FRAMES + 1
         return latent_frames, size.height // self.vae_pixels, size.width // self.vae_pixels
-
-
-def _class() -> type[nn.Module]:
-    from diffusers import WanTransformer3DModel
-
-    return WanTransformer3DModel
 
 
 _CHANNELS_16 = {"in_channels": 16, "out_channels": 16}
