@@ -1,4 +1,4 @@
-"""Finds a CUDA compiler: an installed toolkit, or one put together from the wheels on PyPI."""
+"""Finds a CUDA compiler: an installed toolkit, or one put together from wheels."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Both have the same Python interface under different module names:
 
 * ``tensorrt``: TensorRT 10 and 11.
-* ``tensorrt_rtx`` (NVIDIA's own package) or ``tensorrt_rtx_bindings`` (the wheels on PyPI):
+* ``tensorrt_rtx`` (NVIDIA's own package) or ``tensorrt_rtx_bindings`` (plain wheels):
   TensorRT for RTX.
 """
 
@@ -125,7 +125,7 @@ def rtx_link_directory() -> Path | None:
     """Directory in which every TensorRT for RTX library also has its name without version.
 
     The ONNX parser opens ``libtensorrt_rtx.so`` by that name when it meets a plugin, and the
-    wheels on PyPI hold ``libtensorrt_rtx.so.1`` only: the process then ends in ``std::terminate``.
+    plain wheels hold ``libtensorrt_rtx.so.1`` only: the process then ends in ``std::terminate``.
     `load_tensorrt` uses this directory by itself; put it on ``LD_LIBRARY_PATH`` for tools that
     import TensorRT for RTX on their own, such as Polygraphy.
 
