@@ -2,6 +2,17 @@
 
 from .check import GraphFacts, check_model
 from .exporter import ExportReport, export_model
+from .lora import FusedLora, fuse_loras
+from .lora_file import LoraFile
 from .weightless import fake_transformer
 
-__all__ = ["ExportReport", "GraphFacts", "check_model", "export_model", "fake_transformer"]
+__all__ = [
+    "ExportReport",
+    "FusedLora",
+    "GraphFacts",
+    "LoraFile",
+    "check_model",
+    "export_model",
+    "fake_transformer",
+    "fuse_loras",
+]

@@ -1,8 +1,6 @@
-"""From a transformer to an ExportedProgram whose attention is the RainFusion operator."""
+"""From a module to an ExportedProgram whose attention is the RainFusion operator."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,58 +8,53 @@ from torch.export import Dim, ExportedProgram
 
 from rainfusion_trt import ops  # noqa: F401  (registers torch.ops.rainfusion)
 from rainfusion_trt.errors import ExportError, RainFusionError
-from rainfusion_trt.models import VideoModel
 from rainfusion_trt.routing import AttentionRoute, RainFusionSettings
+
+from .source import GraphSource
 
 
 class RoutedTransformer(nn.Module):
-    """The transformer as the graph sees it: tensors in, one tensor out, sparsity an input."""
+    """The module as the graph sees it: tensors in, one tensor out, sparsity an input."""
 
-    def __init__(
-        self, model: VideoModel, transformer: nn.Module, settings: RainFusionSettings
-    ) -> None:
+    def __init__(self, source: GraphSource, settings: RainFusionSettings) -> None:
         super().__init__()
-        self.transformer = transformer
-        self._model = model
+        self.transformer = source.module
+        self._source = source
         self._settings = settings
 
     def forward(self, inputs: dict[str, Tensor], sparsity: Tensor) -> Tensor:
-        call = self._model.forward_kwargs(inputs)
-        layout = self._model.layout(self.transformer, call)
-        expected = self._model.attention_count(self.transformer.config)
+        call = self._source.arguments(inputs)
+        layout = self._source.layout(call)
         with AttentionRoute(layout, sparsity, self._settings) as route:
-            output = self._model.call(self.transformer, call)
-        if route.count != expected:
-            raise ExportError(
-                f"{route.count} attentions of {type(self.transformer).__name__} reached "
-                f"F.scaled_dot_product_attention with the tokens of the video, {self._model.name} "
-                f"has {expected}; use the native attention backend and no fused processors"
-            )
+            output = self._source.call(call)
+        self._check(route)
         return output
 
+    def _check(self, route: AttentionRoute) -> None:
+        expected = self._source.attentions
+        if route.count == expected or (expected is None and route.count > 0):
+            return
+        raise ExportError(
+            f"{route.count} attentions of {type(self.transformer).__name__} reached "
+            f"F.scaled_dot_product_attention with the tokens of the video, {self._source.name} "
+            f"has {expected}; use the native attention backend and no fused processors"
+        )
 
-def capture(
-    model: VideoModel,
-    transformer: nn.Module,
-    inputs: Mapping[str, Tensor],
-    sparsity: Tensor,
-    settings: RainFusionSettings,
-    *,
-    dynamic: bool,
-) -> ExportedProgram:
-    """Trace the transformer; functional, not yet decomposed.
+
+def capture(source: GraphSource, sparsity: Tensor, settings: RainFusionSettings) -> ExportedProgram:
+    """Trace the module; functional, not yet decomposed.
 
     Raises
     ------
     ExportError
         torch.export could not trace it, or attention went past the operator.
     """
-    axes = model.dynamic_axes() if dynamic else {}
+    inputs = source.inputs
     shapes = {
-        "inputs": {name: dict.fromkeys(axes.get(name, ()), Dim.DYNAMIC) for name in inputs},
+        "inputs": {name: dict.fromkeys(source.axes.get(name, ()), Dim.DYNAMIC) for name in inputs},
         "sparsity": None,
     }
-    module = RoutedTransformer(model, transformer, settings)
+    module = RoutedTransformer(source, settings)
     try:
         with torch.no_grad():
             program = torch.export.export(
@@ -71,4 +64,10 @@ def capture(
     except RainFusionError:
         raise
     except (torch._dynamo.exc.UserError, RuntimeError) as error:
-        raise ExportError(f"torch.export could not trace {model.name}: {error}") from error
+        raise ExportError(f"torch.export could not trace {source.name}: {error}") from error
+
+
+def attention_count(program: ExportedProgram) -> int:
+    """Self-attentions of a captured program that are the operator."""
+    operator = torch.ops.rainfusion.attention.default
+    return sum(node.target is operator for node in program.graph.nodes)

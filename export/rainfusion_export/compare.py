@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from rainfusion_trt.errors import ExportError, InvalidInputError
-from rainfusion_trt.models import VideoModel
+
+from .source import GraphSource
 
 TOLERANCE = 1e-4  # float32 rounding through tens of layers stays near 1e-5
 
@@ -26,9 +25,7 @@ def check_comparable(dtype: torch.dtype, *, has_weights: bool) -> None:
         )
 
 
-def compare(
-    path: Path, model: VideoModel, transformer: nn.Module, inputs: Mapping[str, Tensor]
-) -> float:
+def compare(path: Path, source: GraphSource) -> float:
     """Largest error of ``sample`` relative to its largest value, at sparsity 0.
 
     Raises
@@ -39,11 +36,11 @@ def compare(
     import onnxruntime
 
     with torch.no_grad():
-        expected = transformer(**model.forward_kwargs(inputs), return_dict=False)[0].cpu()
+        expected = source.eager(source.arguments(source.inputs)).cpu()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feed = {name: tensor.cpu().numpy() for name, tensor in inputs.items()}
+    feed = {name: tensor.cpu().numpy() for name, tensor in source.inputs.items()}
     feed["sparsity"] = torch.zeros(1).numpy()
     actual = torch.from_numpy(session.run(["sample"], feed)[0])
     error = float((actual - expected).abs().max() / expected.abs().max())

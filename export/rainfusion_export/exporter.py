@@ -15,19 +15,21 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from rainfusion_trt import __version__
-from rainfusion_trt.errors import ExportError, InvalidInputError, UnsupportedError
+from rainfusion_trt.errors import ExportError
 from rainfusion_trt.models import VideoModel, VideoSize
 from rainfusion_trt.routing import RainFusionSettings
 
 from . import finish, operator, writer
-from .capture import capture
+from .capture import attention_count, capture
 from .check import GraphFacts, check_model
 from .compare import check_comparable, compare
+from .lora import FusedLora, refuse_unfused
 from .rewrites import rewrite
+from .source import GraphSource, source_of_model
 from .weightless import is_fake, leave_out_weights
 
 OPSET = 20  # the newest whose operators every supported runtime has
@@ -53,6 +55,8 @@ class ExportReport:
         Time it took.
     error
         Relative error against PyTorch, if compared.
+    loras
+        What :func:`fuse_loras` had added to the weights.
     """
 
     path: Path
@@ -61,6 +65,7 @@ class ExportReport:
     weights: Literal["inside", "beside", "none"]
     seconds: float
     error: float | None
+    loras: tuple[FusedLora, ...] = ()
 
 
 def export_model(
@@ -84,7 +89,8 @@ def export_model(
         The registry's entry the transformer belongs to.
     transformer
         Weights on the CPU or a GPU, of the dtype the graph shall have; or none, from
-        :func:`rainfusion_export.fake_transformer`, for a file that only shows the graph.
+        :func:`rainfusion_export.fake_transformer`, for a file that only shows the graph. LoRAs are
+        added with :func:`rainfusion_export.fuse_loras` before.
     size
         Clip that fixes the shapes, or an example of them if `dynamic`.
     output
@@ -109,80 +115,71 @@ def export_model(
     ExportError
         The model could not be traced, or the file fails its checks.
     """
-    started = time.monotonic()
-    output = Path(output)
-    writer.check_output(output)
-    weightless = is_fake(transformer)
-    if run_compare:
-        check_comparable(transformer.dtype, has_weights=not weightless)
-    settings = settings or RainFusionSettings()
-    axes = model.dynamic_axes() if dynamic else {}
-    if batch is None:
-        batch = 2 if model.guidance_batch else 1
-    inputs = _inputs(model, transformer, size, batch=batch, dynamic=dynamic)
-    model.prepare(transformer, size)
-
-    stage("trace")
-    sparsity = torch.zeros(1, device=transformer.device)
-    with _quiet():
-        program = capture(model, transformer, inputs, sparsity, settings, dynamic=dynamic)
-        rewrite(program)
-        stage("convert")
-        graph = _to_onnx(program)
-    del program
-    stage("optimize")
-    finish.optimize(graph)
-    finish.transpose_weights(graph)
-    finish.name_values(graph, list(inputs), axes)
-    properties = _properties(model, transformer, size, settings, dynamic=dynamic)
-    total = writer.weight_bytes(graph)
-    if weightless:
-        properties["weights"] = "none"
-        leave_out_weights(graph, writer.data_path(output).name)
-    finish.describe(graph, properties)
-    stage("write")
-    with writer.staged(output) as path:
-        writer.write(graph, path, progress)
-        stage("check")
-        facts = check_model(path)
-        error = compare(path, model, transformer, inputs) if run_compare else None
-    return ExportReport(
-        path=output,
-        facts=facts,
-        weight_bytes=total,
-        weights="none"
-        if weightless
-        else "beside"
-        if writer.data_path(output).exists()
-        else "inside",
-        seconds=time.monotonic() - started,
-        error=error,
+    check_request(transformer, transformer.dtype, output, run_compare=run_compare)
+    source = source_of_model(model, transformer, size, batch=batch, dynamic=dynamic)
+    return export_source(
+        source,
+        output=Path(output),
+        settings=settings or RainFusionSettings(),
+        run_compare=run_compare,
+        stage=stage,
+        progress=progress,
     )
 
 
-def _inputs(
-    model: VideoModel, transformer: nn.Module, size: VideoSize, *, batch: int, dynamic: bool
-) -> dict[str, Tensor]:
-    """Example inputs, checked against what can be traced."""
-    if batch < 1:
-        raise InvalidInputError(f"batch={batch} must be 1 or more")
-    if dynamic and not model.dynamic_axes():
-        raise UnsupportedError(
-            f"{model.name} computes its position table for one size, which is baked into the "
-            "graph: export it with --fixed, once for every size"
-        )
-    if dynamic:
-        batch = max(batch, 2)  # torch.export takes a 1 as fixed
-    device = transformer.device
-    inputs = model.example_inputs(transformer, size, batch=batch, device=device)
-    for name, axes in model.dynamic_axes().items() if dynamic else ():
-        for axis, axis_name in axes.items():
-            if inputs[name].shape[axis] < 2:
-                raise InvalidInputError(
-                    f"size {size} gives 1 for the dynamic axis {axis_name} of {name}; trace with a "
-                    "larger clip, the graph takes smaller ones too"
-                )
-    return inputs
+def check_request(
+    module: nn.Module, dtype: torch.dtype, output: str | Path, *, run_compare: bool
+) -> None:
+    """Refuse what could not be written or compared, before any work starts."""
+    writer.check_output(Path(output))
+    refuse_unfused(module)
+    if run_compare:
+        check_comparable(dtype, has_weights=not is_fake(module))
+
+
+def export_source(
+    source: GraphSource,
+    *,
+    output: Path,
+    settings: RainFusionSettings,
+    run_compare: bool,
+    stage: Stage,
+    progress: writer.Progress | None,
+) -> ExportReport:
+    """Trace, convert, tidy, write and check, whatever the source; see :func:`export_model`."""
+    started = time.monotonic()
+    graph, attentions = _graph(source, settings, stage)
+    stage("optimize")
+    finish.optimize(graph)
+    finish.transpose_weights(graph)
+    finish.name_values(graph, list(source.inputs), source.axes)
+    properties = _properties(source, settings, attentions)
+    weight_bytes = writer.weight_bytes(graph)
+    if is_fake(source.module):
+        properties["weights"] = "none"
+        leave_out_weights(graph, writer.data_path(output).name)
+    finish.describe(graph, properties)
+    facts, error = _write(graph, source, output, stage, progress, run_compare=run_compare)
+    return ExportReport(
+        path=output,
+        facts=facts,
+        weight_bytes=weight_bytes,
+        weights=_weights_place(source.module, output),
+        seconds=time.monotonic() - started,
+        error=error,
+        loras=source.loras,
+    )
+
+
+def _graph(source: GraphSource, settings: RainFusionSettings, stage: Stage) -> tuple[ir.Model, int]:
+    """The traced module as ONNX, and the number of its self-attentions."""
+    stage("trace")
+    sparsity = torch.zeros(1, device=next(source.module.parameters()).device)
+    with _quiet():
+        program = capture(source, sparsity, settings)
+        rewrite(program)
+        stage("convert")
+        return _to_onnx(program), attention_count(program)
 
 
 def _to_onnx(program: ExportedProgram) -> ir.Model:
@@ -201,24 +198,43 @@ def _to_onnx(program: ExportedProgram) -> ir.Model:
 
 
 def _properties(
-    model: VideoModel,
-    transformer: nn.Module,
-    size: VideoSize,
-    settings: RainFusionSettings,
-    *,
-    dynamic: bool,
+    source: GraphSource, settings: RainFusionSettings, attentions: int
 ) -> dict[str, str]:
-    config = {k: v for k, v in transformer.config.items() if not k.startswith("_")}
-    return {
-        "model": model.name,
-        "config": json.dumps(config, sort_keys=True),
-        "size": str(size),
-        "dtype": str(transformer.dtype).removeprefix("torch."),
-        "attention_nodes": str(model.attention_count(transformer.config)),
+    properties = {
+        "model": source.name,
+        **source.properties,
+        "dtype": str(source.dtype).removeprefix("torch."),
+        "attention_nodes": str(attentions),
         "settings": json.dumps(dataclasses.asdict(settings), sort_keys=True),
-        "dynamic": json.dumps(dynamic),
+        "dynamic": json.dumps(bool(source.axes)),
         "version": __version__,
     }
+    if source.loras:
+        properties["loras"] = json.dumps([dataclasses.asdict(lora) for lora in source.loras])
+    return properties
+
+
+def _write(
+    graph: ir.Model,
+    source: GraphSource,
+    output: Path,
+    stage: Stage,
+    progress: writer.Progress | None,
+    *,
+    run_compare: bool,
+) -> tuple[GraphFacts, float | None]:
+    """Put the file in its place once it has passed the checks."""
+    stage("write")
+    with writer.staged(output) as path:
+        writer.write(graph, path, progress)
+        stage("check")
+        return check_model(path), compare(path, source) if run_compare else None
+
+
+def _weights_place(module: nn.Module, output: Path) -> Literal["inside", "beside", "none"]:
+    if is_fake(module):
+        return "none"
+    return "beside" if writer.data_path(output).exists() else "inside"
 
 
 @contextmanager
