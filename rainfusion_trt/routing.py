@@ -60,6 +60,10 @@ class AttentionRoute(TorchFunctionMode):
     ----------
     count
         Attentions taken so far.
+    tokens
+        Query and key length of those it takes.
+    others
+        Query and key lengths of the attentions it left alone.
     """
 
     def __init__(
@@ -67,11 +71,12 @@ class AttentionRoute(TorchFunctionMode):
     ) -> None:
         super().__init__()
         frames, height, width = layout.grid.shape
-        self._tokens = frames * height * width + layout.text_tokens
+        self.tokens = frames * height * width + layout.text_tokens
         self._layout = layout
         self._sparsity = sparsity
         self._settings = settings
         self.count = 0
+        self.others: list[tuple[int, int]] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
         if func is F.scaled_dot_product_attention:
@@ -89,7 +94,8 @@ class AttentionRoute(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        if query.shape[-2] != self._tokens or key.shape[-2] != self._tokens:
+        if query.shape[-2] != self.tokens or key.shape[-2] != self.tokens:
+            self.others.append((query.shape[-2], key.shape[-2]))
             return F.scaled_dot_product_attention(
                 query,
                 key,
@@ -100,16 +106,23 @@ class AttentionRoute(TorchFunctionMode):
                 scale=scale,
                 enable_gqa=enable_gqa,
             )
+        if query.dim() != 4 or query.shape[-1] != value.shape[-1]:
+            raise UnsupportedError(
+                f"attention over {self.tokens} tokens has q of shape {tuple(query.shape)} and v of "
+                f"{tuple(value.shape)}; RainFusion takes [B, N, S, D] with one head size"
+            )
         if dropout_p or is_causal or query.shape[1] != key.shape[1]:
             raise UnsupportedError(
-                f"attention over {self._tokens} tokens with dropout_p={dropout_p}, is_causal="
+                f"attention over {self.tokens} tokens with dropout_p={dropout_p}, is_causal="
                 f"{is_causal}, {query.shape[1]} query and {key.shape[1]} key heads: RainFusion has "
                 "none of dropout, causal masks and grouped heads"
             )
         if attn_mask is not None and self._layout.kv_len is None:
             raise UnsupportedError(
-                f"attention over {self._tokens} tokens has a mask of shape "
-                f"{tuple(attn_mask.shape)}, and the model's layout gives no kv_len in its place"
+                f"attention over {self.tokens} tokens has a mask of shape "
+                f"{tuple(attn_mask.shape)}, and the model's layout gives no kv_len in its place; a "
+                "mask that only hides padding at the end is the number of valid tokens, kv_len, "
+                "and other masks RainFusion does not have"
             )
         self.count += 1
         return torch.ops.rainfusion.attention(

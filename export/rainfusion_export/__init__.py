@@ -4,6 +4,7 @@ from .check import GraphFacts, check_model
 from .exporter import ExportReport, export_model
 from .lora import FusedLora, fuse_loras
 from .lora_file import LoraFile
+from .own_module import export_module
 from .weightless import fake_transformer
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "LoraFile",
     "check_model",
     "export_model",
+    "export_module",
     "fake_transformer",
     "fuse_loras",
 ]

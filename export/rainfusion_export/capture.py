@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -34,11 +36,26 @@ class RoutedTransformer(nn.Module):
         expected = self._source.attentions
         if route.count == expected or (expected is None and route.count > 0):
             return
+        kind = type(self.transformer).__name__
+        if expected is None:
+            raise ExportError(
+                f"no attention of {kind} has the {route.tokens} tokens of grid and text; "
+                f"{_seen(route)}"
+            )
         raise ExportError(
-            f"{route.count} attentions of {type(self.transformer).__name__} reached "
-            f"F.scaled_dot_product_attention with the tokens of the video, {self._source.name} "
-            f"has {expected}; use the native attention backend and no fused processors"
+            f"{route.count} attentions of {kind} reached F.scaled_dot_product_attention with the "
+            f"{route.tokens} tokens of the video, {self._source.name} has {expected}; "
+            f"{_seen(route)}; use the native attention backend and no fused processors"
         )
+
+
+def _seen(route: AttentionRoute) -> str:
+    """The other attentions of a forward, in words."""
+    if not route.others:
+        return "no other call reached F.scaled_dot_product_attention"
+    counts = Counter((str(query), str(key)) for query, key in route.others)
+    calls = (f"{query} x {key} ({count} times)" for (query, key), count in counts.items())
+    return f"other calls had these query x key lengths: {', '.join(calls)}"
 
 
 def capture(source: GraphSource, sparsity: Tensor, settings: RainFusionSettings) -> ExportedProgram:

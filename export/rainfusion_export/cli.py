@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -29,7 +28,14 @@ _STAGES = {
 
 @app.command()
 def main(
-    model: options.Model,
+    context: typer.Context,
+    model: options.Model = None,
+    module: options.Module = None,
+    grid: options.Grid = None,
+    text: options.TextPlace = options.Text.none,
+    text_tokens: options.TextTokens = 0,
+    kv_len: options.KvLen = None,
+    attentions: options.Attentions = None,
     checkpoint: options.Checkpoint = None,
     lora: options.Lora = None,
     random_weights: options.RandomWeights = False,
@@ -50,42 +56,36 @@ def main(
     compare: options.Compare = False,
     device: options.Device = "cpu",
 ) -> None:
-    """Export a diffusers video transformer to ONNX, attention as RainFusionAttention nodes."""
+    """Export a video transformer to ONNX, attention as RainFusionAttention nodes."""
     with _errors_on_one_line():
-        from rainfusion_trt.models import get_model
         from rainfusion_trt.routing import RainFusionSettings
 
-        from .exporter import export_model
-        from .lora_file import LoraFile
-        from .request import WeightRequest, dtype_of
+        from .job import check_kind, model_job, module_job
+        from .request import WeightRequest, lora_files
 
-        entry = get_model(model)
+        check_kind(model, module, _given(context))
         settings = RainFusionSettings(method, alpha, sink_frames)  # type: ignore[arg-type]
-        precision = dtype_of(entry, dtype)
-        loras = tuple(LoraFile.parse(text) for text in lora or ())
-        weights = WeightRequest(
-            checkpoint, random_weights, no_weights, config.value, layers, seed, device, loras
-        )
-        size = weights.size(entry, frames, height, width)
-        transformer = weights.transformer(entry, precision)
+        if model is not None:
+            loras = lora_files(lora)
+            weights = WeightRequest(
+                checkpoint, loras, random_weights, no_weights, config.value, layers, seed, device
+            )
+            clip = (frames, height, width)
+            job = model_job(model, weights, clip, batch=batch, dtype=dtype, dynamic=dynamic)
+        else:
+            place = {"text": text.value, "text_tokens": text_tokens, "kv_len": kv_len}
+            job = module_job(module, grid=grid, attentions=attentions, **place)
         with _progress() as progress:
-            report = export_model(
-                entry,
-                transformer,
-                size,
-                output=output
-                or _default_output(entry.name, "dynamic" if dynamic else size, precision),
-                batch=batch,
-                settings=settings,
-                dynamic=dynamic,
-                run_compare=compare,
-                **progress,
+            report = job.run(
+                output=output or job.output, settings=settings, run_compare=compare, **progress
             )
     typer.echo(_summary(report))
 
 
-def _default_output(name: str, shape: object, dtype: object) -> Path:
-    return Path(f"{name}-{shape}-{str(dtype).removeprefix('torch.')}.onnx")
+def _given(context: typer.Context) -> set[str]:
+    """Parameters that stand on the command line."""
+    source = context.get_parameter_source
+    return {name for name in context.params if source(name).name == "COMMANDLINE"}
 
 
 @contextmanager

@@ -16,7 +16,34 @@ class Config(str, Enum):
     tiny = "tiny"
 
 
-Model = Annotated[str, typer.Option(help="Such as cogvideox-5b; a wrong name lists them all.")]
+class Text(str, Enum):
+    """Where the text tokens stand in the sequence of a module of one's own."""
+
+    none = "none"
+    first = "first"
+    last = "last"
+
+
+Model = Annotated[
+    str | None, typer.Option(help="Such as cogvideox-5b; a wrong name lists them all.")
+]
+Module = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PACKAGE.MOD:FACTORY",
+        help="Instead of --model: a function that gives (module, example keyword arguments).",
+    ),
+]
+Grid = Annotated[str | None, typer.Option(metavar="T,H,W", help="Token grid, with --module.")]
+TextPlace = Annotated[Text, typer.Option(help="Where its text tokens stand, with --module.")]
+TextTokens = Annotated[int, typer.Option(help="How many they are, with --module.")]
+KvLen = Annotated[
+    str | None,
+    typer.Option(help="Input that holds the valid tokens [B], instead of a mask, with --module."),
+]
+Attentions = Annotated[
+    int | None, typer.Option(help="How many self-attentions there must be, with --module.")
+]
 Checkpoint = Annotated[
     str | None,
     typer.Option(help="Directory of a diffusers pipeline or transformer, or a hub id."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,13 +30,13 @@ class WeightRequest:
     """
 
     checkpoint: str | None
+    loras: tuple[LoraFile, ...]
     random_weights: bool
     no_weights: bool
     config: Literal["full", "tiny"]
     layers: int | None
     seed: int
     device: str
-    loras: tuple[LoraFile, ...] = ()
 
     def __post_init__(self) -> None:
         check_device(self.device)
@@ -75,6 +76,11 @@ class WeightRequest:
         """The clip asked for; what is left out is as this configuration has it."""
         default = model.defaults.size if self.config == "full" else model.tiny_size
         return VideoSize(frames or default.frames, height or default.height, width or default.width)
+
+
+def lora_files(texts: Iterable[str] | None) -> tuple[LoraFile, ...]:
+    """Every ``FILE_OR_DIR[:SCALE]``; raises InvalidInputError where there is none."""
+    return tuple(LoraFile.parse(text) for text in texts or ())
 
 
 def check_device(device: str) -> None:

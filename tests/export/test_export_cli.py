@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from rainfusion_export.cli import app
 from typer.testing import CliRunner
 
 SCRIPT = Path(__file__).parents[2] / "export" / "to_onnx.py"
+OWN = ["--module", "plain_dit:make", "--grid", "3,4,6", "--text", "last", "--text-tokens", "7"]
 TINY = ["--config", "tiny", "--layers", "1", "--random-weights"]
 
 
@@ -49,6 +51,21 @@ def test_exports_and_says_what_it_wrote(tmp_path):
         (["--model", "cogvideox", "--no-weights", "--dtype", "fp32", "--compare"], "needs weights"),
         (["--model", "cogvideox", *TINY, "--layers", "7"], "layers=7"),
         (["--model", "cogvideox-2b", *TINY, "--dynamic"], "--fixed"),
+        (TINY, "give one of --model NAME"),
+        (["--model", "cogvideox", "--module", "a:b", *TINY], "give one of --model NAME"),
+        (
+            ["--model", "cogvideox", *TINY, "--grid", "3,4,6", "--text", "last"],
+            "--grid, --text can",
+        ),
+        ([*OWN, "--layers", "1", "--dtype", "bf16"], "--dtype, --layers cannot go with --module"),
+        (["--module", "plain_dit", "--grid", "3,4,6"], "must be package.module:factory"),
+        (["--module", "no_such:make", "--grid", "3,4,6"], "no module 'no_such' here"),
+        (["--module", "plain_dit:no_such", "--grid", "3,4,6"], "no function 'no_such'"),
+        (["--module", "plain_dit:make_nothing", "--grid", "3,4,6"], "gives int, expected a pair"),
+        (["--module", "plain_dit:make"], "--module needs --grid T,H,W"),
+        (["--module", "plain_dit:make", "--grid", "3x4x6"], "'3x4x6'"),
+        ([*OWN, "--attentions", "3"], "2 attentions of PlainDiT"),
+        ([*OWN, "--text-tokens", "8"], "79 x 79 (2 times), 79 x 7 (2 times)"),
     ],
 )
 def test_bad_arguments_end_in_one_clear_error(tmp_path, monkeypatch, arguments, message):
@@ -57,3 +74,29 @@ def test_bad_arguments_end_in_one_clear_error(tmp_path, monkeypatch, arguments, 
     assert result.exit_code == 2
     assert result.output.startswith("error: ") and message in result.output
     assert not list(tmp_path.iterdir())
+
+
+def test_exports_a_module_of_ones_own_from_the_working_directory(tmp_path):
+    shutil.copy(Path(__file__).with_name("plain_dit.py"), tmp_path / "my_project.py")
+    arguments = [argument.replace("plain_dit", "my_project") for argument in OWN]
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments, "--compare"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PATH": "", "HOME": "/tmp"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert "make.onnx" in result.stdout and "2 RainFusionAttention" in result.stdout
+    assert "ONNX Runtime differs by" in result.stdout
+    assert (tmp_path / "make.onnx").is_file()
+
+
+def test_what_the_factory_raises_is_not_hidden(tmp_path, monkeypatch):
+    (tmp_path / "broken_module.py").write_text("import a_package_that_is_missing\n")
+    (tmp_path / "broken_factory.py").write_text("def make():\n    raise KeyError('weights')\n")
+    monkeypatch.chdir(tmp_path)
+    for name, kind in (("broken_module", ModuleNotFoundError), ("broken_factory", KeyError)):
+        result = call("--module", f"{name}:make", "--grid", "3,4,6")
+        assert isinstance(result.exception, kind)
+        assert str(tmp_path) not in sys.path
