@@ -124,6 +124,7 @@ class AttentionRoute(TorchFunctionMode):
                 "mask that only hides padding at the end is the number of valid tokens, kv_len, "
                 "and other masks RainFusion does not have"
             )
+        self._check_kv_len(query)
         self.count += 1
         return torch.ops.rainfusion.attention(
             query,
@@ -138,6 +139,17 @@ class AttentionRoute(TorchFunctionMode):
             self._settings.sink_frames,
             scale or 0.0,
         )
+
+    def _check_kv_len(self, query: Tensor) -> None:
+        """A traced graph would broadcast another number of lengths; extents that vary are equal."""
+        kv_len = self._layout.kv_len
+        if kv_len is None or isinstance(kv_len.shape[0], torch.SymInt):
+            return
+        if isinstance(query.shape[0], int) and kv_len.shape[0] != query.shape[0]:
+            raise InvalidInputError(
+                f"kv_len has {kv_len.shape[0]} lengths for a batch of {query.shape[0]}; it must be "
+                "int32 [B]"
+            )
 
 
 class Routing:

@@ -114,6 +114,14 @@ def test_kv_len_stands_for_the_padding_mask(tmp_path):
     assert relative_error(report.path, module, other) <= TOLERANCE
     with pytest.raises(UnsupportedError, match=r"has a mask of shape \(2, 1, 1, 79\).*kv_len"):
         export_module(module, inputs, **place, output=tmp_path / "none.onnx")
+    with pytest.raises(InvalidInputError, match="kv_len has 1 lengths for a batch of 2"):
+        export_module(
+            module,
+            inputs,
+            **place,
+            kv_len=lambda call: call["valid"][:1],
+            output=tmp_path / "one.onnx",
+        )
 
 
 def test_values_that_are_no_tensors_are_fixed_in_the_graph(tmp_path):

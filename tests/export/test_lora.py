@@ -192,6 +192,44 @@ def test_alpha_that_diffusers_wrote_into_the_file_counts(small, tmp_path):
     torch.testing.assert_close(made, base + 2.0 * up @ down)
 
 
+@pytest.mark.parametrize("name", ["cogvideox-2b", "wan2.1-1.3b"])
+def test_dtypes_stay_those_of_the_transformer(name, write):
+    """Also the float32 layers that Wan keeps in a bfloat16 model."""
+    model = get_model(name)
+    transformer = model.create(model.config("tiny", layers=1), dtype=torch.bfloat16)
+    before = {n: t.clone() for n, t in transformer.state_dict().items()}
+    file = write({n: t.half() for n, t in lora_tensors(transformer).items()})
+    fuse_loras(model, transformer, [file])
+    after = transformer.state_dict()
+    assert {n: t.dtype for n, t in after.items()} == {n: t.dtype for n, t in before.items()}
+    changed = {n for n, t in after.items() if not torch.equal(t, before[n])}
+    layers = {n.split(".lora_")[0] for n in lora_tensors(transformer, prefix="")}
+    assert changed == {f"{layer}.weight" for layer in layers}
+
+
+def test_names_of_wans_original_code_are_read(write):
+    """A file of its community, which trains blocks of the original network."""
+    model, transformer = transformer_of("wan2.1-1.3b")
+    base = {n: t.clone() for n, t in transformer.state_dict().items()}
+    tensors = lora_tensors(transformer, prefix="")
+    changes = {"blocks.0.attn1.to_q": "self_attn.q", "blocks.0.attn2.to_v": "cross_attn.v"}
+    file = write(
+        {
+            f"diffusion_model.blocks.0.{original}.lora_{side}.weight": tensors[
+                f"{name}.lora_{side}.weight"
+            ]
+            for name, original in changes.items()
+            for side in "AB"
+        }
+    )
+    (fused,) = fuse_loras(model, transformer, [file])
+    assert fused.layers == 2
+    for name in changes:
+        change = tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
+        actual = transformer.state_dict()[f"{name}.weight"]
+        torch.testing.assert_close(actual, base[f"{name}.weight"] + change)
+
+
 def wrong_keys(tensors):
     return {n.replace("to_q", "to_x"): t for n, t in tensors.items()}
 
