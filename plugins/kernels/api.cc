@@ -134,7 +134,8 @@ AttentionParams attention_params(const Geometry& geometry, const RainfusionTenso
                          workspace.masks,
                          geometry.mask_words,
                          workspace.textural_rows,
-                         workspace.textural_count};
+                         workspace.textural_count,
+                         workspace.next_item};
 }
 
 Result run(const RainfusionProblem* problem, const RainfusionTensors* tensors,

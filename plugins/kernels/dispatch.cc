@@ -21,6 +21,14 @@ constexpr int kAny = 1000;
 // The first line that fits is taken. Compute capabilities 8.6 to 8.9 and 12.x have 100 KB of shared
 // memory, which two CTAs of D = 96 share with one stage only.
 constexpr AttentionKernel kAttentionKernels[] = {
+#ifdef RAINFUSION_SM90
+    {90, 90, RAINFUSION_FLOAT16, 64, launch_attention_sm90<__half, 64>},
+    {90, 90, RAINFUSION_BFLOAT16, 64, launch_attention_sm90<__nv_bfloat16, 64>},
+    {90, 90, RAINFUSION_FLOAT16, 96, launch_attention_sm90<__half, 96>},
+    {90, 90, RAINFUSION_BFLOAT16, 96, launch_attention_sm90<__nv_bfloat16, 96>},
+    {90, 90, RAINFUSION_FLOAT16, 128, launch_attention_sm90<__half, 128>},
+    {90, 90, RAINFUSION_BFLOAT16, 128, launch_attention_sm90<__nv_bfloat16, 128>},
+#endif
     {80, kAny, RAINFUSION_FLOAT16, 64, launch_attention_sm80<__half, 64, 1>},
     {80, kAny, RAINFUSION_BFLOAT16, 64, launch_attention_sm80<__nv_bfloat16, 64, 1>},
     {86, 89, RAINFUSION_FLOAT16, 96, launch_attention_sm80<__half, 96, 1>},

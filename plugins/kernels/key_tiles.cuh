@@ -1,37 +1,11 @@
-// Which query block a CTA computes and which keys it attends to.
+// Which keys a query block attends to, as tiles.
 #pragma once
 
 #include <cuda_runtime.h>
 
-#include "launch.h"
+#include "query_block.cuh"
 
 namespace rainfusion {
-
-// The query block of a CTA. Blocks of sink tokens attend to everything and come first, so that no
-// long block is left for the end; the others follow head by head, for the L2 cache.
-struct QueryBlock {
-  int batch;
-  int head;
-  int block;
-  bool sink;
-
-  __device__ QueryBlock(const AttentionParams& p, int index) {
-    const int sinks = p.cut.sinks();
-    const int sink_ctas = p.batch * p.heads * sinks;
-    sink = index < sink_ctas;
-    const int blocks = sink ? sinks : p.cut.blocks - sinks;
-    const int rest = sink ? index : index - sink_ctas;
-    const int batch_head = rest / blocks;
-    batch = batch_head / p.heads;
-    head = batch_head % p.heads;
-    block = rest % blocks;
-    if (!sink) {
-      block += p.cut.leading_sinks;
-    } else if (block >= p.cut.leading_sinks) {
-      block += p.cut.blocks - sinks;
-    }
-  }
-};
 
 // Tiles of at most kTileN keys. Walks over runs [start, stop): one run of all keys, one of places
 // in the table of textural rows, or one for each block whose bit is set in a mask.

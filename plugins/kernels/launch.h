@@ -54,6 +54,7 @@ struct AttentionParams {
   int32_t mask_words;
   const int32_t* textural_rows;
   const int32_t* textural_count;
+  int32_t* next_item;  // 0 before the launch
 };
 
 // Picks the attention kernel of a compute capability (major * 10 + minor).
@@ -64,5 +65,9 @@ cudaError_t launch_attention(const AttentionParams& params, RainfusionDtype dtyp
 // still fit on a multiprocessor.
 template <typename Element, int kHeadSize, int kStages>
 cudaError_t launch_attention_sm80(const AttentionParams& params, cudaStream_t stream);
+
+// For sm_90a, where the library was built for it; one head size and dtype a source file.
+template <typename Element, int kHeadSize>
+cudaError_t launch_attention_sm90(const AttentionParams& params, cudaStream_t stream);
 
 }  // namespace rainfusion

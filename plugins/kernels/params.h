@@ -54,6 +54,7 @@ struct Workspace {
   uint32_t* masks;          // [masks, blocks, mask_words] bit = key block is kept
   int32_t* textural_rows;   // tokens a textural head's sparse rows attend to, ascending
   int32_t* textural_count;  // [batch] how many of them are below kv_len
+  int32_t* next_item;       // [1] queue of a persistent attention kernel
   float* partial_recall;    // [batch, heads, kSamples, kSampleTiles, kMaxBands]
   float* q_means;           // [batch, heads, blocks, head_size]
   float* k_means;

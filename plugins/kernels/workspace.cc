@@ -40,6 +40,7 @@ size_t lay_out_workspace(const Geometry& geometry, int head_size, void* base, Wo
   Cutter cutter(base);
   cutter.cut(&w.kind, heads);
   cutter.cut(&w.mask_index, heads);
+  cutter.cut(&w.next_item, 1);
   cutter.cut(&w.masks, sparse ? mask_words : 0);
   cutter.cut(&w.textural_count, geometry.batch);
   cutter.cut(&w.textural_rows, sparse && !by_blocks ? table : 0);

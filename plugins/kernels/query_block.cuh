@@ -1,0 +1,36 @@
+// Which query block a work item is.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "launch.h"
+
+namespace rainfusion {
+
+// The query block of a CTA. Blocks of sink tokens attend to everything and come first, so that no
+// long block is left for the end; the others follow head by head, for the L2 cache.
+struct QueryBlock {
+  int batch;
+  int head;
+  int block;
+  bool sink;
+
+  __device__ QueryBlock(const AttentionParams& p, int index) {
+    const int sinks = p.cut.sinks();
+    const int sink_ctas = p.batch * p.heads * sinks;
+    sink = index < sink_ctas;
+    const int blocks = sink ? sinks : p.cut.blocks - sinks;
+    const int rest = sink ? index : index - sink_ctas;
+    const int batch_head = rest / blocks;
+    batch = batch_head / p.heads;
+    head = batch_head % p.heads;
+    block = rest % blocks;
+    if (!sink) {
+      block += p.cut.leading_sinks;
+    } else if (block >= p.cut.leading_sinks) {
+      block += p.cut.blocks - sinks;
+    }
+  }
+};
+
+}  // namespace rainfusion

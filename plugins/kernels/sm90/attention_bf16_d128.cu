@@ -1,0 +1,8 @@
+#include "attention.cuh"
+
+namespace rainfusion {
+
+template cudaError_t launch_attention_sm90<__nv_bfloat16, 128>(const AttentionParams&,
+                                                               cudaStream_t);
+
+}  // namespace rainfusion

@@ -1,0 +1,86 @@
+// Barriers of a warp-specialised CTA: mbarriers in shared memory, named barriers, and the ring of
+// stages that producer and consumers walk around.
+#pragma once
+
+#include <cstdint>
+
+namespace rainfusion::sm90 {
+
+using Barrier = uint64_t;  // an mbarrier, in shared memory
+
+__device__ __forceinline__ uint32_t shared_pointer(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+__device__ __forceinline__ void barrier_init(Barrier& barrier, uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(shared_pointer(&barrier)),
+               "r"(arrivals)
+               : "memory");
+}
+
+// Makes initialised barriers visible to the copy engine.
+__device__ __forceinline__ void fence_barrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(Barrier& barrier, uint32_t count = 1) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_pointer(&barrier)),
+               "r"(count)
+               : "memory");
+}
+
+// Arrives and announces bytes that the copy engine will deliver.
+__device__ __forceinline__ void barrier_arrive_expect(Barrier& barrier, uint32_t bytes) {
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_pointer(&barrier)),
+      "r"(bytes)
+      : "memory");
+}
+
+// Arrives when the thread's cp.async copies so far have landed.
+__device__ __forceinline__ void barrier_arrive_after_copies(Barrier& barrier) {
+  asm volatile(
+      "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(shared_pointer(&barrier))
+      : "memory");
+}
+
+__device__ __forceinline__ void barrier_wait(Barrier& barrier, uint32_t phase) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}\n" ::"r"(shared_pointer(&barrier)),
+      "r"(phase)
+      : "memory");
+}
+
+// Orders what the threads wrote to shared memory before what the tensor cores read from it.
+__device__ __forceinline__ void fence_async_proxy() {
+  asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+}
+
+__device__ __forceinline__ void named_barrier_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
+}
+
+__device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
+}
+
+// A place in the ring: which stage, and the parity of the round.
+template <int kStages>
+struct RingPlace {
+  int stage = 0;
+  uint32_t phase = 0;
+
+  __device__ __forceinline__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+}  // namespace rainfusion::sm90

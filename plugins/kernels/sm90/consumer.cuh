@@ -1,0 +1,221 @@
+// A consumer warpgroup: half of the query rows of every query block that the producer brings.
+//
+// The product q k^T of the next tile and p v of this one run while the softmax of ... is computed;
+// the two warpgroups take turns at issuing products, so that one's softmax hides behind the
+// other's tensor-core work.
+#pragma once
+
+#include "../query_block.cuh"
+#include "params.h"
+#include "softmax.cuh"
+#include "wgmma.cuh"
+
+namespace rainfusion::sm90 {
+
+template <typename Element, int kHeadSize>
+class Consumer {
+ public:
+  using Storage = Shared<kHeadSize>;
+  using Layout = Tile<kHeadSize>;
+  static constexpr int kGroupRows = kTile / kConsumers;
+
+  // `group` is 0 or 1.
+  __device__ Consumer(const AttentionParams& p, Storage& shared, int group)
+      : p_(p), shared_(shared), group_(group), scale_log2_(p.softmax_scale * kLog2E) {}
+
+  __device__ void run() {
+    if (group_ == 1) give_turn();  // the first turn is warpgroup 0's
+    for (uint32_t phase = 0;; phase ^= 1) {
+      barrier_wait(shared_.q_full, phase);
+      const Work work = shared_.work;
+      if (work.item < 0) break;
+      float o[kHeadSize / 2] = {};
+      RowStatistics rows;
+      if (work.tiles > 0) {
+        attend(work, o, rows);
+      } else {
+        release(shared_.q_empty);
+      }
+      write(QueryBlock(p_, work.item), o, rows);
+    }
+  }
+
+ private:
+  __device__ void attend(const Work& work, float (&o)[kHeadSize / 2], RowStatistics& rows) {
+    Scores s;
+    uint32_t p[kTile / 16][4];
+    float factor[kRows];
+    wait_full(shared_.k_full, k_, work);
+    int valid = shared_.valid[k_.stage];
+    start_scores(s);
+    wgmma_wait<0>();
+    pin_registers(s);
+    release(shared_.k_empty[k_.stage]);
+    k_.advance();
+    if (work.tiles == 1) release(shared_.q_empty);
+    if (valid < kTile) mask_scores(s, valid);
+    softmax_tile(s, rows, scale_log2_, factor);  // the accumulators are still zero
+    pack_probabilities(s, p);
+
+    for (int tile = 1; tile < work.tiles; ++tile) {
+      wait_full(shared_.k_full, k_, work);
+      const int next_valid = shared_.valid[k_.stage];
+      take_turn();
+      start_scores(s);
+      wait_values(work, valid);
+      start_output(o, p);
+      give_turn();
+      wgmma_wait<1>();
+      pin_registers(s);
+      release(shared_.k_empty[k_.stage]);
+      k_.advance();
+      if (tile + 1 == work.tiles) release(shared_.q_empty);
+      valid = next_valid;
+      if (valid < kTile) mask_scores(s, valid);
+      const bool rescale = softmax_tile(s, rows, scale_log2_, factor);
+      wgmma_wait<0>();
+      pin_registers(o);
+      pin_registers(s);
+      release(shared_.v_empty[v_.stage]);
+      v_.advance();
+      if (rescale) {
+#pragma unroll
+        for (int i = 0; i < kHeadSize / 2; ++i) o[i] *= factor[i / 2 % 2];
+      }
+      pack_probabilities(s, p);
+    }
+
+    wait_values(work, valid);
+    start_output(o, p);
+    wgmma_wait<0>();
+    pin_registers(o);
+    release(shared_.v_empty[v_.stage]);
+    v_.advance();
+  }
+
+  // s = q k^T of the stage at k_, running on return.
+  __device__ __forceinline__ void start_scores(Scores& s) {
+    constexpr int kSteps = Layout::kColumnElements / 16;
+    const uint64_t q = descriptor<Layout::kRowBytes>(shared_pointer(shared_.q) +
+                                                     group_ * kGroupRows * Layout::kRowBytes);
+    const uint64_t k = descriptor<Layout::kRowBytes>(shared_pointer(shared_.k[k_.stage]));
+    pin_registers(s);
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < kHeadSize / 16; ++step) {
+      const uint32_t offset = step / kSteps * Layout::kColumnBytes + step % kSteps * 32;
+      multiply_keys<Element>(s, advance(q, offset), advance(k, offset), step > 0);
+    }
+    wgmma_commit();
+    pin_registers(s);
+  }
+
+  // o += p v of the stage at v_, running on return.
+  __device__ __forceinline__ void start_output(float (&o)[kHeadSize / 2],
+                                               const uint32_t (&p)[kTile / 16][4]) {
+    const uint64_t v =
+        descriptor<Layout::kRowBytes>(shared_pointer(shared_.v[v_.stage]), Layout::kColumnBytes);
+    pin_registers(o);
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < kTile / 16; ++step) {
+      multiply_values<Element>(o, p[step], advance(v, step * 16 * Layout::kRowBytes));
+    }
+    wgmma_commit();
+    pin_registers(o);
+  }
+
+  __device__ __forceinline__ void pack_probabilities(const Scores& s,
+                                                     uint32_t (&p)[kTile / 16][4]) {
+#pragma unroll
+    for (int step = 0; step < kTile / 16; ++step) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        p[step][i] = pack<Element>(s[step * 8 + i * 2], s[step * 8 + i * 2 + 1]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void wait_full(Barrier (&full)[Storage::kRing],
+                                            const RingPlace<Storage::kRing>& place,
+                                            const Work& work) {
+    barrier_wait(full[place.stage], place.phase);
+    if (work.gathered) fence_async_proxy();  // threads wrote it, tensor cores read it
+  }
+
+  // Waits for the values at v_. What is no key has probability 0, which must not meet a NaN.
+  __device__ __forceinline__ void wait_values(const Work& work, int valid) {
+    wait_full(shared_.v_full, v_, work);
+    if (valid < kTile) {
+      char* tile = shared_.v[v_.stage];
+      for (int i = threadIdx.x % kGroupThreads; i < (kTile - valid) * Layout::kChunks;
+           i += kGroupThreads) {
+        const int row = valid + i / Layout::kChunks;
+        *reinterpret_cast<uint4*>(tile + Layout::offset(row, i % Layout::kChunks)) = uint4{};
+      }
+      fence_async_proxy();
+      named_barrier_sync(kGroupBarrier + group_, kGroupThreads);
+    }
+  }
+
+  // One arrival a warp: its own products have read the stage.
+  __device__ __forceinline__ void release(Barrier& empty) {
+    if (threadIdx.x % 32 == 0) barrier_arrive(empty);
+  }
+
+  __device__ __forceinline__ void take_turn() {
+    named_barrier_sync(kTurnBarrier + group_, kConsumers * kGroupThreads);
+  }
+
+  __device__ __forceinline__ void give_turn() {
+    named_barrier_arrive(kTurnBarrier + (group_ ^ 1), kConsumers * kGroupThreads);
+  }
+
+  // Accumulators to out and lse. Every warp stages its own 16 rows.
+  __device__ __forceinline__ void write(const QueryBlock& q, const float (&o)[kHeadSize / 2],
+                                        const RowStatistics& rows) {
+    const int lane = threadIdx.x % 32;
+    const int warp_row = group_ * kGroupRows + threadIdx.x % kGroupThreads / 32 * 16;
+    const int begin = p_.cut.begin(q.block);
+    const int length = p_.cut.end(q.block) - begin;
+    __syncwarp();  // the last block's rows have been read
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const int row = warp_row + r * 8 + lane / 4;
+      const float sum = quad_sum(rows.sum[r]);
+      const float inverse = sum > 0.f ? 1.f / sum : 0.f;
+      if (p_.lse != nullptr && lane % 4 == 0 && row < length) {
+        const int64_t head = static_cast<int64_t>(q.batch) * p_.heads + q.head;
+        p_.lse[head * p_.cut.tokens + begin + row] =
+            sum > 0.f ? rows.maximum[r] * p_.softmax_scale + logf(sum) : -INFINITY;
+      }
+#pragma unroll
+      for (int n = 0; n < kHeadSize / 8; ++n) {
+        *reinterpret_cast<uint32_t*>(shared_.out + Layout::offset(row, n) + lane % 4 * 4) =
+            pack<Element>(o[n * 4 + r * 2] * inverse, o[n * 4 + r * 2 + 1] * inverse);
+      }
+    }
+    __syncwarp();
+    const RainfusionStrides& strides = p_.out_strides;
+    char* out = static_cast<char*>(p_.out) + 2 * (q.batch * strides.batch + q.head * strides.head);
+#pragma unroll
+    for (int i = lane; i < 16 * Layout::kChunks; i += 32) {
+      const int row = warp_row + i / Layout::kChunks;
+      const int chunk = i % Layout::kChunks;
+      if (row < length) {
+        const int64_t token = begin + row;
+        *reinterpret_cast<uint4*>(out + 2 * token * strides.token + chunk * 16) =
+            *reinterpret_cast<const uint4*>(shared_.out + Layout::offset(row, chunk));
+      }
+    }
+  }
+
+  const AttentionParams& p_;
+  Storage& shared_;
+  int group_;
+  float scale_log2_;
+  RingPlace<Storage::kRing> k_;
+  RingPlace<Storage::kRing> v_;
+};
+
+}  // namespace rainfusion::sm90

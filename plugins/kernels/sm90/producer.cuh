@@ -1,0 +1,219 @@
+// The producer warpgroup: takes query blocks from a queue and brings their tiles to shared memory.
+//
+// Dense rows and rows with a block mask go through the copy engine (TMA), issued by one thread.
+// Textural rows lie where the table of rows says: all 128 threads copy them.
+#pragma once
+
+#include "../mma.cuh"
+#include "../query_block.cuh"
+#include "params.h"
+#include "shared.cuh"
+
+namespace rainfusion::sm90 {
+
+// Keys of a query block: a run [0, count) of tokens or of places in the table, or a mask's blocks.
+struct KeyList {
+  int count;             // of a run, or of tiles in the mask
+  int limit;             // kv_len
+  const uint32_t* mask;  // nullptr for a run
+  bool gathered;
+
+  __device__ KeyList(const AttentionParams& p, const QueryBlock& q)
+      : count(0),
+        limit(key_count(p.kv_len, q.batch, p.cut.tokens)),
+        mask(nullptr),
+        gathered(false) {
+    // Query blocks that begin past kv_len attend to nothing: their output is not specified.
+    if (p.cut.begin(q.block) >= limit) limit = 0;
+    const int batch_head = q.batch * p.heads + q.head;
+    const int kind = p.kind[batch_head];
+    if (q.sink || kind == RAINFUSION_KIND_DENSE || limit == 0) {
+      count = limit;
+    } else if (kind == RAINFUSION_KIND_TEXTURAL) {
+      count = p.textural_count[q.batch];
+      gathered = true;
+    } else {
+      const int64_t row = static_cast<int64_t>(p.mask_index[batch_head]) * p.cut.blocks + q.block;
+      mask = p.masks + row * p.mask_words;
+    }
+  }
+};
+
+// Word `lane` of the 32 mask words from `first` on, without blocks that begin at or past `blocks`.
+__device__ __forceinline__ uint32_t mask_word(const uint32_t* mask, int first, int blocks) {
+  const int word = first + threadIdx.x % 32;
+  const int rest = blocks - word * 32;
+  if (rest <= 0) return 0;
+  return rest >= 32 ? mask[word] : mask[word] & ((1u << rest) - 1);
+}
+
+__device__ __forceinline__ void load_tile(const CUtensorMap& map, void* tile, Barrier& barrier,
+                                          int token, const QueryBlock& q) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];\n" ::"r"(shared_pointer(tile)),
+      "l"(&map), "r"(shared_pointer(&barrier)), "r"(0), "r"(token), "r"(0), "r"(q.head),
+      "r"(q.batch)
+      : "memory");
+}
+
+template <int kHeadSize>
+class Producer {
+ public:
+  using Storage = Shared<kHeadSize>;
+  using Layout = Tile<kHeadSize>;
+  static constexpr int kRing = Storage::kRing;
+
+  __device__ Producer(const Params& params, Storage& shared)
+      : params_(params), p_(params.attention), shared_(shared) {}
+
+  __device__ void run() {
+    int upcoming = leads() ? atomicAdd(p_.next_item, 1) : 0;
+    for (int turn = 0;; turn ^= 1) {
+      if (leads()) {
+        shared_.turns[turn] = {upcoming, place_};
+        upcoming = atomicAdd(p_.next_item, 1);
+      }
+      named_barrier_sync(kProducerBarrier, kGroupThreads);
+      const int item = shared_.turns[turn].item;
+      place_ = shared_.turns[turn].place;  // the leader may have loaded tiles alone
+      if (item >= params_.items) break;
+      produce(item);
+      __syncwarp();
+    }
+    if (leads()) publish({-1, 0, false}, QueryBlock(p_, 0));
+  }
+
+ private:
+  __device__ __forceinline__ bool leads() const { return threadIdx.x == 0; }
+
+  __device__ void produce(int item) {
+    const QueryBlock q(p_, item);
+    const KeyList keys(p_, q);
+    if (keys.gathered) {
+      const int tiles = static_cast<int>(ceil_div(keys.count, kTile));
+      if (leads()) publish({item, tiles, true}, q);
+      for (int i = 0; i < tiles; ++i) gather(q, i * kTile, keys.count);
+    } else if (threadIdx.x < 32) {
+      if (keys.mask == nullptr) {
+        walk_run(item, q, keys);
+      } else {
+        walk_mask(item, q, keys);
+      }
+    }
+  }
+
+  // Hands the consumers their next work, and its query tile.
+  __device__ void publish(Work work, const QueryBlock& q) {
+    barrier_wait(shared_.q_empty, q_phase_ ^ 1);
+    q_phase_ ^= 1;
+    shared_.work = work;
+    if (work.tiles > 0) {
+      barrier_arrive_expect(shared_.q_full, Layout::kBytes);
+      load_tile(params_.q, shared_.q, shared_.q_full, p_.cut.begin(q.block), q);
+    } else {
+      barrier_arrive(shared_.q_full);
+    }
+  }
+
+  __device__ void walk_run(int item, const QueryBlock& q, const KeyList& keys) {
+    const int tiles = static_cast<int>(ceil_div(keys.count, kTile));
+    if (leads()) {
+      publish({item, tiles, false}, q);
+      for (int i = 0; i < tiles; ++i) load(q, i * kTile, keys.count);
+    }
+  }
+
+  __device__ void walk_mask(int item, const QueryBlock& q, const KeyList& keys) {
+    const int blocks = p_.cut.blocks_below(keys.limit);
+    int tiles = 0;
+    for (int first = 0; first * 32 < blocks; first += 32) {
+      tiles += __reduce_add_sync(0xffffffffu, __popc(mask_word(keys.mask, first, blocks)));
+    }
+    if (leads()) publish({item, tiles, false}, q);
+    for (int first = 0; first * 32 < blocks; first += 32) {
+      const uint32_t own = mask_word(keys.mask, first, blocks);
+      uint32_t words = __ballot_sync(0xffffffffu, own != 0);
+      for (; words != 0; words &= words - 1) {
+        const int word = __ffs(words) - 1;
+        uint32_t bits = __shfl_sync(0xffffffffu, own, word);
+        if (leads()) {
+          for (; bits != 0; bits &= bits - 1) {
+            const int block = (first + word) * 32 + __ffs(bits) - 1;
+            load(q, p_.cut.begin(block), min(p_.cut.end(block), keys.limit));
+          }
+        }
+        __syncwarp();
+      }
+    }
+  }
+
+  // Tokens [start, stop), at most a tile, through the copy engine.
+  __device__ __forceinline__ void load(const QueryBlock& q, int start, int stop) {
+    const int stage = place_.stage;
+    barrier_wait(shared_.k_empty[stage], place_.phase ^ 1);
+    shared_.valid[stage] = min(stop - start, kTile);
+    load_announced(params_.k, shared_.k[stage], shared_.k_full[stage], start, q);
+    barrier_wait(shared_.v_empty[stage], place_.phase ^ 1);
+    load_announced(params_.v, shared_.v[stage], shared_.v_full[stage], start, q);
+    place_.advance();
+  }
+
+  __device__ __forceinline__ void load_announced(const CUtensorMap& map, void* tile, Barrier& full,
+                                                 int token, const QueryBlock& q) {
+    barrier_arrive_expect(full, Layout::kBytes);
+    load_tile(map, tile, full, token, q);
+    barrier_arrive(full, Storage::kFullArrivals - 1);  // for the threads that have nothing to do
+  }
+
+  // Places [start, count) of the table, at most a tile, through all threads.
+  __device__ __forceinline__ void gather(const QueryBlock& q, int start, int count) {
+    const int stage = place_.stage;
+    const int valid = min(count - start, kTile);
+    barrier_wait(shared_.k_empty[stage], place_.phase ^ 1);
+    if (leads()) {
+      shared_.valid[stage] = valid;
+      barrier_arrive(shared_.k_full[stage]);
+    }
+    gather_rows(p_.k, p_.k_strides, q, shared_.k[stage], start, valid);
+    barrier_arrive_after_copies(shared_.k_full[stage]);
+    barrier_wait(shared_.v_empty[stage], place_.phase ^ 1);
+    if (leads()) barrier_arrive(shared_.v_full[stage]);
+    gather_rows(p_.v, p_.v_strides, q, shared_.v[stage], start, valid);
+    barrier_arrive_after_copies(shared_.v_full[stage]);
+    place_.advance();
+  }
+
+  __device__ __forceinline__ void gather_rows(const void* tensor, const RainfusionStrides& strides,
+                                              const QueryBlock& q, const char* tile, int start,
+                                              int valid) {
+    constexpr int kThreadsPerRow = kHeadSize == 96 ? 4 : 8;
+    constexpr int kRowsPerPass = kGroupThreads / kThreadsPerRow;
+    const int first_chunk = threadIdx.x % kThreadsPerRow;
+    const int first_row = threadIdx.x / kThreadsPerRow;
+    const char* base = static_cast<const char*>(tensor) +
+                       2 * (q.batch * strides.batch + q.head * strides.head) + first_chunk * 16;
+    const int32_t* rows = p_.textural_rows + start + first_row;
+    const uint32_t shared = shared_pointer(tile);
+#pragma unroll
+    for (int pass = 0; pass < kTile / kRowsPerPass; ++pass) {
+      const int row = first_row + pass * kRowsPerPass;
+      const bool keep = row < valid;
+      const int64_t token = keep ? __ldg(rows + pass * kRowsPerPass) : 0;
+      const char* global = base + 2 * token * strides.token;
+#pragma unroll
+      for (int i = 0; i < Layout::kChunks / kThreadsPerRow; ++i) {
+        const int chunk = first_chunk + i * kThreadsPerRow;
+        copy_async_16(shared + Layout::offset(row, chunk), global + i * kThreadsPerRow * 16, keep);
+      }
+    }
+  }
+
+  const Params& params_;
+  const AttentionParams& p_;
+  Storage& shared_;
+  RingPlace<kRing> place_;
+  uint32_t q_phase_ = 0;
+};
+
+}  // namespace rainfusion::sm90
