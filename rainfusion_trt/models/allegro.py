@@ -8,7 +8,7 @@ cross-attention. The VAE of OpenSoraPlan is not in diffusers: decode the latents
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,19 +16,11 @@ from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 
-from .base import (
-    AttentionLayout,
-    GenerationDefaults,
-    TextPlace,
-    VideoModel,
-    VideoSize,
-)
+from .allegro_rotary import rotary_tables, rows_of_tokens, scales_of
+from .base import AttentionLayout, GenerationDefaults, TextPlace, VideoModel, VideoSize
+from .examples import normal_source
 from .opensora_checkpoint import is_original, load_original
-from .weights import load_transformer
 
-VAE_FRAMES = 4  # pixel frames a latent frame
-VAE_PIXELS = 8  # pixels a latent row or column
-PATCH = 2  # latent rows or columns a token
 TEXT_TOKENS = 512  # what AllegroPipeline pads every prompt to
 
 _ALLEGRO_SCALES = {
@@ -59,6 +51,7 @@ class Allegro(VideoModel):
     text: TextPlace = "none"
     transformer_class = "AllegroTransformer3DModel"
     pipeline_class = "AllegroPipeline"
+    distinctive = ("patch_size_t", "patch_size")
 
     def __init__(
         self,
@@ -74,31 +67,19 @@ class Allegro(VideoModel):
         self.defaults = defaults
         self.configs = {"full": dict(full), "tiny": dict(tiny)}
 
-    def matches(self, transformer: nn.Module) -> bool:
-        if not super().matches(transformer):
-            return False
-        config = transformer.config
+    def _has_config(self, config: Mapping[str, Any]) -> bool:
         return (
-            (config.patch_size_t, config.patch_size) == (1, PATCH)
-            and None not in _scales(config)
-            and self._has_scales(_scales(config))
+            (config["patch_size_t"], config["patch_size"]) == (1, self.patch_pixels)
+            and None not in scales_of(config)
+            and self._has_scales(scales_of(config))
         )
 
     def _has_scales(self, scales: tuple[float, float, float]) -> bool:
         return scales == tuple(_ALLEGRO_SCALES.values())
 
-    # -- building the transformer ---------------------------------------------------------------
-
-    def load(self, checkpoint: str, *, dtype: torch.dtype) -> nn.Module:
-        transformer = load_transformer(self.diffusers_class(), checkpoint, dtype=dtype)
-        if not self.matches(transformer):
-            config = transformer.config
-            raise UnsupportedError(
-                f"checkpoint {checkpoint!r} is not {self.name}: its transformer has patch_size_t="
-                f"{config.patch_size_t}, patch_size={config.patch_size} and interpolation scales "
-                f"(t, h, w) {_scales(config)}; choose the model it belongs to"
-            )
-        return transformer
+    def _described(self, config: Mapping[str, Any]) -> str:
+        scales = scales_of(config)
+        return f"{super()._described(config)} and interpolation scales (t, h, w) {scales}"
 
     # -- the graph ------------------------------------------------------------------------------
 
@@ -113,15 +94,12 @@ class Allegro(VideoModel):
     ) -> dict[str, Tensor]:
         config = transformer.config
         frames, height, width = self._latent_size(size)
-        generator = torch.Generator(device).manual_seed(seed)
-
-        def normal(*shape: int) -> Tensor:
-            values = torch.randn(shape, generator=generator, device=device)
-            return values.to(transformer.dtype)
-
+        normal = normal_source(transformer, device, seed)
         mask = torch.ones(batch, TEXT_TOKENS, dtype=torch.int64, device=device)
         mask[:, TEXT_TOKENS // 3 :] = 0  # a prompt, then padding
-        cos, sin = _rotary_tables(config, (frames, height // PATCH, width // PATCH), device)
+        cos, sin = rotary_tables(
+            config, (frames, height // self.patch_pixels, width // self.patch_pixels), device
+        )
         return {
             "hidden_states": normal(batch, config.in_channels, frames, height, width),
             "encoder_hidden_states": normal(batch, TEXT_TOKENS, config.caption_channels),
@@ -165,11 +143,11 @@ class Allegro(VideoModel):
         return kwargs
 
     def graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        if forward_kwargs.get("attention_mask") is not None:
-            raise UnsupportedError(
-                f"{self.name}: the exported graph has no input for attention_mask, the mask over "
-                "the video; leave it out, since every video token is valid"
-            )
+        self._refuse(
+            forward_kwargs,
+            "attention_mask",
+            remedy="leave it out: it masks the video, whose tokens are all valid",
+        )
         hidden_states = forward_kwargs["hidden_states"]
         batch = hidden_states.shape[0]
         text = forward_kwargs["encoder_hidden_states"]
@@ -205,43 +183,21 @@ class Allegro(VideoModel):
                 f"{self.name}: image_rotary_emb has positions of shape "
                 f"{tuple(positions[0].shape)}; the exported graph takes one row for the batch"
             )
-        return _rows_of_tokens(tables, [position[0] for position in positions])
+        return rows_of_tokens(tables, [position[0] for position in positions])
 
     # -- attention ------------------------------------------------------------------------------
 
     def layout(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> AttentionLayout:
-        grid = forward_kwargs["hidden_states"][0, 0, :, ::PATCH, ::PATCH]
-        frames, height, width = grid.shape
-        text_tokens = forward_kwargs["encoder_hidden_states"].shape[-2]
-        if frames * height * width == text_tokens:
-            raise UnsupportedError(
-                f"{self.name}: a clip of {text_tokens} tokens with a text of as many: its "
-                "self-attention cannot be told from cross-attention by length; choose another "
-                "clip size"
-            )
-        return AttentionLayout(grid=grid, text=self.text)
+        grid = self._grid(forward_kwargs["hidden_states"][0, 0])
+        return self._video_only(grid, forward_kwargs["encoder_hidden_states"].shape[-2])
 
-    def attention_count(self, config: Mapping[str, Any]) -> int:
-        return config["num_layers"]
-
-    def _latent_size(self, size: VideoSize) -> tuple[int, int, int]:
-        """Latent frames (rounded as the pipeline does), rows and columns."""
-        unit = VAE_PIXELS * PATCH
-        if size.frames < 1:
-            raise InvalidInputError(
-                f"frames={size.frames} must be 1 or more for {self.name}, such as "
-                f"{self.defaults.size.frames}"
-            )
-        for name, pixels in (("height", size.height), ("width", size.width)):
-            if pixels < unit or pixels % unit:
-                raise InvalidInputError(
-                    f"{name}={pixels} must be a multiple of {unit} for {self.name}, such as "
-                    f"{getattr(self.defaults.size, name)}"
-                )
-        frames = -(-size.frames // VAE_FRAMES)  # 88 -> 22
-        if size.frames % 2:  # a first frame of its own: 93 -> 24
-            frames = -(-(size.frames - 1) // VAE_FRAMES) + 1
-        return frames, size.height // VAE_PIXELS, size.width // VAE_PIXELS
+    def _latent_frames(self, frames: int) -> int:
+        """Rounded as the pipeline does: any number of frames is a clip."""
+        if frames < 1:
+            raise self._bad_size("frames", frames, "1 or more")
+        if frames % 2:  # a first frame of its own: 93 -> 24
+            return -(-(frames - 1) // self.vae_frames) + 1
+        return -(-frames // self.vae_frames)  # 88 -> 22
 
 
 class OpenSoraPlan(Allegro):
@@ -254,41 +210,6 @@ class OpenSoraPlan(Allegro):
         if is_original(checkpoint):
             return load_original(self.diffusers_class(), checkpoint, dtype=dtype)
         return super().load(checkpoint, dtype=dtype)
-
-
-def _scales(config: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Interpolation scales of t, h and w."""
-    return tuple(config[f"interpolation_scale_{axis}"] for axis in "thw")
-
-
-def _rotary_tables(
-    config: Mapping[str, Any], grid: tuple[int, int, int], device: str | torch.device
-) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 [T*H*W, D], a third of D for each of t, h and w."""
-    from diffusers.models.embeddings import get_3d_rotary_pos_embed_allegro
-
-    frames, height, width = grid
-    *tables, _, _, _ = get_3d_rotary_pos_embed_allegro(
-        embed_dim=config["attention_head_dim"],
-        crops_coords=((0, 0), (height, width)),
-        grid_size=(height, width),
-        temporal_size=frames,
-        interpolation_scale=_scales(config),
-        device=torch.device(device),
-    )
-    ranges = [torch.arange(extent, device=device) for extent in grid]
-    return _rows_of_tokens(tables, torch.cartesian_prod(*ranges).unbind(-1))
-
-
-def _rows_of_tokens(
-    tables: Sequence[tuple[Tensor, Tensor]], positions: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 [S, D], from (cos, sin) tables and positions [S] of t, h and w."""
-    cos, sin = (
-        torch.cat([table[i].float()[p] for table, p in zip(tables, positions, strict=True)], dim=-1)
-        for i in range(2)
-    )
-    return cos, sin
 
 
 _FULL = {"num_layers": 32}

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 
-from .weights import random_transformer
+from .weights import load_transformer, random_transformer
 
 TextPlace = Literal["none", "first", "last"]
 ConfigSize = Literal["full", "tiny"]
@@ -81,10 +81,21 @@ class VideoModel(ABC):
     defaults: GenerationDefaults
     guidance_batch: bool = True  # classifier-free guidance as batch 2 (else as two calls)
     tiny_size: VideoSize = VideoSize(9, 64, 96)  # clip of the tiny configuration
+    vae_frames: int = 4  # pixel frames a latent frame, after the first
+    vae_pixels: int = 8  # pixels a latent row or column
+    patch_frames: int = 1  # latent frames a token
+    patch_pixels: int = 2  # latent rows or columns a token
+    distinctive: tuple[str, ...]  # settings that tell the model from others of its class
+    remedy: str = "choose the model it belongs to"  # for a checkpoint of another model
 
     def matches(self, transformer: nn.Module) -> bool:
         """Whether a transformer is of this model."""
-        return type(transformer).__name__ == self.transformer_class
+        of_class = type(transformer).__name__ == self.transformer_class
+        return of_class and self._has_config(transformer.config)
+
+    @abstractmethod
+    def _has_config(self, config: Mapping[str, Any]) -> bool:
+        """Whether a configuration of the model's class is of this model."""
 
     # -- building the transformer ---------------------------------------------------------------
 
@@ -118,9 +129,26 @@ class VideoModel(ABC):
         kind = self.diffusers_class()
         return random_transformer(kind, config, dtype=dtype, device=device, seed=seed)
 
-    @abstractmethod
     def load(self, checkpoint: str, *, dtype: torch.dtype) -> nn.Module:
-        """The transformer of a diffusers checkpoint (a directory or a hub id)."""
+        """The transformer of a diffusers checkpoint (a directory or a hub id).
+
+        Raises
+        ------
+        InvalidInputError
+            Nothing usable is there.
+        UnsupportedError
+            It is of another model.
+        """
+        transformer = load_transformer(self.diffusers_class(), checkpoint, dtype=dtype)
+        if not self.matches(transformer):
+            raise UnsupportedError(
+                f"checkpoint {checkpoint!r} is not {self.name}: its transformer has "
+                f"{self._described(transformer.config)}; {self.remedy}"
+            )
+        return transformer
+
+    def _described(self, config: Mapping[str, Any]) -> str:
+        return ", ".join(f"{key}={config[key]}" for key in self.distinctive)
 
     # -- the graph ------------------------------------------------------------------------------
 
@@ -142,6 +170,34 @@ class VideoModel(ABC):
     ) -> dict[str, Tensor]:
         """Seeded random graph inputs by name, in graph order, without `sparsity`."""
 
+    def _latent_size(self, size: VideoSize) -> tuple[int, int, int]:
+        """Latent frames (in whole tokens, as the pipeline pads them), rows and columns of a clip.
+
+        Raises
+        ------
+        InvalidInputError
+            The model makes no clip of that size.
+        """
+        frames = self._latent_frames(size.frames)
+        unit = self.vae_pixels * self.patch_pixels
+        for name in ("height", "width"):
+            pixels = getattr(size, name)
+            if pixels < unit or pixels % unit:
+                raise self._bad_size(name, pixels, f"a multiple of {unit}")
+        return frames, size.height // self.vae_pixels, size.width // self.vae_pixels
+
+    def _latent_frames(self, frames: int) -> int:
+        if frames < 1 or (frames - 1) % self.vae_frames:
+            raise self._bad_size("frames", frames, f"{self.vae_frames}k + 1")
+        latent_frames = (frames - 1) // self.vae_frames + 1
+        return latent_frames + -latent_frames % self.patch_frames
+
+    def _bad_size(self, name: str, value: int, expected: str) -> InvalidInputError:
+        usual = getattr(self.defaults.size, name)
+        return InvalidInputError(
+            f"{name}={value} must be {expected} for {self.name}, such as {usual}"
+        )
+
     @abstractmethod
     def dynamic_axes(self) -> dict[str, dict[int, str]]:
         """Axes that may vary, as {input: {axis: name}}; empty if a graph serves one size only."""
@@ -158,12 +214,36 @@ class VideoModel(ABC):
         """One forward as it is traced: the transformer's own, unless no graph can hold that."""
         return transformer(**forward_kwargs, return_dict=False)[0]
 
+    def _refuse(
+        self, forward_kwargs: Mapping[str, Any], *names: str, remedy: str = "leave it out"
+    ) -> None:
+        """Fail on arguments that the graph has no input for."""
+        for name in names:
+            value = forward_kwargs.get(name)
+            if value is not None and not (isinstance(value, Mapping) and not value):
+                raise UnsupportedError(
+                    f"{self.name}: the exported graph has no input for {name}; {remedy}"
+                )
+
     # -- attention ------------------------------------------------------------------------------
 
     @abstractmethod
     def layout(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> AttentionLayout:
         """Token grid, text place and valid length of a forward call."""
 
-    @abstractmethod
+    def _grid(self, latents: Tensor) -> Tensor:
+        """Latents [T, H, W] -> a view of the shape of the token grid."""
+        return latents[:: self.patch_frames, :: self.patch_pixels, :: self.patch_pixels]
+
+    def _video_only(self, grid: Tensor, text_tokens: int) -> AttentionLayout:
+        """Layout of a model whose text comes in by cross-attention, told apart by its length."""
+        if grid.numel() == text_tokens:
+            raise UnsupportedError(
+                f"{self.name}: a clip of {text_tokens} tokens is as long as the text, so that "
+                "self-attention and cross-attention look alike; choose another size"
+            )
+        return AttentionLayout(grid=grid, text="none")
+
     def attention_count(self, config: Mapping[str, Any]) -> int:
         """Number of self-attentions that the operator replaces."""
+        return config["num_layers"]

@@ -13,19 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.errors import InvalidInputError
 
-from .base import (
-    AttentionLayout,
-    GenerationDefaults,
-    TextPlace,
-    VideoModel,
-    VideoSize,
-)
-from .weights import load_transformer
-
-VAE_FRAMES = 4  # pixel frames a latent frame, after the first
-VAE_PIXELS = 8  # pixels a latent row or column
+from .base import AttentionLayout, GenerationDefaults, TextPlace, VideoModel, VideoSize
+from .examples import normal_source
 
 _TINY = {
     "num_attention_heads": 2,
@@ -45,6 +36,13 @@ class CogVideoX(VideoModel):
     text: TextPlace = "first"
     transformer_class = "CogVideoXTransformer3DModel"
     pipeline_class = "CogVideoXPipeline"
+    distinctive = (
+        "patch_size_t",
+        "use_rotary_positional_embeddings",
+        "use_learned_positional_embeddings",
+        "ofs_embed_dim",
+    )
+    remedy = "choose the model it belongs to (image-to-video checkpoints are not supported)"
 
     def __init__(
         self,
@@ -62,31 +60,13 @@ class CogVideoX(VideoModel):
         self.patch_frames = full.get("patch_size_t") or 1
         self.configs = {"full": dict(full), "tiny": dict(tiny)}
 
-    def matches(self, transformer: nn.Module) -> bool:
-        if not super().matches(transformer):
-            return False
-        config = transformer.config
+    def _has_config(self, config: Mapping[str, Any]) -> bool:
         return (
             config.use_rotary_positional_embeddings == self.rotary
             and (config.patch_size_t or 1) == self.patch_frames
             and not config.use_learned_positional_embeddings
             and not config.ofs_embed_dim
         )
-
-    # -- building the transformer ---------------------------------------------------------------
-
-    def load(self, checkpoint: str, *, dtype: torch.dtype) -> nn.Module:
-        transformer = load_transformer(self.diffusers_class(), checkpoint, dtype=dtype)
-        if not self.matches(transformer):
-            raise UnsupportedError(
-                f"checkpoint {checkpoint!r} is not {self.name}: its transformer has "
-                f"patch_size_t={transformer.config.patch_size_t}, rotary positions="
-                f"{transformer.config.use_rotary_positional_embeddings}, learned positions="
-                f"{transformer.config.use_learned_positional_embeddings}, ofs_embed_dim="
-                f"{transformer.config.ofs_embed_dim}; choose the model it belongs to "
-                "(image-to-video checkpoints are not supported)"
-            )
-        return transformer
 
     # -- the graph ------------------------------------------------------------------------------
 
@@ -97,7 +77,7 @@ class CogVideoX(VideoModel):
         frames, height, width = self._latent_size(size)
         embed = transformer.patch_embed
         embed.sample_height, embed.sample_width = height, width
-        embed.sample_frames = (frames - 1) * VAE_FRAMES + 1
+        embed.sample_frames = (frames - 1) * self.vae_frames + 1
         table = embed._get_positional_embeddings(height, width, embed.sample_frames)
         embed.pos_embedding = table.to(transformer.device, transformer.dtype)
 
@@ -112,12 +92,7 @@ class CogVideoX(VideoModel):
     ) -> dict[str, Tensor]:
         config = transformer.config
         frames, height, width = self._latent_size(size)
-        generator = torch.Generator(device).manual_seed(seed)
-
-        def normal(*shape: int) -> Tensor:
-            values = torch.randn(shape, generator=generator, device=device)
-            return values.to(transformer.dtype)
-
+        normal = normal_source(transformer, device, seed)
         inputs = {
             "hidden_states": normal(batch, frames, config.in_channels, height, width),
             "encoder_hidden_states": normal(
@@ -126,7 +101,11 @@ class CogVideoX(VideoModel):
             "timestep": torch.full((batch,), 500, dtype=torch.int64, device=device),
         }
         if self.rotary:
-            grid = (frames // self.patch_frames, height // 2, width // 2)
+            grid = (
+                frames // self.patch_frames,
+                height // self.patch_pixels,
+                width // self.patch_pixels,
+            )
             cos, sin = _rotary_tables(config.attention_head_dim, grid, device)
             inputs["rotary_cos"], inputs["rotary_sin"] = cos, sin
         return inputs
@@ -152,9 +131,7 @@ class CogVideoX(VideoModel):
         return kwargs
 
     def graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        for name in ("timestep_cond", "ofs"):
-            if forward_kwargs.get(name) is not None:
-                raise UnsupportedError(f"{self.name}: the exported graph has no input for {name}")
+        self._refuse(forward_kwargs, "timestep_cond", "ofs")
         hidden_states = forward_kwargs["hidden_states"]
         timestep = torch.as_tensor(forward_kwargs["timestep"], device=hidden_states.device)
         inputs = {
@@ -175,31 +152,9 @@ class CogVideoX(VideoModel):
     # -- attention ------------------------------------------------------------------------------
 
     def layout(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> AttentionLayout:
-        hidden_states = forward_kwargs["hidden_states"]
-        grid = hidden_states[0, :: self.patch_frames, 0, ::2, ::2]
+        grid = self._grid(forward_kwargs["hidden_states"][0, :, 0])
         text_tokens = forward_kwargs["encoder_hidden_states"].shape[1]
         return AttentionLayout(grid=grid, text=self.text, text_tokens=text_tokens)
-
-    def attention_count(self, config: Mapping[str, Any]) -> int:
-        return config["num_layers"]
-
-    def _latent_size(self, size: VideoSize) -> tuple[int, int, int]:
-        """Latent frames (padded to whole patches, as the pipeline does), rows and columns."""
-        unit = VAE_PIXELS * 2
-        if size.frames < 1 or (size.frames - 1) % VAE_FRAMES:
-            raise InvalidInputError(
-                f"frames={size.frames} must be 4k + 1 for {self.name}, such as "
-                f"{self.defaults.size.frames}"
-            )
-        for name, pixels in (("height", size.height), ("width", size.width)):
-            if pixels < unit or pixels % unit:
-                raise InvalidInputError(
-                    f"{name}={pixels} must be a multiple of {unit} for {self.name}, such as "
-                    f"{getattr(self.defaults.size, name)}"
-                )
-        frames = (size.frames - 1) // VAE_FRAMES + 1
-        frames += -frames % self.patch_frames
-        return frames, size.height // VAE_PIXELS, size.width // VAE_PIXELS
 
 
 def _rotary_tables(

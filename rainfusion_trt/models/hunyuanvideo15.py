@@ -14,33 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from .base import AttentionLayout, ConfigSize, GenerationDefaults, VideoSize
+from .examples import normal_source
+from .hunyuan import HunyuanTextToVideo, prompt_mask
 
-from .base import (
-    AttentionLayout,
-    ConfigSize,
-    GenerationDefaults,
-    TextPlace,
-    VideoModel,
-    VideoSize,
-)
-from .weights import load_transformer
-
-VAE_FRAMES = 4  # pixel frames a latent frame, after the first
-VAE_PIXELS = 16  # pixels a latent row or column
 TEXT_TOKENS = 1000  # what the pipeline pads prompts to, for Qwen2.5-VL
 TEXT_2_TOKENS = 256  # and for ByT5, which reads quoted words
 IMAGE_TOKENS = 729
 IMAGE_CHANNELS = 1152
 
-_INPUTS = (
-    "hidden_states",
-    "timestep",
-    "encoder_hidden_states",
-    "encoder_attention_mask",
-    "encoder_hidden_states_2",
-    "encoder_attention_mask_2",
-)
 _CONFIGS: dict[ConfigSize, dict[str, Any]] = {
     "full": {"num_layers": 54, "task_type": "t2v"},
     "tiny": {
@@ -58,41 +40,35 @@ _CONFIGS: dict[ConfigSize, dict[str, Any]] = {
 }
 
 
-class HunyuanVideo15(VideoModel):
+class HunyuanVideo15(HunyuanTextToVideo):
     """HunyuanVideo-1.5, the text-to-video transformer."""
 
     name = "hunyuanvideo-1.5"
-    text: TextPlace = "last"
+    inputs = (
+        "hidden_states",
+        "timestep",
+        "encoder_hidden_states",
+        "encoder_attention_mask",
+        "encoder_hidden_states_2",
+        "encoder_attention_mask_2",
+    )
+    masks = ("encoder_attention_mask", "encoder_attention_mask_2")
     configs = _CONFIGS
     transformer_class = "HunyuanVideo15Transformer3DModel"
     pipeline_class = "HunyuanVideo15Pipeline"
-    guidance_batch = False
+    vae_pixels = 16
+    patch_pixels = 1
+    distinctive = ("task_type", "use_meanflow", "image_embed_dim", "patch_size_t", "patch_size")
+    remedy = "only text-to-video checkpoints are supported"
     defaults = GenerationDefaults(VideoSize(121, 720, 1280), 50, 6.0, torch.bfloat16, 24)
 
-    def matches(self, transformer: nn.Module) -> bool:
-        if not super().matches(transformer):
-            return False
-        config = transformer.config
+    def _has_config(self, config: Mapping[str, Any]) -> bool:
         return (
             config.task_type == "t2v"
             and not config.use_meanflow
             and config.image_embed_dim == IMAGE_CHANNELS
-            and (config.patch_size_t, config.patch_size) == (1, 1)
+            and (config.patch_size_t, config.patch_size) == (self.patch_frames, self.patch_pixels)
         )
-
-    # -- building the transformer ---------------------------------------------------------------
-
-    def load(self, checkpoint: str, *, dtype: torch.dtype) -> nn.Module:
-        transformer = load_transformer(self.diffusers_class(), checkpoint, dtype=dtype)
-        if not self.matches(transformer):
-            config = transformer.config
-            raise UnsupportedError(
-                f"checkpoint {checkpoint!r} is not {self.name}: its transformer has "
-                f"task_type={config.task_type}, use_meanflow={config.use_meanflow}, image_embed_dim"
-                f"={config.image_embed_dim}, patches of {config.patch_size_t}x{config.patch_size}; "
-                "only text-to-video checkpoints are supported"
-            )
-        return transformer
 
     # -- the graph ------------------------------------------------------------------------------
 
@@ -106,56 +82,34 @@ class HunyuanVideo15(VideoModel):
         seed: int = 0,
     ) -> dict[str, Tensor]:
         config = transformer.config
-        generator = torch.Generator(device).manual_seed(seed)
-
-        def normal(*shape: int) -> Tensor:
-            values = torch.randn(shape, generator=generator, device=device)
-            return values.to(transformer.dtype)
-
-        def mask(tokens: int) -> Tensor:
-            """Prompts of different length, each shorter than the padding."""
-            lengths = torch.arange(batch, device=device) % 4 * (tokens // 8) + tokens // 4
-            positions = torch.arange(tokens, device=device)
-            return (positions < lengths[:, None]).to(torch.int32)
-
+        normal = normal_source(transformer, device, seed)
         return {
             "hidden_states": normal(batch, config.in_channels, *self._latent_size(size)),
             "timestep": torch.full((batch,), 500.0, dtype=transformer.dtype, device=device),
             "encoder_hidden_states": normal(batch, TEXT_TOKENS, config.text_embed_dim),
-            "encoder_attention_mask": mask(TEXT_TOKENS),
+            "encoder_attention_mask": prompt_mask(batch, TEXT_TOKENS, device),
             "encoder_hidden_states_2": normal(batch, TEXT_2_TOKENS, config.text_embed_2_dim),
-            "encoder_attention_mask_2": mask(TEXT_2_TOKENS),
+            "encoder_attention_mask_2": prompt_mask(batch, TEXT_2_TOKENS, device),
         }
 
     def dynamic_axes(self) -> dict[str, dict[int, str]]:
         return {
             "hidden_states": {0: "batch", 2: "frames", 3: "height", 4: "width"},
-            **{name: {0: "batch"} for name in _INPUTS[1:]},
+            **{name: {0: "batch"} for name in self.inputs[1:]},
         }
 
     def forward_kwargs(self, graph_inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         hidden_states = graph_inputs["hidden_states"]
         shape = (hidden_states.shape[0], IMAGE_TOKENS, IMAGE_CHANNELS)
-        kwargs: dict[str, Any] = {name: graph_inputs[name] for name in _INPUTS}
+        kwargs: dict[str, Any] = {name: graph_inputs[name] for name in self.inputs}
         kwargs["image_embeds"] = hidden_states.new_zeros(shape)  # diffusers' sign for no image
         return kwargs
 
     def graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        for name in ("attention_kwargs", "timestep_r"):
-            value = forward_kwargs.get(name)
-            if value is not None and not (isinstance(value, dict) and not value):
-                raise UnsupportedError(f"{self.name}: the exported graph has no input for {name}")
-        for name in _INPUTS:
-            if forward_kwargs.get(name) is None:
-                raise InvalidInputError(
-                    f"{self.name}: {name} is missing, so the call does not come from "
-                    f"{self.pipeline_class}"
-                )
-        inputs = {name: forward_kwargs[name] for name in _INPUTS}
+        self._refuse(forward_kwargs, "attention_kwargs", "timestep_r")
+        inputs = self._checked(forward_kwargs)
         hidden_states = inputs["hidden_states"]
         inputs["timestep"] = inputs["timestep"].to(hidden_states.dtype).expand(len(hidden_states))
-        for name in ("encoder_attention_mask", "encoder_attention_mask_2"):
-            inputs[name] = inputs[name].to(torch.int32)
         return inputs
 
     def call(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> Tensor:
@@ -189,35 +143,8 @@ class HunyuanVideo15(VideoModel):
     # -- attention ------------------------------------------------------------------------------
 
     def layout(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> AttentionLayout:
-        grid = forward_kwargs["hidden_states"][0, 0]
-        frames, height, width = grid.shape
-        masks = [forward_kwargs[f"encoder_attention_mask{end}"] for end in ("", "_2")]
-        lengths = [mask.sum(dim=1, dtype=torch.int32) for mask in masks]
-        return AttentionLayout(
-            grid=grid,
-            text=self.text,
-            kv_len=lengths[0] + lengths[1] + frames * height * width,
-            text_tokens=sum(mask.shape[1] for mask in masks) + IMAGE_TOKENS,
-        )
-
-    def attention_count(self, config: Mapping[str, Any]) -> int:
-        return config["num_layers"]
-
-    def _latent_size(self, size: VideoSize) -> tuple[int, int, int]:
-        """Latent frames, rows and columns."""
-        if size.frames < 1 or (size.frames - 1) % VAE_FRAMES:
-            raise InvalidInputError(
-                f"frames={size.frames} must be 4k + 1 for {self.name}, such as "
-                f"{self.defaults.size.frames}"
-            )
-        for name, pixels in (("height", size.height), ("width", size.width)):
-            if pixels < VAE_PIXELS or pixels % VAE_PIXELS:
-                raise InvalidInputError(
-                    f"{name}={pixels} must be a multiple of {VAE_PIXELS} for {self.name}, such as "
-                    f"{getattr(self.defaults.size, name)}"
-                )
-        frames = (size.frames - 1) // VAE_FRAMES + 1
-        return frames, size.height // VAE_PIXELS, size.width // VAE_PIXELS
+        grid = self._grid(forward_kwargs["hidden_states"][0, 0])
+        return self._padded(grid, forward_kwargs, image_tokens=IMAGE_TOKENS)
 
 
 def _valid_first(tokens: Tensor, valid: Tensor, slots: int) -> tuple[Tensor, Tensor]:

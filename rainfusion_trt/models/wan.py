@@ -16,23 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.errors import InvalidInputError
 
-from .base import (
-    AttentionLayout,
-    GenerationDefaults,
-    TextPlace,
-    VideoModel,
-    VideoSize,
-)
-from .weights import load_transformer
+from .base import AttentionLayout, GenerationDefaults, TextPlace, VideoModel, VideoSize
+from .examples import normal_source
 
-VAE_FRAMES = 4  # pixel frames a latent frame, after the first
-PATCH = 2  # latent rows and columns a token
 TEXT_TOKENS = 512  # UMT5's, padded with zeros and not masked
-
-# What tells the members of the family apart, and image-to-video variants from them.
-_DISTINCTIVE = ("in_channels", "out_channels", "num_attention_heads", "image_dim")
 
 _TINY = {
     "attention_head_dim": 128,
@@ -59,6 +48,9 @@ class Wan(VideoModel):
     transformer_class = "WanTransformer3DModel"
     pipeline_class = "WanPipeline"
     guidance_batch = False
+    # They tell the members of the family apart, and image-to-video variants from them.
+    distinctive = ("in_channels", "out_channels", "num_attention_heads", "image_dim")
+    remedy = "choose the model it belongs to (image-to-video checkpoints are not supported)"
 
     def __init__(
         self,
@@ -81,25 +73,11 @@ class Wan(VideoModel):
         if token_timesteps:
             self.tiny_size = VideoSize(9, 128, 192)
 
-    def matches(self, transformer: nn.Module) -> bool:
-        if not super().matches(transformer):
-            return False
+    def _has_config(self, config: Mapping[str, Any]) -> bool:
         return any(
-            all(transformer.config[key] == config[key] for key in _DISTINCTIVE)
-            for config in self.configs.values()
+            all(config[key] == known[key] for key in self.distinctive)
+            for known in self.configs.values()
         )
-
-    # -- building the transformer ---------------------------------------------------------------
-
-    def load(self, checkpoint: str, *, dtype: torch.dtype) -> nn.Module:
-        transformer = load_transformer(self.diffusers_class(), checkpoint, dtype=dtype)
-        if not self.matches(transformer):
-            found = ", ".join(f"{key}={transformer.config[key]}" for key in _DISTINCTIVE)
-            raise UnsupportedError(
-                f"checkpoint {checkpoint!r} is not {self.name}: its transformer has {found}; "
-                "choose the model it belongs to (image-to-video checkpoints are not supported)"
-            )
-        return transformer
 
     # -- the graph ------------------------------------------------------------------------------
 
@@ -114,15 +92,10 @@ class Wan(VideoModel):
     ) -> dict[str, Tensor]:
         config = transformer.config
         frames, height, width = self._latent_size(size)
-        generator = torch.Generator(device).manual_seed(seed)
-
-        def normal(*shape: int) -> Tensor:
-            values = torch.randn(shape, generator=generator, device=device)
-            return values.to(transformer.dtype)
-
+        normal = normal_source(transformer, device, seed)
         timesteps = (batch,)
         if self.token_timesteps:
-            timesteps = (batch, frames * (height // PATCH) * (width // PATCH))
+            timesteps = (batch, frames * height * width // self.patch_pixels**2)
         return {
             "hidden_states": normal(batch, config.in_channels, frames, height, width),
             "timestep": torch.full(timesteps, 500.0, device=device),
@@ -142,11 +115,11 @@ class Wan(VideoModel):
         return {name: graph_inputs[name] for name in names}
 
     def graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        if forward_kwargs.get("encoder_hidden_states_image") is not None:
-            raise UnsupportedError(
-                f"{self.name}: the exported graph has no input for encoder_hidden_states_image; it "
-                "is text to video"
-            )
+        self._refuse(
+            forward_kwargs,
+            "encoder_hidden_states_image",
+            remedy="leave it out, since the model is text to video",
+        )
         hidden_states = forward_kwargs["hidden_states"]
         timestep = torch.as_tensor(forward_kwargs["timestep"], device=hidden_states.device)
         if self.token_timesteps != (timestep.dim() == 2):
@@ -167,35 +140,8 @@ class Wan(VideoModel):
     # -- attention ------------------------------------------------------------------------------
 
     def layout(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> AttentionLayout:
-        grid = forward_kwargs["hidden_states"][0, 0, :, ::PATCH, ::PATCH]
-        frames, height, width = grid.shape
-        text_tokens = forward_kwargs["encoder_hidden_states"].shape[1]
-        if frames * height * width == text_tokens:
-            raise UnsupportedError(
-                f"{self.name}: a clip of {text_tokens} tokens is as long as the text, so that "
-                "self-attention and cross-attention look alike; choose another size"
-            )
-        return AttentionLayout(grid=grid, text=self.text)
-
-    def attention_count(self, config: Mapping[str, Any]) -> int:
-        return config["num_layers"]
-
-    def _latent_size(self, size: VideoSize) -> tuple[int, int, int]:
-        """Latent frames, rows and columns."""
-        unit = self.vae_pixels * PATCH
-        if size.frames < 1 or (size.frames - 1) % VAE_FRAMES:
-            raise InvalidInputError(
-                f"frames={size.frames} must be 4k + 1 for {self.name}, such as "
-                f"{self.defaults.size.frames}"
-            )
-        for name, pixels in (("height", size.height), ("width", size.width)):
-            if pixels < unit or pixels % unit:
-                raise InvalidInputError(
-                    f"{name}={pixels} must be a multiple of {unit} for {self.name}, such as "
-                    f"{getattr(self.defaults.size, name)}"
-                )
-        latent_frames = (size.frames - 1) // VAE_FRAMES + 1
-        return latent_frames, size.height // self.vae_pixels, size.width // self.vae_pixels
+        grid = self._grid(forward_kwargs["hidden_states"][0, 0])
+        return self._video_only(grid, forward_kwargs["encoder_hidden_states"].shape[1])
 
 
 _CHANNELS_16 = {"in_channels": 16, "out_channels": 16}
