@@ -95,6 +95,26 @@ def _engine(rows: list[Row]) -> str:
     return "\n".join(parts)
 
 
+def _fidelity(rows: list[Row]) -> str:
+    """The default settings of every method; docs/fidelity.md has the rest."""
+    default = {"group": "methods", "sparsity": 0.5, "dense_fraction": 0.1, "sink_frames": 1}
+    columns = ("method", "sparsity", "density", "psnr", "ssim", "seeds")
+    table = [
+        {column: row[column] for column in columns}
+        for row in rows
+        if all(row[key] == value for key, value in default.items())
+    ]
+    return (
+        "Videos of the demo model against dense attention, 10 % of the steps dense; "
+        "[docs/fidelity.md](docs/fidelity.md) has the rest.\n\n" + _markdown(table)
+    )
+
+
+def _fidelity_tensors(rows: list[Row]) -> str:
+    """Only where to find them: there is a row for every method and layer."""
+    return f"{len(rows)} rows, in tables of [docs/fidelity.md](docs/fidelity.md).\n"
+
+
 def _plain(rows: list[Row]) -> str:
     return _markdown(rows)
 
@@ -118,7 +138,12 @@ def _cell(value: Any) -> str:
     return str(value).replace("|", "\\|")
 
 
-_TABLES: dict[str, Callable[[list[Row]], str]] = {"attention": _attention, "engine": _engine}
+_TABLES: dict[str, Callable[[list[Row]], str]] = {  # by prefix, the longer first
+    "attention": _attention,
+    "engine": _engine,
+    "fidelity_tensors": _fidelity_tensors,
+    "fidelity": _fidelity,
+}
 
 
 def main(

@@ -1,0 +1,209 @@
+"""How much of the dense video sparse attention keeps, on the trained demo model.
+
+    python scripts/fidelity.py study --pipeline out/trained/pipeline
+    python scripts/fidelity.py tensors --pipeline out/trained/pipeline
+    python scripts/fidelity.py pictures --pipeline out/trained/pipeline
+    python scripts/fidelity.py tables
+
+``study`` and ``tensors`` want a GPU; they write figures as JSON into benchmarks/results and small
+tensors for pictures into out/fidelity. ``pictures`` and ``tables`` need none; they write
+docs/images and the tables of docs/fidelity.md from those files. Needs the extra ``study``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from fidelity_study.configs import SPARSITIES, configs_of
+from results import RESULTS, write_result
+from rich.logging import RichHandler
+from safetensors.torch import load_file
+
+from rainfusion_trt.demo.codec import PatchCodec
+from rainfusion_trt.demo.dataset import save_whole
+from rainfusion_trt.errors import InvalidInputError, RainFusionError
+
+logger = logging.getLogger("rainfusion_trt.fidelity")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+ROOT = Path(__file__).resolve().parent.parent
+
+PipelineOption = Annotated[Path, typer.Option(help="Folder `pipeline` of train_demo.py.")]
+ResultsOption = Annotated[Path, typer.Option(help="Folder of the JSON.")]
+OutputOption = Annotated[Path, typer.Option(help="Folder of the small tensors for pictures.")]
+PromptOption = Annotated[str, typer.Option(help="Name of the clip to sample.")]
+StepsOption = Annotated[int, typer.Option(help="Denoising steps.", min=2)]
+GuidanceOption = Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")]
+DeviceOption = Annotated[str | None, typer.Option(help="By default the GPU, if there is one.")]
+
+_PIPELINE = Path("out/trained/pipeline")
+_OUTPUT = Path("out/fidelity")
+
+
+@app.command()
+def study(
+    pipeline: PipelineOption = _PIPELINE,
+    results: ResultsOption = RESULTS,
+    output: OutputOption = _OUTPUT,
+    prompt: PromptOption = "bigbuckbunny",
+    first_seed: Annotated[int, typer.Option(help="First seed.")] = 0,
+    seeds: Annotated[int, typer.Option(help="How many, all in one batch.", min=1)] = 8,
+    steps: StepsOption = 40,
+    guidance: GuidanceOption = 1.0,
+    sparsity: Annotated[list[float] | None, typer.Option(help="s; repeat for several.")] = None,
+    group: Annotated[list[str] | None, typer.Option(help="Only these groups of runs.")] = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes for PSNR and SSIM; 0 is none.", min=0)
+    ] = min(12, max(1, (os.cpu_count() or 1) - 2)),
+    max_minutes: Annotated[float, typer.Option(help="Start no run after this long.")] = 8.0,
+    device: DeviceOption = None,
+) -> None:
+    """PSNR and SSIM of sparse videos against the dense ones of the same seeds."""
+    from fidelity_study.metrics import scikit_image_version
+    from fidelity_study.sampling import Sampler
+    from fidelity_study.study import Study
+
+    version = scikit_image_version()
+    configs = configs_of(tuple(sparsity or SPARSITIES), group or [])
+    sampler = Sampler(
+        pipeline,
+        prompt=prompt,
+        seeds=range(first_seed, first_seed + seeds),
+        steps=steps,
+        guidance=guidance,
+        device=_device(device),
+    )
+    runs = Study(sampler, workers)
+    left = configs
+    try:
+        left = runs.run(configs, max_minutes * 60)
+    finally:  # what was measured before an error is kept
+        runs.finish()
+        note = (
+            f"prompt {prompt}, seeds {first_seed} to {first_seed + seeds - 1}, {steps} steps, "
+            f"guidance {guidance:g}, {sampler.size.frames}x{sampler.size.height}x"
+            f"{sampler.size.width}, {_precision(sampler.device)}; PSNR and SSIM by scikit-image "
+            f"{version} on decoded frames (uint8)"
+        )
+        if left:
+            note += f"; {len(left)} of {len(configs)} configurations were not run"
+        path = write_result("fidelity", runs.rows, note=note, folder=results)
+        save_whole(runs.kept, output / "fidelity.safetensors", {"prompt": prompt})
+        logger.info("%s: %d configurations", path, len(runs.rows))
+
+
+@app.command()
+def tensors(
+    pipeline: PipelineOption = _PIPELINE,
+    results: ResultsOption = RESULTS,
+    output: OutputOption = _OUTPUT,
+    prompt: PromptOption = "bigbuckbunny",
+    seed: Annotated[int, typer.Option(help="A seed that the study does not use.")] = 1000,
+    steps: StepsOption = 40,
+    step: Annotated[int | None, typer.Option(help="Step to take; by default the middle.")] = None,
+    guidance: GuidanceOption = 1.0,
+    device: DeviceOption = None,
+) -> None:
+    """Errors of single attention calls on q, k and v of the dense run, layer by layer."""
+    from fidelity_study.sampling import Sampler
+    from fidelity_study.tensors import Call, attention_maps, measure
+
+    step = steps // 2 if step is None else step
+    sampler = Sampler(
+        pipeline,
+        prompt=prompt,
+        seeds=[seed],
+        steps=steps,
+        guidance=guidance,
+        device=_device(device),
+    )
+    with torch.inference_mode():
+        captured = sampler.capture(step)
+        calls = [Call.of(layer, step, *tensors) for layer, tensors in enumerate(captured)]
+        rows = [row for call in calls for row in measure(call, sampler.layout)]
+        maps = attention_maps(calls, sampler.layout(1))
+    note = (
+        f"prompt {prompt}, seed {seed}, step {step} of {steps}, {_precision(sampler.device)}; "
+        "relative error of attention outputs against float32"
+    )
+    path = write_result("fidelity_tensors", rows, note=note, folder=results)
+    save_whole(maps, output / "fidelity_tensors.safetensors", {"prompt": prompt})
+    logger.info("%s: %d rows", path, len(rows))
+
+
+@app.command()
+def pictures(
+    pipeline: PipelineOption = _PIPELINE,
+    results: ResultsOption = RESULTS,
+    output: OutputOption = _OUTPUT,
+    images: Annotated[Path, typer.Option(help="Where the pictures go.")] = ROOT / "docs/images",
+) -> None:
+    """Frames side by side, kinds of heads, attention maps and PSNR against density."""
+    from fidelity_study.pictures import draw_all
+
+    codec = PatchCodec.from_pretrained(pipeline / "vae")
+    record = json.loads(_existing(results / "fidelity.json", "study").read_text(encoding="utf-8"))
+    kept = load_file(_existing(output / "fidelity.safetensors", "study"))
+    maps = load_file(_existing(output / "fidelity_tensors.safetensors", "tensors"))
+    for path in draw_all(record["rows"], kept, maps, codec, images):
+        logger.info("%s: %d kB", path, path.stat().st_size // 1000)
+
+
+@app.command()
+def tables(
+    check: Annotated[bool, typer.Option(help="Write nothing; fail if out of date.")] = False,
+    results: ResultsOption = RESULTS,
+    document: Annotated[Path, typer.Option(help="File to bring up to date.")] = (
+        ROOT / "docs/fidelity.md"
+    ),
+) -> None:
+    """Bring the tables of docs/fidelity.md up to date with the results."""
+    from fidelity_study.tables import fill
+
+    text = document.read_text(encoding="utf-8")
+    wanted = fill(text, results, document.parent / "images")
+    if check and wanted != text:
+        raise SystemExit(f"{document} is out of date: run python scripts/fidelity.py tables")
+    if wanted != text:
+        temporary = document.with_name(f".{document.name}.part")
+        temporary.write_text(wanted, encoding="utf-8")
+        temporary.replace(document)
+
+
+def _device(name: str | None) -> torch.device:
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _precision(device: torch.device) -> str:
+    return "float16" if device.type == "cuda" else "float32 on the CPU"
+
+
+def _existing(path: Path, command: str) -> Path:
+    if not path.is_file():
+        raise InvalidInputError(f"{path} is missing: run `fidelity.py {command}` first")
+    return path
+
+
+def main() -> None:
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(message)s",
+        handlers=[RichHandler(show_path=False)],
+    )
+    for name in ("httpx", "diffusers", "transformers"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        app(standalone_mode=True)
+    except RainFusionError as error:
+        logger.error("%s", error)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()

@@ -1,0 +1,214 @@
+"""Attention that the operator does not offer: ablations, baselines and variants of the contract.
+
+A rule says for every head of a call which mask it takes; all of them run as PyTorch's attention
+with a mask, which is exact and slow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rainfusion_trt import classify_heads
+from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.geometry import Kind, TokenLayout, band_of
+
+from .configs import Config
+from .masks import (
+    density,
+    kind_mask,
+    kind_of_share,
+    pairs_mask,
+    random_mask,
+    share_mask,
+    window_of_share,
+    without_sink_frames,
+)
+
+SAMPLED_QUERIES = 64  # of the SVG rule; its authors sample about one per cent
+_KINDS = (Kind.SPATIAL, Kind.TEMPORAL, Kind.TEXTURAL)
+
+
+class Choice:
+    """What heads of one call attend to.
+
+    Parameters
+    ----------
+    code : Tensor
+        int [B, N], key of `masks` for each head.
+    masks : mapping of int to Tensor
+        bool [S, S].
+    """
+
+    def __init__(self, code: Tensor, masks: Mapping[int, Tensor]) -> None:
+        self.code = code
+        self.masks = masks
+
+    def density(self, shares: Mapping[int, float]) -> Tensor:
+        """float32 [B, N], given the share of pairs of each mask."""
+        table = torch.zeros(max(shares) + 1, device=self.code.device)
+        for code, share in shares.items():
+            table[code] = share
+        return table[self.code.long()]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of q, k, v [B, N, S, D] under the heads' masks."""
+        flat = [x.flatten(0, 1) for x in (q, k, v)]
+        out = torch.empty_like(flat[0], memory_format=torch.contiguous_format)
+        for code, mask in self.masks.items():
+            heads = (self.code.flatten() == code).nonzero()[:, 0]
+            if len(heads):
+                part = (x[heads][None] for x in flat)
+                out[heads] = F.scaled_dot_product_attention(*part, attn_mask=mask)[0]
+        return out.view(q.shape)
+
+
+class Rule(Protocol):
+    """Chooses the masks of a call."""
+
+    def choose(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Choice, Tensor]:
+        """The choice, and the density float32 [B, N] of every head."""
+        ...
+
+
+@dataclass
+class FixedMask:
+    """One mask for all heads."""
+
+    mask: Tensor
+    code: int = 0
+    _share: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._share = density(self.mask)
+
+    def choose(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Choice, Tensor]:
+        code = torch.full(q.shape[:2], self.code, dtype=torch.int32, device=q.device)
+        choice = Choice(code, {self.code: self.mask})
+        return choice, choice.density({self.code: self._share})
+
+
+@dataclass
+class Classified:
+    """ARM's kinds, with masks of one's own for them."""
+
+    layout: TokenLayout
+    config: Config
+    masks: Mapping[int, Tensor]
+    _shares: dict[int, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._shares = {code: density(mask) for code, mask in self.masks.items()}
+
+    def choose(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Choice, Tensor]:
+        plan = classify_heads(
+            q,
+            k,
+            self.layout.grid,
+            text=self.layout.text,
+            sparsity=self.config.sparsity,
+            alpha=self.config.alpha,
+            sink_frames=self.layout.sink_frames,
+        )
+        choice = Choice(plan.kind, self.masks)
+        return choice, choice.density(self._shares)
+
+
+@dataclass
+class RandomBlocks:
+    """Random blocks at a share of pairs, drawn anew for every head of every call."""
+
+    layout: TokenLayout
+    share: float
+    generator: torch.Generator
+
+    def choose(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Choice, Tensor]:
+        heads = q.shape[1]
+        masks = {h: random_mask(self.layout, self.share, self.generator) for h in range(heads)}
+        code = torch.arange(heads, device=q.device, dtype=torch.int32).expand(q.shape[:2])
+        choice = Choice(code, masks)
+        return choice, choice.density({h: density(mask) for h, mask in masks.items()})
+
+
+@dataclass
+class SampledError:
+    """SVG's rule (arXiv 2502.01776): the mask with the least error over sampled queries."""
+
+    masks: Mapping[int, Tensor]
+    generator: torch.Generator
+    _shares: dict[int, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._shares = {code: density(mask) for code, mask in self.masks.items()}
+
+    def choose(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Choice, Tensor]:
+        tokens = q.shape[2]
+        rows = torch.randperm(tokens, generator=self.generator, device=q.device)[:SAMPLED_QUERIES]
+        keys, values = k.float(), v.float()
+        scores = q[:, :, rows].float() @ keys.mT / q.shape[-1] ** 0.5
+        wanted = scores.softmax(-1) @ values
+        errors = []
+        for mask in self.masks.values():
+            got = scores.masked_fill(~mask[rows], -torch.inf).softmax(-1) @ values
+            errors.append((got - wanted).square().mean((2, 3)))
+        codes = torch.tensor(list(self.masks), device=q.device, dtype=torch.int32)
+        choice = Choice(codes[torch.stack(errors).argmin(0)], self.masks)
+        return choice, choice.density(self._shares)
+
+
+def rule_for(
+    config: Config, layout: TokenLayout, share: float | None, device: torch.device, seed: int = 0
+) -> Rule:
+    """The rule of a configuration that the operator does not run.
+
+    Parameters
+    ----------
+    config : Config
+        Ablation, baseline or variant of the contract.
+    layout : TokenLayout
+        With the configuration's sink frames.
+    share : float, optional
+        Share of pairs that baselines are to compute.
+    device : torch.device
+        Of the masks.
+    seed : int
+        Of what baselines draw.
+    """
+    s, method = config.sparsity, config.method
+    masks = {int(kind): kind_mask(layout, kind, s, device) for kind in _KINDS}
+    only = {f"{kind.name.lower()} only": kind for kind in _KINDS}
+    if method in only:
+        return FixedMask(masks[only[method]], int(only[method]))
+    if method == "textural dense":
+        masks[Kind.TEXTURAL] = kind_mask(layout, Kind.DENSE, s, device)
+        return Classified(layout, config, masks)
+    narrow = (Kind.SPATIAL, Kind.TEMPORAL)
+    if method == "exact pairs":
+        masks |= {int(kind): pairs_mask(layout, kind, band_of(s), device) for kind in narrow}
+        return Classified(layout, config, masks)
+    if method == "any pair":
+        masks |= {int(kind): share_mask(layout, kind, band_of(s), 0.0, device) for kind in narrow}
+        return Classified(layout, config, masks)
+    if method == "place-major":
+        kind = Kind.TEMPORAL
+        masks[kind] = share_mask(layout, kind, band_of(s), 0.5, device, place_major=True)
+        return Classified(layout, config, masks)
+    if share is None:
+        raise InvalidInputError(f"{config.name}: a baseline needs the density it is to match")
+    generator = torch.Generator(device).manual_seed(seed)
+    if method == "random blocks":
+        return RandomBlocks(layout, share, generator)
+    if method == "window":
+        return FixedMask(window_of_share(without_sink_frames(layout), share, device))
+    if method == "window and sink":
+        return FixedMask(window_of_share(layout, share, device))
+    if method == "svg":
+        return SampledError(
+            {int(kind): kind_of_share(layout, kind, share, device) for kind in narrow}, generator
+        )
+    raise InvalidInputError(f"no rule is called {method!r}")
