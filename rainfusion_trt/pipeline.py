@@ -232,17 +232,8 @@ class Pipeline:
             guidance_scale=guidance_scale,
             generator=choose_generator(generator, seed),
         )
-        arguments = with_defaults(self.pipe, self.artifacts.size, kwargs)
-        callback = {} if callback_on_step_end is None else {"callback_on_step_end": None}
-        check_known(self.pipe, {**arguments, **callback})
-        fixed_size = (
-            None if self.artifacts.dynamic or self.backend == "torch" else self.artifacts.size
-        )
-        check_size(fixed_size, arguments)
-        steps = step_count(self.pipe, arguments)
-        planned = sparsity_per_step(chosen, steps)
-        if max(planned, default=0.0) > 0.0 and not self.denoiser.sparse:
-            self._refuse_dense(self.backend)
+        arguments = self._arguments(kwargs, callback_on_step_end)
+        self._check_plan(chosen, step_count(self.pipe, arguments))
         arguments.update(callback_tensors(callback_on_step_end))
         run = StepRun(
             self.pipe,
@@ -252,16 +243,10 @@ class Pipeline:
             clock=StepClock(self.device) if profile else None,
             sparse=self.denoiser.sparse,
         )
-        shown = summary(planned if self.denoiser.sparse else (0.0,) * steps)
-        logger.info("%s on %s, sparsity per step: %s", self.backend, self.device, shown)
-        with (
-            self.denoiser.observe(run.before_call, run.after_call),
-            run.counting(by_callback=takes_callback(self.pipe)) as counting,
-        ):
-            result = self.pipe(**arguments, **counting)
+        frames = self._frames(run, arguments)
         if not return_dict:
-            return (result.frames,)
-        return PipelineOutput(result.frames, run.values, self.backend, run.timings())
+            return (frames,)
+        return PipelineOutput(frames, run.values, self.backend, run.timings())
 
     def close(self) -> None:
         """Free the engine and give the diffusers pipeline its own transformer back."""
@@ -314,3 +299,28 @@ class Pipeline:
             check_sparsity(sparsity, "sparsity")
             return SparsitySchedule(sparsity, self.dense_fraction)
         return self.schedule if schedule is None else schedule
+
+    def _arguments(self, given: dict[str, Any], callback: StepCallback | None) -> dict[str, Any]:
+        """Arguments of the diffusers pipeline, with defaults, checked."""
+        arguments = with_defaults(self.pipe, self.artifacts.size, given)
+        asked = {} if callback is None else {"callback_on_step_end": None}
+        check_known(self.pipe, {**arguments, **asked})
+        any_size = self.artifacts.dynamic or self.backend == "torch"
+        check_size(None if any_size else self.artifacts.size, arguments)
+        return arguments
+
+    def _check_plan(self, schedule: Schedule, steps: int) -> None:
+        """Check the sparsity of every step against the backend, and say it."""
+        planned = sparsity_per_step(schedule, steps)
+        if max(planned, default=0.0) > 0.0 and not self.denoiser.sparse:
+            self._refuse_dense(self.backend)
+        shown = summary(planned if self.denoiser.sparse else (0.0,) * steps)
+        logger.info("%s on %s, sparsity per step: %s", self.backend, self.device, shown)
+
+    def _frames(self, run: StepRun, arguments: dict[str, Any]) -> Any:
+        """The diffusers pipeline's frames, each of its steps told to `run`."""
+        with (
+            self.denoiser.observe(run.before_call, run.after_call),
+            run.counting(by_callback=takes_callback(self.pipe)) as counting,
+        ):
+            return self.pipe(**arguments, **counting).frames

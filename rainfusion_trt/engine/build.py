@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
-import sys
-import tempfile
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +11,19 @@ import torch
 
 from rainfusion_trt.engine.fingerprint import combined_sha256, digest, record_files
 from rainfusion_trt.engine.flavour import TensorRTFlavour, available_flavours, load_tensorrt
-from rainfusion_trt.engine.messages import BuildRequest, Built
+from rainfusion_trt.engine.folder import existing_engine, write_engine
+from rainfusion_trt.engine.messages import BuildRequest
 from rainfusion_trt.engine.metadata import (
     ENGINE_FILE,
-    METADATA_FILE,
     EngineMetadata,
+    FileRecord,
     PluginRecord,
     file_sha256,
-    load_metadata,
-    save_metadata,
 )
 from rainfusion_trt.engine.onnx_file import OnnxFile, read_onnx
-from rainfusion_trt.engine.process import run_worker
 from rainfusion_trt.engine.profile import EngineProfile, check_targets, load_profile
-from rainfusion_trt.engine.progress import BuildProgress
-from rainfusion_trt.engine.shapes import resolve_profiles
-from rainfusion_trt.errors import (
-    BackendUnavailableError,
-    EngineLoadError,
-    InvalidInputError,
-    UnsupportedError,
-)
+from rainfusion_trt.engine.shapes import Shapes, resolve_profiles
+from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError, UnsupportedError
 from rainfusion_trt.models import get_model
 from rainfusion_trt.native import NativeLibrary, load_library
 
@@ -88,6 +77,48 @@ def build_engine(
     EngineBuildError
         TensorRT failed; the message carries its last words.
     """
+    build = _checked(onnx, profile, plugin, target, flavour)
+    folder = Path(output) if output is not None else build.file.path.with_suffix(".engine")
+    previous = existing_engine(folder)
+    sources = _sources(build, previous)
+    if previous is not None and previous.key == sources.key and not force:
+        _log.info("%s is up to date", folder)
+        return folder
+    where = ", ".join(build.targets or build.device or ())
+    _log.info("building %s with %s for %s", folder, build.tensorrt, where)
+    return write_engine(folder, _request(build, folder), _facts(build, sources), progress)
+
+
+@dataclass(frozen=True)
+class _Build:
+    """What an engine is built from, checked to fit together."""
+
+    recipe: EngineProfile
+    file: OnnxFile
+    shapes: dict[str, Shapes]
+    targets: tuple[str, ...] | None  # None for the GPU of this machine, which is `device`
+    device: tuple[str, str] | None
+    library: NativeLibrary
+    tensorrt: TensorRTFlavour
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """What a build depends on: the files by content, and one hash over everything."""
+
+    onnx_files: tuple[FileRecord, ...]
+    plugin: PluginRecord
+    key: str
+
+
+def _checked(
+    onnx: str | Path,
+    profile: EngineProfile | str | Path,
+    plugin: str | Path | None,
+    target: str | list[str] | tuple[str, ...] | None,
+    flavour: str | None,
+) -> _Build:
+    """Read and check everything before a folder is touched."""
     recipe = profile if isinstance(profile, EngineProfile) else load_profile(profile)
     file = read_onnx(onnx)
     _check_recipe(recipe, file)
@@ -97,98 +128,66 @@ def build_engine(
     tensorrt = _load_flavour(flavour, targets)
     device = _native_device() if targets is None else None
     _check_kernels(library, targets or (device[0],))
-    folder = Path(output) if output is not None else file.path.with_suffix(".engine")
-    previous = _existing(folder)
+    return _Build(recipe, file, shapes, targets, device, library, tensorrt)
 
+
+def _sources(build: _Build, previous: EngineMetadata | None) -> _Sources:
+    file, library, tensorrt = build.file, build.library, build.tensorrt
     names = (file.path.name, *file.data_files)
     records = record_files(file.path.parent, names, previous.onnx_files if previous else ())
-    plugin_record = PluginRecord(
+    plugin = PluginRecord(
         file=library.path.name, sha256=file_sha256(library.path), build=library.build_info
     )
+    profiles = {
+        name: {tensor: shape.model_dump() for tensor, shape in shapes.items()}
+        for name, shapes in build.shapes.items()
+    }
     key = digest(
         {
             "onnx": combined_sha256(records),
-            "plugin": plugin_record.sha256,
+            "plugin": plugin.sha256,
             "tensorrt": [tensorrt.name, tensorrt.version],
-            "targets": targets or device,
-            "profiles": {n: {i: s.model_dump() for i, s in p.items()} for n, p in shapes.items()},
-            "builder": recipe.builder.model_dump(),
+            "targets": build.targets or build.device,
+            "profiles": profiles,
+            "builder": build.recipe.builder.model_dump(),
         }
     )
-    if previous is not None and previous.key == key and not force:
-        _log.info("%s is up to date", folder)
-        return folder
-    _log.info("building %s with %s for %s", folder, tensorrt, ", ".join(targets or device or ()))
-    request = BuildRequest(
-        onnx=file.path.resolve(),
-        plugin=library.path.resolve(),
+    return _Sources(records, plugin, key)
+
+
+def _request(build: _Build, folder: Path) -> BuildRequest:
+    return BuildRequest(
+        onnx=build.file.path.resolve(),
+        plugin=build.library.path.resolve(),
         plan=folder / ENGINE_FILE,
-        flavour=tensorrt.name,
-        targets=targets,
-        profiles=shapes,
-        builder=recipe.builder,
-        attention_nodes=file.attention_nodes,
-    )
-    facts = {
-        **_model_facts(file, recipe),
-        "flavour": tensorrt.name,
-        "version": tensorrt.version,
-        "targets": targets or (device[0],),
-        "device": device[1] if device else None,
-        "profiles": tuple(shapes),
-        "builder": recipe.builder,
-        "plugin": plugin_record,
-        "onnx": file.path.name,
-        "onnx_sha256": combined_sha256(records),
-        "onnx_files": records,
-        "key": key,
-    }
-    return _build_into(folder, request, facts, progress)
-
-
-def _build_into(folder: Path, request: BuildRequest, facts: dict[str, Any], progress: bool) -> Path:
-    """Build in a temporary folder beside `folder` and put it in its place when it is whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        fresh = Path(scratch) / "new"
-        fresh.mkdir()
-        request = request.model_copy(update={"plan": (fresh / ENGINE_FILE).resolve()})
-        started = time.monotonic()
-        with BuildProgress(progress) as display:
-            built = run_worker(request, display)
-        seconds = time.monotonic() - started
-        save_metadata(fresh, _metadata(built, facts, seconds))
-        if folder.exists():
-            folder.rename(Path(scratch) / "old")
-        fresh.rename(folder)
-    _log.info(
-        "%s: %.1f MB, %d plugin layers, %.1f s",
-        *(folder, built.engine_size / 1e6, built.plugin_layers, seconds),
-    )
-    return folder
-
-
-def _metadata(built: Built, facts: dict[str, Any], seconds: float) -> EngineMetadata:
-    return EngineMetadata(
-        **facts,
-        inputs=built.inputs,
-        outputs=built.outputs,
-        plugin_layers=built.plugin_layers,
-        engine_size=built.engine_size,
-        engine_sha256=built.engine_sha256,
-        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        build_seconds=round(seconds, 3),
-        command=" ".join(sys.argv),
+        flavour=build.tensorrt.name,
+        targets=build.targets,
+        profiles=build.shapes,
+        builder=build.recipe.builder,
+        attention_nodes=build.file.attention_nodes,
     )
 
 
-def _model_facts(file: OnnxFile, recipe: EngineProfile) -> dict[str, Any]:
+def _facts(build: _Build, sources: _Sources) -> dict[str, Any]:
+    """What the metadata says before the engine is built."""
+    file, recipe, device = build.file, build.recipe, build.device
     return {
         "model": file.model or recipe.model,
         "config": file.json_property("config"),
         "size": file.properties.get("size"),
         "settings": file.json_property("settings"),
         "precision": file.precision or recipe.precision,
+        "flavour": build.tensorrt.name,
+        "version": build.tensorrt.version,
+        "targets": build.targets or (device[0],),
+        "device": device[1] if device else None,
+        "profiles": tuple(build.shapes),
+        "builder": recipe.builder,
+        "plugin": sources.plugin,
+        "onnx": file.path.name,
+        "onnx_sha256": combined_sha256(sources.onnx_files),
+        "onnx_files": sources.onnx_files,
+        "key": sources.key,
     }
 
 
@@ -257,18 +256,3 @@ def _check_kernels(library: NativeLibrary, targets: tuple[str, ...]) -> None:
             library.check_device(*divmod(capability, 10))
         except UnsupportedError as error:
             _log.warning("the engine will load on %s but not run: %s", target, error)
-
-
-def _existing(folder: Path) -> EngineMetadata | None:
-    """Metadata of an earlier build; raises if `folder` holds something else."""
-    if not folder.exists():
-        return None
-    if not (folder / METADATA_FILE).is_file() and any(folder.iterdir()):
-        raise InvalidInputError(
-            f"{folder} exists and is not an engine folder: choose another output"
-        )
-    try:
-        return load_metadata(folder)
-    except EngineLoadError as error:
-        _log.info("building again: %s", error)
-        return None
