@@ -11,15 +11,12 @@ needs neither PyAV nor the clips, and goes on from the checkpoint it finds in ``
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
-import shutil
-import tempfile
-from dataclasses import asdict
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -29,15 +26,12 @@ from safetensors.torch import load_file
 
 from rainfusion_trt.demo.clips import CLIPS, read_clip
 from rainfusion_trt.demo.codec import PatchCodec, pool_frames, to_float
-from rainfusion_trt.demo.dataset import LatentClips, save_whole
-from rainfusion_trt.demo.sampling import decode_video, nearest_window, psnr, sample_latents
-from rainfusion_trt.demo.trained import (
-    TRAINED_CONFIG,
-    TRAINED_SIZE,
-    clip_pipeline,
-    new_transformer,
-)
-from rainfusion_trt.demo.training import Settings, Trainer
+from rainfusion_trt.demo.dataset import LatentClips
+from rainfusion_trt.demo.results import Sampling, write_curve, write_results
+from rainfusion_trt.demo.sampling import decode_video, psnr
+from rainfusion_trt.demo.settings import Settings
+from rainfusion_trt.demo.trained import TRAINED_CONFIG, TRAINED_SIZE, new_transformer
+from rainfusion_trt.demo.training import Trainer
 from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError, RainFusionError
 from rainfusion_trt.video import save_video
 
@@ -93,36 +87,43 @@ def train(
     max_minutes: Annotated[
         float, typer.Option(help="Stop after this long; the same command goes on.")
     ] = math.inf,
+    samples: Annotated[int, typer.Option(help="Samples of every clip's name.", min=1)] = 4,
     sample_steps: Annotated[int, typer.Option(help="Denoising steps of a sample.", min=1)] = 50,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 1.0,
     device: Annotated[str | None, typer.Option(help="By default the GPU, if there is one.")] = None,
+    compiled: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="torch.compile; by default on the GPU only."),
+    ] = None,
 ) -> None:
-    """Train, or go on training; at the end write the pipeline and a sample of every clip."""
+    """Train, or go on training; then write the pipeline and samples, of a stopped run too."""
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     settings = Settings(steps=steps, batch=batch, lr=lr, seed=seed, warmup=min(200, steps // 10))
     transformer = new_transformer(TRAINED_CONFIG, seed=seed)
-    trainer = Trainer(LatentClips.load(data), transformer, TRAINED_SIZE, settings, place)
+    if compiled is None:
+        compiled = place.type == "cuda"
+    clips = LatentClips.load(data)
+    trainer = Trainer(clips, transformer, TRAINED_SIZE, settings, place, compiled=compiled)
     checkpoint = output / "checkpoint.safetensors"
     if checkpoint.is_file():
         trainer.resume(checkpoint)
         logger.info("going on from step %d of %s", trainer.step, checkpoint)
     count = sum(parameter.numel() for parameter in trainer.parameters)
-    logger.info("%.2f M parameters, %s, %s", count / 1e6, place, settings)
-    with Progress() as progress:
-        task = progress.add_task("training", total=steps, completed=trainer.step)
-        done = trainer.run(
-            checkpoint,
-            save_every=save_every,
-            seconds=max_minutes * 60,
-            report=lambda step, loss: progress.update(
-                task, completed=step + 1, description=f"loss {loss:.4f}"
-            ),
-        )
+    how = "compiled" if compiled else "not compiled"
+    logger.info("%.2f M parameters, %s, %s, %s", count / 1e6, place, how, settings)
+    train_for(trainer, checkpoint, save_every=save_every, seconds=max_minutes * 60)
     write_curve(trainer, output)
-    if not done:
-        logger.info("stopped after step %d; the same command goes on", trainer.step)
+    if trainer.step < steps:
+        logger.info(
+            "stopped after %d of %d steps; the same command goes on from there", trainer.step, steps
+        )
+    if trainer.step == 0:
         return
-    write_results(trainer, output, steps=sample_steps, guidance=guidance)
+    write_results(trainer, output, Sampling(sample_steps, guidance, samples))
+    try:
+        render(output / "samples.safetensors")
+    except BackendUnavailableError as error:
+        logger.warning("no mp4 (%s); `render` writes it where PyAV is installed", error)
 
 
 @app.command()
@@ -136,56 +137,33 @@ def render(
             raise InvalidInputError(f"{path} is missing: finish the run with `train`")
     codec = PatchCodec.from_pretrained(codec_folder)
     for name, latents in load_file(samples).items():
-        fps = CLIPS[name].fps if name in CLIPS else 25
+        clip = name.rpartition("-")[0]
+        fps = CLIPS[clip].fps if clip in CLIPS else 25
         logger.info(
             "%s", save_video(decode_video(latents, codec), samples.parent / f"{name}.mp4", fps=fps)
         )
 
 
-def write_results(trainer: Trainer, output: Path, *, steps: int, guidance: float) -> None:
-    """The pipeline with averaged weights in half precision, its samples and their PSNR."""
-    codec = trainer.data.codec
-    # Half precision is what ships, so it is what samples where the device computes in it.
-    dtype = torch.float16 if trainer.device.type == "cuda" else torch.float32
-    transformer = trainer.averaged().half()
-    pipe = clip_pipeline(transformer, codec)
-    save_folder(pipe, output / "pipeline")
-    pipe.transformer.to(dtype)
-    pipe.text_encoder.to(dtype)  # the latents take its dtype; the codec stays in float32
-    pipe.to(trainer.device)
-    samples, rows = {}, []
-    for name in trainer.data.names:
-        seed = trainer.settings.seed
-        latents = sample_latents(
-            pipe, name, trainer.size, steps=steps, seed=seed, guidance=guidance
-        )
-        found = {
-            "of_all_clips": nearest_window(latents, trainer.data, trainer.size),
-            "of_its_clip": nearest_window(latents, trainer.data, trainer.size, clip=name),
-        }
-        for where, nearest in found.items():
-            logger.info(
-                "%s, nearest %s: %.1f dB (mean colour %.1f dB), %s",
-                name,
-                where.replace("_", " "),
-                nearest.psnr,
-                nearest.mean_psnr,
-                nearest.window,
-            )
-        rows.append({"prompt": name, "seed": seed} | {k: asdict(v) for k, v in found.items()})
-        samples[name] = latents.half().cpu().contiguous()
-    save_whole(samples, output / "samples.safetensors", {"size": str(trainer.size)})
-    report = {
-        "settings": asdict(trainer.settings),
-        "sampling": {"steps": steps, "guidance": guidance, "dtype": str(dtype)},
-        "torch": torch.__version__,
-        "samples": rows,
-    }
-    write_json(report, output / "report.json")
-    try:
-        render(output / "samples.safetensors")
-    except BackendUnavailableError as error:
-        logger.warning("no mp4 (%s); `render` writes it where PyAV is installed", error)
+def train_for(trainer: Trainer, checkpoint: Path, *, save_every: int, seconds: float) -> None:
+    """`Trainer.run` with a bar, and a line in the log every 500 steps."""
+    before, start = trainer.step, time.monotonic()
+
+    def pace() -> str:
+        took = time.monotonic() - start
+        return f"{took:.0f} s, {1000 * took / max(1, trainer.step - before):.1f} ms a step"
+
+    with Progress() as progress:
+        task = progress.add_task("training", total=trainer.settings.steps, completed=before)
+
+        def report() -> None:
+            recent = trainer.losses[-50:]
+            loss = f"loss {sum(recent) / len(recent):.4f}"
+            progress.update(task, completed=trainer.step, description=loss)
+            if trainer.step % 500 == 0:
+                logger.info("step %d: %s, %s", trainer.step, loss, pace())
+
+        trainer.run(checkpoint, save_every=save_every, seconds=seconds, report=report)
+    logger.info("%d steps in %s, with compilation and checkpoints", trainer.step - before, pace())
 
 
 def codec_psnr(codec: PatchCodec, frames: torch.Tensor) -> tuple[float, float]:
@@ -199,43 +177,6 @@ def codec_psnr(codec: PatchCodec, frames: torch.Tensor) -> tuple[float, float]:
     ):
         errors.append((decoded.clamp(-1, 1) - frames).square().mean().item())
     return psnr(errors[0]), psnr(errors[1])
-
-
-def write_curve(trainer: Trainer, output: Path) -> None:
-    """loss.json, and loss.png where matplotlib is installed."""
-    write_json({"settings": asdict(trainer.settings), "loss": trainer.losses}, output / "loss.json")
-    if not trainer.losses:
-        return
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        logger.info("no loss.png: matplotlib is not installed")
-        return
-    window = max(1, trainer.step // 100)
-    losses = torch.tensor(trainer.losses).unfold(0, window, window).mean(1)
-    axes = (figure := Figure(figsize=(6, 4), layout="constrained")).subplots()
-    axes.semilogy((torch.arange(len(losses)) + 1) * window, losses)
-    axes.set_xlabel("step")
-    axes.set_ylabel("mean squared error of the velocity")
-    figure.savefig(output / "loss.png", dpi=150)
-
-
-def write_json(value: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def save_folder(pipe: Any, folder: Path) -> None:
-    """`save_pretrained` into another folder that takes the name when it is complete."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".pipeline-") as scratch:
-        fresh = Path(scratch) / "pipeline"
-        pipe.save_pretrained(fresh)
-        if folder.exists():
-            shutil.rmtree(folder)
-        fresh.replace(folder)
 
 
 def main() -> None:

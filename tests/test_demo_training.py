@@ -60,9 +60,10 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def trainer(data, **settings) -> Trainer:
+def trainer(data, *, compiled: bool = False, **settings) -> Trainer:
     settings = Settings(**{"steps": 6, "batch": 2, "warmup": 1, "lr": 2e-3, **settings})
-    return Trainer(data, new_transformer(CONFIG, seed=0), SIZE, settings, CPU)
+    transformer = new_transformer(CONFIG, seed=0)
+    return Trainer(data, transformer, SIZE, settings, CPU, compiled=compiled)
 
 
 class TestCodec:
@@ -223,6 +224,53 @@ class TestTraining:
             assert torch.equal(one, two)
         assert not list(tmp_path.glob(".*"))
 
+    def test_compiled_run_goes_on_uncompiled(self, data, tmp_path, monkeypatch):
+        whole = trainer(data)
+        assert whole.run(tmp_path / "whole.safetensors")
+        compile_, used = torch.compile, []
+
+        def traced(module, **options):
+            # Same capture and the same one graph as with Inductor, without its code generation.
+            used.append(options)
+            return compile_(module, backend="aot_eager", **options)
+
+        monkeypatch.setattr(torch, "compile", traced)
+        first = trainer(data, compiled=True)
+        assert used == [{"dynamic": False, "fullgraph": True}]
+        while first.step < 3:
+            first.train_step(first.batch(first.step))
+        first.save(tmp_path / "part.safetensors")
+        second = trainer(data)
+        assert second.transformer.state_dict().keys() == first.transformer.state_dict().keys()
+        second.resume(tmp_path / "part.safetensors")
+        assert second.run(tmp_path / "part.safetensors")
+        # Gradients may be summed in another order.
+        assert second.losses == pytest.approx(whole.losses, rel=1e-4)
+
+    def test_one_graph_under_autocast(self, data):
+        run = trainer(data)
+        batch = run.batch(0)
+        inputs = {
+            "hidden_states": batch.latents,
+            "encoder_hidden_states": batch.prompts,
+            "timestep": batch.timesteps,
+            "image_rotary_emb": run.rotary,
+            "return_dict": False,
+        }
+        with torch.autocast("cpu", torch.bfloat16):
+            found = torch._dynamo.explain(run.transformer)(**inputs)
+        assert (found.graph_count, found.graph_break_count) == (1, 0)
+
+    def test_loss_that_is_not_finite(self, data, tmp_path):
+        run = trainer(data)
+        run.train_step(run.batch(0))
+        with torch.no_grad():
+            run.parameters[0].fill_(float("nan"))
+        path = tmp_path / "checkpoint.safetensors"
+        with pytest.raises(InvalidInputError, match="loss of step 1 is nan"):
+            run.run(path)
+        assert not path.exists()
+
     def test_learns_to_make_the_clip_that_is_asked_for(self, pixels, tmp_path):
         small = {name: clip[:9, :, :32, :48] for name, clip in pixels.items()}
         data = LatentClips.encode(PatchCodec.fit(small.values()), small)
@@ -293,6 +341,10 @@ class TestPipeline:
         found = nearest_window(data.cut(window, SIZE) + 1e-3, data, SIZE)
         assert found.window == window
         assert found.psnr > 40
+        with pytest.raises(InvalidInputError, match="not numbers"):
+            nearest_window(latents * float("nan"), data, SIZE)
+        with pytest.raises(InvalidInputError, match="'third'.*first"):
+            nearest_window(latents, data, SIZE, clip="third")
         zeros = torch.zeros_like(latents)
         other = nearest_window(zeros, data, SIZE, clip="first")
         assert other.window.clip == "first"

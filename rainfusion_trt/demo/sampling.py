@@ -61,15 +61,14 @@ def nearest_window(
 ) -> Nearest:
     """Search every window of every clip, or of one; latents [T, C, h, w] on the data's device."""
     wanted = latents.float()
-    best, window = math.inf, None
-    for candidate in data.windows(size):
-        if clip is not None and candidate.clip != clip:
-            continue
-        error = data.codec.pixel_error(wanted - data.cut(candidate, size)).item()
-        if error < best:
-            best, window = error, candidate
-    if window is None:
+    candidates = [window for window in data.windows(size) if clip in (None, window.clip)]
+    if not candidates:
+        raise InvalidInputError(f"no windows of clip {clip!r}: the clips are {data.names}")
+    errors = [data.codec.pixel_error(wanted - data.cut(each, size)) for each in candidates]
+    lowest, index = torch.stack(errors).cpu().min(0)  # the one transfer from the device
+    if not lowest.isfinite():
         raise InvalidInputError("the sample holds values that are not numbers: train with less lr")
+    best, window = lowest.item(), candidates[int(index)]
     # The mean patch is what the codec makes of zeros.
     return Nearest(window, psnr(best), psnr(data.codec.pixel_error(data.cut(window, size)).item()))
 

@@ -6,6 +6,7 @@ goes on as if it had not been.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import time
@@ -20,57 +21,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rainfusion_trt.demo.dataset import LatentClips, save_whole
+from rainfusion_trt.demo.settings import Settings
 from rainfusion_trt.demo.trained import clip_pipeline
-from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError
 from rainfusion_trt.models.base import VideoSize
 
 _FORMAT = "rainfusion-demo-training-1"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the result of a run; a checkpoint only goes on with the same.
-
-    Attributes
-    ----------
-    steps : int
-        Optimiser steps of the whole run, which the learning rate's decay (cosine) is laid out for.
-    batch : int
-        Windows a step.
-    lr : float
-        Largest learning rate, after the warm-up.
-    warmup : int
-        Steps until then.
-    seed : int
-        Of weights, windows, timesteps and noise.
-    ema : float
-        Decay of the moving average; less in the first steps.
-    unconditional : float
-        Share of samples with the empty prompt, for classifier-free guidance.
-    """
-
-    steps: int = 6000
-    batch: int = 8
-    lr: float = 1e-3
-    warmup: int = 200
-    seed: int = 0
-    ema: float = 0.999
-    unconditional: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name}={getattr(self, name)} must be 1 or more")
-        if not self.lr > 0 or self.warmup < 0:
-            raise InvalidInputError(f"lr={self.lr}, warmup={self.warmup}: give positive numbers")
-        for name in ("ema", "unconditional"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InvalidInputError(f"{name}={getattr(self, name)} must be in [0, 1)")
-
-    def learning_rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
-        rise = min(1.0, (step + 1) / (self.warmup + 1))
-        return self.lr * rise * 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
+_FETCH = 50  # steps between transfers of losses, each of which waits for the GPU
 
 
 @dataclass(frozen=True)
@@ -110,6 +67,14 @@ class Trainer:
         See there.
     device : torch.device
         Where to train.
+    compiled : bool
+        Whether steps run the transformer through ``torch.compile``. It shares the weights with
+        `transformer`, which stays what is saved, averaged and sampled.
+
+    Attributes
+    ----------
+    losses : list of float
+        Of the steps done, up to the last `fetch_losses`.
     """
 
     def __init__(
@@ -119,11 +84,21 @@ class Trainer:
         size: VideoSize,
         settings: Settings,
         device: torch.device,
+        *,
+        compiled: bool = False,
     ) -> None:
         data.check(size)
+        if compiled and device.type == "cuda" and importlib.util.find_spec("triton") is None:
+            raise BackendUnavailableError(
+                "compiling for CUDA needs Triton: pip install triton, or give --no-compile"
+            )
         self.settings, self.size, self.device = settings, size, device
         self.data = data.to(device)
         self.transformer = transformer.to(device).train()
+        # One graph: a break would cost speed without a word, so it is an error.
+        self._forward = (
+            torch.compile(transformer, dynamic=False, fullgraph=True) if compiled else transformer
+        )
         pipe = clip_pipeline(transformer, data.codec).to(device)
         self.scheduler = pipe.scheduler
         with torch.no_grad():
@@ -138,15 +113,20 @@ class Trainer:
         )
         self.parameters = list(transformer.parameters())
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.01
+            self.parameters,
+            lr=settings.lr,
+            betas=(0.9, 0.99),
+            weight_decay=0.01,
+            fused=device.type == "cuda",
         )
         self.average = EMAModel(self.parameters, decay=settings.ema, foreach=True)
         self.losses: list[float] = []
+        self._pending: list[Tensor] = []  # losses still on the device
 
     @property
     def step(self) -> int:
         """Steps done."""
-        return len(self.losses)
+        return len(self.losses) + len(self._pending)
 
     def batch(self, step: int) -> Batch:
         """What a step trains on."""
@@ -162,14 +142,14 @@ class Trainer:
         latents = torch.stack([self.data.cut(window, self.size) for window in windows])
         noise_generator = torch.Generator(self.device).manual_seed(settings.seed * 1_000_003 + step)
         noise = torch.randn(latents.shape, generator=noise_generator, device=self.device)
-        return Batch(latents, noise, timesteps.to(self.device), self.prompts[rows.to(self.device)])
+        return Batch(latents, noise, self._sent(timesteps), self.prompts[self._sent(rows)])
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean squared error of the predicted velocity (arXiv 2202.00512)."""
         noisy = self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
         target = self.scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps)
         with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
-            predicted = self.transformer(
+            predicted = self._forward(
                 hidden_states=noisy,
                 encoder_hidden_states=batch.prompts,
                 timestep=batch.timesteps,
@@ -178,24 +158,38 @@ class Trainer:
             )[0]
         return F.mse_loss(predicted.float(), target)
 
-    def train_step(self, batch: Batch) -> float:
-        """One optimiser step; its loss."""
+    def train_step(self, batch: Batch) -> Tensor:
+        """One optimiser step; its loss, a scalar on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate(self.step)
         loss = self.loss(batch)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise InvalidInputError(
-                f"the loss of step {self.step} is {value}: start anew with less than "
-                f"lr={self.settings.lr}"
-            )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.step(self.parameters)
-        self.losses.append(value)
-        return value
+        self._pending.append(loss.detach())
+        return self._pending[-1]
+
+    def fetch_losses(self) -> None:
+        """Bring the losses of the steps since the last call into `losses`.
+
+        Raises
+        ------
+        InvalidInputError
+            One of them is not finite; the weights are spoilt since then.
+        """
+        if not self._pending:
+            return
+        values = torch.stack(self._pending).tolist()
+        for step, value in enumerate(values, len(self.losses)):
+            if not math.isfinite(value):
+                raise InvalidInputError(
+                    f"the loss of step {step} is {value}: start anew with less than "
+                    f"lr={self.settings.lr}"
+                )
+        self.losses += values
+        self._pending.clear()
 
     def run(
         self,
@@ -203,9 +197,20 @@ class Trainer:
         *,
         save_every: int = 1000,
         seconds: float = math.inf,
-        report: Callable[[int, float], None] = lambda step, loss: None,
+        report: Callable[[], None] = lambda: None,
     ) -> bool:
         """Train to the end, or for a time; a checkpoint is left either way.
+
+        Parameters
+        ----------
+        checkpoint : Path
+            File to write.
+        save_every : int
+            Steps between checkpoints.
+        seconds : float
+            Time after which no further step starts.
+        report : callable
+            Called whenever losses have been fetched.
 
         Returns
         -------
@@ -214,14 +219,18 @@ class Trainer:
         """
         start = time.monotonic()
         while self.step < self.settings.steps and time.monotonic() - start < seconds:
-            report(self.step, self.train_step(self.batch(self.step)))
+            self.train_step(self.batch(self.step))
+            if self.step % _FETCH == 0:
+                self.fetch_losses()
+                report()
             if self.step % save_every == 0:
                 self.save(checkpoint)
         self.save(checkpoint)
         return self.step >= self.settings.steps
 
     def save(self, path: Path) -> None:
-        """Everything needed to go on, as one safetensors file."""
+        """Everything needed to go on, as one safetensors file; none of a run that diverged."""
+        self.fetch_losses()
         tensors = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
         for index, parameter in enumerate(self.parameters):
             tensors[f"weights.{index}"] = parameter.detach()
@@ -251,6 +260,7 @@ class Trainer:
                 f"{self._identity()}: give the same options, or another --output"
             )
         self.losses = tensors["losses"].tolist()
+        self._pending.clear()
         state: dict[int, dict[str, Tensor]] = {}
         with torch.no_grad():
             for index, parameter in enumerate(self.parameters):
@@ -269,6 +279,12 @@ class Trainer:
         """The transformer with the averaged weights, in evaluation mode; training is over then."""
         self.average.copy_to(self.parameters)
         return self.transformer.eval().requires_grad_(False)
+
+    def _sent(self, values: Tensor) -> Tensor:
+        """To the device; from pinned memory, because a copy from any other waits for the GPU."""
+        if self.device.type != "cuda":
+            return values.to(self.device)
+        return values.pin_memory().to(self.device, non_blocking=True)
 
     def _identity(self) -> str:
         config = {k: v for k, v in self.transformer.config.items() if not k.startswith("_")}
