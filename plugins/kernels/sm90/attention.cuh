@@ -11,8 +11,8 @@
 namespace rainfusion::sm90 {
 
 // Registers a thread; what the roles hold together must fit 65,536.
-constexpr int kProducerRegisters = 40;
-constexpr int kConsumerRegisters = 232;
+constexpr int kProducerRegisters = 56;
+constexpr int kConsumerRegisters = 224;
 
 template <typename Element, int kHeadSize>
 __global__ void __launch_bounds__(kCtaThreads, 1)

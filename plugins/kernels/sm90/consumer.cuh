@@ -1,8 +1,7 @@
 // A consumer warpgroup: half of the query rows of every query block that the producer brings.
 //
-// The product q k^T of the next tile and p v of this one run while the softmax of ... is computed;
-// the two warpgroups take turns at issuing products, so that one's softmax hides behind the
-// other's tensor-core work.
+// The product p v of a tile runs while the softmax of the next one is computed. The two warpgroups
+// take turns at issuing products, so that one's softmax hides behind the other's.
 #pragma once
 
 #include "../query_block.cuh"
@@ -72,16 +71,13 @@ class Consumer {
       if (tile + 1 == work.tiles) release(shared_.q_empty);
       valid = next_valid;
       if (valid < kTile) mask_scores(s, valid);
-      const bool rescale = softmax_tile(s, rows, scale_log2_, factor);
+      const bool moved = softmax_tile(s, rows, scale_log2_, factor);
       wgmma_wait<0>();
       pin_registers(o);
       pin_registers(s);
       release(shared_.v_empty[v_.stage]);
       v_.advance();
-      if (rescale) {
-#pragma unroll
-        for (int i = 0; i < kHeadSize / 2; ++i) o[i] *= factor[i / 2 % 2];
-      }
+      if (moved) rescale(o, factor);
       pack_probabilities(s, p);
     }
 
@@ -125,6 +121,12 @@ class Consumer {
     pin_registers(o);
   }
 
+  static __device__ __forceinline__ void rescale(float (&o)[kHeadSize / 2],
+                                                 const float (&factor)[kRows]) {
+#pragma unroll
+    for (int i = 0; i < kHeadSize / 2; ++i) o[i] *= factor[i / 2 % 2];
+  }
+
   __device__ __forceinline__ void pack_probabilities(const Scores& s,
                                                      uint32_t (&p)[kTile / 16][4]) {
 #pragma unroll
@@ -158,8 +160,9 @@ class Consumer {
     }
   }
 
-  // One arrival a warp: its own products have read the stage.
+  // One arrival a warp, all of whose lanes and products have read what is given back.
   __device__ __forceinline__ void release(Barrier& empty) {
+    __syncwarp();
     if (threadIdx.x % 32 == 0) barrier_arrive(empty);
   }
 

@@ -63,6 +63,9 @@ class Producer {
   using Storage = Shared<kHeadSize>;
   using Layout = Tile<kHeadSize>;
   static constexpr int kRing = Storage::kRing;
+  static constexpr int kThreadsPerRow = kHeadSize == 96 ? 4 : 8;
+  static constexpr int kRowsPerPass = kGroupThreads / kThreadsPerRow;
+  static constexpr int kPasses = kTile / kRowsPerPass;
 
   __device__ Producer(const Params& params, Storage& shared)
       : params_(params), p_(params.attention), shared_(shared) {}
@@ -93,7 +96,7 @@ class Producer {
     if (keys.gathered) {
       const int tiles = static_cast<int>(ceil_div(keys.count, kTile));
       if (leads()) publish({item, tiles, true}, q);
-      for (int i = 0; i < tiles; ++i) gather(q, i * kTile, keys.count);
+      gather(q, keys.count);
     } else if (threadIdx.x < 32) {
       if (keys.mask == nullptr) {
         walk_run(item, q, keys);
@@ -166,48 +169,66 @@ class Producer {
     barrier_arrive(full, Storage::kFullArrivals - 1);  // for the threads that have nothing to do
   }
 
-  // Places [start, count) of the table, at most a tile, through all threads.
-  __device__ __forceinline__ void gather(const QueryBlock& q, int start, int count) {
-    const int stage = place_.stage;
-    const int valid = min(count - start, kTile);
-    barrier_wait(shared_.k_empty[stage], place_.phase ^ 1);
-    if (leads()) {
-      shared_.valid[stage] = valid;
-      barrier_arrive(shared_.k_full[stage]);
+  // Rows [0, count) of the table, through all threads. Row numbers are read a tile ahead.
+  __device__ __forceinline__ void gather(const QueryBlock& q, int count) {
+    const char* keys = head_rows(p_.k, p_.k_strides, q);
+    const char* values = head_rows(p_.v, p_.v_strides, q);
+    int32_t tokens[kPasses];
+    read_row_numbers(tokens, 0, count);
+    for (int start = 0; start < count; start += kTile, place_.advance()) {
+      const int stage = place_.stage;
+      const int valid = min(count - start, kTile);
+      barrier_wait(shared_.k_empty[stage], place_.phase ^ 1);
+      if (leads()) {
+        shared_.valid[stage] = valid;
+        barrier_arrive(shared_.k_full[stage]);
+      }
+      copy_rows(keys, p_.k_strides.token, tokens, shared_.k[stage], valid);
+      barrier_arrive_after_copies(shared_.k_full[stage]);
+      barrier_wait(shared_.v_empty[stage], place_.phase ^ 1);
+      if (leads()) barrier_arrive(shared_.v_full[stage]);
+      copy_rows(values, p_.v_strides.token, tokens, shared_.v[stage], valid);
+      barrier_arrive_after_copies(shared_.v_full[stage]);
+      read_row_numbers(tokens, start + kTile, count);
     }
-    gather_rows(p_.k, p_.k_strides, q, shared_.k[stage], start, valid);
-    barrier_arrive_after_copies(shared_.k_full[stage]);
-    barrier_wait(shared_.v_empty[stage], place_.phase ^ 1);
-    if (leads()) barrier_arrive(shared_.v_full[stage]);
-    gather_rows(p_.v, p_.v_strides, q, shared_.v[stage], start, valid);
-    barrier_arrive_after_copies(shared_.v_full[stage]);
-    place_.advance();
   }
 
-  __device__ __forceinline__ void gather_rows(const void* tensor, const RainfusionStrides& strides,
-                                              const QueryBlock& q, const char* tile, int start,
-                                              int valid) {
-    constexpr int kThreadsPerRow = kHeadSize == 96 ? 4 : 8;
-    constexpr int kRowsPerPass = kGroupThreads / kThreadsPerRow;
-    const int first_chunk = threadIdx.x % kThreadsPerRow;
-    const int first_row = threadIdx.x / kThreadsPerRow;
-    const char* base = static_cast<const char*>(tensor) +
-                       2 * (q.batch * strides.batch + q.head * strides.head) + first_chunk * 16;
-    const int32_t* rows = p_.textural_rows + start + first_row;
+  // The first of a head's rows, at this thread's first chunk.
+  __device__ __forceinline__ const char* head_rows(const void* tensor,
+                                                   const RainfusionStrides& strides,
+                                                   const QueryBlock& q) const {
+    return static_cast<const char*>(tensor) +
+           2 * (q.batch * strides.batch + q.head * strides.head) + first_chunk() * 16;
+  }
+
+  __device__ __forceinline__ void read_row_numbers(int32_t (&tokens)[kPasses], int start,
+                                                   int count) const {
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int place = start + first_row() + pass * kRowsPerPass;
+      tokens[pass] = place < count ? __ldg(p_.textural_rows + place) : 0;
+    }
+  }
+
+  __device__ __forceinline__ void copy_rows(const char* base, int64_t stride,
+                                            const int32_t (&tokens)[kPasses], const char* tile,
+                                            int valid) const {
     const uint32_t shared = shared_pointer(tile);
 #pragma unroll
-    for (int pass = 0; pass < kTile / kRowsPerPass; ++pass) {
-      const int row = first_row + pass * kRowsPerPass;
-      const bool keep = row < valid;
-      const int64_t token = keep ? __ldg(rows + pass * kRowsPerPass) : 0;
-      const char* global = base + 2 * token * strides.token;
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int row = first_row() + pass * kRowsPerPass;
+      const char* global = base + 2 * tokens[pass] * stride;
 #pragma unroll
       for (int i = 0; i < Layout::kChunks / kThreadsPerRow; ++i) {
-        const int chunk = first_chunk + i * kThreadsPerRow;
-        copy_async_16(shared + Layout::offset(row, chunk), global + i * kThreadsPerRow * 16, keep);
+        const int chunk = first_chunk() + i * kThreadsPerRow;
+        copy_async_16(shared + Layout::offset(row, chunk), global + i * kThreadsPerRow * 16,
+                      row < valid);
       }
     }
   }
+
+  static __device__ __forceinline__ int first_chunk() { return threadIdx.x % kThreadsPerRow; }
+  static __device__ __forceinline__ int first_row() { return threadIdx.x / kThreadsPerRow; }
 
   const Params& params_;
   const AttentionParams& p_;

@@ -45,11 +45,11 @@ struct ProducerTurn {
   RingPlace<kStages> place;
 };
 
-// As many stages as fit beside the query and the output tile.
+// As many stages of K and V as fit beside the query and the output tile.
 template <int kHeadSize>
-constexpr int kStages = kHeadSize == 64   ? 4
+constexpr int kStages = kHeadSize == 128  ? 2
                         : kHeadSize == 96 ? 3
-                                          : 2;
+                                          : 4;
 
 template <int kHeadSize>
 struct Shared {

@@ -34,19 +34,21 @@ __device__ __forceinline__ void mask_scores(Scores& s, int valid) {
 }
 
 // Scores become exponentials and join the sums. Where a reference moves, `factor` says by how much
-// the accumulators shrink. Returns whether any of the warp's did. At least one key is valid.
+// the accumulators shrink. Returns whether
+// any of the warp's did. At least one key is valid.
 __device__ __forceinline__ bool softmax_tile(Scores& s, RowStatistics& rows, float scale_log2,
                                              float (&factor)[kRows]) {
   float largest[kRows];
   bool grown = false;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    largest[r] = fmaxf(s[r * 2], s[r * 2 + 1]);
+    float chain[4];  // several, because a comparison waits for the one before it in its chain
 #pragma unroll
-    for (int n = 1; n < kScores / 4; ++n) {
-      largest[r] = fmaxf(largest[r], fmaxf(s[n * 4 + r * 2], s[n * 4 + r * 2 + 1]));
+    for (int n = 0; n < kScores / 4; ++n) {
+      const float larger = fmaxf(s[n * 4 + r * 2], s[n * 4 + r * 2 + 1]);
+      chain[n % 4] = n < 4 ? larger : fmaxf(chain[n % 4], larger);
     }
-    largest[r] = quad_max(largest[r]);
+    largest[r] = quad_max(fmaxf(fmaxf(chain[0], chain[1]), fmaxf(chain[2], chain[3])));
     grown |= (largest[r] - rows.maximum[r]) * scale_log2 > kRescaleSlack;
   }
   const bool rescale = __any_sync(0xffffffffu, grown);
