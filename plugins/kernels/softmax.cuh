@@ -1,15 +1,10 @@
 // Online softmax of score tiles held as tensor-core accumulators.
 #pragma once
 
+#include "online_softmax.h"
 #include "tile.cuh"
 
 namespace rainfusion {
-
-constexpr float kLog2E = 1.4426950408889634f;
-
-// How far (in powers of two) scores may pass a row's reference before it is moved. Probabilities
-// up to 2^8 keep their relative precision in T, and rescaling the accumulators becomes rare.
-constexpr float kRescaleSlack = 8.f;
 
 // Per thread: its rows r = 0..3 are warp row r * 8 + lane / 4.
 struct RowStatistics {

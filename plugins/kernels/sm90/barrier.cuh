@@ -4,16 +4,14 @@
 
 #include <cstdint>
 
+#include "../mma.cuh"
+
 namespace rainfusion::sm90 {
 
 using Barrier = uint64_t;  // an mbarrier, in shared memory
 
-__device__ __forceinline__ uint32_t shared_pointer(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
 __device__ __forceinline__ void barrier_init(Barrier& barrier, uint32_t arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(shared_pointer(&barrier)),
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(shared_address(&barrier)),
                "r"(arrivals)
                : "memory");
 }
@@ -24,7 +22,7 @@ __device__ __forceinline__ void fence_barrier_init() {
 }
 
 __device__ __forceinline__ void barrier_arrive(Barrier& barrier, uint32_t count = 1) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_pointer(&barrier)),
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(&barrier)),
                "r"(count)
                : "memory");
 }
@@ -32,7 +30,7 @@ __device__ __forceinline__ void barrier_arrive(Barrier& barrier, uint32_t count 
 // Arrives and announces bytes that the copy engine will deliver.
 __device__ __forceinline__ void barrier_arrive_expect(Barrier& barrier, uint32_t bytes) {
   asm volatile(
-      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_pointer(&barrier)),
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(&barrier)),
       "r"(bytes)
       : "memory");
 }
@@ -40,7 +38,7 @@ __device__ __forceinline__ void barrier_arrive_expect(Barrier& barrier, uint32_t
 // Arrives when the thread's cp.async copies so far have landed.
 __device__ __forceinline__ void barrier_arrive_after_copies(Barrier& barrier) {
   asm volatile(
-      "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(shared_pointer(&barrier))
+      "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(shared_address(&barrier))
       : "memory");
 }
 
@@ -51,7 +49,7 @@ __device__ __forceinline__ void barrier_wait(Barrier& barrier, uint32_t phase) {
       "again:\n"
       "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
       "@!done bra again;\n"
-      "}\n" ::"r"(shared_pointer(&barrier)),
+      "}\n" ::"r"(shared_address(&barrier)),
       "r"(phase)
       : "memory");
 }

@@ -92,9 +92,9 @@ class Consumer {
   // s = q k^T of the stage at k_, running on return.
   __device__ __forceinline__ void start_scores(Scores& s) {
     constexpr int kSteps = Layout::kColumnElements / 16;
-    const uint64_t q = descriptor<Layout::kRowBytes>(shared_pointer(shared_.q) +
+    const uint64_t q = descriptor<Layout::kRowBytes>(shared_address(shared_.q) +
                                                      group_ * kGroupRows * Layout::kRowBytes);
-    const uint64_t k = descriptor<Layout::kRowBytes>(shared_pointer(shared_.k[k_.stage]));
+    const uint64_t k = descriptor<Layout::kRowBytes>(shared_address(shared_.k[k_.stage]));
     pin_registers(s);
     wgmma_fence();
 #pragma unroll
@@ -110,7 +110,7 @@ class Consumer {
   __device__ __forceinline__ void start_output(float (&o)[kHeadSize / 2],
                                                const uint32_t (&p)[kTile / 16][4]) {
     const uint64_t v =
-        descriptor<Layout::kRowBytes>(shared_pointer(shared_.v[v_.stage]), Layout::kColumnBytes);
+        descriptor<Layout::kRowBytes>(shared_address(shared_.v[v_.stage]), Layout::kColumnBytes);
     pin_registers(o);
     wgmma_fence();
 #pragma unroll

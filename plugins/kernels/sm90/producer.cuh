@@ -51,8 +51,8 @@ __device__ __forceinline__ void load_tile(const CUtensorMap& map, void* tile, Ba
                                           int token, const QueryBlock& q) {
   asm volatile(
       "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];\n" ::"r"(shared_pointer(tile)),
-      "l"(&map), "r"(shared_pointer(&barrier)), "r"(0), "r"(token), "r"(0), "r"(q.head),
+      "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];\n" ::"r"(shared_address(tile)),
+      "l"(&map), "r"(shared_address(&barrier)), "r"(0), "r"(token), "r"(0), "r"(q.head),
       "r"(q.batch)
       : "memory");
 }
@@ -213,7 +213,7 @@ class Producer {
   __device__ __forceinline__ void copy_rows(const char* base, int64_t stride,
                                             const int32_t (&tokens)[kPasses], const char* tile,
                                             int valid) const {
-    const uint32_t shared = shared_pointer(tile);
+    const uint32_t shared = shared_address(tile);
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
       const int row = first_row() + pass * kRowsPerPass;

@@ -84,6 +84,6 @@ struct Shared {
   }
 };
 
-enum NamedBarrier { kCtaBarrier = 0, kProducerBarrier = 1, kTurnBarrier = 2, kGroupBarrier = 4 };
+enum NamedBarrier { kProducerBarrier = 1, kTurnBarrier = 2, kGroupBarrier = 4 };
 
 }  // namespace rainfusion::sm90

@@ -5,15 +5,10 @@
 #pragma once
 
 #include "../mma.cuh"
+#include "../online_softmax.h"
 #include "shared.cuh"
 
 namespace rainfusion::sm90 {
-
-constexpr float kLog2E = 1.4426950408889634f;
-
-// How far (in powers of two) scores may pass a row's reference before it is moved. Probabilities
-// up to 2^8 keep their relative precision, and rescaling the accumulators becomes rare.
-constexpr float kRescaleSlack = 8.f;
 
 constexpr int kRows = 2;
 constexpr int kScores = kTile / 2;  // of a thread
