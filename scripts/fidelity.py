@@ -22,12 +22,12 @@ import torch
 import typer
 from fidelity_study.configs import SPARSITIES, configs_of
 from results import RESULTS, write_result
-from rich.logging import RichHandler
 from safetensors.torch import load_file
 
 from rainfusion_trt.demo.codec import PatchCodec
+from rainfusion_trt.demo.console import run_app
 from rainfusion_trt.demo.dataset import save_whole
-from rainfusion_trt.errors import InvalidInputError, RainFusionError
+from rainfusion_trt.errors import InvalidInputError
 
 logger = logging.getLogger("rainfusion_trt.fidelity")
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
@@ -189,21 +189,6 @@ def _existing(path: Path, command: str) -> Path:
     return path
 
 
-def main() -> None:
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(message)s",
-        handlers=[RichHandler(show_path=False)],
-    )
-    for name in ("httpx", "diffusers", "transformers"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        app(standalone_mode=True)
-    except RainFusionError as error:
-        logger.error("%s", error)
-        raise SystemExit(2) from error
-
-
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    main()
+    run_app(app, show_time=True)

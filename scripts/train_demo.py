@@ -20,19 +20,19 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.logging import RichHandler
 from rich.progress import Progress
 from safetensors.torch import load_file
 
 from rainfusion_trt.demo.clips import CLIPS, read_clip
 from rainfusion_trt.demo.codec import PatchCodec, pool_frames, to_float
+from rainfusion_trt.demo.console import run_app
 from rainfusion_trt.demo.dataset import LatentClips
 from rainfusion_trt.demo.results import Sampling, write_curve, write_results
 from rainfusion_trt.demo.sampling import decode_video, psnr
 from rainfusion_trt.demo.settings import Settings
 from rainfusion_trt.demo.trained import TRAINED_CONFIG, TRAINED_SIZE, new_transformer
 from rainfusion_trt.demo.training import Trainer
-from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError, RainFusionError
+from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError
 from rainfusion_trt.video import save_video
 
 logger = logging.getLogger("rainfusion_trt.train_demo")
@@ -179,21 +179,6 @@ def codec_psnr(codec: PatchCodec, frames: torch.Tensor) -> tuple[float, float]:
     return psnr(errors[0]), psnr(errors[1])
 
 
-def main() -> None:
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(message)s",
-        handlers=[RichHandler(show_path=False, show_time=False)],
-    )
-    for name in ("httpx", "diffusers", "transformers"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        app(standalone_mode=True)
-    except RainFusionError as error:
-        logger.error("%s", error)
-        raise SystemExit(2) from error
-
-
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    main()
+    run_app(app, show_time=False)
