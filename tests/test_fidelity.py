@@ -25,6 +25,7 @@ GRID = (5, 10, 16)  # frames of one block and a quarter
 LAYOUT = TokenLayout(GRID, 5 * 160 + 16, "first", 1)
 CPU = torch.device("cpu")
 KINDS = (Kind.SPATIAL, Kind.TEMPORAL, Kind.TEXTURAL)
+MASKED = [method for method in CONTRACT if method != "textural blocks"]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,31 @@ class TestRules:
             worse = Choice(wrong, two).attend(q, k, v)[b, h]
             assert (got[b, h] - dense[b, h]).norm() < 0.5 * (worse - dense[b, h]).norm()
 
-    @pytest.mark.parametrize("method", ["spatial only", "textural dense", *CONTRACT, *BASELINES])
+    def test_textural_heads_by_blocks(self, heads):
+        q, k, v = heads
+        config = Config("contract", "textural blocks", 0.5, alpha=0.98)
+        choice, density = rule_for(config, LAYOUT, None, CPU).choose(q, k, v)
+        textural = choice.code == Kind.TEXTURAL
+        assert 0 < textural.sum() < textural.numel()
+        out = choice.attend(q, k, v)
+        for method, mine in (("rainfusion", ~textural), ("rainfusion2", textural)):
+            same = {"text": LAYOUT.text, "method": method, "alpha": 0.98}
+            alone = rainfusion_attention(q, k, v, LAYOUT.grid, **same)
+            torch.testing.assert_close(out[mine], alone[mine], rtol=0, atol=0)
+            plan = classify_heads(q, k, LAYOUT.grid, **same)
+            torch.testing.assert_close(density[mine], plan.density[mine], rtol=0, atol=0)
+
+    def test_a_shifted_checkerboard_leaves_no_place_out(self):
+        mask = masks.shifted_textural_mask(LAYOUT, 0.5)
+        free = slice(LAYOUT.free_begin, LAYOUT.free_begin + LAYOUT.free_tokens)
+        row = next(block.begin for block in LAYOUT.blocks() if not block.sink)
+        keys = mask[row, free].view(LAYOUT.free_frames, LAYOUT.frame)
+        assert (keys[0] != keys[1]).all()
+        assert keys.sum() == pytest.approx(LAYOUT.free_tokens / 2, abs=LAYOUT.free_frames)
+        plain = masks.kind_mask(LAYOUT, Kind.TEXTURAL, 0.5)
+        assert torch.equal(plain[row, free].view_as(keys)[0], keys[0])
+
+    @pytest.mark.parametrize("method", ["spatial only", "textural dense", *MASKED, *BASELINES])
     def test_density_is_that_of_the_masks(self, heads, method):
         q, k, v = heads
         rule = rule_for(Config("", method, 0.5), LAYOUT, 0.7, CPU)

@@ -32,6 +32,8 @@ CONTRACT = {
     "exact pairs": "ARM as it is, spatial and temporal masks by token pairs instead of blocks",
     "any pair": "ARM as it is, a block is kept if any of its pairs is in the mask",
     "place-major": "ARM as it is, temporal heads on blocks of tokens sorted by place, then frame",
+    "textural shifted": "ARM as it is, the checkerboard moved by one place from frame to frame",
+    "textural blocks": "ARM as it is, textural heads take rainfusion2's best blocks",
 }
 
 

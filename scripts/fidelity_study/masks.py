@@ -24,11 +24,22 @@ def kind_mask(
         return torch.ones(layout.tokens, layout.tokens, dtype=torch.bool, device=device)
     if kind is Kind.TEXTURAL:
         free = torch.arange(layout.free_tokens, device=device)
-        keys = torch.ones(layout.tokens, dtype=torch.bool, device=device)
-        keys[_free(layout)] = pair_mask(layout, kind, stride_of(sparsity), free, free)
-        lengths, sinks = _blocks(layout, device)
-        return keys | sinks.repeat_interleave(lengths)[:, None]
+        return _keys_mask(layout, pair_mask(layout, kind, stride_of(sparsity), free, free))
     return expand_blocks(layout, block_mask(layout, kind, band_of(sparsity), device))
+
+
+def shifted_textural_mask(
+    layout: TokenLayout, sparsity: float, device: str | torch.device = "cpu"
+) -> Tensor:
+    """A textural head whose checkerboard moves by one place a frame, bool [S, S].
+
+    As many keys as in the operator, but no place is left out in all frames.
+    """
+    free = torch.arange(layout.free_tokens, device=device)
+    frame, place = free // layout.frame, free % layout.frame
+    width = layout.grid[2]
+    kept = (place // width - place % width + frame) % stride_of(sparsity) == 0
+    return _keys_mask(layout, kept)
 
 
 def pairs_mask(
@@ -155,6 +166,14 @@ def _nearest(make: Callable[[int], Tensor], low: int, high: int, share: float) -
         else:
             high = middle
     return min((make(low), make(high)), key=lambda mask: abs(density(mask) - share))
+
+
+def _keys_mask(layout: TokenLayout, free_keys: Tensor) -> Tensor:
+    """The same keys for all queries, sinks kept: bool [S, S] of bool [free tokens]."""
+    keys = torch.ones(layout.tokens, dtype=torch.bool, device=free_keys.device)
+    keys[_free(layout)] = free_keys
+    lengths, sinks = _blocks(layout, free_keys.device)
+    return keys | sinks.repeat_interleave(lengths)[:, None]
 
 
 def _free(layout: TokenLayout) -> slice:

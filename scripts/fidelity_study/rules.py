@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rainfusion_trt import classify_heads
+from rainfusion_trt import HeadPlan, classify_heads, rainfusion_attention
 from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.geometry import Kind, TokenLayout, band_of
+from rainfusion_trt.geometry import Kind, Method, TokenLayout, band_of
 
 from .configs import Config
 from .masks import (
@@ -26,6 +26,7 @@ from .masks import (
     pairs_mask,
     random_mask,
     share_mask,
+    shifted_textural_mask,
     window_of_share,
     without_sink_frames,
 )
@@ -68,10 +69,18 @@ class Choice:
         return out.view(q.shape)
 
 
-class Rule(Protocol):
-    """Chooses the masks of a call."""
+class Chosen(Protocol):
+    """What a rule made of a call: a code for each head, int [B, N], and its attention."""
 
-    def choose(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Choice, Tensor]:
+    code: Tensor
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+
+class Rule(Protocol):
+    """Chooses what the heads of a call attend to."""
+
+    def choose(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Chosen, Tensor]:
         """The choice, and the density float32 [B, N] of every head."""
         ...
 
@@ -106,17 +115,39 @@ class Classified:
         self._shares = {code: density(mask) for code, mask in self.masks.items()}
 
     def choose(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Choice, Tensor]:
-        plan = classify_heads(
-            q,
-            k,
-            self.layout.grid,
-            text=self.layout.text,
-            sparsity=self.config.sparsity,
-            alpha=self.config.alpha,
-            sink_frames=self.layout.sink_frames,
-        )
+        plan = _plan(q, k, self.layout, self.config)
         choice = Choice(plan.kind, self.masks)
         return choice, choice.density(self._shares)
+
+
+class TwoMethods:
+    """Textural heads by another method of the operator than the other heads."""
+
+    def __init__(self, code: Tensor, arguments: dict[str, Any], textural: str) -> None:
+        self.code = code
+        self.arguments = arguments
+        self.textural = textural
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The operator's attention, each head from the call of its method."""
+        out = rainfusion_attention(q, k, v, **self.arguments)
+        other = rainfusion_attention(q, k, v, **{**self.arguments, "method": self.textural})
+        return torch.where((self.code == Kind.TEXTURAL)[..., None, None], other, out)
+
+
+@dataclass
+class TexturalBlocks:
+    """ARM's kinds; textural heads take the best blocks of `rainfusion2`."""
+
+    layout: TokenLayout
+    config: Config
+
+    def choose(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[TwoMethods, Tensor]:
+        plan = _plan(q, k, self.layout, self.config)
+        blocks = _plan(q, k, self.layout, self.config, method="rainfusion2")
+        density = torch.where(plan.kind == Kind.TEXTURAL, blocks.density, plan.density)
+        arguments = {"grid": self.layout.grid} | _settings(self.layout, self.config)
+        return TwoMethods(plan.kind, arguments, "rainfusion2"), density
 
 
 @dataclass
@@ -194,6 +225,11 @@ def rule_for(
     if method == "any pair":
         masks |= {int(kind): share_mask(layout, kind, band_of(s), 0.0, device) for kind in narrow}
         return Classified(layout, config, masks)
+    if method == "textural shifted":
+        masks[Kind.TEXTURAL] = shifted_textural_mask(layout, s, device)
+        return Classified(layout, config, masks)
+    if method == "textural blocks":
+        return TexturalBlocks(layout, config)
     if method == "place-major":
         kind = Kind.TEMPORAL
         masks[kind] = share_mask(layout, kind, band_of(s), 0.5, device, place_major=True)
@@ -212,3 +248,19 @@ def rule_for(
             {int(kind): kind_of_share(layout, kind, share, device) for kind in narrow}, generator
         )
     raise InvalidInputError(f"no rule is called {method!r}")
+
+
+def _settings(layout: TokenLayout, config: Config) -> dict[str, Any]:
+    """Keyword arguments of the operator, `method` being `rainfusion`."""
+    return {
+        "text": layout.text,
+        "sparsity": config.sparsity,
+        "alpha": config.alpha,
+        "sink_frames": layout.sink_frames,
+    }
+
+
+def _plan(
+    q: Tensor, k: Tensor, layout: TokenLayout, config: Config, method: Method = "rainfusion"
+) -> HeadPlan:
+    return classify_heads(q, k, layout.grid, method=method, **_settings(layout, config))
