@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 _ROW_ALIGNMENT = 16  # bytes; the kernels copy rows of q, k, v and out in 16-byte chunks
 
 
-def rainfusion_attention(q: Tensor, k: Tensor, v: Tensor, grid, **arguments) -> Tensor:
+def rainfusion_attention(
+    q: Tensor, k: Tensor, v: Tensor, grid, *, return_lse: bool = False, **arguments
+) -> Tensor | tuple[Tensor, Tensor]:
     """Launch ARM, plan and attention; arguments as ``reference.rainfusion_attention``, checked."""
     q, k, v = (_aligned(x) for x in (q, k, v))
     out = torch.empty_like(q)
-    launch("attention", (q, k, v, out), grid, None, arguments)
-    return out
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
+    launch("attention", (q, k, v, out), grid, None, arguments, lse)
+    return out if lse is None else (out, lse)
 
 
 def classify_heads(q: Tensor, k: Tensor, grid, **arguments) -> HeadPlan:
@@ -40,6 +43,7 @@ def launch(
     grid,
     plan: Plan | HeadPlan | None,
     arguments: dict[str, Any],
+    lse: Tensor | None = None,
 ) -> None:
     """Enqueue an entry of the library on torch's current stream.
 
@@ -53,6 +57,8 @@ def launch(
         What to report; an empty ``native.Plan()`` plans without reporting.
     arguments
         Those of ``reference.rainfusion_attention``, checked.
+    lse
+        Where attention writes the log-sum-exp, float32 [B, N, S], contiguous.
     """
     from . import native
 
@@ -66,7 +72,7 @@ def launch(
     problem = native.Problem.of(q, grid, **arguments)
     library.check(problem)
     addresses = native.Tensors.of(
-        *tensors, sparsity=arguments["sparsity"], kv_len=arguments["kv_len"]
+        *tensors, sparsity=arguments["sparsity"], kv_len=arguments["kv_len"], lse=lse
     )
     size = library.workspace_size(problem)
     with torch.cuda.device(q.device):

@@ -1,25 +1,49 @@
 """``rainfusion_attention`` and ``classify_heads``: one torch operator with three faces.
 
 CPU tensors run the reference, CUDA tensors the kernels, and at export the operator is one node of
-the graph, which ``rainfusion_export`` writes as ``rainfusion::RainFusionAttention``.
+the graph, which ``rainfusion_export`` writes as ``rainfusion::RainFusionAttention``. A second
+operator, ``rainfusion::attention_lse``, also returns the log-sum-exp; it has no ONNX node.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from . import cuda_ops, reference
-from .errors import InvalidInputError
-from .geometry import METHODS, Method, TextPlace, TokenLayout
+from .arguments import check_call, grid_tensor, sparsity_tensor
+from .geometry import Method, TextPlace
 from .plan import HeadPlan
 
 __all__ = ["classify_heads", "rainfusion_attention"]
+
+
+@overload
+def rainfusion_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: Sequence[int] | Tensor,
+    *,
+    return_lse: Literal[True],
+    **arguments: Any,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def rainfusion_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: Sequence[int] | Tensor,
+    *,
+    return_lse: Literal[False] = False,
+    **arguments: Any,
+) -> Tensor: ...
 
 
 def rainfusion_attention(
@@ -35,7 +59,8 @@ def rainfusion_attention(
     alpha: float = 0.9,
     sink_frames: int = 1,
     scale: float | None = None,
-) -> Tensor:
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Attention in which every head skips what its kind does not need (arXiv 2505.21036).
 
     Parameters
@@ -64,11 +89,18 @@ def rainfusion_attention(
         Leading latent frames that every token attends to and that attend to every token.
     scale
         Softmax scale, default 1 / sqrt(D).
+    return_lse
+        Also return the log-sum-exp of every row, by which attention over parts of the keys (ring
+        attention) is put together. Cannot be exported to ONNX.
 
     Returns
     -------
     Tensor
         [B, N, S, D] in the dtype of `q`. No gradient.
+    Tensor, with `return_lse`
+        float32 [B, N, S], contiguous: the natural logarithm of the sum of exp(scale * q.k) over the
+        keys that the row attends to. -infinity, and an output of 0, for a row without keys, which
+        only a row at or past `kv_len` can be. Other such rows hold a value of no meaning.
 
     Raises
     ------
@@ -83,12 +115,13 @@ def rainfusion_attention(
     >>> rainfusion_attention(q, k, v, (4, 8, 8), sparsity=0.5).shape
     torch.Size([1, 2, 256, 64])
     """
-    return torch.ops.rainfusion.attention(
+    operator = torch.ops.rainfusion.attention_lse if return_lse else torch.ops.rainfusion.attention
+    return operator(
         q,
         k,
         v,
-        _grid_tensor(grid, q),
-        _sparsity_tensor(sparsity, q),
+        grid_tensor(grid, q),
+        sparsity_tensor(sparsity, q),
         kv_len,
         text,
         method,
@@ -120,8 +153,8 @@ def classify_heads(
     HeadPlan
         Tensors of shape [B, N] on the device of `q`.
     """
-    grid = _grid_tensor(grid, q)
-    sparsity = _sparsity_tensor(sparsity, q)
+    grid = grid_tensor(grid, q)
+    sparsity = sparsity_tensor(sparsity, q)
     arguments: dict[str, Any] = {
         "text": text,
         "sparsity": sparsity,
@@ -131,73 +164,8 @@ def classify_heads(
         "sink_frames": sink_frames,
         "scale": scale,
     }
-    _check(q, (k,), grid, sparsity, kv_len, text, method, alpha, sink_frames, scale or 0.0)
+    check_call(q, (k,), grid, sparsity, kv_len, text, method, alpha, sink_frames, scale or 0.0)
     return _face_of(q).classify_heads(q, k, tuple(grid.shape), **arguments)
-
-
-def _grid_tensor(grid: Sequence[int] | Tensor, q: Tensor) -> Tensor:
-    """A tensor of shape `grid` without storage of its own."""
-    if isinstance(grid, Tensor):
-        return grid
-    if len(grid) != 3 or min(grid) < 1:
-        raise InvalidInputError(f"grid={tuple(grid)} must be three positive sizes (T, H, W)")
-    return q.new_empty(1).expand(*grid)
-
-
-def _sparsity_tensor(sparsity: float | Tensor, q: Tensor) -> Tensor:
-    if isinstance(sparsity, Tensor):
-        return sparsity
-    if not 0.0 <= sparsity < 1.0:
-        raise InvalidInputError(f"sparsity={sparsity} must be in [0, 1); 0 is dense attention")
-    return torch.full((1,), sparsity, dtype=torch.float32, device=q.device)
-
-
-def _check(
-    q: Tensor,
-    others: tuple[Tensor, ...],
-    grid: Tensor,
-    sparsity: Tensor,
-    kv_len: Tensor | None,
-    text: str,
-    method: str,
-    alpha: float,
-    sink_frames: int,
-    scale: float,
-) -> None:
-    """Everything the host can check, before any work starts."""
-    if q.dim() != 4 or 0 in q.shape:
-        raise InvalidInputError(f"q has shape {tuple(q.shape)}; expected [B, N, S, D], none 0")
-    for other in others:
-        if other.shape != q.shape or other.dtype != q.dtype or other.device != q.device:
-            raise InvalidInputError(
-                f"q is {tuple(q.shape)} {q.dtype} on {q.device} but k or v is "
-                f"{tuple(other.shape)} {other.dtype} on {other.device}; they must agree"
-            )
-    if not q.is_floating_point():
-        raise InvalidInputError(f"q has dtype {q.dtype}; attention needs a floating dtype")
-    if method not in METHODS:
-        raise InvalidInputError(f"method={method!r} is not one of {', '.join(METHODS)}")
-    if not 0.0 <= alpha <= 1.0:
-        raise InvalidInputError(f"alpha={alpha} must be in [0, 1]; it is a share of mass")
-    if not (math.isfinite(scale) and scale >= 0.0):
-        raise InvalidInputError(f"scale={scale} must be positive; leave it out for 1/sqrt(D)")
-    if grid.dim() != 3:
-        raise InvalidInputError(f"grid has {grid.dim()} dimensions; its shape must be [T, H, W]")
-    TokenLayout(tuple(grid.shape), q.shape[2], text, sink_frames)
-    if sparsity.shape != (1,) or sparsity.dtype != torch.float32 or sparsity.device != q.device:
-        raise InvalidInputError(
-            f"sparsity is {tuple(sparsity.shape)} {sparsity.dtype} on {sparsity.device}; expected "
-            f"float32 [1] on {q.device}"
-        )
-    if not sparsity.is_cuda and not 0.0 <= sparsity.item() < 1.0:
-        raise InvalidInputError(f"sparsity={sparsity.item()} must be in [0, 1); 0 is dense")
-    if kv_len is not None and (
-        kv_len.shape != q.shape[:1] or kv_len.dtype != torch.int32 or kv_len.device != q.device
-    ):
-        raise InvalidInputError(
-            f"kv_len is {tuple(kv_len.shape)} {kv_len.dtype} on {kv_len.device}; expected int32 "
-            f"[{q.shape[0]}] on {q.device}"
-        )
 
 
 @torch.library.custom_op("rainfusion::attention", mutates_args=(), device_types=("cpu", "cuda"))
@@ -214,7 +182,32 @@ def _attention(
     sink_frames: int,
     scale: float,
 ) -> Tensor:
-    _check(q, (k, v), grid, sparsity, kv_len, text, method, alpha, sink_frames, scale)
+    options = (text, method, alpha, sink_frames, scale)
+    return _run(q, k, v, grid, sparsity, kv_len, *options, return_lse=False)
+
+
+@torch.library.custom_op("rainfusion::attention_lse", mutates_args=(), device_types=("cpu", "cuda"))
+def _attention_lse(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: Tensor,
+    sparsity: Tensor,
+    kv_len: Tensor | None,
+    text: str,
+    method: str,
+    alpha: float,
+    sink_frames: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    options = (text, method, alpha, sink_frames, scale)
+    return _run(q, k, v, grid, sparsity, kv_len, *options, return_lse=True)
+
+
+def _run(
+    q, k, v, grid, sparsity, kv_len, text, method, alpha, sink_frames, scale, *, return_lse
+) -> Any:
+    check_call(q, (k, v), grid, sparsity, kv_len, text, method, alpha, sink_frames, scale)
     return _face_of(q).rainfusion_attention(
         q,
         k,
@@ -227,6 +220,7 @@ def _attention(
         alpha=alpha,
         sink_frames=sink_frames,
         scale=scale,
+        return_lse=return_lse,
     )
 
 
@@ -237,3 +231,8 @@ def _face_of(q: Tensor) -> ModuleType:
 @_attention.register_fake
 def _attention_fake(q, k, v, grid, sparsity, kv_len, text, method, alpha, sink_frames, scale):
     return torch.empty_like(q)
+
+
+@_attention_lse.register_fake
+def _attention_lse_fake(q, k, v, grid, sparsity, kv_len, text, method, alpha, sink_frames, scale):
+    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)

@@ -185,15 +185,19 @@ def _key_masks(call: _Call, head: _Head, kv_len: int) -> list[Tensor]:
     return [real & row.repeat_interleave(lengths) for row in head.mask]
 
 
-def _attend(call: _Call, head: _Head, q: Tensor, k: Tensor, v: Tensor, kv_len: int) -> Tensor:
-    """Attention of one head in float32: q, k, v [S, D] -> [S, D]."""
+def _attend(
+    call: _Call, head: _Head, q: Tensor, k: Tensor, v: Tensor, kv_len: int
+) -> tuple[Tensor, Tensor]:
+    """Attention of one head in float32: q, k, v [S, D] -> [S, D] and log-sum-exp [S]."""
     out = torch.zeros_like(v, dtype=torch.float32)
+    lse = out.new_full(out.shape[:1], -math.inf)
     for block, keys in zip(call.blocks, _key_masks(call, head, kv_len), strict=True):
         if not keys.any():
             continue
         scores = q[block.begin : block.end].float() @ k[keys].float().T * call.scale
         out[block.begin : block.end] = torch.softmax(scores, dim=-1) @ v[keys].float()
-    return out
+        lse[block.begin : block.end] = torch.logsumexp(scores, dim=-1)
+    return out, lse
 
 
 def _density(call: _Call, head: _Head, kv_len: int) -> float:
@@ -229,21 +233,26 @@ def rainfusion_attention(
     alpha: float = 0.9,
     sink_frames: int = 1,
     scale: float | None = None,
-) -> Tensor:
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """RainFusion attention; arguments as :func:`rainfusion_trt.rainfusion_attention`.
 
     Returns
     -------
     Tensor
         [B, N, S, D] in the dtype of `q`; rows that attend to no key are 0.
+    Tensor, with `return_lse`
+        float32 [B, N, S]: log-sum-exp of the scaled scores; rows that attend to no key are
+        -infinity.
     """
     call = _start(q, grid, text, sparsity, method, alpha, sink_frames, scale)
     out = torch.empty_like(q)
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     for b, length in enumerate(_lengths(q, kv_len)):
         for h in range(q.shape[1]):
             head = _choose(call, q[b, h], k[b, h], length)
-            out[b, h] = _attend(call, head, q[b, h], k[b, h], v[b, h], length)
-    return out
+            out[b, h], lse[b, h] = _attend(call, head, q[b, h], k[b, h], v[b, h], length)
+    return (out, lse) if return_lse else out
 
 
 def classify_heads(

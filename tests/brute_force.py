@@ -94,3 +94,26 @@ def attention(q, k, v, mask, scale):
     mass = np.exp(scores - np.where(np.isfinite(top), top, 0))
     total = mass.sum(1, keepdims=True)
     return np.where(total > 0, mass / np.where(total > 0, total, 1), 0) @ v
+
+
+def log_sum_exp(q, k, mask, scale):
+    """Natural log of the sum of exp(score) over the kept keys; rows without keys give -inf."""
+    return np.logaddexp.reduce(np.where(mask, q @ k.T * scale, -np.inf), axis=1)
+
+
+def best_blocks(q, k, sparsity, grid, tokens, text, sink_frames, scale, kv_len):
+    """bool [S, S]: which keys each query of a rainfusion2 head attends to, `kv_len` included."""
+    *_, sink, block = coordinates(grid, tokens, text, sink_frames)
+    count = block.max() + 1
+    real = np.arange(tokens) < kv_len
+    inside = [real & (block == i) for i in range(count)]
+    means = [np.stack([x[i].mean(0) if i.any() else 0 * x[0] for i in inside]) for x in (q, k)]
+    scores = means[0] @ means[1].T * scale
+    keep = math.ceil(round(count * (1 - sparsity), 6))
+    kept = np.zeros((count, count), bool)
+    for i in range(count):
+        order = sorted(range(count), key=lambda j: (not inside[j].any(), -scores[i, j], j))
+        kept[i, order[:keep]] = True
+    sinks = np.array([sink[block == i].any() for i in range(count)])
+    kept |= sinks[:, None] | sinks[None, :] | np.eye(count, dtype=bool)
+    return kept[np.ix_(block, block)] & real

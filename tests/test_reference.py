@@ -168,24 +168,13 @@ def test_rainfusion2_keeps_the_best_blocks(case, sparsity):
     layout, (q, k, v) = heads(case, [[Kind.TEXTURAL]])
     arguments = {"text": layout.text, "sparsity": sparsity, "sink_frames": layout.sink_frames}
     out = reference.rainfusion_attention(q, k, v, layout.grid, method="rainfusion2", **arguments)
-    *_, sink, block = brute_force.coordinates(
-        layout.grid, layout.tokens, layout.text, layout.sink_frames
-    )
-    count = block.max() + 1
-    means = [np.stack([x[0, 0].numpy()[block == i].mean(0) for i in range(count)]) for x in (q, k)]
-    scores = means[0] @ means[1].T
-    keep = math.ceil(round(count * (1 - sparsity), 6))
-    assert kept_blocks(sparsity, int(count)) == keep
-    kept = np.zeros((count, count), bool)
-    for i in range(count):
-        kept[i, sorted(range(count), key=lambda j: (-scores[i, j], j))[:keep]] = True
-    sinks = np.array([sink[block == i].any() for i in range(count)])
-    kept |= sinks[:, None] | sinks[None, :] | np.eye(count, dtype=bool)
-    result = brute_force.attention(
-        *(x[0, 0].double().numpy() for x in (q, k, v)),
-        kept[np.ix_(block, block)],
-        1 / math.sqrt(D),
-    )
+    places = (layout.grid, layout.tokens, layout.text, layout.sink_frames)
+    count = len(layout.blocks())
+    assert kept_blocks(sparsity, count) == math.ceil(round(count * (1 - sparsity), 6))
+    query, key, value = (x[0, 0].double().numpy() for x in (q, k, v))
+    scale = 1 / math.sqrt(D)
+    mask = brute_force.best_blocks(query, key, sparsity, *places, scale, layout.tokens)
+    result = brute_force.attention(query, key, value, mask, scale)
     np.testing.assert_allclose(out[0, 0].numpy(), result, atol=2e-5)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from rainfusion_trt import ops  # noqa: F401  (registers torch.ops.rainfusion)
-from rainfusion_trt.errors import ExportError, RainFusionError
+from rainfusion_trt.errors import ExportError, RainFusionError, UnsupportedError
 from rainfusion_trt.routing import AttentionRoute, RainFusionSettings
 
 from .source import GraphSource
@@ -65,6 +65,8 @@ def capture(source: GraphSource, sparsity: Tensor, settings: RainFusionSettings)
     ------
     ExportError
         torch.export could not trace it, or attention went past the operator.
+    UnsupportedError
+        The module asks attention for its log-sum-exp.
     """
     inputs = source.inputs
     shapes = {
@@ -77,11 +79,25 @@ def capture(source: GraphSource, sparsity: Tensor, settings: RainFusionSettings)
             program = torch.export.export(
                 module, (dict(inputs), sparsity), dynamic_shapes=shapes, strict=False
             )
-            return program.run_decompositions({})
+            program = program.run_decompositions({})
     except RainFusionError:
         raise
     except (torch._dynamo.exc.UserError, RuntimeError) as error:
         raise ExportError(f"torch.export could not trace {source.name}: {error}") from error
+    _refuse_lse(program, source.name)
+    return program
+
+
+def _refuse_lse(program: ExportedProgram, name: str) -> None:
+    """The ONNX operator has one output; the other one must not be lost on the way."""
+    operator = torch.ops.rainfusion.attention_lse.default
+    graphs = [m for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+    if any(node.target is operator for graph in graphs for node in graph.graph.nodes):
+        raise UnsupportedError(
+            f"{name} calls rainfusion_attention with return_lse=True, and the ONNX operator "
+            "RainFusionAttention has no log-sum-exp output: export it without return_lse, or run "
+            "this module in PyTorch"
+        )
 
 
 def attention_count(program: ExportedProgram) -> int:
