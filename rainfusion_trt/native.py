@@ -140,7 +140,7 @@ class NativeLibrary:
 
     @property
     def build_info(self) -> str:
-        """Version, source hash and architectures, e.g. ``0.1.0+3f2a9c1d5e0b7a42 sm_80 sm_90``."""
+        """Version, source hash and targets, e.g. ``0.1.0+3f2a9c1d5e0b7a42 sm_80 compute_80``."""
         return self._library.rainfusion_build_info().decode()
 
     def check(self, problem: Problem) -> None:
@@ -149,7 +149,7 @@ class NativeLibrary:
         self._raise(self._library.rainfusion_check(problem, message, _MESSAGE_BYTES), message)
 
     def check_device(self, major: int, minor: int) -> None:
-        """Raise UnsupportedError if the library has no kernels for this compute capability."""
+        """Raise UnsupportedError if nothing the library was built to runs on this capability."""
         message = ctypes.create_string_buffer(_MESSAGE_BYTES)
         status = self._library.rainfusion_check_device(major, minor, message, _MESSAGE_BYTES)
         self._raise(status, message)

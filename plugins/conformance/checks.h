@@ -1,4 +1,4 @@
-// The two groups of checks of the conformance program.
+// The groups of checks of the conformance program.
 #pragma once
 
 #include "expect.h"
@@ -8,6 +8,12 @@ namespace conformance {
 
 // Creator, shapes, formats, workspace, engine file and every wrong input. Needs no GPU.
 void check_protocol(trt_host::PluginLibrary& library, Report& report);
+
+// Which GPUs the library says it runs on. Needs no GPU.
+void check_targets(trt_host::PluginLibrary& library, Report& report);
+
+// Whether contexts are refused where the library cannot run on GPU 0. Returns why it cannot, or "".
+std::string check_gpu(trt_host::PluginLibrary& library, Report& report);
 
 // enqueue against a float32 reference, under graph replay and on two streams.
 void check_execution(trt_host::PluginLibrary& library, Report& report);

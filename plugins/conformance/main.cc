@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <string>
 
 #include "checks.h"
 
@@ -26,8 +27,16 @@ int main(int argc, char** argv) {
   try {
     trt_host::PluginLibrary library(argv[1]);
     conformance::Report report;
-    conformance::check_protocol(library, report);
+    conformance::check_targets(library, report);
     bool const gpu = has_gpu();
+    if (gpu) {
+      std::string const refused = conformance::check_gpu(library, report);
+      if (!refused.empty()) {
+        std::printf("nothing else checked: %s\n", refused.c_str());
+        return 1;
+      }
+    }
+    conformance::check_protocol(library, report);
     if (gpu) {
       conformance::check_execution(library, report);
     } else {

@@ -8,6 +8,7 @@
 #include <new>
 #include <string>
 
+#include "device.h"
 #include "launch.h"
 #include "validate.h"
 #include "workspace.h"
@@ -18,14 +19,12 @@
 #ifndef RAINFUSION_SOURCE_HASH
 #define RAINFUSION_SOURCE_HASH "unknown"
 #endif
-#ifndef RAINFUSION_ARCHITECTURES
-#define RAINFUSION_ARCHITECTURES "unknown"
+#ifndef RAINFUSION_GPU_TARGETS
+#define RAINFUSION_GPU_TARGETS "unknown"
 #endif
 
 namespace rainfusion {
 namespace {
-
-constexpr int kFirstCapability = 80;
 
 thread_local std::string last_error;
 
@@ -49,28 +48,6 @@ RainfusionStatus guarded(const Call& call, char* message = nullptr, size_t capac
 
 Result check_problem(const RainfusionProblem* problem) {
   return problem != nullptr ? validate_problem(*problem) : invalid("problem is a null pointer");
-}
-
-Result check_capability(int major, int minor) {
-  if (major * 10 + minor >= kFirstCapability) return {};
-  return unsupported("compute capability " + std::to_string(major) + "." + std::to_string(minor) +
-                     " has no kernel; a GPU of compute capability 8.0 or newer is needed");
-}
-
-Result device_capability(int* capability) {
-  int device = 0;
-  int major = 0;
-  int minor = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  }
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  }
-  if (error != cudaSuccess) return cuda_result(error, "reading the compute capability");
-  *capability = major * 10 + minor;
-  return check_capability(major, minor);
 }
 
 Result check_workspace(const Geometry& geometry, int head_size, void* workspace, size_t bytes,
@@ -156,10 +133,12 @@ Result run(const RainfusionProblem* problem, const RainfusionTensors* tensors,
   if (!result.ok()) return result;
   result = plan_heads(*problem, geometry, *tensors, plan != nullptr ? *plan : RainfusionPlan{},
                       parts, stream);
-  if (!result.ok() || !attention) return result;
-  return cuda_result(launch_attention(attention_params(geometry, *tensors, parts), problem->dtype,
-                                      problem->head_size, capability, stream),
-                     "launching the attention");
+  if (result.ok() && attention) {
+    result = cuda_result(launch_attention(attention_params(geometry, *tensors, parts),
+                                          problem->dtype, problem->head_size, capability, stream),
+                         "launching the attention");
+  }
+  return explain_launch(result, capability);
 }
 
 Result block_mask(const RainfusionProblem* problem, RainfusionKind kind, float sparsity,
@@ -191,7 +170,7 @@ using namespace rainfusion;
 int32_t rainfusion_abi_version(void) { return RAINFUSION_ABI_VERSION; }
 
 const char* rainfusion_build_info(void) {
-  return RAINFUSION_VERSION "+" RAINFUSION_SOURCE_HASH " " RAINFUSION_ARCHITECTURES;
+  return RAINFUSION_VERSION "+" RAINFUSION_SOURCE_HASH " " RAINFUSION_GPU_TARGETS;
 }
 
 RainfusionStatus rainfusion_check(const RainfusionProblem* problem, char* message,

@@ -25,11 +25,18 @@ inline Result unsupported(std::string message) {
   return {RAINFUSION_UNSUPPORTED, std::move(message)};
 }
 
+// Whether CUDA found nothing in the library that it could run on the device.
+inline bool is_code_missing(cudaError_t error) {
+  return error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion ||
+         error == cudaErrorJitCompilationDisabled || error == cudaErrorJitCompilerNotFound;
+}
+
 // The one place where a CUDA error becomes a status.
 inline Result cuda_result(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return {};
-  return {RAINFUSION_CUDA_ERROR, std::string(what) + " failed: " + cudaGetErrorName(error) + " (" +
-                                     cudaGetErrorString(error) + ")"};
+  return {is_code_missing(error) ? RAINFUSION_UNSUPPORTED : RAINFUSION_CUDA_ERROR,
+          std::string(what) + " failed: " + cudaGetErrorName(error) + " (" +
+              cudaGetErrorString(error) + ")"};
 }
 
 }  // namespace rainfusion

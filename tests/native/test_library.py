@@ -58,7 +58,7 @@ def test_header_and_binding_agree(library):
 def test_build_info_names_version_and_sources(library, plugin_library):
     version, rest = library.build_info.split("+")
     assert version == __version__
-    assert re.fullmatch(r"[0-9a-f]{16}( sm_\d+[a-z]?)+", rest)
+    assert re.fullmatch(r"[0-9a-f]{16}( (sm|compute)_\d+[af]?)+", rest)
     stamp = plugin_library.with_name(plugin_library.name + ".json")
     if not stamp.is_file():
         pytest.skip("the library was not built by build_plugin")
@@ -104,11 +104,38 @@ def test_check_names_value_and_remedy(library, changes, error, words):
         library.check(problem(**changes))
 
 
-def test_device_without_kernel(library):
-    built = [int(number) for number in re.findall(r" sm_(\d+)", library.build_info)]
-    for capability in built:
-        library.check_device(*divmod(capability, 10))
-    with pytest.raises(UnsupportedError, match=r"7\.5"):
+# For other lists of targets than this library's: plugins/conformance/target_checks.cc.
+def test_device_is_checked_against_what_was_built(library):
+    targets = re.findall(r" (sm|compute)_(\d+)([af]?)", library.build_info)
+    for kind, digits, suffix in targets:
+        number = int(digits)
+        library.check_device(*divmod(number, 10))
+        if kind == "compute" and not suffix:
+            library.check_device(number // 10 + 1, 0)
+    newest = max(int(digits) // 10 for _, digits, _ in targets)
+    if all(kind == "sm" for kind, *_ in targets):
+        with pytest.raises(UnsupportedError, match=rf"compute capability {newest + 1}\.0 .* sm_"):
+            library.check_device(newest + 1, 0)
+
+
+def test_device_without_code_names_what_was_built_and_the_remedy(library):
+    built = library.build_info.split(" ", 1)[1]
+    refused = []
+    for capability in (80, 86, 89, 90, 100, 103, 120):
+        try:
+            library.check_device(*divmod(capability, 10))
+        except UnsupportedError as error:
+            refused.append(capability)
+            assert f"compute capability {capability // 10}.{capability % 10} " in str(error)
+            assert f"holds code for {built};" in str(error)
+            remedy = f"RAINFUSION_CUDA_ARCHITECTURES={capability} rainfusion-trt build-plugin"
+            assert remedy in str(error)
+    if built == "sm_80":
+        assert refused == [90, 100, 103, 120]
+
+
+def test_device_that_is_too_old_for_the_kernels(library):
+    with pytest.raises(UnsupportedError, match=r"7\.5 has no kernel; .* 8\.0 or newer"):
         library.check_device(7, 5)
 
 

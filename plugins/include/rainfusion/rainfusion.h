@@ -116,7 +116,8 @@ typedef struct {
 /* ABI version of the loaded library, to be compared with RAINFUSION_ABI_VERSION. */
 RAINFUSION_API int32_t rainfusion_abi_version(void);
 
-/* Version and build, for example "0.1.0+3f2a9c1d sm_80 sm_90 sm_120". Static storage. */
+/* Version and build, for example "0.1.0+3f2a9c1d sm_80 sm_90 compute_90": what is machine code (sm)
+ * and what PTX (compute). Static storage. */
 RAINFUSION_API const char* rainfusion_build_info(void);
 
 /* Checks shapes and attributes on the host. On failure writes a sentence that names the value and
@@ -124,7 +125,8 @@ RAINFUSION_API const char* rainfusion_build_info(void);
 RAINFUSION_API RainfusionStatus rainfusion_check(const RainfusionProblem* problem, char* message,
                                                  size_t capacity);
 
-/* RAINFUSION_SUCCESS if this library holds kernels that the given compute capability runs. */
+/* RAINFUSION_SUCCESS if this library holds kernels that the given compute capability runs: machine
+ * code of its major version that is no newer, or PTX that is no newer. No GPU is asked. */
 RAINFUSION_API RainfusionStatus rainfusion_check_device(int32_t major, int32_t minor, char* message,
                                                         size_t capacity);
 
