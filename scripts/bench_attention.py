@@ -1,182 +1,149 @@
-"""Attention speed: RainFusion's kernels beside cuDNN, in turn in one run.
+"""Attention speed: RainFusion's kernels beside their peers, in turn in one run.
 
-    python scripts/bench_attention.py [--shapes cogvideox-5b ...] [--mixes mixed ...] [--output DIR]
+    python scripts/bench_attention.py measure [--shapes cogvideox-5b ...] [--heads mixed ...]
+    python scripts/bench_attention.py plot      # docs/images/attention_density.png
+    python scripts/bench_attention.py tables    # the tables of docs/kernels.md
 
-Every timed case is first checked on sampled query rows against float32. The card's clock falls as
-it heats, so that only figures of one run may be compared; each round times every rival once.
-TFLOP/s count kept work: 4 * S * S * D * N * B * density / time.
+``measure`` wants a GPU. Every timed case is first checked on sampled query rows against float32.
+The card's clock falls as it heats, so that only figures of one shape in one file, which are taken
+in turn, may be compared. ``plot`` wants the extra ``study``; it and ``tables`` need no GPU.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+import json
+import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
-from results import write_result
+from attention_bench.cases import FA3, PEERS, cases_of
+from attention_bench.shapes import HEADS, SHAPES
+from results import RESULTS, write_result
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rainfusion_trt import classify_heads, native, rainfusion_attention, reference
-from rainfusion_trt.cuda_ops import launch
-from rainfusion_trt.geometry import Kind, TokenLayout
-from rainfusion_trt.testing import synthetic_heads
+from rainfusion_trt.demo.console import run_app
+from rainfusion_trt.errors import InvalidInputError
 
-TOLERANCE = 1e-2  # relative, bfloat16: rounding of probabilities and output
+logger = logging.getLogger("rainfusion_trt.bench")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+ROOT = Path(__file__).resolve().parent.parent
+ResultsOption = Annotated[Path, typer.Option(help="Folder of the JSON files, attention*.json.")]
 
-
-@dataclass(frozen=True)
-class Shape:
-    """One model's attention at its standard size."""
-
-    batch: int
-    heads: int
-    head_size: int
-    grid: tuple[int, int, int]
-    text_tokens: int
-    text: str
-
-    @property
-    def layout(self) -> TokenLayout:
-        return TokenLayout(self.grid, math.prod(self.grid) + self.text_tokens, self.text)
+_NOTE = (
+    "sparsity read on the device; the time of our kernels includes planning, that of FlexAttention "
+    "does not; random lists: the best blocks of random means, no first-frame sink; FlexAttention "
+    "compiled with its defaults, on copies of q, k and v whose blocks begin at multiples of 128, "
+    "made beforehand; textural heads keep columns of single tokens, not blocks, and mixed heads "
+    "contain textural ones, so that FlexAttention has only lists of spatial, temporal and random "
+    "heads"
+)
 
 
-SHAPES = {
-    "cogvideox-5b": Shape(2, 48, 64, (13, 30, 45), 226, "first"),
-    "opensoraplan-720p": Shape(1, 24, 96, (24, 45, 80), 0, "none"),
-    "hunyuanvideo-720p": Shape(1, 24, 128, (33, 45, 80), 256, "last"),
-    "wan2.1-14b-480p": Shape(1, 40, 128, (21, 30, 52), 0, "none"),
-    "wan2.1-14b-720p": Shape(1, 40, 128, (21, 45, 80), 0, "none"),
-}
-THIRDS = (Kind.SPATIAL, Kind.TEMPORAL, Kind.TEXTURAL)
+@app.command()
+def measure(
+    shapes: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SHAPES)}.")] = None,
+    heads: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(HEADS)}.")] = None,
+    sparsities: Annotated[list[float] | None, typer.Option(help="s of forced kinds.")] = None,
+    densities: Annotated[list[float] | None, typer.Option(help="Of random lists.")] = None,
+    flex_sparsities: Annotated[list[float] | None, typer.Option(help="s with Flex.")] = None,
+    rivals: Annotated[
+        list[str] | None, typer.Option(help=f"Of {', '.join(PEERS)}; ours is always there.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Timings of each case.", min=7)] = 7,
+    name: Annotated[str, typer.Option(help="File name, attention...")] = "attention",
+    output: Annotated[Path, typer.Option(help="Folder of the JSON file.")] = RESULTS,
+) -> None:
+    """Time attention and write ``NAME.json``, anew after every shape."""
+    from attention_bench.rivals import Arena, has_flash_attention_3
+    from attention_bench.timing import graph_capture, prepare, time_in_turn
+
+    _check_names("--shapes", shapes, SHAPES)
+    _check_names("--heads", heads, HEADS)
+    _check_names("--rivals", rivals, PEERS)
+    if not name.startswith("attention"):
+        raise InvalidInputError(f"--name {name} must begin with attention, as tables look for it")
+    if not torch.cuda.is_available():
+        raise InvalidInputError("there is no CUDA GPU to measure on")
+    peers = list(rivals or PEERS)
+    notes = [_NOTE]
+    if FA3 in peers and not has_flash_attention_3():
+        if rivals:
+            raise InvalidInputError("--rivals fa3: flash_attn_interface cannot be imported")
+        peers.remove(FA3)
+        notes.append("FlashAttention-3 was not installed")
+    options = {
+        "heads": heads,
+        "sparsities": sparsities,
+        "densities": densities,
+        "flex_sparsities": flex_sparsities,
+    }
+    cases = cases_of(peers=peers, **{key: value for key, value in options.items() if value})
+    rows: list[dict[str, Any]] = []
+    for shape in shapes or SHAPES:
+        arena = Arena(SHAPES[shape], torch.bfloat16, torch.device("cuda"))
+        ready, left_out = prepare(arena, cases, graph_capture())
+        logger.info("%s: %d cases checked", shape, len(ready))
+        measured = time_in_turn(shape, SHAPES[shape], ready, rounds)
+        del arena, ready
+        torch.cuda.empty_cache()
+        rows += measured
+        notes += [f"{shape}: {why}" for why in left_out]
+        _show(measured)
+        logger.info("wrote %s", write_result(name, rows, note="; ".join(notes), folder=output))
 
 
-@dataclass
-class Case:
-    """A rival at one setting: what to time, and the share of pairs it computes."""
+@app.command()
+def plot(
+    results: ResultsOption = RESULTS,
+    images: Annotated[Path, typer.Option(help="Where the picture goes.")] = ROOT / "docs/images",
+) -> None:
+    """Draw time against density for every shape and peer."""
+    from attention_bench.plot import draw
 
-    name: str
-    sparsity: float
-    density: float
-    run: Callable[[], Tensor]
-    times: list[float]
-
-
-def heads_of(shape: Shape, mix: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v whose heads are all of one kind, or a third of each ("mixed")."""
-    if mix == "mixed":
-        row = [THIRDS[h % 3] for h in range(shape.heads)]
-    else:
-        row = [Kind[mix.upper()]] * shape.heads
-    return synthetic_heads(
-        shape.layout, [row] * shape.batch, shape.head_size, dtype=dtype, device="cuda"
-    )
+    path = draw(_records(results), images)
+    logger.info("%s: %d kB", path, path.stat().st_size // 1000)
 
 
-def check_rows(out: Tensor, q, k, v, layout: TokenLayout, arguments: dict) -> float:
-    """Relative error of one head per kind against the float32 reference."""
-    plan = classify_heads(q, k, layout.grid, **arguments)
-    worst = 0.0
-    for kind in plan.kind.unique().tolist():
-        b, h = (plan.kind == kind).nonzero()[-1].tolist()
-        pick = (slice(b, b + 1), slice(h, h + 1))
-        head = (x[pick].float() for x in (q, k, v))
-        wanted = reference.rainfusion_attention(*head, layout.grid, **arguments)
-        worst = max(worst, ((out[pick].float() - wanted).norm() / wanted.norm()).item())
-    if not worst < TOLERANCE:
-        raise SystemExit(f"wrong result: relative error {worst:.2e} for {arguments}")
-    return worst
+@app.command()
+def tables(
+    check: Annotated[bool, typer.Option(help="Write nothing; fail if out of date.")] = False,
+    results: ResultsOption = RESULTS,
+    document: Annotated[Path, typer.Option(help="File to bring up to date.")] = (
+        ROOT / "docs/kernels.md"
+    ),
+) -> None:
+    """Bring the tables of docs/kernels.md up to date with the results."""
+    from attention_bench.tables import fill
+
+    text = document.read_text(encoding="utf-8")
+    wanted = fill(text, _records(results))
+    if check and wanted != text:
+        raise SystemExit(f"{document} is out of date: run python scripts/bench_attention.py tables")
+    if wanted != text:
+        temporary = document.with_name(f".{document.name}.part")
+        temporary.write_text(wanted, encoding="utf-8")
+        temporary.replace(document)
 
 
-def cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+def _records(folder: Path) -> list[dict[str, Any]]:
+    """The files of attention runs, in the order of their names."""
+    paths = sorted(folder.glob("attention*.json"))
+    if not paths:
+        raise InvalidInputError(f"{folder} has no attention*.json: run `measure` first")
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
-def captured(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """`run` as a CUDA graph, so that its time is the device's and not that of Python."""
-    run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph
+def _check_names(option: str, given: list[str] | None, known) -> None:
+    if unknown := [name for name in given or () if name not in known]:
+        raise InvalidInputError(f"{option} {', '.join(unknown)}: known are {', '.join(known)}")
 
 
-def milliseconds(run: Callable[[], object]) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
-
-
-def cases_for(q, k, v, layout: TokenLayout, method: str, sparsities) -> tuple[list[Case], list]:
-    """Our cases, their planning alone, and cuDNN; each checked once."""
-    cases, errors = [], []
-    for s in sparsities:
-        arguments = {"text": layout.text, "sparsity": s, "method": method}
-        density = classify_heads(q, k, layout.grid, **arguments).density.mean().item()
-        # The sparsity is a device tensor here as in an engine, so no host work is timed.
-        device_s = torch.full((1,), s, device="cuda")
-
-        on_device = {**arguments, "sparsity": device_s}
-        run = partial(rainfusion_attention, q, k, v, layout.grid, **on_device)
-        on_device |= {"kv_len": None, "alpha": 0.9, "sink_frames": 1, "scale": None}
-        tensors = (q, k, k, None)
-        plan = partial(launch, "classify", tensors, layout.grid, native.Plan(), on_device)
-        errors.append(check_rows(run(), q, k, v, layout, arguments))
-        cases.append(Case("rainfusion", s, density, run, []))
-        cases.append(Case("plan only", s, 0.0, plan, []))
-    cases.append(Case("cudnn", 0.0, 1.0, lambda: cudnn(q, k, v), []))
-    return cases, errors
-
-
-def measure(name: str, mix: str, method: str, sparsities, rounds: int) -> list[dict]:
-    """Time every rival `rounds` times in turn."""
-    shape = SHAPES[name]
-    layout = shape.layout
-    q, k, v = heads_of(shape, mix, torch.bfloat16)
-    cases, errors = cases_for(q, k, v, layout, method, sparsities)
-    graphs = [captured(case.run) for case in cases]
-    for _ in range(rounds):
-        for case, graph in zip(cases, graphs, strict=True):
-            case.times.append(milliseconds(graph.replay))
-    dense_work = 4 * layout.tokens**2 * shape.head_size * shape.heads * shape.batch
-    rows = []
-    for case in cases:
-        median = statistics.median(case.times)
-        rows.append(
-            {
-                "shape": name,
-                "head_size": shape.head_size,
-                "heads": mix,
-                "method": method,
-                "rival": case.name,
-                "sparsity": case.sparsity,
-                "density": round(case.density, 4),
-                "ms": round(median, 3),
-                "ms_min": round(min(case.times), 3),
-                "ms_max": round(max(case.times), 3),
-                "tflops": round(dense_work * case.density / median / 1e9, 1),
-                "relative_error": max(errors),
-            }
-        )
-    return rows
-
-
-def show(rows: list[dict]) -> None:
+def _show(rows: list[dict[str, Any]]) -> None:
     table = Table()
-    columns = ("shape", "heads", "method", "rival", "sparsity", "density", "ms", "tflops")
+    columns = ("shape", "heads", "rival", "sparsity", "density", "ms", "ms_min", "ms_max", "tflops")
     for column in columns:
         table.add_column(column)
     for row in rows:
@@ -184,31 +151,5 @@ def show(rows: list[dict]) -> None:
     Console(width=130).print(table)
 
 
-def main(
-    shapes: Annotated[list[str] | None, typer.Option(help=f"of {', '.join(SHAPES)}")] = None,
-    mixes: Annotated[
-        list[str] | None, typer.Option(help="spatial, temporal, textural, mixed")
-    ] = None,
-    sparsities: Annotated[list[float] | None, typer.Option()] = None,
-    rounds: Annotated[int, typer.Option(help="timings of each case")] = 7,
-    output: Annotated[Path | None, typer.Option(help="folder of the JSON file")] = None,
-) -> None:
-    """Time attention and write ``attention.json``."""
-    shapes = shapes or list(SHAPES)
-    sparsities = sparsities or [0.0, 0.5, 0.64, 0.8, 0.9]
-    if unknown := set(shapes) - set(SHAPES):
-        raise typer.BadParameter(f"{', '.join(unknown)} is not one of {', '.join(SHAPES)}")
-    rows = []
-    for name in shapes:
-        for mix in mixes or ["spatial", "temporal", "textural", "mixed"]:
-            rows += measure(name, mix, "rainfusion", sparsities, rounds)
-            show(rows[-2 * len(sparsities) - 1 :])
-        # Block lists of no pattern at all: the best blocks of random means.
-        random_lists = [0.45, 0.65, 0.8, 0.9]
-        rows += measure(name, "textural", "rainfusion2", random_lists, rounds)
-        show(rows[-2 * len(random_lists) - 1 :])
-        print(f"wrote {write_result('attention', rows, folder=output)}", flush=True)
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    run_app(app, show_time=True)

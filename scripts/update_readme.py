@@ -73,7 +73,10 @@ def _attention(rows: list[Row]) -> str:
                 cells["cuDNN dense ms"] = dense["ms"]
                 cells["times faster than cuDNN dense"] = round(dense["ms"] / row["ms"], 2)
             table.append(cells)
-    return "A third of the heads of each kind; planning included.\n\n" + _markdown(table)
+    return (
+        "A third of the heads of each kind; planning included. Heads of one kind, random lists and "
+        "other\npeers: [docs/kernels.md](docs/kernels.md#measured).\n\n" + _markdown(table)
+    )
 
 
 def _engine(rows: list[Row]) -> str:
