@@ -1,13 +1,15 @@
 """How much of the dense video sparse attention keeps, on the trained demo model.
 
     python scripts/fidelity.py study --pipeline out/trained/pipeline
+    python scripts/fidelity.py confirm --pipeline out/trained/pipeline
     python scripts/fidelity.py tensors --pipeline out/trained/pipeline
     python scripts/fidelity.py pictures --pipeline out/trained/pipeline
     python scripts/fidelity.py tables
 
-``study`` and ``tensors`` want a GPU; they write figures as JSON into benchmarks/results and small
-tensors for pictures into out/fidelity. ``pictures`` and ``tables`` need none; they write
-docs/images and the tables of docs/fidelity.md from those files. Needs the extra ``study``.
+``study``, ``confirm`` and ``tensors`` want a GPU; they write figures as JSON into
+benchmarks/results and small tensors for pictures into out/fidelity. ``pictures`` and ``tables``
+need none; they write docs/images and the tables of docs/fidelity.md from those files. Needs the
+extra ``study``.
 """
 
 from __future__ import annotations
@@ -15,19 +17,24 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
-from fidelity_study.configs import SPARSITIES, configs_of
+from fidelity_study.configs import SPARSITIES, Config, configs_of, confirming_configs
 from results import RESULTS, write_result
 from safetensors.torch import load_file
+from torch import Tensor
 
 from rainfusion_trt.demo.codec import PatchCodec
 from rainfusion_trt.demo.console import run_app
 from rainfusion_trt.demo.dataset import save_whole
 from rainfusion_trt.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from fidelity_study.sampling import Sampler
 
 logger = logging.getLogger("rainfusion_trt.fidelity")
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
@@ -40,7 +47,9 @@ PromptOption = Annotated[str, typer.Option(help="Name of the clip to sample.")]
 StepsOption = Annotated[int, typer.Option(help="Denoising steps.", min=2)]
 GuidanceOption = Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")]
 DeviceOption = Annotated[str | None, typer.Option(help="By default the GPU, if there is one.")]
-
+WorkersOption = Annotated[int, typer.Option(help="Processes for PSNR and SSIM; 0: none.", min=0)]
+MinutesOption = Annotated[float, typer.Option(help="Start no run after this long.")]
+_WORKERS = min(12, max(1, (os.cpu_count() or 1) - 2))
 _PIPELINE = Path("out/trained/pipeline")
 _OUTPUT = Path("out/fidelity")
 
@@ -57,44 +66,35 @@ def study(
     guidance: GuidanceOption = 1.0,
     sparsity: Annotated[list[float] | None, typer.Option(help="s; repeat for several.")] = None,
     group: Annotated[list[str] | None, typer.Option(help="Only these groups of runs.")] = None,
-    workers: Annotated[
-        int, typer.Option(help="Processes for PSNR and SSIM; 0 is none.", min=0)
-    ] = min(12, max(1, (os.cpu_count() or 1) - 2)),
-    max_minutes: Annotated[float, typer.Option(help="Start no run after this long.")] = 8.0,
+    workers: WorkersOption = _WORKERS,
+    max_minutes: MinutesOption = 8.0,
     device: DeviceOption = None,
 ) -> None:
     """PSNR and SSIM of sparse videos against the dense ones of the same seeds."""
-    from fidelity_study.metrics import scikit_image_version
-    from fidelity_study.sampling import Sampler
-    from fidelity_study.study import Study
-
-    version = scikit_image_version()
     configs = configs_of(tuple(sparsity or SPARSITIES), group or [])
-    sampler = Sampler(
-        pipeline,
-        prompt=prompt,
-        seeds=range(first_seed, first_seed + seeds),
-        steps=steps,
-        guidance=guidance,
-        device=_device(device),
-    )
-    runs = Study(sampler, workers)
-    left = configs
-    try:
-        left = runs.run(configs, max_minutes * 60)
-    finally:  # what was measured before an error is kept
-        runs.finish()
-        note = (
-            f"prompt {prompt}, seeds {first_seed} to {first_seed + seeds - 1}, {steps} steps, "
-            f"guidance {guidance:g}, {sampler.size.frames}x{sampler.size.height}x"
-            f"{sampler.size.width}, {_precision(sampler.device)}; PSNR and SSIM by scikit-image "
-            f"{version} on decoded frames (uint8)"
-        )
-        if left:
-            note += f"; {len(left)} of {len(configs)} configurations were not run"
-        path = write_result("fidelity", runs.rows, note=note, folder=results)
-        save_whole(runs.kept, output / "fidelity.safetensors", {"prompt": prompt})
-        logger.info("%s: %d configurations", path, len(runs.rows))
+    chosen = range(first_seed, first_seed + seeds)
+    sampler = _sampler(pipeline, prompt, chosen, steps, guidance, device)
+    kept = _run("fidelity", configs, sampler, workers, max_minutes, results)
+    save_whole(kept, output / "fidelity.safetensors", {"prompt": prompt})
+
+
+@app.command()
+def confirm(
+    pipeline: PipelineOption = _PIPELINE,
+    results: ResultsOption = RESULTS,
+    prompt: PromptOption = "bigbuckbunny",
+    first_seed: Annotated[int, typer.Option(help="First seed, none of the study's.")] = 100,
+    seeds: Annotated[int, typer.Option(help="How many, all in one batch.", min=2)] = 32,
+    steps: StepsOption = 40,
+    guidance: GuidanceOption = 1.0,
+    workers: WorkersOption = _WORKERS,
+    max_minutes: MinutesOption = 8.0,
+    device: DeviceOption = None,
+) -> None:
+    """The main comparisons of `study` again, with more and other seeds."""
+    chosen = range(first_seed, first_seed + seeds)
+    sampler = _sampler(pipeline, prompt, chosen, steps, guidance, device)
+    _run("fidelity_confirm", confirming_configs(), sampler, workers, max_minutes, results)
 
 
 @app.command()
@@ -110,18 +110,10 @@ def tensors(
     device: DeviceOption = None,
 ) -> None:
     """Errors of single attention calls on q, k and v of the dense run, layer by layer."""
-    from fidelity_study.sampling import Sampler
     from fidelity_study.tensors import Call, attention_maps, measure
 
     step = steps // 2 if step is None else step
-    sampler = Sampler(
-        pipeline,
-        prompt=prompt,
-        seeds=[seed],
-        steps=steps,
-        guidance=guidance,
-        device=_device(device),
-    )
+    sampler = _sampler(pipeline, prompt, [seed], steps, guidance, device)
     with torch.inference_mode():
         captured = sampler.capture(step)
         calls = [Call.of(layer, step, *tensors) for layer, tensors in enumerate(captured)]
@@ -173,6 +165,58 @@ def tables(
         temporary = document.with_name(f".{document.name}.part")
         temporary.write_text(wanted, encoding="utf-8")
         temporary.replace(document)
+
+
+def _sampler(
+    pipeline: Path,
+    prompt: str,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    device: str | None,
+) -> Sampler:
+    from fidelity_study.sampling import Sampler
+
+    return Sampler(
+        pipeline,
+        prompt=prompt,
+        seeds=seeds,
+        steps=steps,
+        guidance=guidance,
+        device=_device(device),
+    )
+
+
+def _run(
+    name: str,
+    configs: list[Config],
+    sampler: Sampler,
+    workers: int,
+    max_minutes: float,
+    results: Path,
+) -> dict[str, Tensor]:
+    """Run configurations, write their scores as `name`.json; returns tensors for pictures."""
+    from fidelity_study.metrics import scikit_image_version
+    from fidelity_study.study import Study
+
+    version = scikit_image_version()
+    runs = Study(sampler, workers)
+    left = configs
+    try:
+        left = runs.run(configs, max_minutes * 60)
+    finally:  # what was measured before an error is kept
+        runs.finish()
+        note = (
+            f"prompt {sampler.prompt}, seeds {sampler.seeds[0]} to {sampler.seeds[-1]}, "
+            f"{sampler.steps} steps, guidance {sampler.guidance:g}, {sampler.size.frames}x"
+            f"{sampler.size.height}x{sampler.size.width}, {_precision(sampler.device)}; "
+            f"PSNR and SSIM by scikit-image {version} on decoded frames (uint8)"
+        )
+        if left:
+            note += f"; {len(left)} of {len(configs)} configurations were not run"
+        path = write_result(name, runs.rows, note=note, folder=results)
+        logger.info("%s: %d configurations", path, len(runs.rows))
+    return runs.kept
 
 
 def _device(name: str | None) -> torch.device:

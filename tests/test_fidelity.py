@@ -13,8 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from fidelity_study import masks  # noqa: E402
+from fidelity_study.choice import Choice  # noqa: E402
 from fidelity_study.configs import BASELINES, CONTRACT, Config, configs_of, study_configs  # noqa: E402
-from fidelity_study.rules import Choice, SampledError, rule_for  # noqa: E402
+from fidelity_study.rules import SampledError, rule_for  # noqa: E402
 
 from rainfusion_trt import classify_heads, rainfusion_attention  # noqa: E402
 from rainfusion_trt.errors import InvalidInputError  # noqa: E402

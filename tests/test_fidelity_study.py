@@ -21,7 +21,13 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import fidelity  # noqa: E402
 from fidelity_study import tables  # noqa: E402
 from fidelity_study.cells import NOTHING, find  # noqa: E402
-from fidelity_study.configs import KIND_MAP, Config, study_configs  # noqa: E402
+from fidelity_study.configs import (  # noqa: E402
+    KIND_MAP,
+    Config,
+    confirming_configs,
+    study_configs,
+)
+from fidelity_study.confirmed import confirmed  # noqa: E402
 from fidelity_study.pictures import LIMIT  # noqa: E402
 from fidelity_study.sampling import Sampler  # noqa: E402
 
@@ -68,6 +74,8 @@ def results(pipeline, tmp_path_factory) -> Path:
     options = ["--seeds", "2", "--sparsity", "0.5", "--workers", "0"]
     invoke("study", *shared, *options)
     invoke("tensors", *shared)
+    more = ["--pipeline", str(pipeline), "--results", str(folder), "--steps", "2"]
+    invoke("confirm", *more, "--device", "cpu", "--seeds", "2", "--workers", "0")
     return folder
 
 
@@ -151,6 +159,18 @@ def test_tensors_have_every_layer(results):
     assert attention
     for value in attention:  # rows of probabilities sum to 1
         assert value.sum(1).mean().item() * 336 / len(value) == pytest.approx(1, abs=1e-3)
+
+
+def test_confirmed_gains_are_of_the_same_seeds(results):
+    record = json.loads((results / "fidelity_confirm.json").read_text())
+    assert [row["psnr"] for row in record["rows"]] != []
+    table = confirmed(record).splitlines()
+    assert len(table) == 2 + len(confirming_configs()) - 1  # without the control
+    rows = {(r["method"], r["sparsity"], r["alpha"]): r["psnr_per_seed"] for r in record["rows"]}
+    ours, peer = rows["rainfusion", 0.5, 0.9], rows["random blocks", 0.5, 0.9]
+    gains = [a - b for a, b in zip(ours, peer, strict=True)]
+    error = abs(gains[0] - gains[1]) / 2  # of a mean of two
+    assert table[2].split(" | ")[-1] == f"{sum(gains) / 2:+.1f} ± {error:.1f} |"
 
 
 def test_pictures_and_tables(results, pipeline, tmp_path):

@@ -14,6 +14,7 @@ DENSE_FRACTIONS = (0.1, 0.0, 0.25)
 SINK_FRAMES = (1, 0)
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.95, 0.99)
 MAIN_SPARSITY = 0.5
+CONFIRMED_ALPHAS = (0.9, 0.8, 0.7)
 
 # Attention that the operator does not offer, run as masked attention: name -> what it is.
 ABLATIONS = {
@@ -93,6 +94,19 @@ def study_configs(sparsities: tuple[float, ...] = SPARSITIES) -> list[Config]:
     for fraction, sink, method, s in product(DENSE_FRACTIONS, SINK_FRAMES, METHODS, sparsities):
         configs.append(Config("methods", method, s, fraction, sink))
     return list(dict.fromkeys(configs))
+
+
+def confirming_configs() -> list[Config]:
+    """The runs that matter most, to be made with more seeds: methods and baselines at two s."""
+    configs = [CONTROL]
+    for s in (MAIN_SPARSITY, 0.64):
+        configs += [Config("methods", "rainfusion", s, alpha=alpha) for alpha in CONFIRMED_ALPHAS]
+        configs += [Config("methods", method, s) for method in ("rainfusion_plus", "rainfusion2")]
+        configs += [
+            Config("contract", "textural blocks", s, alpha=alpha) for alpha in CONFIRMED_ALPHAS
+        ]
+        configs += [Config("baselines", method, s) for method in BASELINES]
+    return configs
 
 
 def configs_of(sparsities: tuple[float, ...], groups: Collection[str]) -> list[Config]:

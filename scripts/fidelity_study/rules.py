@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from rainfusion_trt import HeadPlan, classify_heads, rainfusion_attention
 from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.geometry import Kind, Method, TokenLayout, band_of
+from rainfusion_trt.geometry import Kind, TokenLayout, band_of
 
+from .choice import Choice, Rule
+from .classified import Classified, TexturalBlocks
 from .configs import Config
 from .masks import (
     density,
@@ -35,56 +34,6 @@ SAMPLED_QUERIES = 64  # of the SVG rule; its authors sample about one per cent
 _KINDS = (Kind.SPATIAL, Kind.TEMPORAL, Kind.TEXTURAL)
 
 
-class Choice:
-    """What heads of one call attend to.
-
-    Parameters
-    ----------
-    code : Tensor
-        int [B, N], key of `masks` for each head.
-    masks : mapping of int to Tensor
-        bool [S, S].
-    """
-
-    def __init__(self, code: Tensor, masks: Mapping[int, Tensor]) -> None:
-        self.code = code
-        self.masks = masks
-
-    def density(self, shares: Mapping[int, float]) -> Tensor:
-        """float32 [B, N], given the share of pairs of each mask."""
-        table = torch.zeros(max(shares) + 1, device=self.code.device)
-        for code, share in shares.items():
-            table[code] = share
-        return table[self.code.long()]
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of q, k, v [B, N, S, D] under the heads' masks."""
-        flat = [x.flatten(0, 1) for x in (q, k, v)]
-        out = torch.empty_like(flat[0], memory_format=torch.contiguous_format)
-        for code, mask in self.masks.items():
-            heads = (self.code.flatten() == code).nonzero()[:, 0]
-            if len(heads):
-                part = (x[heads][None] for x in flat)
-                out[heads] = F.scaled_dot_product_attention(*part, attn_mask=mask)[0]
-        return out.view(q.shape)
-
-
-class Chosen(Protocol):
-    """What a rule made of a call: a code for each head, int [B, N], and its attention."""
-
-    code: Tensor
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
-
-
-class Rule(Protocol):
-    """Chooses what the heads of a call attend to."""
-
-    def choose(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Chosen, Tensor]:
-        """The choice, and the density float32 [B, N] of every head."""
-        ...
-
-
 @dataclass
 class FixedMask:
     """One mask for all heads."""
@@ -100,54 +49,6 @@ class FixedMask:
         code = torch.full(q.shape[:2], self.code, dtype=torch.int32, device=q.device)
         choice = Choice(code, {self.code: self.mask})
         return choice, choice.density({self.code: self._share})
-
-
-@dataclass
-class Classified:
-    """ARM's kinds, with masks of one's own for them."""
-
-    layout: TokenLayout
-    config: Config
-    masks: Mapping[int, Tensor]
-    _shares: dict[int, float] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._shares = {code: density(mask) for code, mask in self.masks.items()}
-
-    def choose(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Choice, Tensor]:
-        plan = _plan(q, k, self.layout, self.config)
-        choice = Choice(plan.kind, self.masks)
-        return choice, choice.density(self._shares)
-
-
-class TwoMethods:
-    """Textural heads by another method of the operator than the other heads."""
-
-    def __init__(self, code: Tensor, arguments: dict[str, Any], textural: str) -> None:
-        self.code = code
-        self.arguments = arguments
-        self.textural = textural
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The operator's attention, each head from the call of its method."""
-        out = rainfusion_attention(q, k, v, **self.arguments)
-        other = rainfusion_attention(q, k, v, **{**self.arguments, "method": self.textural})
-        return torch.where((self.code == Kind.TEXTURAL)[..., None, None], other, out)
-
-
-@dataclass
-class TexturalBlocks:
-    """ARM's kinds; textural heads take the best blocks of `rainfusion2`."""
-
-    layout: TokenLayout
-    config: Config
-
-    def choose(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[TwoMethods, Tensor]:
-        plan = _plan(q, k, self.layout, self.config)
-        blocks = _plan(q, k, self.layout, self.config, method="rainfusion2")
-        density = torch.where(plan.kind == Kind.TEXTURAL, blocks.density, plan.density)
-        arguments = {"grid": self.layout.grid} | _settings(self.layout, self.config)
-        return TwoMethods(plan.kind, arguments, "rainfusion2"), density
 
 
 @dataclass
@@ -248,19 +149,3 @@ def rule_for(
             {int(kind): kind_of_share(layout, kind, share, device) for kind in narrow}, generator
         )
     raise InvalidInputError(f"no rule is called {method!r}")
-
-
-def _settings(layout: TokenLayout, config: Config) -> dict[str, Any]:
-    """Keyword arguments of the operator, `method` being `rainfusion`."""
-    return {
-        "text": layout.text,
-        "sparsity": config.sparsity,
-        "alpha": config.alpha,
-        "sink_frames": layout.sink_frames,
-    }
-
-
-def _plan(
-    q: Tensor, k: Tensor, layout: TokenLayout, config: Config, method: Method = "rainfusion"
-) -> HeadPlan:
-    return classify_heads(q, k, layout.grid, method=method, **_settings(layout, config))

@@ -18,8 +18,8 @@ from rainfusion_trt.geometry import TokenLayout
 from rainfusion_trt.models.base import VideoSize
 from rainfusion_trt.runtime.schedule import SparsitySchedule, sparsity_per_step
 
+from .choice import Rule
 from .configs import Config
-from .rules import Rule
 from .trace import CaptureAttention, ReplaceAttention, Trace, WatchOperator
 
 

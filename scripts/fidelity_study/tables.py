@@ -9,7 +9,9 @@ from statistics import mean
 
 from .cells import MAIN, NOTHING, Row, find, kind_cells, markdown, run_cells, sparsities
 from .configs import ABLATIONS, ALPHAS, BASELINES, CONTRACT, DENSE_FRACTIONS, MAIN_SPARSITY
+from .confirmed import confirmed
 
+RECORDS = ("fidelity", "fidelity_confirm", "fidelity_tensors")
 _METHODS = ("rainfusion", "rainfusion_two_way", "rainfusion_plus", "rainfusion2")
 
 
@@ -29,7 +31,7 @@ def fill(text: str, folder: Path, images: Path) -> str:
 
     A section is what stands between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``.
     """
-    records = {name: _read(folder / f"{name}.json") for name in ("fidelity", "fidelity_tensors")}
+    records = {name: _read(folder / f"{name}.json") for name in RECORDS}
     contents = {
         name: NOTHING if records[source] is None else make(records[source])
         for name, (source, make) in SECTIONS.items()
@@ -212,6 +214,8 @@ def arm(record: Row) -> str:
 SECTIONS: dict[str, tuple[str, Callable[[Row], str]]] = {
     "setting": ("fidelity", setting),
     "verdict": ("fidelity", verdict),
+    "confirm-setting": ("fidelity_confirm", setting),
+    "confirm": ("fidelity_confirm", confirmed),
     "methods": ("fidelity", methods),
     "baselines": ("fidelity", baselines),
     "ablations": ("fidelity", ablations),

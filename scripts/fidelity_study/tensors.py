@@ -14,9 +14,11 @@ from rainfusion_trt import classify_heads, rainfusion_attention
 from rainfusion_trt.geometry import METHODS, Kind, TokenLayout, band_of, pair_mask
 from rainfusion_trt.plan import HeadPlan
 
+from .choice import Choice
+from .classified import Classified
 from .configs import ABLATIONS, BASELINES, CONTRACT, MAIN_SPARSITY, SPARSITIES, Config
 from .masks import kind_mask
-from .rules import Choice, Classified, FixedMask, rule_for
+from .rules import FixedMask, rule_for
 
 Row = dict[str, Any]
 ALPHA = Config("", "rainfusion", MAIN_SPARSITY).alpha

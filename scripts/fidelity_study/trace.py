@@ -14,7 +14,7 @@ from rainfusion_trt import classify_heads
 from rainfusion_trt.errors import UnsupportedError
 from rainfusion_trt.geometry import Kind
 
-from .rules import Rule
+from .choice import Rule
 
 
 class Trace:
