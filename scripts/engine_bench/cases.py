@@ -1,0 +1,138 @@
+"""What is benchmarked: a model with seeded random weights, at one size, on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.models import VideoModel, VideoSize, get_model
+from rainfusion_trt.models.base import ConfigSize
+
+WEIGHTS_SEED, INPUTS_SEED = 0, 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network, clip size and precision.
+
+    Attributes
+    ----------
+    model
+        Of the registry.
+    size
+        Clip of the example inputs, and of the graph unless it is `dynamic`.
+    batch
+        As the model's pipeline calls it with guidance, unless a benchmark says otherwise.
+    width
+        "full" or "tiny" constructor arguments.
+    layers
+        Blocks (of each kind, where a model has two); None = all.
+    device, dtype
+        Where the weights are drawn and stay, and in which type.
+    dynamic
+        Whether the graph takes other sizes too.
+    """
+
+    model: VideoModel
+    size: VideoSize
+    batch: int
+    width: ConfigSize = "full"
+    layers: int | None = None
+    device: str = "cuda"
+    dtype: torch.dtype = torch.bfloat16
+    dynamic: bool = False
+
+    @classmethod
+    def standard(
+        cls,
+        name: str,
+        *,
+        layers: int | None = None,
+        size: VideoSize | None = None,
+        tiny: bool = False,
+        device: str = "cuda",
+        dtype: torch.dtype = torch.bfloat16,
+        dynamic: bool = False,
+    ) -> Case:
+        """A model of the registry at its standard setting (or its tiny one), guidance included."""
+        if device == "cuda" and not torch.cuda.is_available():
+            raise InvalidInputError(
+                "torch sees no GPU: run this on one, or rehearse it on the CPU with --tiny"
+            )
+        model = get_model(name)
+        return cls(
+            model=model,
+            size=size or (model.tiny_size if tiny else model.defaults.size),
+            batch=2 if model.guidance_batch else 1,
+            width="tiny" if tiny else "full",
+            layers=layers,
+            device=device,
+            dtype=dtype,
+            dynamic=dynamic,
+        )
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return self.model.config(self.width, layers=self.layers)
+
+    @property
+    def blocks(self) -> int:
+        """Self-attentions of a forward call, one a block."""
+        return self.model.attention_count(self.config)
+
+    def facts(self) -> dict[str, Any]:
+        """What every row of a result says."""
+        return {
+            "model": self.model.name,
+            "layers": self.layers or self.config["num_layers"],
+            "size": str(self.size),
+            "batch": self.batch,
+        }
+
+    def signature(self) -> dict[str, Any]:
+        """What an exported file of this case depends on."""
+        return {
+            **self.facts(),
+            "width": self.width,
+            "device": self.device,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "dynamic": self.dynamic,
+            "seed": WEIGHTS_SEED,
+        }
+
+    def transformer(self) -> nn.Module:
+        """The network, its weights drawn on the device they stay on."""
+        return self.model.create(
+            self.config, dtype=self.dtype, device=self.device, seed=WEIGHTS_SEED
+        )
+
+    def inputs(self, transformer: nn.Module) -> dict[str, Tensor]:
+        return self.model.example_inputs(
+            transformer, self.size, batch=self.batch, device=self.device, seed=INPUTS_SEED
+        )
+
+    def tokens(self, transformer: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[int, int]:
+        """Tokens of the self-attention, and how many of them are no padding.
+
+        Raises
+        ------
+        InvalidInputError
+            The elements of the batch differ in that.
+        """
+        layout = self.model.layout(transformer, self.model.forward_kwargs(inputs))
+        tokens = layout.grid.numel() + layout.text_tokens
+        if layout.kv_len is None:
+            return tokens, tokens
+        lengths = set(layout.kv_len.tolist())
+        if len(lengths) > 1:
+            raise InvalidInputError(
+                f"{self.model.name}: batch {self.batch} has {sorted(lengths)} valid tokens; "
+                "benchmarks need one length, so use batch 1"
+            )
+        return tokens, lengths.pop()
