@@ -1,4 +1,6 @@
-"""Writes the README's results from the files under benchmarks/results, and nothing else there.
+"""Writes the results of README.md and docs/models.md from the files under benchmarks/results.
+
+Nothing outside the markers is touched.
 
 python scripts/update_readme.py [--check]
 """
@@ -8,17 +10,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import models_table
 import typer
+from result_tables import Row, heading, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+MODELS = ROOT / "docs" / "models.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 NOTHING = "Nothing has been measured yet.\n"
 
-Row = dict[str, Any]
 _ATTENTION_SPARSITIES = (0.0, 0.5, 0.64, 0.8)  # of the table; the file has more
 
 
@@ -28,28 +32,17 @@ def render(folder: Path) -> str:
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         make = next((f for prefix, f in _TABLES.items() if path.stem.startswith(prefix)), _plain)
-        sections.append(f"{_heading(path, record)}\n{make(record['rows'])}")
+        sections.append(f"{heading(path.stem, record)}\n{make(record['rows'])}")
     return "\n".join(sections) or NOTHING
 
 
-def replace_results(text: str, results: str) -> str:
-    """The README with `results` between its markers."""
+def replace_results(text: str, results: str, document: str = README.name) -> str:
+    """A document with `results` between its markers."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise SystemExit(
-            f"{README.name} needs the lines {BEGIN} and {END} once each, in this order"
-        )
+        raise SystemExit(f"{document} needs the lines {BEGIN} and {END} once each, in this order")
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
     return f"{before}{BEGIN}\n{results}{END}{after}"
-
-
-def _heading(path: Path, record: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    note = f" Note: {record['note']}." if record.get("note") else ""
-    return (
-        f"### {path.stem}\n\n{record['device']}, {record['date']}. Command: "
-        f"`{record['command']}`. Versions: {versions}.{note}\n"
-    )
 
 
 def _attention(rows: list[Row]) -> str:
@@ -75,7 +68,7 @@ def _attention(rows: list[Row]) -> str:
             table.append(cells)
     return (
         "A third of the heads of each kind; planning included. Heads of one kind, random lists and "
-        "other\npeers: [docs/kernels.md](docs/kernels.md#measured).\n\n" + _markdown(table)
+        "other\npeers: [docs/kernels.md](docs/kernels.md#measured).\n\n" + markdown(table)
     )
 
 
@@ -94,7 +87,7 @@ def _engine(rows: list[Row]) -> str:
             if row["what"] == what
         ]
         unique = [row for i, row in enumerate(chosen) if row not in chosen[:i]]
-        parts.append(f"{what[:1].upper()}{what[1:]}:\n\n{_markdown(unique)}")
+        parts.append(f"{what[:1].upper()}{what[1:]}:\n\n{markdown(unique)}")
     return "\n".join(parts)
 
 
@@ -109,7 +102,7 @@ def _fidelity(rows: list[Row]) -> str:
     return (
         "Videos of the demo model at s = 0.5 against dense attention, 10 % of the steps dense; "
         "what it means and how it was measured is in [docs/fidelity.md](docs/fidelity.md).\n\n"
-        + _markdown(table)
+        + markdown(table)
     )
 
 
@@ -118,27 +111,13 @@ def _in_document(rows: list[Row]) -> str:
     return f"{len(rows)} rows, in tables of [docs/fidelity.md](docs/fidelity.md).\n"
 
 
+def _in_models(rows: list[Row]) -> str:
+    """Only where to find them."""
+    return f"{len(rows)} rows, in tables of [docs/models.md](docs/models.md#on-the-gpu).\n"
+
+
 def _plain(rows: list[Row]) -> str:
-    return _markdown(rows)
-
-
-def _markdown(rows: list[Row]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    titles = (column.replace("_", " ") for column in columns)
-    lines = [f"| {' | '.join(titles)} |", f"|{' --- |' * len(columns)}"]
-    for row in rows:
-        lines.append(f"| {' | '.join(_cell(row.get(column)) for column in columns)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, list):
-        return ", ".join(_cell(item) for item in value)
-    if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 1 else f"{value:g}"
-    return str(value).replace("|", "\\|")
+    return markdown(rows)
 
 
 _TABLES: dict[str, Callable[[list[Row]], str]] = {  # by prefix, the longer first
@@ -146,21 +125,23 @@ _TABLES: dict[str, Callable[[list[Row]], str]] = {  # by prefix, the longer firs
     "engine": _engine,
     "fidelity_confirm": _fidelity,
     "fidelity": _in_document,
+    "models": _in_models,
 }
 
 
 def main(
     check: Annotated[bool, typer.Option(help="Write nothing; fail if it is out of date.")] = False,
 ) -> None:
-    """Bring the README's results up to date."""
-    text = README.read_text(encoding="utf-8")
-    wanted = replace_results(text, render(RESULTS))
-    if check and wanted != text:
-        raise SystemExit("README.md is out of date: run python scripts/update_readme.py")
-    if wanted != text:
-        temporary = README.with_suffix(".md.new")
-        temporary.write_text(wanted, encoding="utf-8")
-        temporary.replace(README)
+    """Bring the results of both documents up to date."""
+    for document, results in ((README, render(RESULTS)), (MODELS, models_table.render(RESULTS))):
+        text = document.read_text(encoding="utf-8")
+        wanted = replace_results(text, results, document.name)
+        if check and wanted != text:
+            raise SystemExit(f"{document.name} is out of date: run python scripts/update_readme.py")
+        if wanted != text:
+            temporary = document.with_suffix(".md.new")
+            temporary.write_text(wanted, encoding="utf-8")
+            temporary.replace(document)
 
 
 if __name__ == "__main__":

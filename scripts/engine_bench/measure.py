@@ -74,8 +74,8 @@ def error_row(run: str, sparsity: float, against: str, error: float) -> Row:
 
 def failed_row(what: str, run: str, error: BaseException) -> Row:
     """A measurement that was tried and could not be made, and why."""
-    lines = str(error).strip().splitlines() or ["no message"]
-    return {"what": what, "run": run, "failed": f"{type(error).__name__}: {lines[0][:300]}"}
+    text = " ".join(str(error).split()) or "no message"
+    return {"what": what, "run": run, "failed": f"{type(error).__name__}: {text[:300]}"}
 
 
 def milliseconds(run: Callable[[], object]) -> float:
