@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,32 @@ class TestEager:
         for forward in (eager, eager.without_padding):
             own, rest = attention_kernels(forward, eager)
             assert (sum(own.values()), sum(rest.values())) == (2, 1)  # the refiner has one block
+
+    def test_masks_that_cudnn_fails_over_go_elsewhere(self, monkeypatch):
+        """Self-attention and attention without mask stay where they were."""
+        eager = Eager(tiny("opensoraplan-1.2"))
+        wanted = eager()
+        kernel = torch.nn.functional.scaled_dot_product_attention
+        there, elsewhere = [], []
+
+        @contextmanager
+        def record(_backend):
+            elsewhere.append(True)
+            yield
+            elsewhere.pop()
+
+        def fail_over_masks(query, key, value, attn_mask=None, **kwargs):
+            if attn_mask is not None and not elsewhere:
+                raise RuntimeError("cuDNN Frontend error: No valid execution plans")
+            there.append((key.shape[-2], bool(elsewhere)))
+            return kernel(query, key, value, attn_mask, **kwargs)
+
+        monkeypatch.setattr("engine_bench.eager.sdpa_kernel", record)
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", fail_over_masks)
+        eager.settle()
+        there.clear()
+        assert torch.equal(eager(), wanted)
+        assert set(there) == {(72, False), (512, True)}
 
     def test_another_size_with_the_same_weights(self):
         eager = Eager(tiny("wan2.1-14b"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,10 +18,10 @@ from rainfusion_trt import disable, enable
 from rainfusion_trt.models import VideoSize
 
 from .cases import Case
-from .measure import Forward, Row
+from .measure import Forward, Row, release
 
-# The default of torch is a slower kernel. What cuDNN refuses (a mask of a cross-attention) falls to
-# the second; `attention_kernels` says what each call ran on.
+# The default of torch is a slower kernel. What cuDNN refuses falls to the second;
+# `attention_kernels` says what each call ran on.
 _CUDNN_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 _PREFIX = "aten::_scaled_dot_product_"
 
@@ -43,10 +43,25 @@ class Eager:
         self.transformer = case.transformer() if transformer is None else transformer
         self.inputs = case.inputs(self.transformer)
         self.tokens, self.valid = case.tokens(self.transformer, self.inputs)
+        self._masks_by_cudnn = True
+
+    def settle(self) -> None:
+        """Find out whether cuDNN takes the masks over text; where it fails they go elsewhere.
+
+        That it says it can is not enough: it may find no plan when it is called.
+        """
+        try:
+            self.without_padding()
+        except RuntimeError:
+            self._masks_by_cudnn = False
+            release()
+            self.without_padding()
 
     def at(self, size: VideoSize) -> Eager:
         """The same weights with inputs of another size."""
-        return Eager(dataclasses.replace(self.case, size=size), self.transformer)
+        other = Eager(dataclasses.replace(self.case, size=size), self.transformer)
+        other._masks_by_cudnn = self._masks_by_cudnn
+        return other
 
     @torch.no_grad()
     def __call__(
@@ -55,7 +70,8 @@ class Eager:
         """One forward with diffusers' own code."""
         call = self.model.forward_kwargs(self.inputs) if call is None else call
         module = self.transformer if module is None else module
-        with cudnn_first(self.case.device):
+        others = nullcontext() if self._masks_by_cudnn else text_masks_elsewhere(self.tokens)
+        with cudnn_first(self.case.device), others:
             return module(**call, return_dict=False)[0]
 
     def without_padding(self, *, module: nn.Module | None = None) -> Tensor:
@@ -98,6 +114,23 @@ def cudnn_first(device: str) -> Iterator[None]:
 
 
 @contextmanager
+def text_masks_elsewhere(tokens: int) -> Iterator[None]:
+    """Masked attention over other than `tokens` keys by the second best kernel, not by cuDNN."""
+    original = F.scaled_dot_product_attention
+
+    def attend(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        if attn_mask is None or key.shape[-2] == tokens:
+            return original(query, key, value, attn_mask, **kwargs)
+        with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+            return original(query, key, value, attn_mask, **kwargs)
+
+    with _attention(attend):
+        yield
+
+
+@contextmanager
 def padding_cut(tokens: int, valid: int) -> Iterator[None]:
     """Self-attention over `tokens` without mask, on its first `valid` keys.
 
@@ -112,6 +145,14 @@ def padding_cut(tokens: int, valid: int) -> Iterator[None]:
             key, value, attn_mask = key[..., :valid, :], value[..., :valid, :], None
         return original(query, key, value, attn_mask, **kwargs)
 
+    with _attention(attend):
+        yield
+
+
+@contextmanager
+def _attention(attend: Callable[..., Tensor]) -> Iterator[None]:
+    """`attend` in the place of torch's attention."""
+    original = F.scaled_dot_product_attention
     F.scaled_dot_product_attention = attend
     try:
         yield

@@ -134,6 +134,7 @@ def eager_rivals(eager: Eager, before: float) -> Rivals:
     """
     rivals = Rivals()
     padded = eager.valid != eager.tokens
+    eager.settle()
     _add(rivals, eager, EAGER, eager.without_padding if padded else eager)
     rivals.rows += memory_rows(EAGER, before)
     if padded:
