@@ -1,7 +1,7 @@
 """Rewrites of the traced graph into patterns that TensorRT's parser and optimizer handle well.
 
 Each takes and changes the FX graph of an ExportedProgram after ``run_decompositions({})``. Values
-stay the same to the last bit.
+stay the same to the last bit; only `rms_norms_to_products` may sum in another order.
 """
 
 from __future__ import annotations
@@ -175,7 +175,29 @@ def unit_splits_to_slices(graph: Graph) -> None:
             _replace(item, _call(node, aten.slice.Tensor, source, axis, index, index + 1))
 
 
+def rms_norms_to_products(graph: Graph) -> None:
+    """``rms_norm`` becomes what it stands for: in float32, rounded once at the end.
+
+    On CUDA torch.onnx would make a fused operator of it, and has no translation of that.
+    """
+    for node in _calls(graph, aten.rms_norm.default):
+        source, shape, weight, epsilon = (*node.args, None, None)[:4]
+        narrow = source.meta["val"].dtype
+        wide = torch.promote_types(narrow, torch.float32)
+        epsilon = torch.finfo(wide).eps if epsilon is None else epsilon
+        values = _call(node, aten.to.dtype, source, wide)
+        squares = _call(node, aten.pow.Tensor_Scalar, values, 2)
+        mean = _call(node, aten.mean.dim, squares, [-1 - axis for axis in range(len(shape))], True)
+        inverse = _call(node, aten.rsqrt.default, _call(node, aten.add.Tensor, mean, epsilon))
+        normal = _call(node, aten.mul.Tensor, values, inverse)
+        if weight is not None:
+            wide_weight = _call(node, aten.to.dtype, weight, wide)
+            normal = _call(node, aten.mul.Tensor, normal, wide_weight)
+        _replace(node, _call(node, aten.to.dtype, normal, narrow))
+
+
 _REWRITES = (
+    rms_norms_to_products,
     drop_whole_copies,
     drop_idle_squeezes,
     whole_lookups_to_unsqueeze,

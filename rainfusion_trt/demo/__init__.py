@@ -1,1 +1,1 @@
-"""The README's one command: every step of the project on a tiny model with random weights."""
+"""The README's one command: every step of the project, on a small model trained on a real clip."""

@@ -2,38 +2,67 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rainfusion_trt.demo.components import DEMO_SIZE
 from rainfusion_trt.errors import BackendUnavailableError, EngineBuildError
-from rainfusion_trt.models import VideoModel
+from rainfusion_trt.models import VideoModel, VideoSize
+from rainfusion_trt.routing import RainFusionSettings
 
 logger = logging.getLogger("rainfusion_trt.demo")
 
-_PROMPT = "a red panda"  # the tiny text encoder takes 16 bytes
 _TARGETS = ("sm80", "sm120")  # what TensorRT for RTX builds for where there is no GPU
 
 
-def export_once(model: VideoModel, pipe: Any, path: Path, dtype: torch.dtype) -> Path:
+@dataclass(frozen=True)
+class Shot:
+    """What is made twice: dense and with RainFusion.
+
+    Attributes
+    ----------
+    prompt, size, steps, seed
+        As for `rainfusion_trt.Pipeline`; there is no guidance.
+    sparsity : float
+        Of the RainFusion half, in [0, 1), after a first tenth of dense steps.
+    settings : RainFusionSettings
+        Of the RainFusion half.
+    """
+
+    prompt: str
+    size: VideoSize
+    steps: int
+    seed: int
+    sparsity: float = 0.5
+    settings: RainFusionSettings = RainFusionSettings()
+
+
+def export_once(model: VideoModel, pipe: Any, path: Path, dtype: torch.dtype, shot: Shot) -> Path:
     """Export the pipeline's transformer, unless the file is there and nothing has changed."""
     from rainfusion_export import export_model
 
     stamp_file = path.with_suffix(".json")
     stamp = {"transformer": _fingerprint(pipe.transformer), "exporter": _sources()}
-    stamp["versions"] = f"torch {torch.__version__}, {DEMO_SIZE}"
+    stamp["versions"] = f"torch {torch.__version__}, {shot.size}, {shot.settings}"
     if path.is_file() and stamp_file.is_file() and json.loads(stamp_file.read_text()) == stamp:
         logger.info("%s is up to date", path)
         return path
     transformer = model.create(pipe.transformer.config, dtype=dtype)
     transformer.load_state_dict(pipe.transformer.state_dict())
     report = export_model(
-        model, transformer, DEMO_SIZE, output=path, run_compare=dtype == torch.float32
+        model,
+        transformer,
+        shot.size,
+        output=path,
+        batch=1,  # no guidance
+        settings=shot.settings,
+        run_compare=dtype == torch.float32,
     )
     stamp_file.write_text(json.dumps(stamp), encoding="utf-8")
     error = "" if report.error is None else f", relative error to PyTorch {report.error:.1e}"
@@ -60,30 +89,51 @@ def build_demo_engine(onnx: Path) -> Path:
     return build_engine(onnx, profile=recipe, output=folder, target=_TARGETS)
 
 
-def run_pair(
-    dense: dict[str, Any], sparse: dict[str, Any], *, steps: int, seed: int
-) -> tuple[Any, Any]:
-    """The same noise through dense and through RainFusion attention; both clips."""
+def run_pair(dense: dict[str, Any], sparse: dict[str, Any], shot: Shot) -> tuple[Any, Any]:
+    """The same noise through dense and through RainFusion attention.
+
+    Parameters
+    ----------
+    dense, sparse
+        Arguments of `rainfusion_trt.Pipeline` that say where each half runs.
+    shot
+        What to make.
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        Both clips, floating [T, H, W, 3] in [0, 1].
+    """
     from rainfusion_trt.pipeline import Pipeline
 
     clips = []
-    for title, arguments, sparsity in (("dense", dense, 0.0), ("RainFusion", sparse, 0.5)):
-        logger.info("%s:", title)
+    halves = (("dense", dense, 0.0), (shot.settings.method, sparse, shot.sparsity))
+    for title, arguments, sparsity in halves:
         with Pipeline(**arguments, sparsity=sparsity) as pipeline:
             result = pipeline(
-                _PROMPT,
-                num_frames=DEMO_SIZE.frames,
-                height=DEMO_SIZE.height,
-                width=DEMO_SIZE.width,
-                num_inference_steps=steps,
-                seed=seed,
+                shot.prompt,
+                num_frames=shot.size.frames,
+                height=shot.size.height,
+                width=shot.size.width,
+                num_inference_steps=shot.steps,
+                guidance_scale=1.0,
+                seed=shot.seed,
                 output_type="np",
                 profile=True,
             )
         mean = sum(row.total_ms for row in result.timings) / len(result.timings)
-        logger.info("%s ran on %s, %.0f ms a step", title, result.backend, mean)
+        logger.info("%s: ran on %s, %.0f ms a step", title, result.backend, mean)
         clips.append(result.frames[0])
     return clips[0], clips[1]
+
+
+def on_cpu(pipe: Any, onnx: Path, shot: Shot) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Where the halves run without a GPU: ONNX Runtime has dense attention only."""
+    settings = dataclasses.asdict(shot.settings)
+    return (
+        {"pipe": pipe, "onnx": onnx, "backend": "onnxruntime", "device": "cpu"},
+        {"pipe": pipe, "backend": "torch", "device": "cpu", **settings},
+    )
 
 
 def _fingerprint(transformer: torch.nn.Module) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline
 
 TRAINED_SIZE = VideoSize(frames=49, height=256, width=320)  # 13 x 16 x 20 = 4,160 tokens
+TRAINED_FOLDER = Path(__file__).parent / "bigbuckbunny"  # the weights that ship, and their card
+TRAINED_PROMPT = "bigbuckbunny"
 TRAINED_CONFIG: dict[str, Any] = {
     "num_attention_heads": 4,
     "attention_head_dim": 64,
@@ -69,6 +72,14 @@ def clip_pipeline(transformer: nn.Module, codec: PatchCodec, *, seed: int = 0) -
         transformer=transformer,
         scheduler=clip_scheduler(),
     )
+
+
+def load_trained(dtype: torch.dtype) -> CogVideoXPipeline:
+    """The pipeline that ships with the package, on the CPU; its codec stays in float32."""
+    from diffusers import CogVideoXPipeline
+
+    codec = PatchCodec.from_pretrained(TRAINED_FOLDER / "vae")
+    return CogVideoXPipeline.from_pretrained(TRAINED_FOLDER, vae=codec, dtype=dtype)
 
 
 def clip_scheduler() -> CogVideoXDDIMScheduler:
