@@ -110,6 +110,8 @@ def run(
     ] = None,
     engine: Annotated[Path | None, typer.Option(help="Folder of build-engine.")] = None,
     onnx: Annotated[Path | None, typer.Option(help="Exported model, for ONNX Runtime.")] = None,
+    engine_2: Annotated[Path | None, typer.Option(help="Of the second transformer.")] = None,
+    onnx_2: Annotated[Path | None, typer.Option(help="Of the second transformer.")] = None,
     backend: Annotated[
         str, typer.Option(help="auto, tensorrt, tensorrt_rtx, onnxruntime or torch.")
     ] = "auto",
@@ -142,6 +144,8 @@ def run(
         model,
         engine=engine,
         onnx=onnx,
+        engine_2=engine_2,
+        onnx_2=onnx_2,
         checkpoint=checkpoint,
         backend=backend,
         allow_fallback=allow_fallback,
@@ -172,18 +176,46 @@ def run(
 
 
 @app.command()
-def info() -> None:
+def info(
+    engine: Annotated[
+        Path | None, typer.Option(help="Describe this engine folder instead.")
+    ] = None,
+) -> None:
     """Say what was found on this machine, what is missing, and how to get it."""
     from rich.console import Console
     from rich.table import Table
 
     from rainfusion_trt.environment import survey
 
+    if engine is not None:
+        _print_engine(engine)
+        return
+
     table = Table(box=None)
     for title in ("part", "found", "otherwise"):
         table.add_column(title, overflow="fold")
     for part in survey():
         table.add_row(part.name, part.found or "no", "" if part.found else part.remedy)
+    Console().print(table)
+
+
+def _print_engine(folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from rainfusion_trt.engine import load_metadata
+
+    found = load_metadata(folder)
+    table = Table(box=None, show_header=False)
+    rows = found.model_dump(
+        include={"model", "component", "size", "precision", "flavour", "version", "device", "date"}
+    )
+    rows["targets"], rows["profiles"] = ", ".join(found.targets), ", ".join(found.profiles)
+    rows |= {f"attention {key}": value for key, value in found.settings.items()}
+    for lora in found.loras:
+        rows[f"LoRA {lora['file']}"] = f"scale {lora['scale']:g}, sha256 {lora['sha256']}"
+    for name, value in rows.items():
+        table.add_row(name, "" if value is None else str(value))
     Console().print(table)
 
 

@@ -73,6 +73,8 @@ class Pipeline:
         Folder with engine.plan and metadata.json.
     onnx : path, optional
         Exported ONNX file.
+    engine_2, onnx_2 : path, optional
+        The same of the second transformer, for models that have two (``wan2.2-a14b``).
     checkpoint : str, optional
         Diffusers directory or hub id. Its transformer is only loaded for the torch backend.
     pipe : DiffusionPipeline, optional
@@ -119,6 +121,8 @@ class Pipeline:
         *,
         engine: str | Path | None = None,
         onnx: str | Path | None = None,
+        engine_2: str | Path | None = None,
+        onnx_2: str | Path | None = None,
         checkpoint: str | Path | None = None,
         pipe: Any = None,
         backend: str = "auto",
@@ -140,8 +144,8 @@ class Pipeline:
         self.allow_dense = allow_dense
         self.artifacts = Artifacts.read(
             model=model,
-            engine=engine,
-            onnx=onnx,
+            engines=(engine, engine_2),
+            onnx=(onnx, onnx_2),
             checkpoint=checkpoint,
             pipe=pipe,
             settings={"method": method, "alpha": alpha, "sink_frames": sink_frames},
@@ -150,14 +154,13 @@ class Pipeline:
         self.model: VideoModel = self.artifacts.model
         names = candidates(backend, self.artifacts.sources, allow_fallback=allow_fallback)
         self._refuse_dense_default(names[0])
-        self._original = self.artifacts.original_transformer
         self.denoiser = self._first_that_runs(names, device, cuda_graph)
         try:
             self.pipe = load_pipe(self.artifacts, self.denoiser, cpu_offload=cpu_offload)
         except BaseException:
             self.denoiser.close()
             if pipe is not None:
-                pipe.transformer = self._original
+                self._give_back(pipe)
             raise
         logger.info(
             "%s on %s: %s", self.denoiser.name, self.denoiser.device, self.denoiser.describe()
@@ -249,15 +252,19 @@ class Pipeline:
         return PipelineOutput(frames, run.values, self.backend, run.timings())
 
     def close(self) -> None:
-        """Free the engine and give the diffusers pipeline its own transformer back."""
+        """Free the engine and give the diffusers pipeline its own transformers back."""
         self.denoiser.close()
-        self.pipe.transformer = self._original
+        self._give_back(self.pipe)
 
     def __enter__(self) -> Pipeline:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _give_back(self, pipe: Any) -> None:
+        for component, original in self.artifacts.originals.items():
+            setattr(pipe, component, original)
 
     # -- choosing -------------------------------------------------------------------------------
 

@@ -219,12 +219,18 @@ def test_neither_checkpoint_nor_pipe():
 
 def test_fallback_only_when_asked_for(pipe, tmp_path, monkeypatch, caplog):
     """An ONNX file whose runtime is missing: an error, or the torch backend with a warning."""
-    from rainfusion_trt.runtime import artifacts, ort
+    from rainfusion_trt.runtime import graphs, ort
 
     exported = ort.ExportedModel(
-        tmp_path / "model.onnx", "cogvideox-5b", dict(pipe.transformer.config), SIZE, True, {}
+        path=tmp_path / "model.onnx",
+        model="cogvideox-5b",
+        component="transformer",
+        config=dict(pipe.transformer.config),
+        size=SIZE,
+        dynamic=True,
+        settings={},
     )
-    monkeypatch.setattr(artifacts, "read_exported", lambda path: exported)
+    monkeypatch.setattr(graphs, "read_exported", lambda path: exported)
 
     def missing():
         raise BackendUnavailableError("onnxruntime is not installed")

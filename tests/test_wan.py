@@ -224,12 +224,3 @@ def test_pipeline_guides_by_two_calls_a_step(name):
     # Unit scale; guidance multiplies float32 rounding by 5 in each of three steps.
     torch.testing.assert_close(dense, expected, atol=1e-4, rtol=0)
     assert (sparse.frames - expected).abs().max() > 1e-2
-
-
-def test_two_experts_are_refused_and_left_alone():
-    _, first = tiny("wan2.1-14b")
-    _, second = tiny("wan2.1-14b")
-    pipe = tiny_pipeline(first, transformer_2=second, boundary_ratio=0.875)
-    with pytest.raises(UnsupportedError, match=r"pipe\.transformer_2"):
-        Pipeline(pipe=pipe, backend="torch")
-    assert pipe.transformer is first and "forward" not in first.__dict__

@@ -37,6 +37,7 @@ def main(
     kv_len: options.KvLen = None,
     attentions: options.Attentions = None,
     checkpoint: options.Checkpoint = None,
+    component: options.Component = None,
     lora: options.Lora = None,
     random_weights: options.RandomWeights = False,
     no_weights: options.NoWeights = False,
@@ -68,7 +69,15 @@ def main(
         if model is not None:
             loras = lora_files(lora)
             weights = WeightRequest(
-                checkpoint, loras, random_weights, no_weights, config.value, layers, seed, device
+                checkpoint,
+                loras,
+                random_weights,
+                no_weights,
+                config.value,
+                layers,
+                seed,
+                device,
+                component,
             )
             clip = (frames, height, width)
             job = model_job(model, weights, clip, batch=batch, dtype=dtype, dynamic=dynamic)

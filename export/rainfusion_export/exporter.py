@@ -27,6 +27,7 @@ from . import finish, operator, writer
 from .capture import attention_count, capture
 from .check import GraphFacts, check_model
 from .compare import check_comparable, compare
+from .extents import gather_extents
 from .lora import FusedLora, refuse_unfused
 from .rewrites import rewrite
 from .source import GraphSource, source_of_model
@@ -77,6 +78,7 @@ def export_model(
     batch: int | None = None,
     settings: RainFusionSettings | None = None,
     dynamic: bool = False,
+    component: str | None = None,
     run_compare: bool = False,
     stage: Stage = lambda _name: None,
     progress: writer.Progress | None = None,
@@ -103,6 +105,8 @@ def export_model(
         Attributes of the nodes. The sparsity is an input of the graph.
     dynamic
         Let batch, frames, height, width and text length vary.
+    component
+        Which of the pipeline's transformers it is, for models that have several.
     run_compare
         Also run the file in ONNX Runtime (float32 only).
     stage, progress
@@ -116,7 +120,9 @@ def export_model(
         The model could not be traced, or the file fails its checks.
     """
     check_request(transformer, transformer.dtype, output, run_compare=run_compare)
-    source = source_of_model(model, transformer, size, batch=batch, dynamic=dynamic)
+    source = source_of_model(
+        model, transformer, size, batch=batch, dynamic=dynamic, component=component
+    )
     return export_source(
         source,
         output=Path(output),
@@ -151,6 +157,7 @@ def export_source(
     graph, attentions = _graph(source, settings, stage)
     stage("optimize")
     finish.optimize(graph)
+    gather_extents(graph)
     finish.transpose_weights(graph)
     finish.name_values(graph, list(source.inputs), source.axes)
     properties = _properties(source, settings, attentions)

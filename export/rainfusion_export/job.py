@@ -20,6 +20,7 @@ from .request import WeightRequest, dtype_of
 _OF_MODELS = frozenset(
     (
         "checkpoint",
+        "component",
         "lora",
         "random_weights",
         "no_weights",
@@ -79,13 +80,16 @@ def model_job(
 ) -> Job:
     """A model of the registry; makes or loads its weights."""
     model = get_model(name)
+    component = model.component(weights.component)
     precision = dtype_of(model, dtype)
     size = weights.size(model, *clip)
     shape = "dynamic" if dynamic else size
     transformer = weights.transformer(model, precision)
+    which = f"-{component}" if len(model.components) > 1 else ""
+    options = {"batch": batch, "dynamic": dynamic, "component": component}
     return Job(
-        partial(export_model, model, transformer, size, batch=batch, dynamic=dynamic),
-        Path(f"{model.name}-{shape}-{str(precision).removeprefix('torch.')}.onnx"),
+        partial(export_model, model, transformer, size, **options),
+        Path(f"{model.name}{which}-{shape}-{str(precision).removeprefix('torch.')}.onnx"),
     )
 
 

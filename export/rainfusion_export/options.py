@@ -48,6 +48,10 @@ Checkpoint = Annotated[
     str | None,
     typer.Option(help="Directory of a diffusers pipeline or transformer, or a hub id."),
 ]
+Component = Annotated[
+    str | None,
+    typer.Option(help="transformer or transformer_2, for models with two (wan2.2-a14b)."),
+]
 Lora = Annotated[
     list[str] | None,
     typer.Option(

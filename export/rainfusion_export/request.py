@@ -37,6 +37,7 @@ class WeightRequest:
     layers: int | None
     seed: int
     device: str
+    component: str | None = None
 
     def __post_init__(self) -> None:
         check_device(self.device)
@@ -64,7 +65,8 @@ class WeightRequest:
 
     def _without_loras(self, model: VideoModel, dtype: torch.dtype) -> nn.Module:
         if self.checkpoint is not None:
-            return model.load(self.checkpoint, dtype=dtype).to(self.device)
+            component = model.component(self.component)
+            return model.load(self.checkpoint, dtype=dtype, component=component).to(self.device)
         arguments = model.config(self.config, layers=self.layers)
         if self.no_weights:
             return fake_transformer(model, arguments, dtype=dtype)

@@ -72,6 +72,7 @@ def source_of_model(
     *,
     batch: int | None = None,
     dynamic: bool = False,
+    component: str | None = None,
 ) -> GraphSource:
     """The source of a model of the registry; bakes into the transformer what `size` decides.
 
@@ -80,6 +81,7 @@ def source_of_model(
     InvalidInputError, UnsupportedError
         A batch, size or shapes that the model cannot be traced with.
     """
+    component = model.component(component)
     if batch is None:
         batch = 2 if model.guidance_batch else 1
     inputs = _example_inputs(model, transformer, size, batch=batch, dynamic=dynamic)
@@ -100,7 +102,11 @@ def source_of_model(
         eager=eager,
         layout=partial(model.layout, transformer),
         attentions=model.attention_count(transformer.config),
-        properties={"config": json.dumps(config, sort_keys=True), "size": str(size)},
+        properties={
+            "config": json.dumps(config, sort_keys=True),
+            "size": str(size),
+            "component": component,
+        },
         loras=fused_loras(transformer),
     )
 

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rainfusion_trt.engine.fingerprint import combined_sha256, digest, record_files
-from rainfusion_trt.engine.flavour import TensorRTFlavour, available_flavours, load_tensorrt
+from rainfusion_trt.engine.flavour import TensorRTFlavour
 from rainfusion_trt.engine.folder import existing_engine, write_engine
 from rainfusion_trt.engine.messages import BuildRequest
 from rainfusion_trt.engine.metadata import (
@@ -21,9 +19,15 @@ from rainfusion_trt.engine.metadata import (
     file_sha256,
 )
 from rainfusion_trt.engine.onnx_file import OnnxFile, read_onnx
-from rainfusion_trt.engine.profile import EngineProfile, check_targets, load_profile
+from rainfusion_trt.engine.profile import EngineProfile, load_profile
 from rainfusion_trt.engine.shapes import Shapes, resolve_profiles
-from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError, UnsupportedError
+from rainfusion_trt.engine.target import (
+    check_kernels,
+    choose_flavour,
+    choose_targets,
+    native_device,
+)
+from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models import get_model
 from rainfusion_trt.native import NativeLibrary, load_library
 
@@ -123,11 +127,11 @@ def _checked(
     file = read_onnx(onnx)
     _check_recipe(recipe, file)
     shapes = resolve_profiles(recipe, file)
-    targets = _targets(recipe, target)
+    targets = choose_targets(recipe.target if target is None else target)
     library = load_library(plugin)
-    tensorrt = _load_flavour(flavour, targets)
-    device = _native_device() if targets is None else None
-    _check_kernels(library, targets or (device[0],))
+    tensorrt = choose_flavour(flavour, targets)
+    device = native_device() if targets is None else None
+    check_kernels(library, targets or (device[0],))
     return _Build(recipe, file, shapes, targets, device, library, tensorrt)
 
 
@@ -173,9 +177,11 @@ def _facts(build: _Build, sources: _Sources) -> dict[str, Any]:
     file, recipe, device = build.file, build.recipe, build.device
     return {
         "model": file.model or recipe.model,
+        "component": file.properties.get("component", "transformer"),
         "config": file.json_property("config"),
         "size": file.properties.get("size"),
         "settings": file.json_property("settings"),
+        "loras": file.json_list("loras"),
         "precision": file.precision or recipe.precision,
         "flavour": build.tensorrt.name,
         "version": build.tensorrt.version,
@@ -205,54 +211,3 @@ def _check_recipe(recipe: EngineProfile, file: OnnxFile) -> None:
             f"precision: {recipe.precision}; change the profile or export with "
             f"--dtype {'bf16' if recipe.precision == 'bfloat16' else 'fp16'}"
         )
-
-
-def _targets(
-    recipe: EngineProfile, target: str | list[str] | tuple[str, ...] | None
-) -> tuple[str, ...] | None:
-    """Named compute capabilities, or None for the GPU of this machine."""
-    chosen = recipe.target if target is None else target
-    names = [chosen] if isinstance(chosen, str) else chosen
-    names = tuple(part.strip() for name in names for part in name.split(","))
-    if names == ("native",):
-        return None
-    try:
-        check_targets(names)
-    except ValueError as error:
-        raise InvalidInputError(str(error)) from error
-    return names
-
-
-def _load_flavour(flavour: str | None, targets: tuple[str, ...] | None) -> TensorRTFlavour:
-    if flavour is None and targets is not None and "tensorrt_rtx" in available_flavours():
-        flavour = "tensorrt_rtx"
-    tensorrt = load_tensorrt(flavour)
-    if tensorrt.name == "tensorrt" and targets is not None:
-        raise InvalidInputError(
-            f"{tensorrt} builds for the GPU of this machine only, not for {', '.join(targets)}: "
-            "use target native on the machine that will run the engine, or install "
-            "TensorRT for RTX"
-        )
-    return tensorrt
-
-
-def _native_device() -> tuple[str, str]:
-    """Compute capability and name of the GPU that a native engine is built for."""
-    if not torch.cuda.is_available():
-        raise BackendUnavailableError(
-            "target native needs an NVIDIA GPU and a CUDA build of torch, and torch sees none; to "
-            "build for another machine name its compute capability, for example --target sm89 "
-            "(TensorRT for RTX)"
-        )
-    major, minor = torch.cuda.get_device_capability()
-    return f"sm{major}{minor}", torch.cuda.get_device_name()
-
-
-def _check_kernels(library: NativeLibrary, targets: tuple[str, ...]) -> None:
-    """Say now if the finished engine could not run for want of kernels in the plugin."""
-    for target in targets:
-        capability = int(target.removeprefix("sm"))
-        try:
-            library.check_device(*divmod(capability, 10))
-        except UnsupportedError as error:
-            _log.warning("the engine will load on %s but not run: %s", target, error)

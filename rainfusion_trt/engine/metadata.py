@@ -63,9 +63,10 @@ class EngineMetadata(_Record):
 
     Attributes
     ----------
-    model, config, size, settings
-        Registry name, transformer configuration, exported clip size and attention settings, as
-        the exporter wrote them into the ONNX file.
+    model, component, config, size, settings, loras
+        Registry name, which of its pipeline's transformers, transformer configuration, exported
+        clip size, attention settings and what was added to the weights, as the exporter wrote them
+        into the ONNX file.
     precision
         Element type of weights and activations.
     flavour, version
@@ -82,9 +83,11 @@ class EngineMetadata(_Record):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     model: str | None
+    component: str = "transformer"
     config: dict[str, Any]
     size: str | None
     settings: dict[str, Any]
+    loras: tuple[dict[str, Any], ...] = ()
     precision: str
     flavour: Literal["tensorrt", "tensorrt_rtx"]
     version: str

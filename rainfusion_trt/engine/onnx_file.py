@@ -73,16 +73,21 @@ class OnnxFile:
 
     def json_property(self, key: str) -> dict[str, Any]:
         """A property that holds a JSON object; empty if absent."""
-        text = self.properties.get(key)
-        if text is None:
-            return {}
+        value = self._json(key, "{}")
+        return value if isinstance(value, dict) else {key: value}
+
+    def json_list(self, key: str) -> list[Any]:
+        """A property that holds a JSON array; empty if absent."""
+        value = self._json(key, "[]")
+        return value if isinstance(value, list) else [value]
+
+    def _json(self, key: str, absent: str) -> Any:
         try:
-            value = json.loads(text)
+            return json.loads(self.properties.get(key, absent))
         except json.JSONDecodeError as error:
             raise InvalidInputError(
                 f"{self.path}: metadata rainfusion.{key} is not JSON ({error}): export it again"
             ) from error
-        return value if isinstance(value, dict) else {key: value}
 
 
 def read_onnx(path: str | Path) -> OnnxFile:

@@ -11,7 +11,7 @@ from .base import AttentionLayout, GenerationDefaults, VideoModel, VideoSize
 from .cogvideox import COGVIDEOX_1_5_5B, COGVIDEOX_2B, COGVIDEOX_5B
 from .hunyuanvideo import HUNYUANVIDEO
 from .hunyuanvideo15 import HUNYUANVIDEO_1_5
-from .wan import WAN_2_1_1_3B, WAN_2_1_14B, WAN_2_2_TI2V_5B
+from .wan import WAN_2_1_1_3B, WAN_2_1_14B, WAN_2_2_A14B, WAN_2_2_TI2V_5B
 
 __all__ = [
     "AttentionLayout",
@@ -33,6 +33,7 @@ _MODELS: tuple[VideoModel, ...] = (
     ALLEGRO,
     WAN_2_1_1_3B,
     WAN_2_1_14B,
+    WAN_2_2_A14B,
     WAN_2_2_TI2V_5B,
 )
 
@@ -56,8 +57,15 @@ def get_model(name: str) -> VideoModel:
     raise InvalidInputError(f"model {name!r} is unknown; known models: {', '.join(model_names())}")
 
 
-def model_of(transformer: nn.Module) -> VideoModel:
+def model_of(transformer: nn.Module, *, components: int = 1) -> VideoModel:
     """The model a diffusers transformer belongs to, by its class and configuration.
+
+    Parameters
+    ----------
+    transformer
+        Any of the model's transformers.
+    components
+        How many of them its pipeline has.
 
     Raises
     ------
@@ -65,7 +73,7 @@ def model_of(transformer: nn.Module) -> VideoModel:
         No model of the registry describes it.
     """
     for model in _MODELS:
-        if model.matches(transformer):
+        if len(model.components) == components and model.matches(transformer):
             return model
     raise UnsupportedError(
         f"{type(transformer).__name__} with this configuration belongs to no known model "

@@ -206,10 +206,12 @@ class OpenSoraPlan(Allegro):
     def _has_scales(self, scales: tuple[float, float, float]) -> bool:
         return not super()._has_scales(scales)
 
-    def load(self, checkpoint: str, *, dtype: torch.dtype) -> nn.Module:
+    def load(
+        self, checkpoint: str, *, dtype: torch.dtype, component: str = "transformer"
+    ) -> nn.Module:
         if is_original(checkpoint):
             return load_original(self.diffusers_class(), checkpoint, dtype=dtype)
-        return super().load(checkpoint, dtype=dtype)
+        return super().load(checkpoint, dtype=dtype, component=component)
 
 
 _FULL = {"num_layers": 32}

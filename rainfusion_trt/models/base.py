@@ -77,6 +77,7 @@ class VideoModel(ABC):
     text: TextPlace
     transformer_class: str  # class names in diffusers, imported on use
     pipeline_class: str
+    components: tuple[str, ...] = ("transformer",)  # of the pipeline; several take turns
     configs: Mapping[ConfigSize, Mapping[str, Any]]  # constructor arguments of the transformer
     defaults: GenerationDefaults
     guidance_batch: bool = True  # classifier-free guidance as batch 2 (else as two calls)
@@ -129,8 +130,27 @@ class VideoModel(ABC):
         kind = self.diffusers_class()
         return random_transformer(kind, config, dtype=dtype, device=device, seed=seed)
 
-    def load(self, checkpoint: str, *, dtype: torch.dtype) -> nn.Module:
-        """The transformer of a diffusers checkpoint (a directory or a hub id).
+    def component(self, name: str | None) -> str:
+        """Which of the pipeline's transformers is meant; None where there is only one.
+
+        Raises
+        ------
+        InvalidInputError
+            There is no such transformer, or several and none was named.
+        """
+        if name is None and len(self.components) == 1:
+            return self.components[0]
+        if name not in self.components:
+            raise InvalidInputError(
+                f"component {name!r}: the transformers of {self.name} are "
+                f"{' and '.join(self.components)}, say which one (--component)"
+            )
+        return name
+
+    def load(
+        self, checkpoint: str, *, dtype: torch.dtype, component: str = "transformer"
+    ) -> nn.Module:
+        """One transformer of a diffusers checkpoint (a directory or a hub id).
 
         Raises
         ------
@@ -139,7 +159,9 @@ class VideoModel(ABC):
         UnsupportedError
             It is of another model.
         """
-        transformer = load_transformer(self.diffusers_class(), checkpoint, dtype=dtype)
+        transformer = load_transformer(
+            self.diffusers_class(), checkpoint, dtype=dtype, component=component
+        )
         if not self.matches(transformer):
             raise UnsupportedError(
                 f"checkpoint {checkpoint!r} is not {self.name}: its transformer has "

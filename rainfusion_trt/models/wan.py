@@ -1,11 +1,11 @@
-"""Wan 2.1 and Wan 2.2 TI2V-5B, text to video (arXiv 2503.20314; diffusers WanPipeline).
+"""Wan 2.1 and Wan 2.2, text to video (arXiv 2503.20314; diffusers WanPipeline).
 
 Self-attention is over the video alone, the text comes in by cross-attention. Rotary tables are
 buffers of the transformer, cut to the grid inside its forward, so one graph serves every size.
 
 Wan 2.2 A14B has two transformers of 2.1-14B's shape, one for the noisy and one for the late steps.
-Each can be exported from its own directory as ``wan2.1-14b`` and routed by `enable`; `Pipeline`
-drives one transformer and refuses such a pipeline.
+Each is exported by itself, and `Pipeline` drives both. `enable` takes them one by one and cannot
+tell them from 2.1-14B, which makes no difference to it.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class Wan(VideoModel):
         Pixels a latent row or column.
     token_timesteps
         Whether the pipeline gives a timestep for every token (its `expand_timesteps`).
+    components
+        Transformers of the pipeline.
     """
 
     text: TextPlace = "none"
@@ -61,11 +63,13 @@ class Wan(VideoModel):
         defaults: GenerationDefaults,
         vae_pixels: int = 8,
         token_timesteps: bool = False,
+        components: tuple[str, ...] = ("transformer",),
     ) -> None:
         self.name = name
         self.defaults = defaults
         self.vae_pixels = vae_pixels
         self.token_timesteps = token_timesteps
+        self.components = components
         self.configs = {
             "full": {"image_dim": None, **full},
             "tiny": {"image_dim": None, **_TINY, **tiny},
@@ -158,6 +162,13 @@ WAN_2_1_14B = Wan(
     full={**_CHANNELS_16, "num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},
     tiny={**_CHANNELS_16, "num_attention_heads": 3},
     defaults=GenerationDefaults(VideoSize(81, 720, 1280), 50, 5.0, torch.bfloat16, 16),
+)
+WAN_2_2_A14B = Wan(
+    "wan2.2-a14b",
+    full=WAN_2_1_14B.configs["full"],
+    tiny=WAN_2_1_14B.configs["tiny"],
+    defaults=GenerationDefaults(VideoSize(81, 720, 1280), 40, 4.0, torch.bfloat16, 16),
+    components=("transformer", "transformer_2"),
 )
 WAN_2_2_TI2V_5B = Wan(
     "wan2.2-ti2v-5b",

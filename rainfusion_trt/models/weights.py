@@ -72,13 +72,17 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register
 
 
-def load_transformer(cls: type[nn.Module], checkpoint: str, *, dtype: torch.dtype) -> nn.Module:
-    """The transformer of a diffusers pipeline or a transformer of its own.
+def load_transformer(
+    cls: type[nn.Module], checkpoint: str, *, dtype: torch.dtype, component: str = "transformer"
+) -> nn.Module:
+    """A transformer of a diffusers pipeline or a transformer of its own.
 
     Parameters
     ----------
     checkpoint
         A directory (of a pipeline or of a transformer) or a Hugging Face hub id.
+    component
+        Its name in the pipeline.
 
     Raises
     ------
@@ -86,13 +90,13 @@ def load_transformer(cls: type[nn.Module], checkpoint: str, *, dtype: torch.dtyp
         Nothing usable is there.
     """
     path = Path(checkpoint)
-    subfolder = "transformer"
+    subfolder: str | None = component
     if path.is_dir():
         if (path / "config.json").is_file():
             subfolder = None
-        elif not (path / "transformer" / "config.json").is_file():
+        elif not (path / component / "config.json").is_file():
             raise InvalidInputError(
-                f"checkpoint {checkpoint!r} holds neither config.json nor transformer/config.json; "
+                f"checkpoint {checkpoint!r} holds neither config.json nor {component}/config.json; "
                 "pass the directory of a diffusers pipeline or of its transformer"
             )
     elif path.is_absolute() or path.exists() or checkpoint.count("/") != 1:

@@ -3,24 +3,56 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rainfusion_trt.errors import EngineLoadError, InvalidInputError
+from rainfusion_trt.errors import EngineLoadError, InvalidInputError, UnsupportedError
 from rainfusion_trt.models.base import VideoModel, VideoSize
 from rainfusion_trt.runtime.denoiser import EngineTransformer, with_defaults
-from rainfusion_trt.runtime.ort import parse_size, read_exported
+from rainfusion_trt.runtime.graphs import Graph, read_engine, read_onnx
 from rainfusion_trt.runtime.select import Sources
 
 # What makes two transformers of one class different networks. Sample sizes are defaults for the
 # pipeline only, so that a tiny or reduced clip does not count as another network.
 _NOT_ARCHITECTURE = ("sample_width", "sample_height", "sample_frames")
+_COMPONENTS = ("transformer", "transformer_2")  # in the order of engine= and engine_2=
+
+OptionalPath = str | Path | None
 
 
-@dataclass
+@dataclass(frozen=True)
+class Part:
+    """One transformer of the diffusers pipeline.
+
+    Attributes
+    ----------
+    component
+        Its name there.
+    engine, onnx
+        Its exported forms.
+    graphs
+        What they say about themselves.
+    original
+        The module of a pipeline that was handed in.
+    """
+
+    component: str
+    engine: Path | None
+    onnx: Path | None
+    graphs: tuple[Graph, ...]
+    original: Any = None
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """Configuration of the exported graph, None where only PyTorch is given."""
+        return self.graphs[0].config if self.graphs else None
+
+
+@dataclass(frozen=True)
 class Artifacts:
     """What the user gave, read as far as is cheap.
 
@@ -28,41 +60,43 @@ class Artifacts:
     ----------
     model
         The model they all belong to.
-    config
-        Transformer configuration of the exported graph, None where only PyTorch is given.
+    parts
+        Its transformers.
     size, dynamic
-        Clip the graph was exported for, and whether it takes others.
+        Clip the graphs were exported for, and whether they take others.
     settings
         Attention settings for the torch backend: the exported ones, or what was given.
-    original_transformer
-        The transformer of a pipeline that was handed in.
     """
 
     model: VideoModel
-    engine: Path | None
-    onnx: Path | None
+    parts: tuple[Part, ...]
     checkpoint: str | None
     pipe: Any
-    config: dict[str, Any] | None
     size: VideoSize | None
     dynamic: bool
     settings: dict[str, Any]
     dtype: torch.dtype | None
-    engine_flavour: str | None
-    original_transformer: Any = None
 
     @property
     def sources(self) -> Sources:
-        transformer = self.checkpoint is not None or self.original_transformer is not None
-        return Sources(self.engine_flavour, self.onnx, transformer)
+        """What there is to run from."""
+        first = self.parts[0]
+        flavour = next((g.flavour for g in first.graphs if g.flavour), None)
+        transformer = self.checkpoint is not None or first.original is not None
+        return Sources(flavour, first.onnx, transformer)
+
+    @property
+    def originals(self) -> dict[str, Any]:
+        """The transformers of a pipeline that was handed in, by component."""
+        return {part.component: part.original for part in self.parts}
 
     @classmethod
     def read(
         cls,
         *,
         model: str | None,
-        engine: str | Path | None,
-        onnx: str | Path | None,
+        engines: Sequence[OptionalPath],
+        onnx: Sequence[OptionalPath],
         checkpoint: str | Path | None,
         pipe: Any,
         settings: dict[str, Any],
@@ -82,42 +116,37 @@ class Artifacts:
                 "give either checkpoint= (a diffusers directory or hub id) or pipe= (a loaded "
                 "diffusers pipeline): scheduler, text encoder and VAE come from it"
             )
-        exported = _read_graphs(engine, onnx)
-        transformer = None if pipe is None else pipe.transformer
-        if isinstance(transformer, EngineTransformer):
-            raise InvalidInputError(
-                "this diffusers pipeline already belongs to a Pipeline: close() that one first"
-            )
-        chosen = _choose_model(model, exported, transformer)
+        parts = [_part(*given, pipe) for given in zip(_COMPONENTS, engines, onnx, strict=True)]
+        exported = [graph for part in parts for graph in part.graphs]
+        chosen = _choose_model(model, exported, [p.original for p in parts if p.original])
         given = {name: value for name, value in settings.items() if value is not None}
         for graph in exported:
-            _check_settings(graph, given)
+            graph.check_settings(given)
+        parts = _parts_of(chosen, parts, from_pipe=pipe is not None)
         first = exported[0] if exported else None
         artifacts = cls(
             model=chosen,
-            engine=None if engine is None else Path(engine),
-            onnx=None if onnx is None else Path(onnx),
+            parts=tuple(parts),
             checkpoint=None if checkpoint is None else str(checkpoint),
             pipe=pipe,
-            config=first.config if first else None,
             size=first.size if first else None,
-            dynamic=first.dynamic if first else True,
+            dynamic=all(graph.dynamic for graph in exported),
             settings={**(first.settings if first else {}), **given},
             dtype=dtype,
-            engine_flavour=exported[0].flavour if engine is not None else None,
-            original_transformer=transformer,
         )
-        artifacts._check_networks()
+        _check_alike(exported)
+        for part in parts:
+            artifacts._check_network(part)
         return artifacts
 
-    def _check_networks(self) -> None:
+    def _check_network(self, part: Part) -> None:
         """An exported graph holds its weights: those of another network give noise, no error."""
-        beside = self._config_beside()
-        if self.config is None or beside is None:
+        beside = self._config_beside(part)
+        if part.config is None or beside is None:
             return
         # Both through JSON, in which the exported one was kept: tuples become lists.
         mine, beside = (
-            json.loads(json.dumps(c)) for c in (with_defaults(self.model, self.config), beside)
+            json.loads(json.dumps(c)) for c in (with_defaults(self.model, part.config), beside)
         )
         differ = [
             f"{key} {mine[key]!r} instead of {beside[key]!r}"
@@ -129,71 +158,39 @@ class Artifacts:
         if differ:
             where = "the checkpoint" if self.checkpoint else "the pipeline"
             raise EngineLoadError(
-                f"the exported transformer is not the one of {where}: {', '.join(differ[:4])}: "
-                "export and build from this checkpoint"
+                f"the exported {part.component} is not the one of {where}: "
+                f"{', '.join(differ[:4])}: export and build from this checkpoint"
             )
 
-    def _config_beside(self) -> dict[str, Any] | None:
-        if self.original_transformer is not None:
-            return dict(self.original_transformer.config)
-        file = Path(self.checkpoint or "") / "transformer" / "config.json"
+    def _config_beside(self, part: Part) -> dict[str, Any] | None:
+        if part.original is not None:
+            return dict(part.original.config)
+        file = Path(self.checkpoint or "") / part.component / "config.json"
         if self.checkpoint is None or not file.is_file():
             return None
         return json.loads(file.read_text(encoding="utf-8"))
 
 
-@dataclass(frozen=True)
-class _Graph:
-    """An engine's or an ONNX file's own account of itself."""
-
-    origin: str
-    model: str
-    config: dict[str, Any]
-    size: VideoSize | None
-    dynamic: bool
-    settings: dict[str, Any]
-    flavour: str | None = None
-
-
-def _read_graphs(engine: str | Path | None, onnx: str | Path | None) -> list[_Graph]:
-    graphs = []
-    if engine is not None:
-        from rainfusion_trt.engine import load_metadata
-
-        found = load_metadata(engine, verify=False)
-        if found.model is None:
-            raise EngineLoadError(
-                f"{engine} does not say which model it is: export it with export/to_onnx.py"
-            )
-        fixed = all(r.fixed for t in found.inputs for r in t.profiles.values())
-        graphs.append(
-            _Graph(
-                origin=f"the engine {engine}",
-                model=found.model,
-                config=found.config,
-                size=parse_size(found.size),
-                dynamic=not fixed,
-                settings=found.settings,
-                flavour=found.flavour,
-            )
+def _part(component: str, engine: OptionalPath, onnx: OptionalPath, pipe: Any) -> Part:
+    original = getattr(pipe, component, None)
+    if isinstance(original, EngineTransformer):
+        raise InvalidInputError(
+            "this diffusers pipeline already belongs to a Pipeline: close() that one first"
         )
-    if onnx is not None:
-        file = read_exported(onnx)
-        origin = f"the ONNX file {onnx}"
-        graphs.append(
-            _Graph(origin, file.model, file.config, file.size, file.dynamic, file.settings)
-        )
-    return graphs
+    graphs = [] if engine is None else [read_engine(engine)]
+    graphs += [] if onnx is None else [read_onnx(onnx)]
+    paths = (None if path is None else Path(path) for path in (engine, onnx))
+    return Part(component, *paths, tuple(graphs), original)
 
 
-def _choose_model(model: str | None, graphs: list[_Graph], transformer: Any) -> VideoModel:
+def _choose_model(model: str | None, graphs: Iterable[Graph], originals: list[Any]) -> VideoModel:
     from rainfusion_trt.models import get_model, model_names, model_of
 
     names = {graph.origin: get_model(graph.model) for graph in graphs}
     if model is not None:
         names = {"model=": get_model(model), **names}
-    if not names and transformer is not None:
-        return model_of(transformer)
+    if not names and originals:
+        return model_of(originals[0], components=len(originals))
     if not names:
         raise InvalidInputError(
             f"say which model the checkpoint holds: model= one of {', '.join(model_names())}"
@@ -208,11 +205,44 @@ def _choose_model(model: str | None, graphs: list[_Graph], transformer: Any) -> 
     return chosen
 
 
-def _check_settings(graph: _Graph, given: dict[str, Any]) -> None:
-    for name, value in given.items():
-        fixed = graph.settings.get(name, value)
-        if fixed != value:
+def _parts_of(model: VideoModel, parts: list[Part], *, from_pipe: bool) -> list[Part]:
+    """The model's own parts, each of them there in every form that one of them has."""
+    mine, others = parts[: len(model.components)], parts[len(model.components) :]
+    for part in others:
+        if part.graphs:
             raise InvalidInputError(
-                f"{name}={value!r} was asked for, but {graph.origin} was exported with "
-                f"{name}={fixed!r}: leave it out, or export again"
+                f"{model.name} has one transformer: leave out {part.graphs[0].origin}"
             )
+        if part.original is not None:
+            raise UnsupportedError(
+                f"the diffusers pipeline has a {part.component}, which {model.name} does not: "
+                "leave out model=, or name one that has two transformers"
+            )
+    for form in ("engine", "onnx"):
+        missing = [part.component for part in mine if getattr(part, form) is None]
+        if 0 < len(missing) < len(mine):
+            raise InvalidInputError(
+                f"{model.name} has two transformers that take turns: give {form}= and {form}_2=; "
+                f"that of {missing[0]} is missing (export it with --component {missing[0]})"
+            )
+    for part in mine:
+        if from_pipe and part.original is None and len(mine) > 1:
+            raise InvalidInputError(f"{model.name} needs pipe.{part.component}, which is not there")
+        for graph in part.graphs:
+            if graph.component != part.component:
+                raise InvalidInputError(
+                    f"{graph.origin} holds {graph.component} in the place of {part.component}: "
+                    "engine= and onnx= take transformer, engine_2= and onnx_2= transformer_2"
+                )
+    return mine
+
+
+def _check_alike(graphs: list[Graph]) -> None:
+    """Transformers that take turns have to be built by one TensorRT, for one clip."""
+    flavours = sorted({graph.flavour for graph in graphs if graph.flavour})
+    if len(flavours) > 1:
+        raise InvalidInputError(f"the engines are of {' and '.join(flavours)}: build both with one")
+    sizes = {str(graph.size): graph.origin for graph in graphs if not graph.dynamic}
+    if len(sizes) > 1:
+        found = ", ".join(f"{origin} for {size}" for size, origin in sizes.items())
+        raise InvalidInputError(f"exported for different clips: {found}")

@@ -37,6 +37,11 @@ class Denoiser(ABC):
     sparse: bool = True
     component: Any
 
+    @property
+    def components(self) -> tuple[Any, ...]:
+        """What the pipeline's transformers are set to, in the order of the model's components."""
+        return (self.component,)
+
     @abstractmethod
     def set_sparsity(self, value: float) -> None:
         """Sparsity of the calls from now on, on torch's current stream, without waiting."""

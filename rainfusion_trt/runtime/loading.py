@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
-from rainfusion_trt.runtime.artifacts import Artifacts
+from rainfusion_trt.runtime.artifacts import Artifacts, Part
 from rainfusion_trt.runtime.denoiser import Denoiser, EngineDenoiser, TorchDenoiser
+from rainfusion_trt.runtime.experts import ExpertsDenoiser
 from rainfusion_trt.runtime.ort import OnnxRuntimeBackend
 
 
@@ -27,15 +28,29 @@ def load_denoiser(
         raise InvalidInputError(f"device {place} was asked for, but torch finds no CUDA GPU")
     if cuda_graph and name not in ("tensorrt", "tensorrt_rtx"):
         raise UnsupportedError(f"cuda_graph=True needs an engine; the backend here is {name}")
+    experts: list[Denoiser] = []
+    try:
+        for part in artifacts.parts:
+            experts.append(_load_part(name, artifacts, part, place, cuda_graph))
+    except BaseException:
+        for expert in experts:
+            expert.close()
+        raise
+    return experts[0] if len(experts) == 1 else ExpertsDenoiser(experts)
+
+
+def _load_part(
+    name: str, artifacts: Artifacts, part: Part, place: torch.device, cuda_graph: bool
+) -> Denoiser:
     if name == "torch":
-        return _load_torch(artifacts, place)
+        return _load_torch(artifacts, part, place)
     if name == "onnxruntime":
-        backend: Any = OnnxRuntimeBackend(artifacts.onnx, place)
+        backend: Any = OnnxRuntimeBackend(part.onnx, place)
     else:
         from rainfusion_trt.runtime.tensorrt import TensorRTBackend
 
-        backend = TensorRTBackend(artifacts.engine, device=place, cuda_graph=cuda_graph)
-    return EngineDenoiser(backend, artifacts.model, artifacts.config)
+        backend = TensorRTBackend(part.engine, device=place, cuda_graph=cuda_graph)
+    return EngineDenoiser(backend, artifacts.model, part.config)
 
 
 def _default_device() -> torch.device:
@@ -44,27 +59,30 @@ def _default_device() -> torch.device:
     return torch.device("cpu")
 
 
-def _load_torch(artifacts: Artifacts, place: torch.device) -> Denoiser:
-    transformer = artifacts.original_transformer
+def _load_torch(artifacts: Artifacts, part: Part, place: torch.device) -> Denoiser:
+    transformer = part.original
     if transformer is None:
         dtype = artifacts.dtype or artifacts.model.defaults.dtype
-        transformer = artifacts.model.load(artifacts.checkpoint, dtype=dtype)
+        transformer = artifacts.model.load(
+            artifacts.checkpoint, dtype=dtype, component=part.component
+        )
     return TorchDenoiser(transformer.to(place), artifacts.model, artifacts.settings)
 
 
 def load_pipe(artifacts: Artifacts, denoiser: Denoiser, *, cpu_offload: bool) -> Any:
-    """The diffusers pipeline with the denoiser in the transformer's place, on its device."""
+    """The diffusers pipeline with the denoiser in the transformers' place, on its device."""
     if cpu_offload and denoiser.device.type == "cpu":
         raise UnsupportedError("cpu_offload=True moves modules off the GPU; this runs on the CPU")
     pipe = artifacts.pipe
     if pipe is None:
         pipe = _from_checkpoint(artifacts, denoiser)
-    if getattr(pipe, "transformer_2", None) is not None:
-        raise UnsupportedError(
-            f"this {type(pipe).__name__} has two transformers, of which Pipeline would replace the "
-            "first only: call rainfusion_trt.enable on pipe.transformer and on pipe.transformer_2"
+    if len(artifacts.parts) > 1 and pipe.config.get("boundary_ratio") is None:
+        raise InvalidInputError(
+            f"this {type(pipe).__name__} has no boundary_ratio, which says where its second "
+            "transformer takes over: give one to its constructor"
         )
-    pipe.transformer = denoiser.component
+    for part, component in zip(artifacts.parts, denoiser.components, strict=True):
+        setattr(pipe, part.component, component)
     if cpu_offload:
         pipe.enable_model_cpu_offload(device=denoiser.device)
     else:
@@ -78,7 +96,8 @@ def _from_checkpoint(artifacts: Artifacts, denoiser: Denoiser) -> Any:
     pipeline_class = getattr(diffusers, artifacts.model.pipeline_class)
     dtype = artifacts.dtype or denoiser.component.dtype
     try:
-        return pipeline_class.from_pretrained(artifacts.checkpoint, transformer=None, dtype=dtype)
+        left_out = dict.fromkeys(artifacts.originals)
+        return pipeline_class.from_pretrained(artifacts.checkpoint, dtype=dtype, **left_out)
     except (OSError, ValueError) as error:
         raise InvalidInputError(
             f"checkpoint {artifacts.checkpoint!r} cannot be loaded as a "

@@ -25,6 +25,7 @@ class ExportedModel:
 
     path: Path
     model: str
+    component: str
     config: dict[str, Any]
     size: VideoSize | None
     dynamic: bool
@@ -58,6 +59,7 @@ def read_exported(path: str | Path) -> ExportedModel:
     return ExportedModel(
         path=path,
         model=found["rainfusion.model"],
+        component=found.get("rainfusion.component", "transformer"),
         config=json.loads(found["rainfusion.config"]),
         size=parse_size(found.get("rainfusion.size")),
         dynamic=found.get("rainfusion.dynamic") == "true",

@@ -120,13 +120,16 @@ def spread(values: list[float]) -> Row:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the main thread once Python gets a turn after `seconds`."""
+    """Raise TimeoutError in the main thread once Python gets a turn after `seconds`.
+
+    And again every second until it gets out: compilers swallow some exceptions.
+    """
 
     def stop(_signal: int, _frame: object) -> None:
         raise TimeoutError(f"not done after {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
     finally:

@@ -232,11 +232,11 @@ def test_flavour_that_is_not_installed(tmp_path, plugin_library, recipe):
 
 
 def test_tensorrt_proper_builds_for_its_own_gpu_only(tmp_path, plugin_library, recipe, monkeypatch):
-    from rainfusion_trt.engine import build
+    from rainfusion_trt.engine import target
     from rainfusion_trt.engine.flavour import load_tensorrt
 
     proper = dataclasses.replace(load_tensorrt("tensorrt_rtx"), name="tensorrt", version="11.4.0")
-    monkeypatch.setattr(build, "load_tensorrt", lambda flavour: proper)
+    monkeypatch.setattr(target, "load_tensorrt", lambda flavour: proper)
     onnx = write_model(tmp_path / "m.onnx")
     with pytest.raises(InvalidInputError, match="builds for the GPU of this machine only"):
         build_engine(onnx, profile=recipe, plugin=plugin_library, flavour="tensorrt")

@@ -1,0 +1,61 @@
+"""What an engine is built for, and the TensorRT that can."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from rainfusion_trt.engine.flavour import TensorRTFlavour, available_flavours, load_tensorrt
+from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError, UnsupportedError
+from rainfusion_trt.native import NativeLibrary
+
+logger = logging.getLogger(__name__)
+
+
+def choose_targets(chosen: str | list[str] | tuple[str, ...]) -> tuple[str, ...] | None:
+    """Named compute capabilities, or None for the GPU of this machine."""
+    names = [chosen] if isinstance(chosen, str) else chosen
+    names = tuple(part.strip() for name in names for part in name.split(","))
+    if names == ("native",):
+        return None
+    try:
+        check_targets(names)
+    except ValueError as error:
+        raise InvalidInputError(str(error)) from error
+    return names
+
+
+def choose_flavour(flavour: str | None, targets: tuple[str, ...] | None) -> TensorRTFlavour:
+    if flavour is None and targets is not None and "tensorrt_rtx" in available_flavours():
+        flavour = "tensorrt_rtx"
+    tensorrt = load_tensorrt(flavour)
+    if tensorrt.name == "tensorrt" and targets is not None:
+        raise InvalidInputError(
+            f"{tensorrt} builds for the GPU of this machine only, not for {', '.join(targets)}: "
+            "use target native on the machine that will run the engine, or install "
+            "TensorRT for RTX"
+        )
+    return tensorrt
+
+
+def native_device() -> tuple[str, str]:
+    """Compute capability and name of the GPU that a native engine is built for."""
+    if not torch.cuda.is_available():
+        raise BackendUnavailableError(
+            "target native needs an NVIDIA GPU and a CUDA build of torch, and torch sees none; to "
+            "build for another machine name its compute capability, for example --target sm89 "
+            "(TensorRT for RTX)"
+        )
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm{major}{minor}", torch.cuda.get_device_name()
+
+
+def check_kernels(library: NativeLibrary, targets: tuple[str, ...]) -> None:
+    """Say now if the finished engine could not run for want of kernels in the plugin."""
+    for target in targets:
+        capability = int(target.removeprefix("sm"))
+        try:
+            library.check_device(*divmod(capability, 10))
+        except UnsupportedError as error:
+            logger.warning("the engine will load on %s but not run: %s", target, error)

@@ -1,0 +1,47 @@
+"""Several transformers that take turns within one generation (Wan 2.2 A14B)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from rainfusion_trt.runtime.denoiser import Denoiser, Hook
+
+
+class ExpertsDenoiser(Denoiser):
+    """Denoisers of one backend as one; the diffusers pipeline calls the one whose turn it is.
+
+    Parameters
+    ----------
+    experts
+        In the order of the model's components.
+    """
+
+    def __init__(self, experts: Sequence[Denoiser]) -> None:
+        self.experts = tuple(experts)
+        first = self.experts[0]
+        self.name, self.device, self.sparse = first.name, first.device, first.sparse
+        self.component = first.component
+
+    @property
+    def components(self) -> tuple[Any, ...]:
+        return tuple(expert.component for expert in self.experts)
+
+    def set_sparsity(self, value: float) -> None:
+        for expert in self.experts:
+            expert.set_sparsity(value)
+
+    @contextmanager
+    def observe(self, before: Hook, after: Hook) -> Iterator[None]:
+        with ExitStack() as stack:
+            for expert in self.experts:
+                stack.enter_context(expert.observe(before, after))
+            yield
+
+    def describe(self) -> str:
+        return "; ".join(expert.describe() for expert in self.experts)
+
+    def close(self) -> None:
+        for expert in self.experts:
+            expert.close()

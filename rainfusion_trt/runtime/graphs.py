@@ -1,0 +1,90 @@
+"""What engines and ONNX files say about themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rainfusion_trt.errors import EngineLoadError, InvalidInputError
+from rainfusion_trt.models.base import VideoSize
+from rainfusion_trt.runtime.ort import parse_size, read_exported
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An engine's or an ONNX file's own account of itself.
+
+    Attributes
+    ----------
+    origin
+        The engine or file, in words.
+    model, component
+        Registry name, and which of its pipeline's transformers.
+    config, settings
+        Of the transformer and of its attention.
+    size, dynamic
+        Clip it was exported for, and whether it takes others.
+    flavour
+        TensorRT that built it; None for an ONNX file.
+    """
+
+    origin: str
+    model: str
+    component: str
+    config: dict[str, Any]
+    size: VideoSize | None
+    dynamic: bool
+    settings: dict[str, Any]
+    flavour: str | None = None
+
+    def check_settings(self, given: dict[str, Any]) -> None:
+        """Raise InvalidInputError where another setting is asked for than it was exported with."""
+        for name, value in given.items():
+            fixed = self.settings.get(name, value)
+            if fixed != value:
+                raise InvalidInputError(
+                    f"{name}={value!r} was asked for, but {self.origin} was exported with "
+                    f"{name}={fixed!r}: leave it out, or export again"
+                )
+
+
+def read_engine(path: str | Path) -> Graph:
+    """The account in an engine folder's metadata.json.
+
+    Raises
+    ------
+    EngineLoadError
+        The folder is missing or damaged, or does not say which model it is.
+    """
+    from rainfusion_trt.engine import load_metadata
+
+    found = load_metadata(path, verify=False)
+    if found.model is None:
+        raise EngineLoadError(
+            f"{path} does not say which model it is: export it with export/to_onnx.py"
+        )
+    return Graph(
+        origin=f"the engine {path}",
+        model=found.model,
+        component=found.component,
+        config=found.config,
+        size=parse_size(found.size),
+        dynamic=not all(r.fixed for t in found.inputs for r in t.profiles.values()),
+        settings=found.settings,
+        flavour=found.flavour,
+    )
+
+
+def read_onnx(path: str | Path) -> Graph:
+    """The account in an ONNX file's metadata; InvalidInputError where there is none."""
+    file = read_exported(path)
+    return Graph(
+        origin=f"the ONNX file {path}",
+        model=file.model,
+        component=file.component,
+        config=file.config,
+        size=file.size,
+        dynamic=file.dynamic,
+        settings=file.settings,
+    )
