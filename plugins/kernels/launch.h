@@ -52,7 +52,7 @@ struct AttentionParams {
   const int32_t* mask_index;
   const uint32_t* masks;
   int32_t mask_words;
-  const int32_t* textural_rows;
+  const int32_t* textural_rows;  // null where no head can be textural
   const int32_t* textural_count;
   int32_t* next_item;  // 0 before the launch
 };

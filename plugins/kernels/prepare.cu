@@ -67,7 +67,9 @@ cudaError_t launch_prepare(const Geometry& geometry, const RainfusionTensors& te
   const int64_t words =
       static_cast<int64_t>(geometry.masks()) * geometry.cut.blocks * geometry.mask_words;
   const int64_t mask_ctas = ceil_div(words, kPrepareThreads / 32);
-  const int64_t table_ctas = ceil_div(textural_keys(geometry.layout, 2), kPrepareThreads);
+  const int64_t places = workspace.textural_rows != nullptr ? textural_keys(geometry.layout, 2) : 0;
+  const int64_t table_ctas = ceil_div(places, kPrepareThreads);
+  if (mask_ctas + table_ctas == 0) return cudaSuccess;
   prepare_kernel<<<static_cast<unsigned>(mask_ctas + table_ctas), kPrepareThreads, 0, stream>>>(
       geometry, tensors.sparsity, tensors.kv_len, workspace, words, static_cast<int>(mask_ctas));
   return cudaGetLastError();

@@ -11,19 +11,30 @@
 
 namespace rainfusion::sm90 {
 
-template <typename Element, int kHeadSize>
+template <typename Element, typename Shape>
 class Consumer {
  public:
-  using Storage = Shared<kHeadSize>;
-  using Layout = Tile<kHeadSize>;
-  static constexpr int kGroupRows = kTile / kConsumers;
+  static constexpr int kHeadSize = Shape::kHeadSize;
+  using Storage = Shared<Shape>;
+  using Queries = QueryTile<Shape>;
+  using Keys = KeyTile<Shape>;
+  static constexpr int kKeys = Keys::kRows;
+  // Beside another team, turns would only hold warpgroups back.
+  static constexpr bool kTurns = Shape::kTeams == 1;
+  static constexpr int kGroupRows = kQueries / kConsumers;
+  using Scores = float[kKeys / 2];  // of a thread
+  using Probabilities = uint32_t[kKeys / 16][4];
 
-  // `group` is 0 or 1.
-  __device__ Consumer(const AttentionParams& p, Storage& shared, int group)
-      : p_(p), shared_(shared), group_(group), scale_log2_(p.softmax_scale * kLog2E) {}
+  // `group`, 0 or 1, is the warpgroup's place in the team.
+  __device__ Consumer(const AttentionParams& p, Storage& shared, int team, int group)
+      : p_(p),
+        shared_(shared),
+        group_(group),
+        barriers_(team * kTeamBarriers),
+        scale_log2_(p.softmax_scale * kLog2E) {}
 
   __device__ void run() {
-    if (group_ == 1) give_turn();  // the first turn is warpgroup 0's
+    if (kTurns && group_ == 1) give_turn();  // the first turn is warpgroup 0's
     for (uint32_t phase = 0;; phase ^= 1) {
       barrier_wait(shared_.q_full, phase);
       const Work work = shared_.work;
@@ -42,7 +53,7 @@ class Consumer {
  private:
   __device__ void attend(const Work& work, float (&o)[kHeadSize / 2], RowStatistics& rows) {
     Scores s;
-    uint32_t p[kTile / 16][4];
+    Probabilities p;
     float factor[kRows];
     wait_full(shared_.k_full, k_, work);
     int valid = shared_.valid[k_.stage];
@@ -52,7 +63,7 @@ class Consumer {
     release(shared_.k_empty[k_.stage]);
     k_.advance();
     if (work.tiles == 1) release(shared_.q_empty);
-    if (valid < kTile) mask_scores(s, valid);
+    if (valid < kKeys) mask_scores(s, valid);
     softmax_tile(s, rows, scale_log2_, factor);  // the accumulators are still zero
     pack_probabilities(s, p);
 
@@ -70,7 +81,7 @@ class Consumer {
       k_.advance();
       if (tile + 1 == work.tiles) release(shared_.q_empty);
       valid = next_valid;
-      if (valid < kTile) mask_scores(s, valid);
+      if (valid < kKeys) mask_scores(s, valid);
       const bool moved = softmax_tile(s, rows, scale_log2_, factor);
       wgmma_wait<0>();
       pin_registers(o);
@@ -91,31 +102,32 @@ class Consumer {
 
   // s = q k^T of the stage at k_, running on return.
   __device__ __forceinline__ void start_scores(Scores& s) {
-    constexpr int kSteps = Layout::kColumnElements / 16;
-    const uint64_t q = descriptor<Layout::kRowBytes>(shared_address(shared_.q) +
-                                                     group_ * kGroupRows * Layout::kRowBytes);
-    const uint64_t k = descriptor<Layout::kRowBytes>(shared_address(shared_.k[k_.stage]));
+    constexpr int kSteps = Keys::kColumnElements / 16;
+    const uint64_t q = descriptor<Queries::kRowBytes>(shared_address(shared_.q) +
+                                                      group_ * kGroupRows * Queries::kRowBytes);
+    const uint64_t k = descriptor<Keys::kRowBytes>(shared_address(shared_.k[k_.stage]));
     pin_registers(s);
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kHeadSize / 16; ++step) {
-      const uint32_t offset = step / kSteps * Layout::kColumnBytes + step % kSteps * 32;
-      multiply_keys<Element>(s, advance(q, offset), advance(k, offset), step > 0);
+      const int column = step / kSteps;
+      const uint32_t offset = step % kSteps * 32;
+      multiply_keys<Element>(s, advance(q, column * Queries::kColumnBytes + offset),
+                             advance(k, column * Keys::kColumnBytes + offset), step > 0);
     }
     wgmma_commit();
     pin_registers(s);
   }
 
   // o += p v of the stage at v_, running on return.
-  __device__ __forceinline__ void start_output(float (&o)[kHeadSize / 2],
-                                               const uint32_t (&p)[kTile / 16][4]) {
+  __device__ __forceinline__ void start_output(float (&o)[kHeadSize / 2], const Probabilities& p) {
     const uint64_t v =
-        descriptor<Layout::kRowBytes>(shared_address(shared_.v[v_.stage]), Layout::kColumnBytes);
+        descriptor<Keys::kRowBytes>(shared_address(shared_.v[v_.stage]), Keys::kColumnBytes);
     pin_registers(o);
     wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < kTile / 16; ++step) {
-      multiply_values<Element>(o, p[step], advance(v, step * 16 * Layout::kRowBytes));
+    for (int step = 0; step < kKeys / 16; ++step) {
+      multiply_values<Element>(o, p[step], advance(v, step * 16 * Keys::kRowBytes));
     }
     wgmma_commit();
     pin_registers(o);
@@ -127,10 +139,9 @@ class Consumer {
     for (int i = 0; i < kHeadSize / 2; ++i) o[i] *= factor[i / 2 % 2];
   }
 
-  __device__ __forceinline__ void pack_probabilities(const Scores& s,
-                                                     uint32_t (&p)[kTile / 16][4]) {
+  __device__ __forceinline__ void pack_probabilities(const Scores& s, Probabilities& p) {
 #pragma unroll
-    for (int step = 0; step < kTile / 16; ++step) {
+    for (int step = 0; step < kKeys / 16; ++step) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         p[step][i] = pack<Element>(s[step * 8 + i * 2], s[step * 8 + i * 2 + 1]);
@@ -142,21 +153,22 @@ class Consumer {
                                             const RingPlace<Storage::kRing>& place,
                                             const Work& work) {
     barrier_wait(full[place.stage], place.phase);
-    if (work.gathered) fence_async_proxy();  // threads wrote it, tensor cores read it
+    // Threads wrote it, tensor cores read it.
+    if (Shape::kGathers && work.gathered) fence_async_proxy();
   }
 
   // Waits for the values at v_. What is no key has probability 0, which must not meet a NaN.
   __device__ __forceinline__ void wait_values(const Work& work, int valid) {
     wait_full(shared_.v_full, v_, work);
-    if (valid < kTile) {
+    if (valid < kKeys) {
       char* tile = shared_.v[v_.stage];
-      for (int i = threadIdx.x % kGroupThreads; i < (kTile - valid) * Layout::kChunks;
+      for (int i = threadIdx.x % kGroupThreads; i < (kKeys - valid) * Keys::kChunks;
            i += kGroupThreads) {
-        const int row = valid + i / Layout::kChunks;
-        *reinterpret_cast<uint4*>(tile + Layout::offset(row, i % Layout::kChunks)) = uint4{};
+        const int row = valid + i / Keys::kChunks;
+        *reinterpret_cast<uint4*>(tile + Keys::offset(row, i % Keys::kChunks)) = uint4{};
       }
       fence_async_proxy();
-      named_barrier_sync(kGroupBarrier + group_, kGroupThreads);
+      named_barrier_sync(barriers_ + kGroupBarrier + group_, kGroupThreads);
     }
   }
 
@@ -167,11 +179,13 @@ class Consumer {
   }
 
   __device__ __forceinline__ void take_turn() {
-    named_barrier_sync(kTurnBarrier + group_, kConsumers * kGroupThreads);
+    if (!kTurns) return;
+    named_barrier_sync(barriers_ + kTurnBarrier + group_, kConsumers * kGroupThreads);
   }
 
   __device__ __forceinline__ void give_turn() {
-    named_barrier_arrive(kTurnBarrier + (group_ ^ 1), kConsumers * kGroupThreads);
+    if (!kTurns) return;
+    named_barrier_arrive(barriers_ + kTurnBarrier + (group_ ^ 1), kConsumers * kGroupThreads);
   }
 
   // Accumulators to out and lse. Every warp stages its own 16 rows.
@@ -194,7 +208,7 @@ class Consumer {
       }
 #pragma unroll
       for (int n = 0; n < kHeadSize / 8; ++n) {
-        *reinterpret_cast<uint32_t*>(shared_.out + Layout::offset(row, n) + lane % 4 * 4) =
+        *reinterpret_cast<uint32_t*>(shared_.out + Queries::offset(row, n) + lane % 4 * 4) =
             pack<Element>(o[n * 4 + r * 2] * inverse, o[n * 4 + r * 2 + 1] * inverse);
       }
     }
@@ -202,13 +216,13 @@ class Consumer {
     const RainfusionStrides& strides = p_.out_strides;
     char* out = static_cast<char*>(p_.out) + 2 * (q.batch * strides.batch + q.head * strides.head);
 #pragma unroll
-    for (int i = lane; i < 16 * Layout::kChunks; i += 32) {
-      const int row = warp_row + i / Layout::kChunks;
-      const int chunk = i % Layout::kChunks;
+    for (int i = lane; i < 16 * Queries::kChunks; i += 32) {
+      const int row = warp_row + i / Queries::kChunks;
+      const int chunk = i % Queries::kChunks;
       if (row < length) {
         const int64_t token = begin + row;
         *reinterpret_cast<uint4*>(out + 2 * token * strides.token + chunk * 16) =
-            *reinterpret_cast<const uint4*>(shared_.out + Layout::offset(row, chunk));
+            *reinterpret_cast<const uint4*>(shared_.out + Queries::offset(row, chunk));
       }
     }
   }
@@ -216,6 +230,7 @@ class Consumer {
   const AttentionParams& p_;
   Storage& shared_;
   int group_;
+  int barriers_;  // the team's first named barrier
   float scale_log2_;
   RingPlace<Storage::kRing> k_;
   RingPlace<Storage::kRing> v_;

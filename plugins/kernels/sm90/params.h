@@ -16,10 +16,10 @@ struct Params {
   int32_t items;  // query blocks of all heads
 };
 
-// Describes [batch, heads, tokens, head_size] as columns of `column_elements` in tiles of 128
+// Describes [batch, heads, tokens, head_size] as columns of `column_elements` in tiles of `rows`
 // tokens, in the layout of sm90::Tile. Rows past the last token read as zeros.
 cudaError_t encode_tensor_map(CUtensorMap* map, const void* tensor,
                               const RainfusionStrides& strides, const AttentionParams& params,
-                              RainfusionDtype dtype, int head_size, int column_elements);
+                              RainfusionDtype dtype, int head_size, int column_elements, int rows);
 
 }  // namespace rainfusion::sm90

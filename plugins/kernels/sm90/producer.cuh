@@ -1,7 +1,7 @@
 // The producer warpgroup: takes query blocks from a queue and brings their tiles to shared memory.
 //
 // Dense rows and rows with a block mask go through the copy engine (TMA), issued by one thread.
-// Textural rows lie where the table of rows says: all 128 threads copy them.
+// Textural rows lie where the table of rows says: all of a team's producer threads copy them.
 #pragma once
 
 #include "../mma.cuh"
@@ -57,18 +57,20 @@ __device__ __forceinline__ void load_tile(const CUtensorMap& map, void* tile, Ba
       : "memory");
 }
 
-template <int kHeadSize>
+template <typename Shape>
 class Producer {
  public:
-  using Storage = Shared<kHeadSize>;
-  using Layout = Tile<kHeadSize>;
+  using Storage = Shared<Shape>;
+  using Layout = KeyTile<Shape>;
+  static constexpr int kKeys = Layout::kRows;
   static constexpr int kRing = Storage::kRing;
-  static constexpr int kThreadsPerRow = kHeadSize == 96 ? 4 : 8;
-  static constexpr int kRowsPerPass = kGroupThreads / kThreadsPerRow;
-  static constexpr int kPasses = kTile / kRowsPerPass;
+  static constexpr int kThreadsPerRow = Layout::kRowChunks;
+  static constexpr int kThreads = kProducerThreads<Shape>;
+  static constexpr int kRowsPerPass = kThreads / kThreadsPerRow;
+  static constexpr int kPasses = kKeys / kRowsPerPass;
 
-  __device__ Producer(const Params& params, Storage& shared)
-      : params_(params), p_(params.attention), shared_(shared) {}
+  __device__ Producer(const Params& params, Storage& shared, int team)
+      : params_(params), p_(params.attention), shared_(shared), team_(team) {}
 
   __device__ void run() {
     int upcoming = leads() ? atomicAdd(p_.next_item, 1) : 0;
@@ -77,7 +79,7 @@ class Producer {
         shared_.turns[turn] = {upcoming, place_};
         upcoming = atomicAdd(p_.next_item, 1);
       }
-      named_barrier_sync(kProducerBarrier, kGroupThreads);
+      named_barrier_sync(kProducerBarrier + team_ * kTeamBarriers, kThreads);
       const int item = shared_.turns[turn].item;
       place_ = shared_.turns[turn].place;  // the leader may have loaded tiles alone
       if (item >= params_.items) break;
@@ -88,16 +90,17 @@ class Producer {
   }
 
  private:
-  __device__ __forceinline__ bool leads() const { return threadIdx.x == 0; }
+  __device__ __forceinline__ bool leads() const { return thread() == 0; }
+  static __device__ __forceinline__ int thread() { return threadIdx.x % kThreads; }
 
   __device__ void produce(int item) {
     const QueryBlock q(p_, item);
     const KeyList keys(p_, q);
-    if (keys.gathered) {
-      const int tiles = static_cast<int>(ceil_div(keys.count, kTile));
+    if (Shape::kGathers && keys.gathered) {
+      const int tiles = static_cast<int>(ceil_div(keys.count, kKeys));
       if (leads()) publish({item, tiles, true}, q);
       gather(q, keys.count);
-    } else if (threadIdx.x < 32) {
+    } else if (thread() < 32) {
       if (keys.mask == nullptr) {
         walk_run(item, q, keys);
       } else {
@@ -112,7 +115,7 @@ class Producer {
     q_phase_ ^= 1;
     shared_.work = work;
     if (work.tiles > 0) {
-      barrier_arrive_expect(shared_.q_full, Layout::kBytes);
+      barrier_arrive_expect(shared_.q_full, QueryTile<Shape>::kBytes);
       load_tile(params_.q, shared_.q, shared_.q_full, p_.cut.begin(q.block), q);
     } else {
       barrier_arrive(shared_.q_full);
@@ -120,10 +123,10 @@ class Producer {
   }
 
   __device__ void walk_run(int item, const QueryBlock& q, const KeyList& keys) {
-    const int tiles = static_cast<int>(ceil_div(keys.count, kTile));
+    const int tiles = static_cast<int>(ceil_div(keys.count, kKeys));
     if (leads()) {
       publish({item, tiles, false}, q);
-      for (int i = 0; i < tiles; ++i) load(q, i * kTile, keys.count);
+      for (int i = 0; i < tiles; ++i) load(q, i * kKeys, keys.count);
     }
   }
 
@@ -133,6 +136,7 @@ class Producer {
     for (int first = 0; first * 32 < blocks; first += 32) {
       tiles += __reduce_add_sync(0xffffffffu, __popc(mask_word(keys.mask, first, blocks)));
     }
+    tiles *= kBlock / kKeys;
     if (leads()) publish({item, tiles, false}, q);
     for (int first = 0; first * 32 < blocks; first += 32) {
       const uint32_t own = mask_word(keys.mask, first, blocks);
@@ -143,7 +147,11 @@ class Producer {
         if (leads()) {
           for (; bits != 0; bits &= bits - 1) {
             const int block = (first + word) * 32 + __ffs(bits) - 1;
-            load(q, p_.cut.begin(block), min(p_.cut.end(block), keys.limit));
+            const int stop = min(p_.cut.end(block), keys.limit);
+#pragma unroll
+            for (int part = 0; part < kBlock; part += kKeys) {
+              load(q, p_.cut.begin(block) + part, stop);
+            }
           }
         }
         __syncwarp();
@@ -151,11 +159,12 @@ class Producer {
     }
   }
 
-  // Tokens [start, stop), at most a tile, through the copy engine.
+  // Tokens [start, stop), at most a tile, through the copy engine. The second half of a short block
+  // may hold none.
   __device__ __forceinline__ void load(const QueryBlock& q, int start, int stop) {
     const int stage = place_.stage;
     barrier_wait(shared_.k_empty[stage], place_.phase ^ 1);
-    shared_.valid[stage] = min(stop - start, kTile);
+    shared_.valid[stage] = max(0, min(stop - start, kKeys));
     load_announced(params_.k, shared_.k[stage], shared_.k_full[stage], start, q);
     barrier_wait(shared_.v_empty[stage], place_.phase ^ 1);
     load_announced(params_.v, shared_.v[stage], shared_.v_full[stage], start, q);
@@ -166,30 +175,35 @@ class Producer {
                                                  int token, const QueryBlock& q) {
     barrier_arrive_expect(full, Layout::kBytes);
     load_tile(map, tile, full, token, q);
-    barrier_arrive(full, Storage::kFullArrivals - 1);  // for the threads that have nothing to do
+    if constexpr (Shape::kGathers) {
+      barrier_arrive(full, Storage::kFullArrivals - 1);  // for the threads that have nothing to do
+    }
   }
 
   // Rows [0, count) of the table, through all threads. Row numbers are read a tile ahead.
   __device__ __forceinline__ void gather(const QueryBlock& q, int count) {
     const char* keys = head_rows(p_.k, p_.k_strides, q);
     const char* values = head_rows(p_.v, p_.v_strides, q);
+    const uint32_t place = Layout::offset(first_row(), first_chunk());
+    const auto k_stride = static_cast<uint32_t>(2 * p_.k_strides.token);
+    const auto v_stride = static_cast<uint32_t>(2 * p_.v_strides.token);
     int32_t tokens[kPasses];
     read_row_numbers(tokens, 0, count);
-    for (int start = 0; start < count; start += kTile, place_.advance()) {
+    for (int start = 0; start < count; start += kKeys, place_.advance()) {
       const int stage = place_.stage;
-      const int valid = min(count - start, kTile);
+      const int valid = min(count - start, kKeys);
       barrier_wait(shared_.k_empty[stage], place_.phase ^ 1);
       if (leads()) {
         shared_.valid[stage] = valid;
         barrier_arrive(shared_.k_full[stage]);
       }
-      copy_rows(keys, p_.k_strides.token, tokens, shared_.k[stage], valid);
+      copy_rows(keys, k_stride, tokens, shared_address(shared_.k[stage]) + place, valid);
       barrier_arrive_after_copies(shared_.k_full[stage]);
       barrier_wait(shared_.v_empty[stage], place_.phase ^ 1);
       if (leads()) barrier_arrive(shared_.v_full[stage]);
-      copy_rows(values, p_.v_strides.token, tokens, shared_.v[stage], valid);
+      copy_rows(values, v_stride, tokens, shared_address(shared_.v[stage]) + place, valid);
       barrier_arrive_after_copies(shared_.v_full[stage]);
-      read_row_numbers(tokens, start + kTile, count);
+      read_row_numbers(tokens, start + kKeys, count);
     }
   }
 
@@ -210,29 +224,32 @@ class Producer {
     }
   }
 
-  __device__ __forceinline__ void copy_rows(const char* base, int64_t stride,
-                                            const int32_t (&tokens)[kPasses], const char* tile,
+  // `tile` is the place of this thread's first chunk.
+  __device__ __forceinline__ void copy_rows(const char* base, uint32_t stride_bytes,
+                                            const int32_t (&tokens)[kPasses], uint32_t tile,
                                             int valid) const {
-    const uint32_t shared = shared_address(tile);
+    static_assert(kRowsPerPass % 8 == 0 && kThreadsPerRow == Layout::kRowChunks,
+                  "the swizzle is the same in every pass");
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
-      const int row = first_row() + pass * kRowsPerPass;
-      const char* global = base + 2 * tokens[pass] * stride;
+      const char* global = base + static_cast<uint64_t>(tokens[pass]) * stride_bytes;
+      const bool copied = first_row() + pass * kRowsPerPass < valid;
 #pragma unroll
-      for (int i = 0; i < Layout::kChunks / kThreadsPerRow; ++i) {
-        const int chunk = first_chunk() + i * kThreadsPerRow;
-        copy_async_16(shared + Layout::offset(row, chunk), global + i * kThreadsPerRow * 16,
-                      row < valid);
+      for (int column = 0; column < Layout::kColumns; ++column) {
+        copy_async_16(
+            tile + pass * kRowsPerPass * Layout::kRowBytes + column * Layout::kColumnBytes,
+            global + column * Layout::kRowBytes, copied);
       }
     }
   }
 
-  static __device__ __forceinline__ int first_chunk() { return threadIdx.x % kThreadsPerRow; }
-  static __device__ __forceinline__ int first_row() { return threadIdx.x / kThreadsPerRow; }
+  static __device__ __forceinline__ int first_chunk() { return thread() % kThreadsPerRow; }
+  static __device__ __forceinline__ int first_row() { return thread() / kThreadsPerRow; }
 
   const Params& params_;
   const AttentionParams& p_;
   Storage& shared_;
+  int team_;
   RingPlace<kRing> place_;
   uint32_t q_phase_ = 0;
 };

@@ -5,21 +5,22 @@
 
 namespace rainfusion::sm90 {
 
-constexpr int kTile = 128;          // query rows and keys of a tile
+constexpr int kQueries = 128;       // rows of a query tile
 constexpr int kConsumers = 2;       // warpgroups, each with half of the query rows
 constexpr int kGroupThreads = 128;  // of a warpgroup
-constexpr int kCtaThreads = (1 + kConsumers) * kGroupThreads;
-constexpr int kConsumerWarps = kConsumers * kGroupThreads / 32;
+constexpr int kConsumerThreads = kConsumers * kGroupThreads;
+constexpr int kConsumerWarps = kConsumerThreads / 32;
 
 // A tile in shared memory, as wgmma reads it and the copy engine writes it: columns of rows with 64
 // or (where 64 does not divide the head size) 32 elements, 16-byte chunks swizzled in each row.
-template <int kHeadSize_>
+template <int kHeadSize_, int kRows_>
 struct Tile {
   static constexpr int kHeadSize = kHeadSize_;
+  static constexpr int kRows = kRows_;
   static constexpr int kColumnElements = kHeadSize % 64 == 0 ? 64 : 32;
   static constexpr int kColumns = kHeadSize / kColumnElements;
   static constexpr int kRowBytes = 2 * kColumnElements;
-  static constexpr int kColumnBytes = kTile * kRowBytes;
+  static constexpr int kColumnBytes = kRows * kRowBytes;
   static constexpr int kBytes = kColumns * kColumnBytes;
   static constexpr int kRowChunks = kRowBytes / 16;  // of one column
   static constexpr int kChunks = kColumns * kRowChunks;
@@ -45,19 +46,54 @@ struct ProducerTurn {
   RingPlace<kStages> place;
 };
 
-// As many stages of K and V as fit beside the query and the output tile.
-template <int kHeadSize>
-constexpr int kStages = kHeadSize == 128  ? 2
-                        : kHeadSize == 96 ? 3
-                                          : 4;
+// How a CTA uses its multiprocessor. A team is two consumer warpgroups with one query block.
+// Registers are a thread's; those of a CTA must fit 65,536.
+template <int kHeadSize, int kTeams>
+struct TeamShape;
 
-template <int kHeadSize>
+template <int kHeadSize_>
+struct TeamShape<kHeadSize_, 1> {
+  static constexpr int kHeadSize = kHeadSize_;
+  static constexpr int kTeams = 1;
+  static constexpr int kKeys = 128;  // of a tile; divides a block
+  static constexpr int kStages = kHeadSize == 64 ? 4 : kHeadSize == 96 ? 3 : 2;  // as many as fit
+  static constexpr bool kGathers = true;  // whether heads may be textural
+  static constexpr int kProducerRegisters = 56;
+  static constexpr int kConsumerRegisters = 224;
+};
+
+// At small head sizes a tile has little tensor-core work for its exponentials, and it takes four
+// warpgroups to hide them. They leave too few registers for tiles of 128 keys, and for a producer
+// that gathers rows fast enough.
+template <int kHeadSize_>
+struct TeamShape<kHeadSize_, 2> {
+  static constexpr int kHeadSize = kHeadSize_;
+  static constexpr int kTeams = 2;
+  static constexpr int kKeys = 64;
+  static constexpr int kStages = 4;
+  static constexpr bool kGathers = false;
+  static constexpr int kProducerRegisters = 32;
+  static constexpr int kConsumerRegisters = 112;
+};
+
+template <typename Shape>
+using QueryTile = Tile<Shape::kHeadSize, kQueries>;
+template <typename Shape>
+using KeyTile = Tile<Shape::kHeadSize, Shape::kKeys>;
+
+// Threads of the producer that bring one team's tiles.
+template <typename Shape>
+constexpr int kProducerThreads = kGroupThreads / Shape::kTeams;
+template <typename Shape>
+constexpr int kCtaThreads = Shape::kTeams * kConsumerThreads + kGroupThreads;
+
+template <typename Shape>
 struct Shared {
-  static constexpr int kRing = kStages<kHeadSize>;
-  alignas(1024) char q[Tile<kHeadSize>::kBytes];
-  alignas(1024) char k[kRing][Tile<kHeadSize>::kBytes];
-  alignas(1024) char v[kRing][Tile<kHeadSize>::kBytes];
-  alignas(1024) char out[Tile<kHeadSize>::kBytes];
+  static constexpr int kRing = Shape::kStages;
+  alignas(1024) char q[QueryTile<Shape>::kBytes];
+  alignas(1024) char k[kRing][KeyTile<Shape>::kBytes];
+  alignas(1024) char v[kRing][KeyTile<Shape>::kBytes];
+  alignas(1024) char out[QueryTile<Shape>::kBytes];
   Barrier q_full;
   Barrier q_empty;
   Barrier k_full[kRing];
@@ -68,8 +104,8 @@ struct Shared {
   Work work;
   ProducerTurn<kRing> turns[2];  // two, so that a slow warp can still read the last one
 
-  // A tile of K or V is full when all threads of the producer have copied, and one has said what.
-  static constexpr uint32_t kFullArrivals = kGroupThreads + 1;
+  // A tile of K or V is full when one thread has said what it is, and all that may gather have.
+  static constexpr uint32_t kFullArrivals = 1 + (Shape::kGathers ? kProducerThreads<Shape> : 0);
 
   __device__ void initialise() {
     barrier_init(q_full, 1);
@@ -84,6 +120,7 @@ struct Shared {
   }
 };
 
-enum NamedBarrier { kProducerBarrier = 1, kTurnBarrier = 2, kGroupBarrier = 4 };
+// The first of a team's named barriers; those of warpgroups have two.
+enum NamedBarrier { kProducerBarrier = 1, kTurnBarrier = 2, kGroupBarrier = 4, kTeamBarriers = 6 };
 
 }  // namespace rainfusion::sm90

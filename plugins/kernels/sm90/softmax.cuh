@@ -11,8 +11,6 @@
 namespace rainfusion::sm90 {
 
 constexpr int kRows = 2;
-constexpr int kScores = kTile / 2;  // of a thread
-using Scores = float[kScores];
 
 struct RowStatistics {
   float maximum[kRows] = {-INFINITY, -INFINITY};  // reference, not always the largest score
@@ -20,7 +18,8 @@ struct RowStatistics {
 };
 
 // Scores of keys at or past `valid` become -infinity.
-__device__ __forceinline__ void mask_scores(Scores& s, int valid) {
+template <int kScores>
+__device__ __forceinline__ void mask_scores(float (&s)[kScores], int valid) {
   const int column = threadIdx.x % 4 * 2;
 #pragma unroll
   for (int i = 0; i < kScores; ++i) {
@@ -30,9 +29,10 @@ __device__ __forceinline__ void mask_scores(Scores& s, int valid) {
 
 // Scores become exponentials and join the sums. Where a reference moves, `factor` says by how much
 // the accumulators shrink. Returns whether
-// any of the warp's did. At least one key is valid.
-__device__ __forceinline__ bool softmax_tile(Scores& s, RowStatistics& rows, float scale_log2,
-                                             float (&factor)[kRows]) {
+// any of the warp's did. A row's first tile holds a valid key.
+template <int kScores>
+__device__ __forceinline__ bool softmax_tile(float (&s)[kScores], RowStatistics& rows,
+                                             float scale_log2, float (&factor)[kRows]) {
   float largest[kRows];
   bool grown = false;
 #pragma unroll

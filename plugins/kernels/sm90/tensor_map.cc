@@ -30,7 +30,7 @@ cuuint64_t stride_bytes(int64_t stride, int64_t extent, int64_t head_size) {
 
 cudaError_t encode_tensor_map(CUtensorMap* map, const void* tensor,
                               const RainfusionStrides& strides, const AttentionParams& params,
-                              RainfusionDtype dtype, int head_size, int column_elements) {
+                              RainfusionDtype dtype, int head_size, int column_elements, int rows) {
   Encode encode = nullptr;
   const cudaError_t error = find_encode(&encode);
   if (error != cudaSuccess) return error;
@@ -44,8 +44,9 @@ cudaError_t encode_tensor_map(CUtensorMap* map, const void* tensor,
                                        static_cast<cuuint64_t>(2 * column_elements),
                                        stride_bytes(strides.head, params.heads, head_size),
                                        stride_bytes(strides.batch, params.batch, head_size)};
-  const cuuint32_t box[kRank] = {static_cast<cuuint32_t>(column_elements), kBlock,
-                                 static_cast<cuuint32_t>(columns), 1, 1};
+  const cuuint32_t box[kRank] = {static_cast<cuuint32_t>(column_elements),
+                                 static_cast<cuuint32_t>(rows), static_cast<cuuint32_t>(columns), 1,
+                                 1};
   const cuuint32_t steps[kRank] = {1, 1, 1, 1, 1};
   const CUresult result = encode(
       map,

@@ -49,7 +49,10 @@ __device__ __forceinline__ uint64_t advance(uint64_t descriptor, uint32_t bytes)
   return descriptor + (bytes >> 4);
 }
 
-// d = a b^T (+ d): 64 rows of a, 128 rows of b, a step of 16 columns, both with contiguous columns.
+// d = a b^T (+ d): 64 rows of a, 64 or 128 rows of b, a step of 16 columns, both with contiguous
+// columns.
+template <typename Element>
+__device__ void multiply_keys(float (&d)[32], uint64_t a, uint64_t b, bool accumulate);
 template <typename Element>
 __device__ void multiply_keys(float (&d)[64], uint64_t a, uint64_t b, bool accumulate);
 
@@ -63,6 +66,28 @@ __device__ void multiply_values(float (&d)[64], const uint32_t (&a)[4], uint64_t
 
 // The instructions of one element type.
 #define RAINFUSION_WGMMA(Element, TYPE)                                                            \
+  template <>                                                                                      \
+  __device__ __forceinline__ void multiply_keys<Element>(float (&d)[32], uint64_t a, uint64_t b,   \
+                                                         bool accumulate) {                        \
+    asm volatile(                                                                                  \
+        "{\n"                                                                                      \
+        ".reg .pred accumulate;\n"                                                                 \
+        "setp.ne.b32 accumulate, %34, 0;\n"                                                        \
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE                                \
+        " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, "                                               \
+        "%10, %11, %12, %13, %14, %15, "                                                           \
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, "   \
+        "%33, "                                                                                    \
+        "accumulate, 1, 1, 0, 0;\n"                                                                \
+        "}\n"                                                                                      \
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),      \
+          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),  \
+          "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),            \
+          "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]),            \
+          "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])             \
+        : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));                                      \
+  }                                                                                                \
+                                                                                                   \
   template <>                                                                                      \
   __device__ __forceinline__ void multiply_keys<Element>(float (&d)[64], uint64_t a, uint64_t b,   \
                                                          bool accumulate) {                        \
