@@ -30,7 +30,7 @@ from rainfusion_trt.engine import EngineMetadata, load_metadata
 from rainfusion_trt.engine.shapes import example_inputs
 from rainfusion_trt.errors import InvalidInputError, RainFusionError
 from rainfusion_trt.runtime.base import torch_dtype
-from rainfusion_trt.runtime.ort import parse_size
+from rainfusion_trt.runtime.graphs import parse_size
 from rainfusion_trt.runtime.tensorrt import TensorRTBackend
 
 Feed = dict[str, np.ndarray]

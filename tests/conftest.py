@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,17 @@ def plugin_library() -> Path:
     from rainfusion_trt.build_plugin import build_plugin, find_library
 
     return find_library() if os.environ.get("RAINFUSION_TRT_LIBRARY") else build_plugin()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread, which is faster for tiny tensors."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def _reason_without_gpu() -> str | None:

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from cogvideox_pipeline import tiny_pipeline
 from typer.testing import CliRunner
 
 from rainfusion_trt.cli import app
-from rainfusion_trt.demo.components import demo_pipeline
 from rainfusion_trt.models import VideoSize, get_model
 
 COMMANDS = ("build-plugin", "build-engine", "run", "info")
@@ -79,7 +79,7 @@ def test_info_names_what_is_found_and_what_is_missing():
 
 def test_run_writes_an_mp4(tmp_path: Path):
     checkpoint, output = tmp_path / "checkpoint", tmp_path / "new" / "clip.mp4"
-    demo_pipeline(get_model("cogvideox"), size=VideoSize(9, 64, 96)).save_pretrained(checkpoint)
+    tiny_pipeline(get_model("cogvideox"), size=VideoSize(9, 64, 96)).save_pretrained(checkpoint)
     size = ("--frames", "9", "--height", "64", "--width", "96", "--steps", "2")
     arguments = ("--prompt", "a fox", "--model", "cogvideox", "--backend", "torch")
     paths = ("--checkpoint", str(checkpoint), "--output", str(output))

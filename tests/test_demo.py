@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from cogvideox_pipeline import tiny_pipeline
 from typer.testing import CliRunner
 
 from rainfusion_trt.demo import steps
 from rainfusion_trt.demo.__main__ import _write, frame_psnr, main
 from rainfusion_trt.demo.captions import STRIP, captioned
-from rainfusion_trt.demo.components import demo_pipeline
 from rainfusion_trt.demo.trained import TRAINED_SIZE, load_trained
 from rainfusion_trt.models import VideoSize, get_model, model_of
 from rainfusion_trt.routing import RainFusionSettings
@@ -28,7 +29,7 @@ SHOT = steps.Shot("a red panda", SIZE, steps=2, seed=0)
 
 @pytest.fixture
 def pipe():
-    return demo_pipeline(MODEL, size=SIZE)
+    return tiny_pipeline(MODEL, size=SIZE)
 
 
 def test_exported_once_and_run(pipe, tmp_path, caplog):
@@ -63,12 +64,18 @@ def test_other_weights_and_settings_are_exported_again(pipe, tmp_path):
 
 def test_fingerprint_is_the_same_in_another_process(pipe):
     code = (
-        "from rainfusion_trt.demo import components, steps; "
+        "from cogvideox_pipeline import tiny_pipeline; from rainfusion_trt.demo import steps; "
         "from rainfusion_trt.models import VideoSize, get_model; "
-        "pipe = components.demo_pipeline(get_model('cogvideox'), size=VideoSize(9, 128, 192)); "
+        "pipe = tiny_pipeline(get_model('cogvideox'), size=VideoSize(9, 128, 192)); "
         "print(steps._fingerprint(pipe.transformer))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert done.stdout.split()[-1] == steps._fingerprint(pipe.transformer)
 
 

@@ -15,16 +15,9 @@ from rainfusion_trt import ops  # noqa: F401  (registers torch.ops.rainfusion)
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models import VideoSize, get_model, model_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 MODEL = get_model("hunyuanvideo")
 SIZE = VideoSize(17, 96, 128)  # 5 x 6 x 8 tokens and 256 of text
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import logging
 import numpy as np
 import pytest
 import torch
+from cogvideox_pipeline import tiny_pipeline
 
 import rainfusion_trt
-from rainfusion_trt.demo.components import demo_pipeline
 from rainfusion_trt.errors import (
     BackendUnavailableError,
     EngineLoadError,
@@ -33,7 +33,7 @@ CALL = {
 
 @pytest.fixture
 def pipe():
-    made = demo_pipeline(get_model("cogvideox"), size=SIZE)
+    made = tiny_pipeline(get_model("cogvideox"), size=SIZE)
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -219,10 +219,10 @@ def test_neither_checkpoint_nor_pipe():
 
 def test_fallback_only_when_asked_for(pipe, tmp_path, monkeypatch, caplog):
     """An ONNX file whose runtime is missing: an error, or the torch backend with a warning."""
-    from rainfusion_trt.runtime import graphs, ort
+    from rainfusion_trt.runtime import artifacts, graphs, ort
 
-    exported = ort.ExportedModel(
-        path=tmp_path / "model.onnx",
+    exported = graphs.Graph(
+        origin="the file",
         model="cogvideox-5b",
         component="transformer",
         config=dict(pipe.transformer.config),
@@ -230,13 +230,13 @@ def test_fallback_only_when_asked_for(pipe, tmp_path, monkeypatch, caplog):
         dynamic=True,
         settings={},
     )
-    monkeypatch.setattr(graphs, "read_exported", lambda path: exported)
+    monkeypatch.setattr(artifacts, "read_onnx", lambda path: exported)
 
     def missing():
         raise BackendUnavailableError("onnxruntime is not installed")
 
     monkeypatch.setattr(ort, "_import_runtime", missing)
-    arguments = {"pipe": pipe, "onnx": exported.path, "sparsity": 0.0}
+    arguments = {"pipe": pipe, "onnx": tmp_path / "model.onnx", "sparsity": 0.0}
     with pytest.raises(BackendUnavailableError, match="not installed"):
         Pipeline(**arguments)
     with Pipeline(**arguments, allow_fallback=True) as pipeline:

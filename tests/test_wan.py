@@ -13,6 +13,7 @@ import rainfusion_trt
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models import VideoSize, get_model, model_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 Pipeline = functools.partial(rainfusion_trt.Pipeline, device="cpu")  # also beside a GPU
 
 PARAMETERS = {  # published
@@ -26,14 +27,6 @@ GRIDS = {  # (T, H, W) at the standard sizes
     "wan2.2-ti2v-5b": (31, 22, 40),
 }
 NAMES = list(PARAMETERS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny(name: str, dtype: torch.dtype = torch.float32, **changes):

@@ -20,6 +20,7 @@ from rainfusion_trt.engine.flavour import available_flavours
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models import VideoSize, get_model, model_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 Pipeline = functools.partial(rainfusion_trt.Pipeline, device="cpu")  # also beside a GPU
 MODEL = get_model("wan2.2-a14b")
 SIZE = VideoSize(25, 128, 128)  # 7 x 8 x 8 tokens: enough blocks for sparsity to show
@@ -34,14 +35,6 @@ CALL = {
     "output_type": "latent",
 }
 BOUNDARY = 0.875
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def expert(seed: int, dtype: torch.dtype = torch.float32) -> torch.nn.Module:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rainfusion_trt.errors import EngineLoadError, InvalidInputError
 from rainfusion_trt.models.base import VideoSize
-from rainfusion_trt.runtime.ort import parse_size, read_exported
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,46 @@ def read_engine(path: str | Path) -> Graph:
 
 
 def read_onnx(path: str | Path) -> Graph:
-    """The account in an ONNX file's metadata; InvalidInputError where there is none."""
-    file = read_exported(path)
+    """The exporter's account in an ONNX file's metadata, without reading its weights.
+
+    Raises
+    ------
+    InvalidInputError
+        No such file, no ONNX, or not written by this project's exporter.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    path = Path(path)
+    if not path.is_file():
+        raise InvalidInputError(f"no ONNX file at {path}: write one with export/to_onnx.py")
+    try:
+        graph = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise InvalidInputError(f"{path} is not a readable ONNX file: export it again") from error
+    found = {entry.key: entry.value for entry in graph.metadata_props}
+    if "rainfusion.model" not in found or "rainfusion.config" not in found:
+        raise InvalidInputError(
+            f"{path} has no rainfusion.model and rainfusion.config in its metadata: "
+            "export the model with export/to_onnx.py"
+        )
     return Graph(
         origin=f"the ONNX file {path}",
-        model=file.model,
-        component=file.component,
-        config=file.config,
-        size=file.size,
-        dynamic=file.dynamic,
-        settings=file.settings,
+        model=found["rainfusion.model"],
+        component=found.get("rainfusion.component", "transformer"),
+        config=json.loads(found["rainfusion.config"]),
+        size=parse_size(found.get("rainfusion.size")),
+        dynamic=found.get("rainfusion.dynamic") == "true",
+        settings=json.loads(found.get("rainfusion.settings", "{}")),
     )
+
+
+def parse_size(text: str | None) -> VideoSize | None:
+    """``"49x480x720"`` as a VideoSize; None if there is none."""
+    if not text:
+        return None
+    try:
+        frames, height, width = (int(part) for part in text.split("x"))
+    except ValueError as error:
+        raise InvalidInputError(f"size {text!r} is not FRAMESxHEIGHTxWIDTH") from error
+    return VideoSize(frames, height, width)

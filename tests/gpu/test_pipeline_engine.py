@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cogvideox_pipeline import tiny_pipeline
 
 from rainfusion_trt import Pipeline
-from rainfusion_trt.demo.components import demo_pipeline
 from rainfusion_trt.engine import EngineProfile, build_engine
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models import VideoSize, get_model
@@ -37,7 +37,7 @@ def tiny_transformer() -> torch.nn.Module:
 
 @pytest.fixture
 def pipe():
-    made = demo_pipeline(MODEL, tiny_transformer(), size=SIZE).to(torch.float16)
+    made = tiny_pipeline(MODEL, tiny_transformer(), size=SIZE).to(torch.float16)
     made.set_progress_bar_config(disable=True)
     return made.to("cuda")
 

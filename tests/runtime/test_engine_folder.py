@@ -6,9 +6,9 @@ import hashlib
 
 import pytest
 import torch
+from cogvideox_pipeline import tiny_pipeline
 
 from rainfusion_trt import Pipeline
-from rainfusion_trt.demo.components import demo_pipeline
 from rainfusion_trt.engine.metadata import (
     EngineMetadata,
     PluginRecord,
@@ -25,7 +25,7 @@ PLAN = b"no engine that any TensorRT would load"
 
 @pytest.fixture
 def pipe():
-    made = demo_pipeline(MODEL, size=VideoSize(9, 64, 96))
+    made = tiny_pipeline(MODEL, size=VideoSize(9, 64, 96))
     made.set_progress_bar_config(disable=True)
     return made
 

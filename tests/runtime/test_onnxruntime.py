@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from cogvideox_pipeline import tiny_pipeline
 
 import rainfusion_trt
-from rainfusion_trt.demo.components import demo_pipeline
 from rainfusion_trt.errors import (
     BackendUnavailableError,
     EngineLoadError,
@@ -18,7 +18,8 @@ from rainfusion_trt.errors import (
     UnsupportedError,
 )
 from rainfusion_trt.models import VideoSize, get_model
-from rainfusion_trt.runtime.ort import OnnxRuntimeBackend, parse_size, read_exported
+from rainfusion_trt.runtime.graphs import parse_size, read_onnx
+from rainfusion_trt.runtime.ort import OnnxRuntimeBackend
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -31,7 +32,7 @@ CALL = {"prompt": "a fox", "num_inference_steps": 2, "output_type": "latent"}
 
 @pytest.fixture
 def pipe():
-    made = demo_pipeline(MODEL, size=SIZE)
+    made = tiny_pipeline(MODEL, size=SIZE)
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -119,7 +120,7 @@ def test_transformer_of_another_network(exported):
     config = {**MODEL.config("tiny"), "num_layers": 1}
     other = MODEL.create(config, dtype=torch.float32, seed=0)
     with pytest.raises(EngineLoadError, match="num_layers 2 instead of 1"):
-        Pipeline(pipe=demo_pipeline(MODEL, other, size=SIZE), onnx=exported, sparsity=0.0)
+        Pipeline(pipe=tiny_pipeline(MODEL, other, size=SIZE), onnx=exported, sparsity=0.0)
 
 
 @pytest.mark.parametrize(
@@ -193,11 +194,11 @@ def test_cuda_without_its_provider(tmp_path):
 def test_files_that_are_no_exported_models(tmp_path):
     plain = small_graph(tmp_path / "plain.onnx", onnx.TensorProto.FLOAT)
     with pytest.raises(InvalidInputError, match="no rainfusion.model"):
-        read_exported(plain)
+        read_onnx(plain)
     garbage = tmp_path / "garbage.onnx"
     garbage.write_bytes(b"\xff" * 100)
     with pytest.raises(InvalidInputError, match="not a readable ONNX file"):
-        read_exported(garbage)
+        read_onnx(garbage)
     with pytest.raises(InvalidInputError, match="cannot load"):
         OnnxRuntimeBackend(with_unknown_operator(tmp_path / "unknown.onnx"))
 

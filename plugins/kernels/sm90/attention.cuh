@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kCtaThreads<Shape>, 1)
   if (threadIdx.x < Shape::kTeams) shared[threadIdx.x].initialise();
   __syncthreads();
   const int group = __shfl_sync(0xffffffffu, threadIdx.x / kGroupThreads, 0);
-  if (group == 0) {  // the oldest warps, which the scheduler prefers
+  if (group == 0) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(Shape::kProducerRegisters));
     const int place = threadIdx.x % kGroupThreads / kProducerThreads<Shape>;
     const int team = Shape::kTeams == 1 ? 0 : __shfl_sync(0xffffffffu, place, 0);

@@ -64,6 +64,26 @@ __device__ void multiply_values(float (&d)[48], const uint32_t (&a)[4], uint64_t
 template <typename Element>
 __device__ void multiply_values(float (&d)[64], const uint32_t (&a)[4], uint64_t b);
 
+// Accumulators as operands, from the i-th on, and their names in the instruction's text.
+#define RAINFUSION_SUMS_8(i)                                                                  \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
+      "+f"(d[i + 6]), "+f"(d[i + 7])
+#define RAINFUSION_SUMS_16(i) RAINFUSION_SUMS_8(i), RAINFUSION_SUMS_8(i + 8)
+#define RAINFUSION_SUMS_32 RAINFUSION_SUMS_16(0), RAINFUSION_SUMS_16(16)
+#define RAINFUSION_SUMS_48 RAINFUSION_SUMS_32, RAINFUSION_SUMS_16(32)
+#define RAINFUSION_SUMS_64 RAINFUSION_SUMS_48, RAINFUSION_SUMS_16(48)
+#define RAINFUSION_NAMES_32                                                \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define RAINFUSION_NAMES_48 \
+  RAINFUSION_NAMES_32       \
+      ", "                  \
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define RAINFUSION_NAMES_64 \
+  RAINFUSION_NAMES_48       \
+      ", "                  \
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+
 // The instructions of one element type.
 #define RAINFUSION_WGMMA(Element, TYPE)                                                            \
   template <>                                                                                      \
@@ -73,18 +93,11 @@ __device__ void multiply_values(float (&d)[64], const uint32_t (&a)[4], uint64_t
         "{\n"                                                                                      \
         ".reg .pred accumulate;\n"                                                                 \
         "setp.ne.b32 accumulate, %34, 0;\n"                                                        \
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE                                \
-        " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, "                                               \
-        "%10, %11, %12, %13, %14, %15, "                                                           \
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, "   \
-        "%33, "                                                                                    \
-        "accumulate, 1, 1, 0, 0;\n"                                                                \
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " {" RAINFUSION_NAMES_32       \
+        "}, "                                                                                      \
+        "%32, %33, accumulate, 1, 1, 0, 0;\n"                                                      \
         "}\n"                                                                                      \
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),      \
-          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),  \
-          "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),            \
-          "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]),            \
-          "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])             \
+        : RAINFUSION_SUMS_32                                                                       \
         : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));                                      \
   }                                                                                                \
                                                                                                    \
@@ -95,26 +108,11 @@ __device__ void multiply_values(float (&d)[64], const uint32_t (&a)[4], uint64_t
         "{\n"                                                                                      \
         ".reg .pred accumulate;\n"                                                                 \
         "setp.ne.b32 accumulate, %66, 0;\n"                                                        \
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE                               \
-        " {%0, %1, %2, %3, %4, %5, %6, %7, %8, "                                                   \
-        "%9, %10, %11, %12, %13, %14, %15, "                                                       \
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "         \
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "         \
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, "   \
-        "%65, "                                                                                    \
-        "accumulate, 1, 1, 0, 0;\n"                                                                \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " {" RAINFUSION_NAMES_64      \
+        "}, "                                                                                      \
+        "%64, %65, accumulate, 1, 1, 0, 0;\n"                                                      \
         "}\n"                                                                                      \
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),      \
-          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),  \
-          "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),            \
-          "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]),            \
-          "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),            \
-          "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]),            \
-          "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]),            \
-          "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]),            \
-          "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),            \
-          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]),            \
-          "+f"(d[62]), "+f"(d[63])                                                                 \
+        : RAINFUSION_SUMS_64                                                                       \
         : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));                                      \
   }                                                                                                \
                                                                                                    \
@@ -125,18 +123,11 @@ __device__ void multiply_values(float (&d)[64], const uint32_t (&a)[4], uint64_t
         "{\n"                                                                                      \
         ".reg .pred always;\n"                                                                     \
         "setp.eq.u32 always, 0, 0;\n"                                                              \
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE                                \
-        " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, "                                               \
-        "%10, %11, %12, %13, %14, %15, "                                                           \
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, {%32, "  \
-        "%33, "                                                                                    \
-        "%34, %35}, %36, always, 1, 1, 1;\n"                                                       \
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " {" RAINFUSION_NAMES_32       \
+        "}, "                                                                                      \
+        "{%32, %33, %34, %35}, %36, always, 1, 1, 1;\n"                                            \
         "}\n"                                                                                      \
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),      \
-          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),  \
-          "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),            \
-          "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]),            \
-          "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])             \
+        : RAINFUSION_SUMS_32                                                                       \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                     \
   }                                                                                                \
                                                                                                    \
@@ -147,22 +138,11 @@ __device__ void multiply_values(float (&d)[64], const uint32_t (&a)[4], uint64_t
         "{\n"                                                                                      \
         ".reg .pred always;\n"                                                                     \
         "setp.eq.u32 always, 0, 0;\n"                                                              \
-        "wgmma.mma_async.sync.aligned.m64n96k16.f32." TYPE "." TYPE                                \
-        " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, "                                               \
-        "%10, %11, %12, %13, %14, %15, "                                                           \
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "         \
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47}, {%48, "  \
-        "%49, "                                                                                    \
-        "%50, %51}, %52, always, 1, 1, 1;\n"                                                       \
+        "wgmma.mma_async.sync.aligned.m64n96k16.f32." TYPE "." TYPE " {" RAINFUSION_NAMES_48       \
+        "}, "                                                                                      \
+        "{%48, %49, %50, %51}, %52, always, 1, 1, 1;\n"                                            \
         "}\n"                                                                                      \
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),      \
-          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),  \
-          "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),            \
-          "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]),            \
-          "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),            \
-          "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]),            \
-          "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]),            \
-          "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47])                                       \
+        : RAINFUSION_SUMS_48                                                                       \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                     \
   }                                                                                                \
                                                                                                    \
@@ -173,26 +153,11 @@ __device__ void multiply_values(float (&d)[64], const uint32_t (&a)[4], uint64_t
         "{\n"                                                                                      \
         ".reg .pred always;\n"                                                                     \
         "setp.eq.u32 always, 0, 0;\n"                                                              \
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE                               \
-        " {%0, %1, %2, %3, %4, %5, %6, %7, %8, "                                                   \
-        "%9, %10, %11, %12, %13, %14, %15, "                                                       \
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "         \
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "         \
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, {%64, "  \
-        "%65, "                                                                                    \
-        "%66, %67}, %68, always, 1, 1, 1;\n"                                                       \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " {" RAINFUSION_NAMES_64      \
+        "}, "                                                                                      \
+        "{%64, %65, %66, %67}, %68, always, 1, 1, 1;\n"                                            \
         "}\n"                                                                                      \
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),      \
-          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),  \
-          "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),            \
-          "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]),            \
-          "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),            \
-          "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]),            \
-          "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]),            \
-          "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]),            \
-          "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),            \
-          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]),            \
-          "+f"(d[62]), "+f"(d[63])                                                                 \
+        : RAINFUSION_SUMS_64                                                                       \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                     \
   }
 
@@ -200,5 +165,13 @@ RAINFUSION_WGMMA(__half, "f16")
 RAINFUSION_WGMMA(__nv_bfloat16, "bf16")
 
 #undef RAINFUSION_WGMMA
+#undef RAINFUSION_NAMES_64
+#undef RAINFUSION_NAMES_48
+#undef RAINFUSION_NAMES_32
+#undef RAINFUSION_SUMS_64
+#undef RAINFUSION_SUMS_48
+#undef RAINFUSION_SUMS_32
+#undef RAINFUSION_SUMS_16
+#undef RAINFUSION_SUMS_8
 
 }  // namespace rainfusion::sm90
