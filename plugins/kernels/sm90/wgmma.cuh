@@ -77,12 +77,10 @@ __device__ void multiply_values(float (&d)[64], const uint32_t (&a)[4], uint64_t
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define RAINFUSION_NAMES_48 \
   RAINFUSION_NAMES_32       \
-      ", "                  \
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define RAINFUSION_NAMES_64 \
   RAINFUSION_NAMES_48       \
-      ", "                  \
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+  ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
 // The instructions of one element type.
 #define RAINFUSION_WGMMA(Element, TYPE)                                                            \
