@@ -11,7 +11,7 @@ import math
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ Method = Literal["rainfusion", "rainfusion_two_way", "rainfusion_plus", "rainfus
 TEXT_PLACES: tuple[str, ...] = get_args(TextPlace)
 METHODS: tuple[str, ...] = get_args(Method)
 
-BLOCK = 128
 SAMPLE_TOKENS = 1024
 BAND_UNIT = 1_000_000
 PLUS_BANDS = (BAND_UNIT // 8, BAND_UNIT // 4, BAND_UNIT // 2)
@@ -70,6 +69,22 @@ def kept_blocks(sparsity: float, count: int) -> int:
 def band_width(band: int, extent: int) -> int:
     """Width w of the mask ``|x - y| < w`` for a band in millionths of `extent`."""
     return max(1, -(-band * extent // BAND_UNIT))
+
+
+class BlockShape(NamedTuple):
+    """Tokens in a query block and in a key block."""
+
+    q: int
+    k: int
+
+
+def block_shape(head_size: int) -> BlockShape:
+    """Blocks of spatial and temporal heads and of rainfusion2 at a head size.
+
+    Chosen by what the Hopper kernel computes fastest, at the head sizes that have kernels: 64, 96
+    and 128. The kernels' definition is ``block_shape`` in geometry.h.
+    """
+    return BlockShape(192, 128 if head_size <= 64 else 96 if head_size <= 96 else 80)
 
 
 @dataclass(frozen=True)
@@ -164,14 +179,13 @@ class TokenLayout:
         """True where fewer than two non-sink frames leave nothing to classify."""
         return self.free_frames < 2
 
-    def blocks(self) -> list[Block]:
-        """Query and key blocks in memory order; text and video are cut separately."""
+    def blocks(self, size: int) -> list[Block]:
+        """Blocks of `size` tokens in memory order; text and video are cut separately."""
         sink_end = self.free_begin
 
         def cut(begin: int, end: int, text: bool) -> list[Block]:
             return [
-                Block(b, min(b + BLOCK, end), text or b < sink_end)
-                for b in range(begin, end, BLOCK)
+                Block(b, min(b + size, end), text or b < sink_end) for b in range(begin, end, size)
             ]
 
         text = cut(self.text_begin, self.text_begin + self.text_tokens, True)
@@ -196,6 +210,24 @@ class TokenLayout:
         while math.gcd(step, self.grid[2]) != 1:
             step += 1
         return step, -(-self.free_tokens // step)
+
+
+def always_kept(
+    layout: TokenLayout, shape: BlockShape, device: str | torch.device = "cpu"
+) -> Tensor:
+    """Block pairs that every kind keeps: one of the two holds a sink token, or they share a token.
+
+    Returns
+    -------
+    Tensor
+        bool [q_blocks, k_blocks], in memory order.
+    """
+    (q_begin, q_end, q_sink), (k_begin, k_end, k_sink) = (
+        torch.tensor([(b.begin, b.end, b.sink) for b in layout.blocks(size)], device=device).T
+        for size in shape
+    )
+    shares = (q_begin[:, None] < k_end) & (k_begin < q_end[:, None])
+    return shares | q_sink.bool()[:, None] | k_sink.bool()
 
 
 def pair_mask(layout: TokenLayout, kind: Kind, parameter: int, a: Tensor, b: Tensor) -> Tensor:

@@ -19,9 +19,12 @@ from .geometry import (
     PLUS_BANDS,
     TWO_WAY_RECALL,
     Block,
+    BlockShape,
     Kind,
     TokenLayout,
+    always_kept,
     band_of,
+    block_shape,
     kept_blocks,
     pair_mask,
     stride_of,
@@ -33,36 +36,45 @@ __all__ = ["block_mask", "classify_heads", "rainfusion_attention"]
 _NAN = float("nan")
 
 
-def block_mask(layout: TokenLayout, kind: Kind, band: int, device="cpu") -> Tensor:
+def block_mask(
+    layout: TokenLayout, kind: Kind, band: int, shape: BlockShape, device="cpu"
+) -> Tensor:
     """Block pairs that a dense, spatial or temporal head computes.
 
-    A pair is kept if one block holds a sink token, if it is on the diagonal, or if at least half of
+    A pair is kept if one block holds a sink token, if the two share a token, or if at least half of
     its token pairs are in the kind's mask.
 
     Returns
     -------
     Tensor
-        bool [blocks, blocks], query blocks by key blocks, in memory order.
+        bool [q_blocks, k_blocks], in memory order.
     """
-    blocks = layout.blocks()
-    mask = torch.ones(len(blocks), len(blocks), dtype=torch.bool, device=device)
+    mask = always_kept(layout, shape, device)
     if kind is Kind.DENSE:
+        return torch.ones_like(mask)
+    rows, q_begins, q_ends = _free_blocks(layout, shape.q, device)
+    columns, k_begins, k_ends = _free_blocks(layout, shape.k, device)
+    if len(rows) == 0 or len(columns) == 0:
         return mask
-    free = [i for i, block in enumerate(blocks) if not block.sink]
-    if not free:
-        return mask
-    begins = torch.tensor([blocks[i].begin for i in free], device=device) - layout.free_begin
-    ends = torch.tensor([blocks[i].end for i in free], device=device) - layout.free_begin
-    keys = torch.arange(int(begins[0]), int(ends[-1]), device=device)
-    columns = torch.tensor(free, device=device)
-    for row, begin, end in zip(free, begins.tolist(), ends.tolist(), strict=True):
+    first = int(k_begins[0])
+    keys = torch.arange(first, int(k_ends[-1]), device=device)
+    for row, begin, end in zip(rows.tolist(), q_begins.tolist(), q_ends.tolist(), strict=True):
         queries = torch.arange(begin, end, device=device)[:, None]
         hits = pair_mask(layout, kind, band, queries, keys).sum(0)
         total = torch.cat([hits.new_zeros(1), hits.cumsum(0)])
-        pairs = total[ends - keys[0]] - total[begins - keys[0]]
-        mask[row, columns] = 2 * pairs >= (end - begin) * (ends - begins)
-    mask.fill_diagonal_(True)
+        pairs = total[k_ends - first] - total[k_begins - first]
+        mask[row, columns] |= 2 * pairs >= (end - begin) * (k_ends - k_begins)
     return mask
+
+
+def _free_blocks(layout: TokenLayout, size: int, device: str | torch.device) -> Tensor:
+    """int64 [3, n]: index, begin and end of the blocks without a sink token, in raster indices."""
+    free = [
+        (i, block.begin - layout.free_begin, block.end - layout.free_begin)
+        for i, block in enumerate(layout.blocks(size))
+        if not block.sink
+    ]
+    return torch.tensor(free, dtype=torch.int64, device=device).view(-1, 3).T
 
 
 @dataclass
@@ -70,16 +82,19 @@ class _Call:
     """One call's constants, and what several heads of it share."""
 
     layout: TokenLayout
+    shape: BlockShape
     sparsity: float
     method: str
     alpha: float
     scale: float
     device: torch.device
-    blocks: list[Block] = field(init=False)
+    q_blocks: list[Block] = field(init=False)
+    k_blocks: list[Block] = field(init=False)
     _masks: dict[tuple[Kind, int], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.blocks = self.layout.blocks()
+        self.q_blocks = self.layout.blocks(self.shape.q)
+        self.k_blocks = self.layout.blocks(self.shape.k)
 
     @property
     def dense(self) -> bool:
@@ -87,7 +102,8 @@ class _Call:
 
     def mask(self, kind: Kind, band: int) -> Tensor:
         if (kind, band) not in self._masks:
-            self._masks[kind, band] = block_mask(self.layout, kind, band, self.device)
+            mask = block_mask(self.layout, kind, band, self.shape, self.device)
+            self._masks[kind, band] = mask
         return self._masks[kind, band]
 
     def textural_keys(self) -> Tensor:
@@ -157,22 +173,23 @@ def _choose(call: _Call, q: Tensor, k: Tensor, kv_len: int) -> _Head:
     return _Head(Kind.TEXTURAL, *recalls, None)
 
 
-def _block_means(call: _Call, x: Tensor, kv_len: int) -> Tensor:
+def _block_means(blocks: Sequence[Block], x: Tensor, kv_len: int) -> Tensor:
     """float32 [blocks, D]: means over the tokens of each block below `kv_len`, 0 if none."""
-    means = [x[b.begin : min(b.end, kv_len)].float() for b in call.blocks]
+    means = [x[b.begin : min(b.end, kv_len)].float() for b in blocks]
     return torch.stack([m.mean(0) if len(m) else x.new_zeros(x.shape[1]).float() for m in means])
 
 
 def _best_blocks(call: _Call, q: Tensor, k: Tensor, kv_len: int) -> Tensor:
     """rainfusion2: each query block's best key blocks by the scores of the block means."""
-    scores = _block_means(call, q, kv_len) @ _block_means(call, k, kv_len).T * call.scale
-    empty = torch.tensor([block.begin >= kv_len for block in call.blocks], device=call.device)
+    q_means = _block_means(call.q_blocks, q, kv_len)
+    k_means = _block_means(call.k_blocks, k, kv_len)
+    scores = q_means @ k_means.T * call.scale
+    empty = torch.tensor([block.begin >= kv_len for block in call.k_blocks], device=call.device)
     scores = scores.masked_fill(empty, -math.inf)
-    keep = kept_blocks(call.sparsity, len(call.blocks))
+    keep = kept_blocks(call.sparsity, len(call.k_blocks))
     best = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :keep]
     mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, True)
-    sink = torch.tensor([block.sink for block in call.blocks], device=call.device)
-    return mask.fill_diagonal_(True) | sink[:, None] | sink[None, :]
+    return mask | always_kept(call.layout, call.shape, call.device)
 
 
 def _key_masks(call: _Call, head: _Head, kv_len: int) -> list[Tensor]:
@@ -180,8 +197,8 @@ def _key_masks(call: _Call, head: _Head, kv_len: int) -> list[Tensor]:
     real = torch.arange(call.layout.tokens, device=call.device) < kv_len
     if head.mask is None:
         textural = call.textural_keys()
-        return [real if block.sink else real & textural for block in call.blocks]
-    lengths = torch.tensor([b.end - b.begin for b in call.blocks], device=call.device)
+        return [real if block.sink else real & textural for block in call.q_blocks]
+    lengths = torch.tensor([b.end - b.begin for b in call.k_blocks], device=call.device)
     return [real & row.repeat_interleave(lengths) for row in head.mask]
 
 
@@ -191,7 +208,7 @@ def _attend(
     """Attention of one head in float32: q, k, v [S, D] -> [S, D] and log-sum-exp [S]."""
     out = torch.zeros_like(v, dtype=torch.float32)
     lse = out.new_full(out.shape[:1], -math.inf)
-    for block, keys in zip(call.blocks, _key_masks(call, head, kv_len), strict=True):
+    for block, keys in zip(call.q_blocks, _key_masks(call, head, kv_len), strict=True):
         if not keys.any():
             continue
         scores = q[block.begin : block.end].float() @ k[keys].float().T * call.scale
@@ -203,7 +220,7 @@ def _attend(
 def _density(call: _Call, head: _Head, kv_len: int) -> float:
     pairs = sum(
         int(keys.sum()) * (block.end - block.begin)
-        for block, keys in zip(call.blocks, _key_masks(call, head, kv_len), strict=True)
+        for block, keys in zip(call.q_blocks, _key_masks(call, head, kv_len), strict=True)
     )
     return pairs / max(1, call.layout.tokens * kv_len)
 
@@ -211,7 +228,8 @@ def _density(call: _Call, head: _Head, kv_len: int) -> float:
 def _start(q: Tensor, grid, text, sparsity, method, alpha, sink_frames, scale) -> _Call:
     layout = TokenLayout(tuple(grid), q.shape[2], text, sink_frames)
     softmax_scale = scale if scale else 1.0 / math.sqrt(q.shape[-1])
-    return _Call(layout, float(sparsity), method, alpha, softmax_scale, q.device)
+    shape = block_shape(q.shape[-1])
+    return _Call(layout, shape, float(sparsity), method, alpha, softmax_scale, q.device)
 
 
 def _lengths(q: Tensor, kv_len: Tensor | None) -> list[int]:

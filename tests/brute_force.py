@@ -10,25 +10,48 @@ import math
 
 import numpy as np
 
-BLOCK = 128
+QUERY_BLOCK = 192
+
+
+def key_block(head_size):
+    """Tokens in a key block: docs/rainfusion.md has the table."""
+    if head_size <= 64:
+        return 128
+    return 96 if head_size <= 96 else 80
 
 
 def coordinates(grid, tokens, text, sink_frames):
-    """Per token: t, y, x (text: -1), whether it is a sink, and the number of its block."""
-    frames, height, width = grid
-    video = frames * height * width
+    """Per token: t, y, x (text: -1) and whether it is a sink."""
     t, y, x = (c.ravel() for c in np.indices(grid))
-    video_blocks = np.arange(video) // BLOCK
-    text_blocks = np.arange(tokens - video) // BLOCK
-    blank = np.full(tokens - video, -1)
-    if text == "first":
-        t, y, x = (np.concatenate([blank, c]) for c in (t, y, x))
-        block = np.concatenate([text_blocks, video_blocks + len(set(text_blocks))])
-    else:
-        t, y, x = (np.concatenate([c, blank]) for c in (t, y, x))
-        block = np.concatenate([video_blocks, text_blocks + len(set(video_blocks))])
-    sink = (t < sink_frames) | (t < 0)
-    return t, y, x, sink, block
+    blank = np.full(tokens - math.prod(grid), -1)
+    t, y, x = (np.concatenate([blank, c] if text == "first" else [c, blank]) for c in (t, y, x))
+    return t, y, x, (t < sink_frames) | (t < 0)
+
+
+def block_tables(grid, tokens, text, head_size):
+    """bool [blocks, S] twice: which tokens each query block and each key block holds."""
+    video = math.prod(grid)
+    second = tokens - video if text == "first" else video  # where the other part begins
+    tables = []
+    for size in (QUERY_BLOCK, key_block(head_size)):
+        starts = [*range(0, second, size), *range(second, tokens, size)]
+        block = np.searchsorted(starts, np.arange(tokens), side="right") - 1
+        tables.append(block == np.arange(len(starts))[:, None])
+    return tables
+
+
+def always_kept(q_blocks, k_blocks, sink):
+    """Block pairs with a sink token in one of the two, or a token in both."""
+    kept = np.zeros((len(q_blocks), len(k_blocks)), bool)
+    for i, queries in enumerate(q_blocks):
+        for j, keys in enumerate(k_blocks):
+            kept[i, j] = sink[queries].any() or sink[keys].any() or (queries & keys).any()
+    return kept
+
+
+def expanded(kept, q_blocks, k_blocks):
+    """bool [S, S] of a table of block pairs."""
+    return kept[np.ix_(q_blocks.argmax(0), k_blocks.argmax(0))]
 
 
 def token_mask(kind, sparsity, grid, t, y, x, sink_frames):
@@ -46,28 +69,27 @@ def token_mask(kind, sparsity, grid, t, y, x, sink_frames):
     return np.broadcast_to((y - x) % tau == 0, (len(y), len(y)))
 
 
-def attended(kind, sparsity, grid, tokens, text, sink_frames):
+def attended(kind, sparsity, grid, tokens, text, sink_frames, head_size):
     """bool [S, S]: which keys each query attends to."""
-    t, y, x, sink, block = coordinates(grid, tokens, text, sink_frames)
+    t, y, x, sink = coordinates(grid, tokens, text, sink_frames)
     if kind == "dense":
         return np.ones((tokens, tokens), bool)
     pairs = token_mask(kind, sparsity, grid, t, y, x, sink_frames)
-    sink_block = np.array([sink[block == i].any() for i in range(block.max() + 1)])
+    q_blocks, k_blocks = block_tables(grid, tokens, text, head_size)
     if kind == "textural":
-        return sink_block[block][:, None] | sink[None, :] | pairs
-    count = block.max() + 1
-    kept = np.zeros((count, count), bool)
-    for i in range(count):
-        for j in range(count):
-            inside = pairs[np.ix_(block == i, block == j)]
-            kept[i, j] = i == j or sink_block[i] or sink_block[j] or inside.mean() >= 0.5
-    return kept[np.ix_(block, block)]
+        sink_block = np.array([sink[queries].any() for queries in q_blocks])
+        return sink_block[q_blocks.argmax(0)][:, None] | sink[None, :] | pairs
+    kept = always_kept(q_blocks, k_blocks, sink)
+    for i, queries in enumerate(q_blocks):
+        for j, keys in enumerate(k_blocks):
+            kept[i, j] |= pairs[np.ix_(queries, keys)].mean() >= 0.5
+    return expanded(kept, q_blocks, k_blocks)
 
 
 def recalls(q, k, sparsity, grid, tokens, text, sink_frames, scale):
     """(R_temporal, R_spatial) of one head; q, k [S, D] float64."""
     frames, height, width = grid
-    t, y, x, sink, _ = coordinates(grid, tokens, text, sink_frames)
+    t, y, x, sink = coordinates(grid, tokens, text, sink_frames)
     free = np.flatnonzero(~sink)
     frame = height * width
     local = free[:frame][:: math.ceil(frame / 1024)]
@@ -103,17 +125,20 @@ def log_sum_exp(q, k, mask, scale):
 
 def best_blocks(q, k, sparsity, grid, tokens, text, sink_frames, scale, kv_len):
     """bool [S, S]: which keys each query of a rainfusion2 head attends to, `kv_len` included."""
-    *_, sink, block = coordinates(grid, tokens, text, sink_frames)
-    count = block.max() + 1
+    *_, sink = coordinates(grid, tokens, text, sink_frames)
+    q_blocks, k_blocks = block_tables(grid, tokens, text, q.shape[1])
     real = np.arange(tokens) < kv_len
-    inside = [real & (block == i) for i in range(count)]
-    means = [np.stack([x[i].mean(0) if i.any() else 0 * x[0] for i in inside]) for x in (q, k)]
-    scores = means[0] @ means[1].T * scale
+
+    def means(x, blocks):
+        inside = [real & block for block in blocks]
+        return np.stack([x[i].mean(0) if i.any() else 0 * x[0] for i in inside])
+
+    scores = means(q, q_blocks) @ means(k, k_blocks).T * scale
+    empty = [not (real & keys).any() for keys in k_blocks]
+    count = len(k_blocks)
     keep = math.ceil(round(count * (1 - sparsity), 6))
-    kept = np.zeros((count, count), bool)
-    for i in range(count):
-        order = sorted(range(count), key=lambda j: (not inside[j].any(), -scores[i, j], j))
+    kept = always_kept(q_blocks, k_blocks, sink)
+    for i in range(len(q_blocks)):
+        order = sorted(range(count), key=lambda j: (empty[j], -scores[i, j], j))
         kept[i, order[:keep]] = True
-    sinks = np.array([sink[block == i].any() for i in range(count)])
-    kept |= sinks[:, None] | sinks[None, :] | np.eye(count, dtype=bool)
-    return kept[np.ix_(block, block)] & real
+    return expanded(kept, q_blocks, k_blocks) & real

@@ -1,7 +1,8 @@
-"""scripts/bench_attention.py up to the timing: cases, FlexAttention's masks, checks."""
+"""scripts/bench_attention.py up to the timing: cases, FlexAttention's lists, checks."""
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -15,18 +16,20 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from attention_bench import flex, plan, rivals, timing  # noqa: E402
 from attention_bench.cases import CUDNN, FA3, FLEX, OURS, PLAN, Case, Lists, cases_of  # noqa: E402
 from attention_bench.check import sampled_rows  # noqa: E402
+from attention_bench.flex_lists import flex_lists  # noqa: E402
 from attention_bench.shapes import HEADS, SHAPES, Shape, inputs_of, kinds_of  # noqa: E402
 
 from rainfusion_trt import reference  # noqa: E402
 from rainfusion_trt.errors import InvalidInputError  # noqa: E402
-from rainfusion_trt.geometry import Kind  # noqa: E402
+from rainfusion_trt.geometry import BlockShape, Kind, band_of, block_shape  # noqa: E402
 from rainfusion_trt.plan import HeadPlan  # noqa: E402
 
 CPU = torch.device("cpu")
+SQUARE = BlockShape(128, 128)
 SMALL = {
-    "no text, short last block": Shape(1, 3, 16, (12, 5, 13), 0, "none"),
+    "no text, short last block": Shape(1, 3, 96, (12, 5, 13), 0, "none"),
     "text first, short": Shape(2, 3, 16, (10, 8, 8), 70, "first"),
-    "text last, two blocks": Shape(1, 3, 16, (9, 9, 13), 140, "last"),
+    "text last, two blocks": Shape(1, 3, 128, (9, 9, 13), 140, "last"),
 }
 small_shapes = pytest.mark.parametrize("shape", SMALL.values(), ids=SMALL)
 
@@ -36,7 +39,7 @@ def export_by_reference(q, k, layout, arguments) -> tuple[HeadPlan, torch.Tensor
     heads = reference.classify_heads(q, k, layout.grid, **arguments)
     settings = ("text", "sparsity", "method", "alpha", "sink_frames")
     call = reference._start(q, layout.grid, *(arguments[name] for name in settings), None)
-    everything = reference.block_mask(layout, Kind.DENSE, 0)
+    everything = reference.block_mask(layout, Kind.DENSE, 0, block_shape(q.shape[-1]))
     masks = [
         reference._choose(call, q[b, h], k[b, h], layout.tokens).mask
         for b, h in torch.cartesian_prod(*map(torch.arange, q.shape[:2])).tolist()
@@ -107,8 +110,11 @@ def check_flex(attention, shape, sink_frames) -> None:
     """Spatial, temporal and random lists against attention with a mask of token pairs."""
     layout = shape.layout(sink_frames)
     q, k, v = inputs_of(shape, "mixed", torch.float32, CPU)
-    blocks = layout.blocks()
-    masks = [reference.block_mask(layout, kind, 100_000) for kind in (Kind.SPATIAL, Kind.TEMPORAL)]
+    blocks = layout.blocks(flex.BLOCK)
+    masks = [
+        reference.block_mask(layout, kind, 100_000, SQUARE)
+        for kind in (Kind.SPATIAL, Kind.TEMPORAL)
+    ]
     masks.append(torch.rand(len(blocks), len(blocks)) < 0.3)
     masks[-1].fill_diagonal_(True)
     kept = torch.stack(masks).expand(shape.batch, -1, -1, -1)
@@ -124,12 +130,12 @@ def check_flex(attention, shape, sink_frames) -> None:
 
 @small_shapes
 @pytest.mark.parametrize("sink_frames", [0, 1])
-def test_flex_is_given_our_block_lists(shape, sink_frames):
+def test_flex_is_given_block_lists(shape, sink_frames):
     check_flex(attention_by_lists, shape, sink_frames)
 
 
 @pytest.mark.slow
-def test_compiled_flex_computes_our_block_lists():
+def test_compiled_flex_computes_block_lists():
     attention = flex.compiled_flex()
     for sink_frames in (0, 1):  # other lists, the same kernel
         check_flex(attention, SMALL["text first, short"], sink_frames)
@@ -138,9 +144,10 @@ def test_compiled_flex_computes_our_block_lists():
 @small_shapes
 def test_only_short_blocks_are_partial(shape):
     layout = shape.layout()
-    short = [i for i, block in enumerate(layout.blocks()) if block.end - block.begin < 128]
+    blocks = layout.blocks(flex.BLOCK)
+    short = [i for i, block in enumerate(blocks) if block.end - block.begin < 128]
     grid = flex.BlockGrid(layout, CPU)
-    count = len(layout.blocks())
+    count = len(blocks)
     mask = grid.block_mask(torch.ones(1, 1, count, count, dtype=torch.bool))
     assert mask.seq_lengths == (128 * count, 128 * count)
     assert (mask.kv_num_blocks == len(short)).all()
@@ -148,6 +155,34 @@ def test_only_short_blocks_are_partial(shape):
     assert mask.kv_indices[0, 0, 0, : len(short)].tolist() == short
     full = mask.full_kv_indices[0, 0, 0, : count - len(short)].tolist()
     assert full == [i for i in range(count) if i not in short]
+
+
+@small_shapes
+@pytest.mark.parametrize("heads", ["spatial", "temporal", "random"])
+def test_flex_lists_are_of_blocks_that_it_can_take(shape, heads):
+    lists = Lists(heads, None if heads == "random" else 0.64, 0.7 if heads == "random" else None)
+    layout = shape.layout(lists.sink_frames)
+    q, k, _ = inputs_of(shape, heads, torch.float32, CPU)
+    arguments = plan.arguments_of(layout, lists, 0.64)
+    heads_plan, kept = export_by_reference(q, k, layout, arguments)
+    density = heads_plan.density.mean().item()
+    ours = plan.PlannedLists(0.64, heads_plan.kind, density, block_shape(shape.head_size), kept)
+    assert kept.shape[2:] == tuple(len(layout.blocks(size)) for size in ours.shape)
+    found = flex_lists(layout, ours)
+    assert (found.sparsity, found.shape) == (ours.sparsity, SQUARE)
+    assert torch.equal(found.kind, ours.kind)
+    lengths = torch.tensor([b.end - b.begin for b in layout.blocks(128)])
+    pairs = found.kept.repeat_interleave(lengths, 2).repeat_interleave(lengths, 3)
+    assert pairs.shape[2:] == (layout.tokens, layout.tokens)
+    assert found.density == pytest.approx(pairs.double().mean().item())
+    if heads == "random":
+        counts = found.kept.sum(-1)
+        assert (counts == counts[0, 0, 0]).all()
+        assert abs(found.density - density) < 0.1
+        assert not torch.equal(found.kept[0, 0], found.kept[0, 1])
+    else:
+        wanted = reference.block_mask(layout, Kind[heads.upper()], band_of(0.64), SQUARE)
+        assert torch.equal(found.kept, wanted.expand_as(found.kept))
 
 
 @small_shapes
@@ -184,6 +219,13 @@ def test_rows_carry_what_was_timed(on_cpu):
     assert "relative_error" not in only_plan
 
 
+def test_every_round_times_everything_in_an_order_of_its_own():
+    orders = [timing.order_of(turn, 9) for turn in range(7)]
+    assert all(sorted(order) == list(range(9)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 7
+    assert timing.order_of(3, 9) == orders[3]
+
+
 def test_wrong_rows_are_noticed(on_cpu, monkeypatch):
     shape = SMALL["text last, two blocks"]
     monkeypatch.setattr(rivals, "cudnn", lambda q, k, v: 1.05 * v)
@@ -207,10 +249,11 @@ def test_sampled_rows_are_the_reference(heads):
     lists = Lists(heads, None if heads == "random" else 0.64, 0.7 if heads == "random" else None)
     layout = shape.layout(lists.sink_frames)
     q, k, v = inputs_of(shape, heads, torch.float32, CPU)
+    q *= math.sqrt(16 / shape.head_size)  # scores as large as at D = 16, for the bound on rounding
     s = 0.64
     arguments = plan.arguments_of(layout, lists, s)
     heads_plan, kept = export_by_reference(q, k, layout, arguments)
-    found = plan.PlannedLists(s, heads_plan.kind, 0.5, kept)
+    found = plan.PlannedLists(s, heads_plan.kind, 0.5, block_shape(shape.head_size), kept)
     rows = sampled_rows(q, k, v, layout, found)
     out = reference.rainfusion_attention(q, k, v, layout.grid, **arguments)
     assert rows.error(out) < 1e-6

@@ -63,6 +63,14 @@ def test_tables():
     assert any(line.startswith("| random lists |  | 0.350 | 5 ") for line in lines)
 
 
+def test_density_of_flex_is_shown_where_it_is_another():
+    other = [*ROWS[:5], row(FLEX, "spatial", 0.5, 0.53, 9.0)]
+    lines = tables.fill(f"{tables.BEGIN}{tables.END}", [result(other)]).splitlines()
+    assert sum("| FlexAttention density | FlexAttention ms |" in line for line in lines) == 1
+    spatial = next(line for line in lines if line.startswith("| spatial |"))
+    assert spatial.endswith("| 2.50 | 0.530 | 9 (8.5-9.5) | 100.0 | 1.50 |")
+
+
 def test_only_one_turn_is_compared():
     """Files that timed cuDNN again for other heads set those beside that call."""
     again = [row(CUDNN, "mixed", 0.0, 1.0, 8.0), row(OURS, "mixed", 0.5, 0.5, 6.0)]

@@ -9,15 +9,19 @@ from hypothesis import strategies as st
 from layouts import token_layouts
 
 from rainfusion_trt import native, reference
-from rainfusion_trt.geometry import Kind, TokenLayout, band_of
+from rainfusion_trt.geometry import Kind, TokenLayout, band_of, block_shape
+
+head_sizes = pytest.mark.parametrize("head_size", [64, 96, 128])
 
 
-def native_mask(library, layout: TokenLayout, kind: Kind, sparsity: float) -> np.ndarray:
+def native_mask(
+    library, layout: TokenLayout, kind: Kind, sparsity: float, head_size: int
+) -> np.ndarray:
     problem = native.Problem(
         1,
         1,
         layout.tokens,
-        64,
+        head_size,
         *layout.grid,
         sink_frames=layout.sink_frames,
         alpha=0.9,
@@ -31,23 +35,32 @@ def library(plugin_library):
     return native.load_library(plugin_library)
 
 
+@head_sizes
 @settings(max_examples=200, deadline=None)
-@given(token_layouts(12, 33), st.sampled_from([Kind.SPATIAL, Kind.TEMPORAL]), st.floats(0.01, 0.99))
-def test_random_grids(library, layout, kind, sparsity):
-    wanted = reference.block_mask(layout, kind, band_of(sparsity)).numpy()
+@given(
+    layout=token_layouts(12, 33),
+    kind=st.sampled_from([Kind.SPATIAL, Kind.TEMPORAL]),
+    sparsity=st.floats(0.01, 0.99),
+)
+def test_random_grids(library, head_size, layout, kind, sparsity):
+    shape = block_shape(head_size)
+    wanted = reference.block_mask(layout, kind, band_of(sparsity), shape).numpy()
     if layout.always_dense:  # whatever the kind asked for
         wanted[:] = True
-    np.testing.assert_array_equal(native_mask(library, layout, kind, sparsity), wanted)
+    np.testing.assert_array_equal(native_mask(library, layout, kind, sparsity, head_size), wanted)
 
 
+@head_sizes
 @pytest.mark.parametrize("sparsity", [0.5, 0.64, 0.8])
 @pytest.mark.parametrize("kind", [Kind.SPATIAL, Kind.TEMPORAL], ids=lambda kind: kind.name)
-def test_cogvideox_5b(library, kind, sparsity):
+def test_cogvideox_5b(library, kind, sparsity, head_size):
     layout = TokenLayout((13, 30, 45), 17776, "first")
-    wanted = reference.block_mask(layout, kind, band_of(sparsity)).numpy()
-    np.testing.assert_array_equal(native_mask(library, layout, kind, sparsity), wanted)
+    shape = block_shape(head_size)
+    wanted = reference.block_mask(layout, kind, band_of(sparsity), shape).numpy()
+    np.testing.assert_array_equal(native_mask(library, layout, kind, sparsity, head_size), wanted)
 
 
-def test_dense_keeps_every_block(library):
+@head_sizes
+def test_dense_keeps_every_block(library, head_size):
     layout = TokenLayout((5, 19, 23), 5 * 19 * 23 + 1, "last")
-    assert native_mask(library, layout, Kind.DENSE, 0.5).all()
+    assert native_mask(library, layout, Kind.DENSE, 0.5, head_size).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from fidelity_study.rules import SampledError, rule_for  # noqa: E402
 
 from rainfusion_trt import classify_heads, rainfusion_attention  # noqa: E402
 from rainfusion_trt.errors import InvalidInputError  # noqa: E402
-from rainfusion_trt.geometry import Kind, TokenLayout, band_of  # noqa: E402
+from rainfusion_trt.geometry import BlockShape, Kind, TokenLayout, band_of, block_shape  # noqa: E402
 from rainfusion_trt.testing import synthetic_heads  # noqa: E402
 
-GRID = (5, 10, 16)  # frames of one block and a quarter
+GRID = (5, 10, 16)  # frames of a key block and a quarter
 LAYOUT = TokenLayout(GRID, 5 * 160 + 16, "first", 1)
+SHAPE = block_shape(16)
 CPU = torch.device("cpu")
 KINDS = (Kind.SPATIAL, Kind.TEMPORAL, Kind.TEXTURAL)
 MASKED = [method for method in CONTRACT if method != "textural blocks"]
@@ -40,7 +42,7 @@ class TestMasks:
         q, k, v = heads
         plan = classify_heads(q, k, GRID, text="first", sparsity=sparsity)
         assert set(plan.kind.flatten().tolist()) == set(KINDS)
-        all_masks = {int(kind): masks.kind_mask(LAYOUT, kind, sparsity) for kind in KINDS}
+        all_masks = {int(kind): masks.kind_mask(LAYOUT, SHAPE, kind, sparsity) for kind in KINDS}
         choice = Choice(plan.kind, all_masks)
         wanted = rainfusion_attention(q, k, v, GRID, text="first", sparsity=sparsity)
         torch.testing.assert_close(choice.attend(q, k, v), wanted, rtol=1e-4, atol=1e-5)
@@ -50,31 +52,40 @@ class TestMasks:
     @pytest.mark.parametrize("kind", KINDS[:2])
     def test_half_of_the_pairs_is_the_operators_rule(self, kind):
         band = band_of(0.5)
-        half = masks.share_mask(LAYOUT, kind, band, 0.5)
-        assert torch.equal(half, masks.kind_mask(LAYOUT, kind, 0.5))
+        half = masks.share_mask(LAYOUT, SHAPE, kind, band, 0.5)
+        assert torch.equal(half, masks.kind_mask(LAYOUT, SHAPE, kind, 0.5))
         pairs = masks.pairs_mask(LAYOUT, kind, band)
-        any_pair = masks.share_mask(LAYOUT, kind, band, 0.0)
+        any_pair = masks.share_mask(LAYOUT, SHAPE, kind, band, 0.0)
         assert (any_pair >= pairs).all()
         assert (any_pair >= half).all()
         assert masks.density(any_pair) > masks.density(half)
 
-    def test_place_major_blocks_of_temporal_heads(self):
+    @pytest.mark.parametrize("shape", [SHAPE, BlockShape(128, 128)])
+    def test_place_major_blocks_of_temporal_heads(self, shape):
         order = masks.place_major_order(LAYOUT)
         assert sorted(order.tolist()) == list(range(LAYOUT.tokens))
         assert order[LAYOUT.free_begin : LAYOUT.free_begin + 6].tolist() == [
             LAYOUT.free_begin + offset for offset in (0, 160, 320, 480, 1, 161)
         ]
         # Temporal in place-major order is what spatial is in the raster: a band.
-        temporal = masks.share_mask(LAYOUT, Kind.TEMPORAL, band_of(0.5), 0.5, place_major=True)
-        spatial = masks.share_mask(LAYOUT, Kind.SPATIAL, band_of(0.5), 0.5)
+        temporal = masks.share_mask(
+            LAYOUT, shape, Kind.TEMPORAL, band_of(0.5), 0.5, place_major=True
+        )
+        spatial = masks.share_mask(LAYOUT, shape, Kind.SPATIAL, band_of(0.5), 0.5)
         assert masks.density(temporal) == pytest.approx(masks.density(spatial), abs=0.03)
-        assert torch.equal(temporal[order][:, order], temporal[order][:, order].T)
+        ordered = temporal[order][:, order]
+        first = next(block.begin for block in LAYOUT.blocks(shape.k) if not block.sink)
+        edges = ordered[:, first:].int().diff(dim=1)
+        assert (edges.abs().sum(1) <= 2).all()  # one run of keys
+        assert (edges != 0).any()
+        if shape.q == shape.k:
+            assert torch.equal(ordered, ordered.T)
 
     @pytest.mark.parametrize("share", [0.75, 0.85])
     def test_baselines_reach_the_share_asked_for(self, share):
-        block = 128 * 128 / LAYOUT.tokens**2
+        block = math.prod(SHAPE) / LAYOUT.tokens**2
         generator = torch.Generator().manual_seed(0)
-        drawn = [masks.random_mask(LAYOUT, share, generator) for _ in range(2)]
+        drawn = [masks.random_mask(LAYOUT, SHAPE, share, generator) for _ in range(2)]
         assert not torch.equal(*drawn)
         assert masks.density(drawn[0]) == pytest.approx(share, abs=block)
         assert masks.density(masks.window_of_share(LAYOUT, share)) == pytest.approx(share, abs=3e-3)
@@ -85,17 +96,20 @@ class TestMasks:
 
     @pytest.mark.parametrize("kind", KINDS[:2])
     def test_no_band_comes_nearer_to_the_share(self, kind):
-        found = masks.density(masks.kind_of_share(LAYOUT, kind, 0.8))
+        found = masks.density(masks.kind_of_share(LAYOUT, SHAPE, kind, 0.8))
         for band in range(20_000, 1_000_000, 70_000):
-            other = masks.share_mask(LAYOUT, kind, band, 0.5, place_major=kind is Kind.TEMPORAL)
+            other = masks.share_mask(
+                LAYOUT, SHAPE, kind, band, 0.5, place_major=kind is Kind.TEMPORAL
+            )
             assert abs(found - 0.8) <= abs(masks.density(other) - 0.8)
 
-    def test_sinks_and_diagonal_are_never_dropped(self):
-        least = masks.random_mask(LAYOUT, 0.0, torch.Generator().manual_seed(0))
+    def test_sinks_and_shared_blocks_are_never_dropped(self):
+        least = masks.random_mask(LAYOUT, SHAPE, 0.0, torch.Generator().manual_seed(0))
         sink = LAYOUT.is_sink()
         assert least[sink].all()
         assert least[:, sink].all()
         assert least.diagonal().all()
+        assert masks.density(least) < 1
 
 
 class TestRules:
@@ -119,7 +133,7 @@ class TestRules:
     def test_textural_heads_by_blocks(self, heads):
         q, k, v = heads
         config = Config("contract", "textural blocks", 0.5, alpha=0.98)
-        choice, density = rule_for(config, LAYOUT, None, CPU).choose(q, k, v)
+        choice, density = rule_for(config, LAYOUT, SHAPE, None, CPU).choose(q, k, v)
         textural = choice.code == Kind.TEXTURAL
         assert 0 < textural.sum() < textural.numel()
         out = choice.attend(q, k, v)
@@ -131,19 +145,19 @@ class TestRules:
             torch.testing.assert_close(density[mine], plan.density[mine], rtol=0, atol=0)
 
     def test_a_shifted_checkerboard_leaves_no_place_out(self):
-        mask = masks.shifted_textural_mask(LAYOUT, 0.5)
+        mask = masks.shifted_textural_mask(LAYOUT, SHAPE, 0.5)
         free = slice(LAYOUT.free_begin, LAYOUT.free_begin + LAYOUT.free_tokens)
-        row = next(block.begin for block in LAYOUT.blocks() if not block.sink)
+        row = next(block.begin for block in LAYOUT.blocks(SHAPE.q) if not block.sink)
         keys = mask[row, free].view(LAYOUT.free_frames, LAYOUT.frame)
         assert (keys[0] != keys[1]).all()
         assert keys.sum() == pytest.approx(LAYOUT.free_tokens / 2, abs=LAYOUT.free_frames)
-        plain = masks.kind_mask(LAYOUT, Kind.TEXTURAL, 0.5)
+        plain = masks.kind_mask(LAYOUT, SHAPE, Kind.TEXTURAL, 0.5)
         assert torch.equal(plain[row, free].view_as(keys)[0], keys[0])
 
     @pytest.mark.parametrize("method", ["spatial only", "textural dense", *MASKED, *BASELINES])
     def test_density_is_that_of_the_masks(self, heads, method):
         q, k, v = heads
-        rule = rule_for(Config("", method, 0.5), LAYOUT, 0.7, CPU)
+        rule = rule_for(Config("", method, 0.5), LAYOUT, SHAPE, 0.7, CPU)
         choice, density = rule.choose(q, k, v)
         codes = choice.code.flatten().tolist()
         wanted = [masks.density(choice.masks[code]) for code in codes]
@@ -152,7 +166,7 @@ class TestRules:
 
     def test_a_baseline_needs_its_density(self):
         with pytest.raises(InvalidInputError, match="density it is to match"):
-            rule_for(Config("baselines", "window", 0.5), LAYOUT, None, CPU)
+            rule_for(Config("baselines", "window", 0.5), LAYOUT, SHAPE, None, CPU)
 
     def test_configurations(self):
         configs = study_configs()

@@ -14,6 +14,7 @@ from rainfusion_trt.geometry import (
     TokenLayout,
     band_of,
     band_width,
+    block_shape,
     kept_blocks,
     stride_of,
 )
@@ -46,12 +47,26 @@ def test_kept_blocks(sparsity, count, kept):
     assert kept_blocks(sparsity, count) == kept
 
 
+@pytest.mark.parametrize(
+    ("head_sizes", "shape"),
+    [((1, 16, 64), (192, 128)), ((65, 80, 96), (192, 96)), ((97, 128, 256), (192, 80))],
+)
+def test_block_shape(head_sizes, shape):
+    assert all(block_shape(head_size) == shape for head_size in head_sizes)
+
+
+@pytest.mark.parametrize("size", [80, 96, 128, 192])
 @given(layouts)
-def test_blocks_cover_every_token_once_in_order(layout):
+def test_blocks_cover_every_token_once_in_order(size, layout):
     end = 0
-    for block in layout.blocks():
+    for block in layout.blocks(size):
         assert block.begin == end
-        assert 0 < block.end - block.begin <= 128
+        assert 0 < block.end - block.begin <= size
+        # Short ones only at the end of the text and of the video.
+        ends = {layout.video_begin + layout.video_tokens, layout.text_begin + layout.text_tokens}
+        assert block.end - block.begin == size or block.end in ends
+        assert not block.begin < layout.video_begin < block.end
+        assert not block.begin < layout.text_begin < block.end
         end = block.end
         assert block.sink == bool(layout.is_sink()[block.begin : block.end].any())
     assert end == layout.tokens

@@ -48,7 +48,7 @@ def attended(q, k, layout, kind, method, sparsity, scale, kv_len):
             recalls = brute_force.recalls(q, k, sparsity, *places, scale)
             if recalls[kind is Kind.SPATIAL] >= ALPHA:
                 break
-    mask = brute_force.attended(kind.name.lower(), sparsity, *places)
+    mask = brute_force.attended(kind.name.lower(), sparsity, *places, q.shape[-1])
     return mask & (np.arange(layout.tokens) < kv_len)
 
 
@@ -98,7 +98,7 @@ def test_every_kind_is_met():
 # Without rainfusion_plus, whose band brute force finds by recalls that know no kv_len.
 @pytest.mark.parametrize("method", ["rainfusion", "rainfusion_two_way", "rainfusion2"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
-@pytest.mark.parametrize("length", [0, 1, 127, 300])
+@pytest.mark.parametrize("length", [0, 1, 127, 191, 193, 300])
 def test_keys_past_kv_len_do_not_count(method, sparsity, length):
     layout, (q, k, v) = heads(((4, 9, 15), 30, "last", 1))
     kv_len = torch.tensor([length], dtype=torch.int32)

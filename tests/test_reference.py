@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from rainfusion_trt import reference
-from rainfusion_trt.geometry import METHODS, Kind, TokenLayout, band_of, kept_blocks
+from rainfusion_trt.geometry import (
+    METHODS,
+    Kind,
+    TokenLayout,
+    band_of,
+    block_shape,
+    kept_blocks,
+)
 from rainfusion_trt.testing import synthetic_heads
 
 NAMES = {
@@ -19,7 +26,8 @@ NAMES = {
     Kind.TEMPORAL: "temporal",
     Kind.TEXTURAL: "textural",
 }
-# Odd and even grids, frames smaller and larger than a block, two free frames, no sink at all.
+# Odd and even grids, frames smaller and larger than a block, two free frames, no sink at all; text
+# of one token, and one token short of a block and more than one, of keys and of queries.
 CASES = [
     # grid, text tokens, text, sink frames
     ((4, 9, 15), 0, "none", 1),
@@ -28,31 +36,37 @@ CASES = [
     ((5, 7, 11), 129, "first", 0),
     ((9, 5, 7), 20, "last", 2),
     ((2, 1, 129), 3, "first", 0),
+    ((3, 8, 24), 191, "last", 1),
+    ((3, 8, 24), 193, "first", 1),
 ]
 D = 16
+# A head size of each block shape; what does not depend on it is tested at the first, for speed.
+HEAD_SIZES = [D, 96, 128]
+SPARSITIES = [(0.3, D), (0.5, D), (0.64, D), (0.8, D), (0.5, 96), (0.8, 96), (0.5, 128), (0.8, 128)]
 
 
-def heads(case, kinds, seed=0):
+def heads(case, kinds, head_size=D, seed=0):
     grid, text_tokens, text, sink_frames = case
     layout = TokenLayout(grid, math.prod(grid) + text_tokens, text, sink_frames)
-    return layout, synthetic_heads(layout, kinds, D, seed=seed)
+    q, k, v = synthetic_heads(layout, kinds, head_size, seed=seed)
+    # Scores as large as at D, whose rounding in float32 is what the tolerances allow for.
+    return layout, (q * math.sqrt(D / head_size), k, v)
 
 
 def expected_head(q, k, v, layout, sparsity, kind, kv_len=None):
-    mask = brute_force.attended(
-        NAMES[kind], sparsity, layout.grid, layout.tokens, layout.text, layout.sink_frames
-    )
+    places = (layout.grid, layout.tokens, layout.text, layout.sink_frames)
+    mask = brute_force.attended(NAMES[kind], sparsity, *places, q.shape[-1])
     if kv_len is not None:
         mask = mask & (np.arange(layout.tokens) < kv_len)
     q, k, v = (x.double().numpy() for x in (q, k, v))
-    return brute_force.attention(q, k, v, mask, 1 / math.sqrt(D)), mask
+    return brute_force.attention(q, k, v, mask, 1 / math.sqrt(q.shape[-1])), mask
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.64, 0.8])
-def test_three_kinds_match_brute_force(case, sparsity):
+@pytest.mark.parametrize(("sparsity", "head_size"), SPARSITIES)
+def test_three_kinds_match_brute_force(case, sparsity, head_size):
     kinds = [[Kind.SPATIAL, Kind.TEMPORAL, Kind.TEXTURAL]] * 2
-    layout, (q, k, v) = heads(case, kinds)
+    layout, (q, k, v) = heads(case, kinds, head_size)
     arguments = {"text": layout.text, "sparsity": sparsity, "sink_frames": layout.sink_frames}
     out = reference.rainfusion_attention(q, k, v, layout.grid, **arguments)
     plan = reference.classify_heads(q, k, layout.grid, **arguments)
@@ -66,7 +80,7 @@ def test_three_kinds_match_brute_force(case, sparsity):
                 layout.tokens,
                 layout.text,
                 layout.sink_frames,
-                1 / math.sqrt(D),
+                1 / math.sqrt(head_size),
             )
             temporal, spatial = wanted
             np.testing.assert_allclose(plan.recall_temporal[b, h], temporal, atol=1e-4)
@@ -97,9 +111,10 @@ def test_synthetic_heads_are_found():
 
 
 @pytest.mark.parametrize("kind", list(NAMES), ids=NAMES.get)
-@pytest.mark.parametrize("kv_len", [1, 127, 300, 540])
-def test_keys_past_kv_len_are_not_attended(kind, kv_len):
-    layout, (q, k, v) = heads(((4, 9, 15), 30, "last", 1), [[kind]] * 2)
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
+@pytest.mark.parametrize("kv_len", [1, 79, 127, 191, 193, 300, 540])
+def test_keys_past_kv_len_are_not_attended(kind, head_size, kv_len):
+    layout, (q, k, v) = heads(((4, 9, 15), 30, "last", 1), [[kind]] * 2, head_size)
     sparsity = 0.0 if kind is Kind.DENSE else 0.5
     lengths = torch.tensor([kv_len, layout.tokens], dtype=torch.int32)
     arguments = {"text": "last", "sparsity": sparsity, "kv_len": lengths}
@@ -154,28 +169,40 @@ def test_plus_takes_the_narrowest_band_that_recalls_enough():
     plan = reference.classify_heads(q, k, layout.grid, method="rainfusion_plus", sparsity=0.5)
     assert plan.kind.tolist() == kinds
     # A same-place head needs no more than the narrowest band: the mask of 1/8, not that of s = 0.5.
-    narrow = reference.block_mask(layout, Kind.TEMPORAL, 125_000).float().mean()
-    assert plan.density[0, 1] == pytest.approx(float(narrow), abs=0.02)
-    assert (
-        plan.density[0, 1]
-        < reference.block_mask(layout, Kind.TEMPORAL, band_of(0.5)).float().mean()
+    narrow, of_sparsity = (
+        reference.block_mask(layout, Kind.TEMPORAL, band, block_shape(64)).float().mean()
+        for band in (125_000, band_of(0.5))
     )
+    assert plan.density[0, 1] == pytest.approx(float(narrow), abs=0.02)
+    assert plan.density[0, 1] < of_sparsity
 
 
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.8])
 @pytest.mark.parametrize("case", CASES[:4], ids=str)
-def test_rainfusion2_keeps_the_best_blocks(case, sparsity):
-    layout, (q, k, v) = heads(case, [[Kind.TEXTURAL]])
-    arguments = {"text": layout.text, "sparsity": sparsity, "sink_frames": layout.sink_frames}
-    out = reference.rainfusion_attention(q, k, v, layout.grid, method="rainfusion2", **arguments)
+def test_rainfusion2_keeps_the_best_blocks(case, sparsity, head_size):
+    layout, (q, k, v) = heads(case, [[Kind.TEXTURAL]] * 2, head_size)
     places = (layout.grid, layout.tokens, layout.text, layout.sink_frames)
-    count = len(layout.blocks())
+    count = len(layout.blocks(block_shape(head_size).k))
     assert kept_blocks(sparsity, count) == math.ceil(round(count * (1 - sparsity), 6))
-    query, key, value = (x[0, 0].double().numpy() for x in (q, k, v))
-    scale = 1 / math.sqrt(D)
-    mask = brute_force.best_blocks(query, key, sparsity, *places, scale, layout.tokens)
-    result = brute_force.attention(query, key, value, mask, scale)
-    np.testing.assert_allclose(out[0, 0].numpy(), result, atol=2e-5)
+    scale = 1 / math.sqrt(head_size)
+    for lengths in ([layout.tokens] * 2, [layout.tokens // 2, 193]):
+        arguments = {
+            "text": layout.text,
+            "sparsity": sparsity,
+            "sink_frames": layout.sink_frames,
+            "method": "rainfusion2",
+            "kv_len": torch.tensor(lengths, dtype=torch.int32),
+        }
+        out = reference.rainfusion_attention(q, k, v, layout.grid, **arguments)
+        plan = reference.classify_heads(q, k, layout.grid, **arguments)
+        for b, length in enumerate(lengths):
+            query, key, value = (x[b, 0].double().numpy() for x in (q, k, v))
+            mask = brute_force.best_blocks(query, key, sparsity, *places, scale, length)
+            result = brute_force.attention(query, key, value, mask, scale)
+            np.testing.assert_allclose(out[b, 0, :length], result[:length], atol=2e-5)
+            density = mask.sum() / (layout.tokens * length)
+            np.testing.assert_allclose(plan.density[b, 0], density, rtol=1e-6)
 
 
 def test_scale_and_alpha_are_used():

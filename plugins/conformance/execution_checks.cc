@@ -67,10 +67,10 @@ class Layer {
   std::vector<uint16_t> output() const { return out_.download<uint16_t>(); }
   size_t count() const { return size.batch * size.heads * size.tokens() * size.head_size; }
 
-  // The library's own word on which block pairs its heads keep, [B, N, blocks, blocks].
+  // The library's own word on which block pairs its heads keep, [B, N, q_blocks, k_blocks].
   std::vector<uint8_t> block_mask(trt_host::PluginLibrary& library, RainfusionProblem problem,
-                                  int64_t blocks) {
-    DeviceBuffer mask(static_cast<size_t>(size.batch * size.heads * blocks * blocks));
+                                  int64_t block_pairs) {
+    DeviceBuffer mask(static_cast<size_t>(size.batch * size.heads * block_pairs));
     RainfusionPlan plan{};
     plan.block_mask = mask.as<uint8_t>();
     RainfusionStrides const strides{size.heads * size.tokens() * size.head_size,
@@ -154,6 +154,13 @@ void check_dense(trt_host::PluginLibrary& library, Report& report) {
   }
 }
 
+// The block that each token is in.
+std::vector<int64_t> blocks_of_tokens(rainfusion::BlockCut const& cut) {
+  std::vector<int64_t> blocks;
+  for (int32_t i = 0; i < cut.blocks; ++i) blocks.resize(cut.end(i), i);
+  return blocks;
+}
+
 // Methods without textural heads: what the block mask says is all there is.
 void check_sparse(trt_host::PluginLibrary& library, Report& report) {
   report.begin("sparse");
@@ -163,26 +170,31 @@ void check_sparse(trt_host::PluginLibrary& library, Report& report) {
   Size size = kClip;
   size.grid_t = 13;
   for (auto const& [method, code] : methods) {
-    for (DataType const type : {DataType::kHALF, DataType::kBF16}) {
+    for (int64_t const head_size : {64, 96, 128}) {
+      size.head_size = head_size;
+      DataType const type = head_size == 96 ? DataType::kHALF : DataType::kBF16;
       Layer layer(library, size, type, "first", method, {}, 11);
       auto const output = run(layer, 0.7F);
       auto const dtype = type == DataType::kBF16 ? RAINFUSION_BFLOAT16 : RAINFUSION_FLOAT16;
       RainfusionProblem const problem = size.problem(RAINFUSION_TEXT_FIRST, code, dtype);
       rainfusion::TokenLayout const layout(size.tokens(), size.grid_t, size.grid_h, size.grid_w, 1,
                                            true);
-      int64_t const blocks = layout.blocks();
-      auto const mask = layer.block_mask(library, problem, blocks);
-      std::vector<int64_t> block_of;
-      for (int64_t i = 0; i < blocks; ++i)
-        block_of.resize(block_of.size() + layout.block(i).length, i);
+      auto const shape = rainfusion::block_shape(static_cast<int32_t>(head_size));
+      rainfusion::BlockCut const q_cut(layout, shape.q);
+      rainfusion::BlockCut const k_cut(layout, shape.k);
+      int64_t const pairs = int64_t{q_cut.blocks} * k_cut.blocks;
+      auto const mask = layer.block_mask(library, problem, pairs);
+      auto const q_block = blocks_of_tokens(q_cut);
+      auto const k_block = blocks_of_tokens(k_cut);
       auto const keep = [&](int64_t batch, int64_t head, int64_t query, int64_t key) {
-        int64_t const pair = block_of[query] * blocks + block_of[key];
-        return mask[(batch * size.heads + head) * blocks * blocks + pair] != 0;
+        int64_t const pair = q_block[query] * k_cut.blocks + k_block[key];
+        return mask[(batch * size.heads + head) * pairs + pair] != 0;
       };
       report.expect(std::find(mask.begin(), mask.end(), uint8_t{0}) != mask.end(),
                     method + " skips blocks");
       expect_near(report, layer, output,
-                  attention(size, layer.q.values, layer.k.values, layer.v.values, keep), method);
+                  attention(size, layer.q.values, layer.k.values, layer.v.values, keep),
+                  method + " D=" + std::to_string(head_size));
     }
   }
 }

@@ -50,9 +50,8 @@ Result check_problem(const RainfusionProblem* problem) {
   return problem != nullptr ? validate_problem(*problem) : invalid("problem is a null pointer");
 }
 
-Result check_workspace(const Geometry& geometry, int head_size, void* workspace, size_t bytes,
-                       Workspace* parts) {
-  const size_t needed = lay_out_workspace(geometry, head_size, workspace, parts);
+Result check_workspace(const Geometry& geometry, void* workspace, size_t bytes, Workspace* parts) {
+  const size_t needed = lay_out_workspace(geometry, workspace, parts);
   if (bytes < needed) {
     return {RAINFUSION_WORKSPACE_TOO_SMALL,
             "the workspace has " + std::to_string(bytes) + " bytes, " + std::to_string(needed) +
@@ -68,20 +67,22 @@ Result check_workspace(const Geometry& geometry, int head_size, void* workspace,
 // ARM, or the choice of blocks, up to the heads' kinds and masks.
 Result plan_heads(const RainfusionProblem& problem, const Geometry& geometry,
                   const RainfusionTensors& tensors, const RainfusionPlan& plan,
-                  const Workspace& workspace, cudaStream_t stream) {
-  const int head_size = problem.head_size;
+                  const Workspace& workspace, int capability, cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
   if (geometry.layout.always_dense()) {
     // Nothing to classify: the heads' kinds alone are written below.
-  } else if (geometry.method == RAINFUSION_METHOD_RAINFUSION2) {
-    error = launch_block_means(geometry, tensors, workspace, problem.dtype, head_size, stream);
+  } else if (geometry.by_blocks()) {
+    error = launch_block_means(geometry, tensors, workspace, problem.dtype, stream);
     if (error != cudaSuccess) return cuda_result(error, "launching the block means");
-    error = launch_select_blocks(geometry, tensors, workspace, head_size, stream);
+    error = launch_select_blocks(geometry, tensors, workspace, stream);
     if (error != cudaSuccess) return cuda_result(error, "launching the choice of blocks");
   } else {
     error = launch_prepare(geometry, tensors, workspace, stream);
     if (error != cudaSuccess) return cuda_result(error, "launching the block masks");
-    error = launch_recall(geometry, tensors, workspace, problem.dtype, head_size, stream);
+    const RecallParams recall{
+        tensors.q,        tensors.k,      tensors.q_strides,        tensors.k_strides,
+        tensors.sparsity, tensors.kv_len, workspace.partial_recall, geometry};
+    error = launch_recall(recall, problem.dtype, capability, stream);
     if (error != cudaSuccess) return cuda_result(error, "launching the recalls");
   }
   error = launch_decide(geometry, tensors, workspace, plan, stream);
@@ -101,7 +102,8 @@ AttentionParams attention_params(const Geometry& geometry, const RainfusionTenso
                          tensors.v_strides,
                          tensors.out_strides,
                          tensors.lse,
-                         geometry.cut,
+                         geometry.q_cut,
+                         geometry.k_cut,
                          geometry.batch,
                          geometry.heads,
                          geometry.softmax_scale,
@@ -110,8 +112,12 @@ AttentionParams attention_params(const Geometry& geometry, const RainfusionTenso
                          workspace.mask_index,
                          workspace.masks,
                          geometry.mask_words,
-                         workspace.textural_rows,
-                         workspace.textural_count,
+                         static_cast<int32_t>(geometry.layout.free_begin()),
+                         static_cast<int32_t>(geometry.layout.free_end()),
+                         workspace.gathered_k,
+                         workspace.gathered_v,
+                         geometry.gathered_rows(),
+                         workspace.gathered_count,
                          workspace.next_item};
 }
 
@@ -129,10 +135,13 @@ Result run(const RainfusionProblem* problem, const RainfusionTensors* tensors,
 
   const Geometry geometry(*problem);
   Workspace parts{};
-  result = check_workspace(geometry, problem->head_size, workspace, workspace_bytes, &parts);
+  result = check_workspace(geometry, workspace, workspace_bytes, &parts);
   if (!result.ok()) return result;
   result = plan_heads(*problem, geometry, *tensors, plan != nullptr ? *plan : RainfusionPlan{},
-                      parts, stream);
+                      parts, capability, stream);
+  if (result.ok() && attention) {
+    result = cuda_result(launch_gather(geometry, *tensors, parts, stream), "launching the gather");
+  }
   if (result.ok() && attention) {
     result = cuda_result(launch_attention(attention_params(geometry, *tensors, parts),
                                           problem->dtype, problem->head_size, capability, stream),
@@ -150,13 +159,16 @@ Result block_mask(const RainfusionProblem* problem, RainfusionKind kind, float s
     return invalid("kind = " + std::to_string(kind) +
                    " has no block rule; ask for dense (0), spatial (1) or temporal (2)");
   }
-  const TokenLayout layout = Geometry(*problem).layout;
+  const Geometry geometry(*problem);
+  const TokenLayout& layout = geometry.layout;
   const bool dense = kind == RAINFUSION_KIND_DENSE || !(sparsity > 0.f) || layout.always_dense();
   const int64_t band = dense ? 0 : band_of(clamp_sparsity(sparsity));
   const Axis axis = kind == RAINFUSION_KIND_SPATIAL ? Axis::kSpatial : Axis::kTemporal;
-  for (int64_t q = 0; q < layout.blocks(); ++q) {
-    for (int64_t k = 0; k < layout.blocks(); ++k) {
-      *mask++ = dense || keeps_block(layout, axis, band, q, k) ? 1 : 0;
+  for (int32_t q = 0; q < geometry.q_cut.blocks; ++q) {
+    for (int32_t k = 0; k < geometry.k_cut.blocks; ++k) {
+      const bool kept =
+          dense || keeps_block(layout, geometry.q_cut, geometry.k_cut, axis, band, q, k);
+      *mask++ = kept ? 1 : 0;
     }
   }
   return {};
@@ -189,7 +201,9 @@ RainfusionStatus rainfusion_block_counts(const RainfusionProblem* problem, int32
     Result result = check_problem(problem);
     if (!result.ok()) return result;
     if (q_blocks == nullptr || k_blocks == nullptr) return invalid("a count is a null pointer");
-    *q_blocks = *k_blocks = Geometry(*problem).cut.blocks;
+    const Geometry geometry(*problem);
+    *q_blocks = geometry.q_cut.blocks;
+    *k_blocks = geometry.k_cut.blocks;
     return result;
   });
 }
@@ -199,7 +213,7 @@ RainfusionStatus rainfusion_workspace_size(const RainfusionProblem* problem, siz
     Result result = check_problem(problem);
     if (!result.ok()) return result;
     if (bytes == nullptr) return invalid("bytes is a null pointer");
-    *bytes = lay_out_workspace(Geometry(*problem), problem->head_size, nullptr, nullptr);
+    *bytes = lay_out_workspace(Geometry(*problem), nullptr, nullptr);
     return result;
   });
 }

@@ -1,8 +1,9 @@
 // Attention of all heads, whatever their kinds, in one launch (sm_80 and newer).
 //
-// FlashAttention-2's structure: a CTA of four warps holds one query block; keys and values come in
-// tiles through cp.async; scores, probabilities and output stay in registers. Which keys a query
-// block attends to is a list of runs: all of them, the blocks of a bit mask, or a table of rows.
+// FlashAttention-2's structure: a CTA of four warps holds 128 query rows; keys and values come in
+// tiles through cp.async; scores, probabilities and output stay in registers. Query blocks have
+// more rows than that: where a CTA holds rows of two, it walks over the keys of both, and a warp
+// skips what its own block does not attend to.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -18,17 +19,16 @@ struct AttentionConfig {
   using Element = Element_;
   static constexpr int kHeadSize = kHeadSize_;
   static constexpr int kStages = kStages_;
-  static constexpr int kTileN = kHeadSize == 64 ? 128 : 64;
-  static constexpr int kCtas = 2;     // on a multiprocessor; 255 registers a thread
-  static constexpr int kRowRing = 2;  // tiles of gathered row numbers: this one and the next
+  // As large as 255 registers and the shared memory of two CTAs allow.
+  static constexpr int kTileN = kHeadSize == 96 ? 48 : block_shape(kHeadSize).k;
+  static constexpr int kCtas = 2;  // on a multiprocessor; 255 registers a thread
 
   static constexpr int kTileBytes = kTileN * TileShape<kHeadSize>::kRowBytes;
   static constexpr int kKeyOffset = kTileM * TileShape<kHeadSize>::kRowBytes;
   static constexpr int kValueOffset = kKeyOffset + kStages * kTileBytes;
-  static constexpr int kListOffset = kValueOffset + kStages * kTileBytes;
-  static constexpr int kListBytes = 4 * kMaxMaskWords;  // a mask row or the ring of row numbers
-  static constexpr int kSharedBytes = kListOffset + kListBytes;
-  static_assert(kRowRing * kTileN * 4 <= kListBytes, "the ring fits where a mask row does");
+  static constexpr int kMaskOffset = kValueOffset + kStages * kTileBytes;
+  static constexpr int kSharedBytes = kMaskOffset + sizeof(StagedMask);
+  static_assert(block_shape(kHeadSize).q % 32 == 0, "a warp's rows are of one query block");
 };
 
 // Registers of a CTA's query block.
@@ -61,15 +61,20 @@ __device__ __forceinline__ void attend_single(Accumulators<Config>& acc, const F
     __syncthreads();  // this tile's keys are here; the last tile's values are used up
     copies.copy_values(tiles, 0);
     copy_async_commit();
-    multiply_keys<Element, kHeadSize, kTileN>(s, lanes.query, lanes.key);
-    if (tiles.valid() < kTileN) mask_keys<kTileN>(s, tiles.valid());
+    const bool mine = tiles.mine;
+    if (mine) {
+      multiply_keys<Element, kHeadSize, kTileN>(s, lanes.query, lanes.key);
+      if (tiles.valid() < kTileN) mask_keys<kTileN>(s, tiles.valid());
+    }
     copy_async_wait<0>();
     __syncthreads();  // this tile's values are here; its keys are used up
     more = tiles.advance(cut);
     if (more) copies.copy_keys(tiles, 0);
     copy_async_commit();
-    softmax_tile<kTileN, kHeadSize>(s, acc.o, acc.statistics, scale_log2);
-    multiply_values<Element, kHeadSize, kTileN>(acc.o, s, lanes.value);
+    if (mine) {
+      softmax_tile<kTileN, kHeadSize>(s, acc.o, acc.statistics, scale_log2);
+      multiply_values<Element, kHeadSize, kTileN>(acc.o, s, lanes.value);
+    }
   }
 }
 
@@ -86,6 +91,7 @@ __device__ __forceinline__ void attend_double(Accumulators<Config>& acc, const F
   for (; more; stage ^= 1) {
     Scores<kTileN> s;
     const int valid = tiles.valid();
+    const bool mine = tiles.mine;
     copy_async_wait<0>();
     __syncthreads();  // this tile is here; the last one is used up
     more = tiles.advance(cut);
@@ -94,6 +100,7 @@ __device__ __forceinline__ void attend_double(Accumulators<Config>& acc, const F
       copies.copy_values(tiles, stage ^ 1);
     }
     copy_async_commit();
+    if (!mine) continue;
     const uint32_t offset = stage * Config::kTileBytes;
     multiply_keys<Element, kHeadSize, kTileN>(s, lanes.query, lanes.key + offset);
     if (valid < kTileN) mask_keys<kTileN>(s, valid);
@@ -103,23 +110,17 @@ __device__ __forceinline__ void attend_double(Accumulators<Config>& acc, const F
 }
 
 template <typename Config>
-__device__ __forceinline__ void attend(const AttentionParams& p, const QueryBlock& q,
+__device__ __forceinline__ void attend(const AttentionParams& p, const QuerySpan& q,
                                        Accumulators<Config>& acc, char* smem) {
   constexpr int kHeadSize = Config::kHeadSize;
-  KeyTiles<Config::kTileN> tiles;
-  const bool gathered = choose_keys(tiles, p, q, smem + Config::kListOffset);
-  const KeyValueCopy<Config> copies(p, q, smem, gathered);
-  const bool more = tiles.first(p.cut);
+  const KeyList keys(p, q.batch, q.head, q.block, q.begin, q.sink);
+  KeyTiles<Config::kTileN> tiles(p, q, keys,
+                                 *reinterpret_cast<StagedMask*>(smem + Config::kMaskOffset));
+  const KeyValueCopy<Config> copies(p, q, smem);
+  const bool more = tiles.first(p.k_cut);
 
-  const int q_begin = p.cut.begin(q.block);
-  copy_rows<kHeadSize, kTileM, false>(copies.shared, head_rows<kHeadSize>(p.q, p.q_strides, q),
-                                      q_begin, p.cut.end(q.block) - q_begin, nullptr);
-  if (gathered && more) {
-    copies.copy_row_numbers(tiles.start);
-    copy_async_commit();
-    copy_async_wait<0>();
-    __syncthreads();
-  }
+  copy_rows<kHeadSize, kTileM>(copies.shared, head_rows<kHeadSize>(p.q, p.q_strides, q), q.begin,
+                               q.rows);
   if (more) copies.copy_keys(tiles, 0);
   if (more && Config::kStages == 2) copies.copy_values(tiles, 0);
   copy_async_commit();
@@ -132,9 +133,9 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const QueryBloc
   };
   const float scale_log2 = p.softmax_scale * kLog2E;
   if constexpr (Config::kStages == 1) {
-    attend_single<Config>(acc, lanes, copies, tiles, p.cut, scale_log2, more);
+    attend_single<Config>(acc, lanes, copies, tiles, p.k_cut, scale_log2, more);
   } else {
-    attend_double<Config>(acc, lanes, copies, tiles, p.cut, scale_log2, more);
+    attend_double<Config>(acc, lanes, copies, tiles, p.k_cut, scale_log2, more);
   }
 }
 
@@ -142,7 +143,7 @@ template <typename Config>
 __global__ void __launch_bounds__(kThreads, Config::kCtas)
     attention_kernel(const __grid_constant__ AttentionParams p) {
   extern __shared__ __align__(1024) char smem[];
-  const QueryBlock q(p, blockIdx.x);
+  const QuerySpan q(p, blockIdx.x);
   Accumulators<Config> acc;
   acc.statistics.reset();
   attend<Config>(p, q, acc, smem);
@@ -158,7 +159,8 @@ cudaError_t launch_attention_sm80(const AttentionParams& params, cudaStream_t st
   const cudaError_t error = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSharedBytes);
   if (error != cudaSuccess) return error;
-  const unsigned ctas = static_cast<unsigned>(params.batch) * params.heads * params.cut.blocks;
+  const unsigned ctas = static_cast<unsigned>(params.batch) * params.heads *
+                        static_cast<unsigned>(QuerySpan::count(params.q_cut));
   kernel<<<ctas, kThreads, Config::kSharedBytes, stream>>>(params);
   return cudaGetLastError();
 }

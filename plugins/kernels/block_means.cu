@@ -2,6 +2,8 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
+
 #include "launch.h"
 #include "tile.cuh"
 
@@ -32,8 +34,10 @@ __global__ void __launch_bounds__(kHeadSize / 8 * kRowGroups)
   const int which = blockIdx.z;
   const int batch = blockIdx.y / g.heads;
   const int head = blockIdx.y % g.heads;
-  const int begin = g.cut.begin(blockIdx.x);
-  const int end = min(g.cut.end(blockIdx.x), key_count(p.kv_len, batch, g.cut.tokens));
+  const BlockCut& cut = which == 0 ? g.q_cut : g.k_cut;
+  if (blockIdx.x >= cut.blocks) return;
+  const int begin = cut.begin(blockIdx.x);
+  const int end = min(cut.end(blockIdx.x), key_count(p.kv_len, batch, cut.tokens));
   const RainfusionStrides& strides = p.strides[which];
   const Element* rows =
       static_cast<const Element*>(p.tensor[which]) + batch * strides.batch + head * strides.head;
@@ -53,16 +57,18 @@ __global__ void __launch_bounds__(kHeadSize / 8 * kRowGroups)
   if (threadIdx.x < kHeadSize) {
     float total = 0.f;
     for (int i = 0; i < kRowGroups; ++i) total += sums[i][threadIdx.x];
-    const int64_t block = static_cast<int64_t>(blockIdx.y) * g.cut.blocks + blockIdx.x;
-    p.means[which][block * kHeadSize + threadIdx.x] =
-        end > begin ? total / static_cast<float>(end - begin) : 0.f;
+    float* means = p.means[which] + static_cast<int64_t>(blockIdx.y) * cut.blocks * kHeadSize;
+    const int place =
+        which == 0 ? blockIdx.x * kHeadSize + threadIdx.x : threadIdx.x * cut.blocks + blockIdx.x;
+    means[place] = end > begin ? total / static_cast<float>(end - begin) : 0.f;
   }
 }
 
 template <typename Element>
-void launch_for(const MeansParams& params, int head_size, cudaStream_t stream) {
+void launch_for(const MeansParams& params, cudaStream_t stream) {
   const Geometry& g = params.geometry;
-  const dim3 grid(g.cut.blocks, g.batch * g.heads, 2);
+  const int head_size = g.head_size;
+  const dim3 grid(std::max(g.q_cut.blocks, g.k_cut.blocks), g.batch * g.heads, 2);
   const int threads = head_size / 8 * kRowGroups;
   if (head_size == 64) {
     block_means_kernel<Element, 64><<<grid, threads, 0, stream>>>(params);
@@ -76,7 +82,7 @@ void launch_for(const MeansParams& params, int head_size, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t launch_block_means(const Geometry& geometry, const RainfusionTensors& tensors,
-                               const Workspace& workspace, RainfusionDtype dtype, int head_size,
+                               const Workspace& workspace, RainfusionDtype dtype,
                                cudaStream_t stream) {
   const MeansParams params{{tensors.q, tensors.k},
                            {tensors.q_strides, tensors.k_strides},
@@ -85,9 +91,9 @@ cudaError_t launch_block_means(const Geometry& geometry, const RainfusionTensors
                            tensors.kv_len,
                            geometry};
   if (dtype == RAINFUSION_FLOAT16) {
-    launch_for<__half>(params, head_size, stream);
+    launch_for<__half>(params, stream);
   } else {
-    launch_for<__nv_bfloat16>(params, head_size, stream);
+    launch_for<__nv_bfloat16>(params, stream);
   }
   return cudaGetLastError();
 }

@@ -20,20 +20,21 @@ struct Decision {
 // Mean over the sampled queries of batch element and head `batch_head`.
 __device__ float mean_recall(const Geometry& g, const Workspace& workspace, int batch_head,
                              int sample, int band, int keys) {
-  const int count = sampled_tokens(g.layout, sample, keys).count;
+  const int count = sampled_tokens(g, sample, keys).count;
   if (count == 0) return 0.f;
+  const int64_t place = (static_cast<int64_t>(batch_head) * kSamples + sample) * kSampleTiles;
+  const float* partial = workspace.partial_recall + place * kMaxBands + band;
   float sum = 0.f;
-  for (int tile = 0; tile * kBlock < count; ++tile) {
-    const int64_t place =
-        (static_cast<int64_t>(batch_head) * kSamples + sample) * kSampleTiles + tile;
-    sum += workspace.partial_recall[place * kMaxBands + band];
+#pragma unroll
+  for (int tile = 0; tile < kSampleTiles; ++tile) {
+    sum += tile * kSampleTileRows < count ? partial[tile * kMaxBands] : 0.f;
   }
   return sum / static_cast<float>(count);
 }
 
 __device__ Decision decide(const Geometry& g, const Workspace& workspace, int batch_head,
                            int keys) {
-  const int bands = g.method == RAINFUSION_METHOD_PLUS ? kMaxBands : 1;
+  const int bands = g.bands();
   const int last = bands - 1;
   float recall[kSamples] = {0.f, 0.f};
   int band[kSamples] = {-1, -1};  // the first band whose recall reaches alpha
@@ -59,6 +60,13 @@ __device__ Decision decide(const Geometry& g, const Workspace& workspace, int ba
   return decision;
 }
 
+// Checkerboard keys of a batch element below kv_len.
+__device__ int gathered_keys(const Geometry& g, float sparsity, int keys) {
+  const int64_t raster = max64(0, min64(g.layout.free_tokens, keys - g.layout.free_begin()));
+  return static_cast<int>(
+      checkerboard_below(g.layout, stride_of(clamp_sparsity(sparsity)), raster));
+}
+
 __global__ void decide_kernel(const __grid_constant__ Geometry g, const float* sparsity,
                               const int32_t* kv_len, const __grid_constant__ Workspace workspace,
                               const __grid_constant__ RainfusionPlan plan) {
@@ -68,10 +76,14 @@ __global__ void decide_kernel(const __grid_constant__ Geometry g, const float* s
   const float nan = nanf("");
   Decision decision{RAINFUSION_KIND_DENSE, 0, nan, nan};
   if (!is_dense(g.layout, sparsity)) {
+    const int batch = batch_head / g.heads;
+    const int keys = key_count(kv_len, batch, g.q_cut.tokens);
     decision = g.method == RAINFUSION_METHOD_RAINFUSION2
                    ? Decision{RAINFUSION_KIND_BLOCKS, batch_head, nan, nan}
-                   : decide(g, workspace, batch_head,
-                            key_count(kv_len, batch_head / g.heads, g.cut.tokens));
+                   : decide(g, workspace, batch_head, keys);
+    if (batch_head % g.heads == 0) {
+      workspace.gathered_count[batch] = gathered_keys(g, *sparsity, keys);
+    }
   }
   workspace.kind[batch_head] = decision.kind;
   workspace.mask_index[batch_head] = decision.mask;

@@ -1,4 +1,4 @@
-// Which attention kernel runs where. A kernel for a newer GPU is one more line.
+// Which kernel runs where. An attention kernel for a newer GPU is one more line.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -52,6 +52,21 @@ cudaError_t launch_attention(const AttentionParams& params, RainfusionDtype dtyp
     }
   }
   return cudaErrorNoKernelImageForDevice;
+}
+
+cudaError_t launch_recall(const RecallParams& params, RainfusionDtype dtype, int capability,
+                          cudaStream_t stream) {
+  const bool half = dtype == RAINFUSION_FLOAT16;
+#ifdef RAINFUSION_SM90
+  if (capability == 90) {
+    return half ? launch_recall_sm90<__half>(params, stream)
+                : launch_recall_sm90<__nv_bfloat16>(params, stream);
+  }
+#else
+  static_cast<void>(capability);
+#endif
+  return half ? launch_recall_sm80<__half>(params, stream)
+              : launch_recall_sm80<__nv_bfloat16>(params, stream);
 }
 
 }  // namespace rainfusion

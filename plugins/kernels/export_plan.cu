@@ -21,10 +21,15 @@ struct ExportParams {
 __device__ int64_t attended_keys(const Geometry& g, const Workspace& w, int kind, int batch,
                                  const uint32_t* row, bool sink, int keys) {
   if (sink || kind == RAINFUSION_KIND_DENSE) return keys;
-  if (kind == RAINFUSION_KIND_TEXTURAL) return w.textural_count[batch];
+  if (kind == RAINFUSION_KIND_TEXTURAL) {
+    const int64_t before = min64(g.layout.free_begin(), keys);
+    const int64_t after = max64(0, keys - g.layout.free_end());
+    return before + w.gathered_count[batch] + after;
+  }
+  const BlockCut& cut = g.k_cut;
   int64_t count = 0;
-  for (int k = 0; k < g.cut.blocks && g.cut.begin(k) < keys; ++k) {
-    if (row[k / 32] >> k % 32 & 1) count += min(g.cut.end(k), keys) - g.cut.begin(k);
+  for (int k = 0; k < cut.blocks && cut.begin(k) < keys; ++k) {
+    if (row[k / 32] >> k % 32 & 1) count += min(cut.end(k), keys) - cut.begin(k);
   }
   return count;
 }
@@ -34,21 +39,22 @@ __global__ void __launch_bounds__(kExportThreads)
   __shared__ unsigned long long total;
   const Geometry& g = p.geometry;
   const int batch = blockIdx.x / g.heads;
-  const int keys = key_count(p.kv_len, batch, g.cut.tokens);
+  const BlockCut& cut = g.q_cut;
+  const int keys = key_count(p.kv_len, batch, cut.tokens);
   const int kind = p.workspace.kind[blockIdx.x];
-  const int64_t first_row = static_cast<int64_t>(p.workspace.mask_index[blockIdx.x]) * g.cut.blocks;
+  const int64_t first_row = static_cast<int64_t>(p.workspace.mask_index[blockIdx.x]) * cut.blocks;
   if (threadIdx.x == 0) total = 0;
   __syncthreads();
   unsigned long long pairs = 0;
-  for (int q = threadIdx.x; q < g.cut.blocks; q += kExportThreads) {
+  for (int q = threadIdx.x; q < cut.blocks; q += kExportThreads) {
     const uint32_t* row = p.workspace.masks + (first_row + q) * g.mask_words;
-    pairs += (g.cut.end(q) - g.cut.begin(q)) *
-             attended_keys(g, p.workspace, kind, batch, row, g.cut.is_sink(q), keys);
+    pairs += (cut.end(q) - cut.begin(q)) *
+             attended_keys(g, p.workspace, kind, batch, row, cut.is_sink(q), keys);
   }
   atomicAdd(&total, pairs);  // integers: the order does not matter
   __syncthreads();
   if (threadIdx.x == 0) {
-    const double all = static_cast<double>(g.cut.tokens) * keys;
+    const double all = static_cast<double>(cut.tokens) * keys;
     p.density[blockIdx.x] = keys > 0 ? static_cast<float>(static_cast<double>(total) / all) : 0.f;
   }
 }
@@ -61,11 +67,11 @@ __global__ void __launch_bounds__(kExportThreads)
   const int kind = p.workspace.kind[batch_head];
   const bool whole = kind == RAINFUSION_KIND_DENSE || kind == RAINFUSION_KIND_TEXTURAL;
   const int64_t mask_row =
-      static_cast<int64_t>(p.workspace.mask_index[batch_head]) * g.cut.blocks + q;
+      static_cast<int64_t>(p.workspace.mask_index[batch_head]) * g.q_cut.blocks + q;
   const uint32_t* row = p.workspace.masks + mask_row * g.mask_words;
   uint8_t* out =
-      p.block_mask + (static_cast<int64_t>(batch_head) * g.cut.blocks + q) * g.cut.blocks;
-  for (int k = threadIdx.x; k < g.cut.blocks; k += kExportThreads) {
+      p.block_mask + (static_cast<int64_t>(batch_head) * g.q_cut.blocks + q) * g.k_cut.blocks;
+  for (int k = threadIdx.x; k < g.k_cut.blocks; k += kExportThreads) {
     out[k] = whole ? 1 : row[k / 32] >> k % 32 & 1;
   }
 }
@@ -80,7 +86,7 @@ cudaError_t launch_export_plan(const Geometry& geometry, const RainfusionTensors
     density_kernel<<<geometry.batch_heads(), kExportThreads, 0, stream>>>(params);
   }
   if (plan.block_mask != nullptr) {
-    const dim3 grid(geometry.cut.blocks, geometry.batch_heads());
+    const dim3 grid(geometry.q_cut.blocks, geometry.batch_heads());
     block_mask_kernel<<<grid, kExportThreads, 0, stream>>>(params);
   }
   return cudaGetLastError();

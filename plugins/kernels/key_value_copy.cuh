@@ -8,7 +8,7 @@ namespace rainfusion {
 
 // Offset in bytes of a head's first row.
 __device__ __forceinline__ int64_t head_offset(const RainfusionStrides& strides,
-                                               const QueryBlock& q) {
+                                               const QuerySpan& q) {
   return 2 * (q.batch * strides.batch + q.head * strides.head);
 }
 
@@ -16,7 +16,7 @@ __device__ __forceinline__ int64_t head_offset(const RainfusionStrides& strides,
 template <int kHeadSize>
 __device__ __forceinline__ RowSource<int32_t> head_rows(const void* tensor,
                                                         const RainfusionStrides& strides,
-                                                        const QueryBlock& q) {
+                                                        const QuerySpan& q) {
   return row_source<kHeadSize>(static_cast<const char*>(tensor) + head_offset(strides, q),
                                static_cast<int32_t>(2 * strides.token));
 }
@@ -29,48 +29,39 @@ struct KeyValueCopy {
 
   RowSource<int32_t> keys;
   RowSource<int32_t> values;
-  uint32_t shared;       // the CTA's shared memory, at this thread's place in a tile
-  const int32_t* ring;   // row numbers of gathered tiles, in shared memory
-  const int32_t* table;  // and where they come from
-  bool gathered;
+  const char* gathered_keys;  // first rows, as the sources' bases
+  const char* gathered_values;
+  uint32_t shared;  // the CTA's shared memory, at this thread's place in a tile
 
-  __device__ KeyValueCopy(const AttentionParams& p, const QueryBlock& q, char* smem, bool gathered_)
+  __device__ KeyValueCopy(const AttentionParams& p, const QuerySpan& q, char* smem)
       : keys(head_rows<kHeadSize>(p.k, p.k_strides, q)),
         values(head_rows<kHeadSize>(p.v, p.v_strides, q)),
-        shared(shared_address(smem) + copy_offset<kHeadSize>()),
-        ring(reinterpret_cast<const int32_t*>(smem + Config::kListOffset)),
-        table(p.textural_rows),
-        gathered(gathered_) {}
+        gathered_keys(gathered_rows(p.gathered_k, p, q)),
+        gathered_values(gathered_rows(p.gathered_v, p, q)),
+        shared(shared_address(smem) + copy_offset<kHeadSize>()) {}
 
   __device__ __forceinline__ void copy_keys(const Tiles& tiles, int stage) const {
-    copy(shared + Config::kKeyOffset + stage * Config::kTileBytes, keys, tiles);
-    if (gathered && tiles.start + kTileN < tiles.stop) copy_row_numbers(tiles.start + kTileN);
+    copy(Config::kKeyOffset + stage * Config::kTileBytes, keys, gathered_keys, tiles);
   }
 
   __device__ __forceinline__ void copy_values(const Tiles& tiles, int stage) const {
-    copy(shared + Config::kValueOffset + stage * Config::kTileBytes, values, tiles);
-  }
-
-  // Row numbers of the tile at `start` of the table. They are copied one tile ahead.
-  __device__ __forceinline__ void copy_row_numbers(int start) const {
-    if (threadIdx.x < kTileN / 4) {
-      const int place = threadIdx.x * 4;
-      copy_async_16(shared_address(ring_slot(start) + place), table + start + place, true);
-    }
+    copy(Config::kValueOffset + stage * Config::kTileBytes, values, gathered_values, tiles);
   }
 
  private:
-  __device__ __forceinline__ const int32_t* ring_slot(int start) const {
-    return ring + (start & (Config::kRowRing * kTileN - 1));
+  static __device__ __forceinline__ const char* gathered_rows(const void* tensor,
+                                                              const AttentionParams& p,
+                                                              const QuerySpan& q) {
+    const int64_t head = static_cast<int64_t>(q.batch) * p.heads + q.head;
+    const auto* rows = static_cast<const char*>(tensor) + 2 * head * p.gathered_rows * kHeadSize;
+    return row_source<kHeadSize>(rows, 0).base;
   }
 
-  __device__ __forceinline__ void copy(uint32_t tile, const RowSource<int32_t>& source,
-                                       const Tiles& tiles) const {
-    if (gathered) {
-      copy_rows<kHeadSize, kTileN, true>(tile, source, 0, tiles.valid(), ring_slot(tiles.start));
-    } else {
-      copy_rows<kHeadSize, kTileN, false>(tile, source, tiles.start, tiles.valid(), nullptr);
-    }
+  __device__ __forceinline__ void copy(int offset, const RowSource<int32_t>& source,
+                                       const char* gathered, const Tiles& tiles) const {
+    const RowSource<int32_t> rows =
+        tiles.gathered ? RowSource<int32_t>{gathered, 2 * kHeadSize} : source;
+    copy_rows<kHeadSize, kTileN>(shared + offset, rows, tiles.start, tiles.valid());
   }
 };
 

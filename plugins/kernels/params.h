@@ -8,18 +8,21 @@
 
 namespace rainfusion {
 
-constexpr int kMaxBlocks = 8192;  // query or key blocks of a problem
-constexpr int kMaxMaskWords = kMaxBlocks / 32;
-constexpr int kSamples = 2;  // ARM's samples: 0 local (temporal), 1 global (spatial)
-constexpr int kSampleTiles = kSampleTokens / kBlock;
-constexpr int kTablePadding = 128;  // the attention kernels read the key table in whole tiles
+constexpr int kMaxKeyBlocks = 8192;  // of a problem
+constexpr int kMaxMaskWords = kMaxKeyBlocks / 32;
+constexpr int kSamples = 2;           // ARM's samples: 0 local (temporal), 1 global (spatial)
+constexpr int kSampleTileRows = 128;  // sampled queries of a partial recall
+constexpr int kSampleTiles = kSampleTokens / kSampleTileRows;
 
 // A problem as the kernels see it.
 struct Geometry {
   TokenLayout layout;
-  BlockCut cut;
+  BlockCut q_cut;
+  BlockCut k_cut;
+  Sample samples[kSamples];  // found on the host: a search of greatest common divisors
   int32_t batch;
   int32_t heads;
+  int32_t head_size;
   int32_t mask_words;  // 32-bit words in a row of a block mask
   RainfusionMethod method;
   float alpha;
@@ -28,10 +31,13 @@ struct Geometry {
   explicit Geometry(const RainfusionProblem& problem)
       : layout(problem.tokens, problem.grid_t, problem.grid_h, problem.grid_w, problem.sink_frames,
                problem.text == RAINFUSION_TEXT_FIRST),
-        cut(layout),
+        q_cut(layout, block_shape(problem.head_size).q),
+        k_cut(layout, block_shape(problem.head_size).k),
+        samples{local_sample(layout), global_sample(layout)},
         batch(problem.batch),
         heads(problem.heads),
-        mask_words(static_cast<int32_t>(ceil_div(layout.blocks(), 32))),
+        head_size(problem.head_size),
+        mask_words(static_cast<int32_t>(ceil_div(k_cut.blocks, 32))),
         method(problem.method),
         alpha(problem.alpha),
         softmax_scale(problem.softmax_scale != 0.f
@@ -39,11 +45,21 @@ struct Geometry {
                           : 1.f / sqrtf(static_cast<float>(problem.head_size))) {}
 
   int batch_heads() const { return batch * heads; }
-  int bands() const { return method == RAINFUSION_METHOD_PLUS ? kMaxBands : 1; }
+  RAINFUSION_HOST_DEVICE int bands() const {
+    return method == RAINFUSION_METHOD_PLUS ? kMaxBands : 1;
+  }
+
+  bool by_blocks() const { return method == RAINFUSION_METHOD_RAINFUSION2; }
 
   // Block masks in the workspace: one a head, or one an axis and band for all heads.
-  int masks() const {
-    return method == RAINFUSION_METHOD_RAINFUSION2 ? batch_heads() : 2 * bands();
+  int masks() const { return by_blocks() ? batch_heads() : 2 * bands(); }
+  int64_t mask_rows() const { return static_cast<int64_t>(masks()) * q_cut.blocks; }
+
+  // Rows of a head's gathered keys, at the smallest stride; 0 where no head can be textural.
+  int32_t gathered_rows() const {
+    const bool textural = !by_blocks() && method != RAINFUSION_METHOD_TWO_WAY;
+    return textural && !layout.always_dense() ? static_cast<int32_t>(checkerboard_keys(layout, 2))
+                                              : 0;
   }
 };
 
@@ -51,13 +67,14 @@ struct Geometry {
 struct Workspace {
   int32_t* kind;            // [batch, heads] RainfusionKind
   int32_t* mask_index;      // [batch, heads] block mask of the head
-  uint32_t* masks;          // [masks, blocks, mask_words] bit = key block is kept
-  int32_t* textural_rows;   // tokens a textural head's sparse rows attend to, ascending
-  int32_t* textural_count;  // [batch] how many of them are below kv_len
-  int32_t* next_item;       // [1] queue of a persistent attention kernel
-  float* partial_recall;    // [batch, heads, kSamples, kSampleTiles, kMaxBands]
-  float* q_means;           // [batch, heads, blocks, head_size]
-  float* k_means;
+  uint32_t* masks;          // [masks, q_blocks, mask_words] bit = key block is kept
+  int32_t* gathered_count;  // [batch] checkerboard keys below kv_len
+  void* gathered_k;       // [batch, heads, gathered_rows, head_size] checkerboard keys of textural
+  void* gathered_v;       // heads, in the order of the raster
+  int32_t* next_item;     // [1] queue of a persistent attention kernel
+  float* partial_recall;  // [batch, heads, kSamples, kSampleTiles, kMaxBands]
+  float* q_means;         // [batch, heads, q_blocks, head_size]
+  float* k_means;         // [batch, heads, head_size, k_blocks], read along the blocks
 };
 
 // Whether every head is dense; every kernel asks this of the same device value.

@@ -16,19 +16,19 @@ struct QueryBlock {
   bool sink;
 
   __device__ QueryBlock(const AttentionParams& p, int index) {
-    const int sinks = p.cut.sinks();
+    const int sinks = p.q_cut.sinks();
     const int sink_ctas = p.batch * p.heads * sinks;
     sink = index < sink_ctas;
-    const int blocks = sink ? sinks : p.cut.blocks - sinks;
+    const int blocks = sink ? sinks : p.q_cut.blocks - sinks;
     const int rest = sink ? index : index - sink_ctas;
     const int batch_head = rest / blocks;
     batch = batch_head / p.heads;
     head = batch_head % p.heads;
     block = rest % blocks;
     if (!sink) {
-      block += p.cut.leading_sinks;
-    } else if (block >= p.cut.leading_sinks) {
-      block += p.cut.blocks - sinks;
+      block += p.q_cut.leading_sinks;
+    } else if (block >= p.q_cut.leading_sinks) {
+      block += p.q_cut.blocks - sinks;
     }
   }
 };

@@ -12,9 +12,9 @@ struct SampledTokens {
   int count;
 };
 
-__device__ inline SampledTokens sampled_tokens(const TokenLayout& layout, int sample, int keys) {
-  const Sample s = sample == 0 ? local_sample(layout) : global_sample(layout);
-  const int64_t base = layout.token_of_raster(0);
+__device__ inline SampledTokens sampled_tokens(const Geometry& g, int sample, int keys) {
+  const Sample& s = g.samples[sample];
+  const int64_t base = g.layout.free_begin();
   const int64_t below = keys > base ? ceil_div(keys - base, s.step) : 0;
   return {base, s.step, static_cast<int>(min64(s.count, below))};
 }

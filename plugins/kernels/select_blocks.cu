@@ -20,7 +20,6 @@ struct SelectParams {
   uint32_t* masks;
   const float* sparsity;
   const int32_t* kv_len;
-  int head_size;
   int rows;  // query blocks in a CTA
   Geometry geometry;
 };
@@ -32,23 +31,27 @@ __device__ __forceinline__ uint32_t ordered(float x) {
 }
 
 // ordered(score) of key blocks against the CTA's query blocks; a thread takes whole key blocks.
+// k_means is [head_size, k_blocks], so that threads read side by side.
 __device__ void score_blocks(const SelectParams& p, const float* q_means, const float* k_means,
-                             uint32_t* scores, int blocks) {
-  for (int k = threadIdx.x; k < blocks; k += kSelectThreads) {
+                             uint32_t* scores, int candidates) {
+  const int head_size = p.geometry.head_size;
+  const int k_blocks = p.geometry.k_cut.blocks;
+  for (int k = threadIdx.x; k < candidates; k += kSelectThreads) {
     float dot[kMaxRows] = {};
-    const float4* key =
-        reinterpret_cast<const float4*>(k_means + static_cast<int64_t>(k) * p.head_size);
-    for (int d = 0; d < p.head_size / 4; ++d) {
-      const float4 y = key[d];
+#pragma unroll 2
+    for (int d = 0; d < head_size; d += 4) {
+      float y[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) y[i] = __ldg(k_means + (d + i) * k_blocks + k);
 #pragma unroll
       for (int r = 0; r < kMaxRows; ++r) {
-        const float4 x = reinterpret_cast<const float4*>(q_means + r * p.head_size)[d];
-        dot[r] = fmaf(x.x, y.x, fmaf(x.y, y.y, fmaf(x.z, y.z, fmaf(x.w, y.w, dot[r]))));
+        const float4 x = *reinterpret_cast<const float4*>(q_means + r * head_size + d);
+        dot[r] = fmaf(x.x, y[0], fmaf(x.y, y[1], fmaf(x.z, y[2], fmaf(x.w, y[3], dot[r]))));
       }
     }
 #pragma unroll
     for (int r = 0; r < kMaxRows; ++r) {
-      if (r < p.rows) scores[r * blocks + k] = ordered(dot[r] * p.geometry.softmax_scale);
+      if (r < p.rows) scores[r * candidates + k] = ordered(dot[r] * p.geometry.softmax_scale);
     }
   }
 }
@@ -92,8 +95,8 @@ __device__ void write_row(const Geometry& g, const uint32_t* scores, int candida
     const uint32_t equal = lowest_bits(__ballot_sync(0xffffffffu, candidate && score == threshold),
                                        ties > 0 ? ties : 0);
     const uint32_t always = __ballot_sync(
-        0xffffffffu,
-        k < g.cut.blocks && (g.cut.is_sink(k) || g.cut.is_sink(q_block) || k == q_block));
+        0xffffffffu, k < g.k_cut.blocks && (g.k_cut.is_sink(k) || g.q_cut.is_sink(q_block) ||
+                                            blocks_meet(g.q_cut, g.k_cut, q_block, k)));
     ties -= __popc(equal);
     if (lane == 0) row[word] = larger | equal | always;
   }
@@ -105,47 +108,45 @@ __global__ void __launch_bounds__(kSelectThreads)
   const Geometry& g = p.geometry;
   if (is_dense(g.layout, p.sparsity)) return;
   const int first = blockIdx.x * p.rows;
-  const int64_t head_blocks = static_cast<int64_t>(blockIdx.y) * g.cut.blocks;
+  const int64_t q_base = static_cast<int64_t>(blockIdx.y) * g.q_cut.blocks;
+  const int64_t k_base = static_cast<int64_t>(blockIdx.y) * g.k_cut.blocks;
   // A key block without keys is no candidate: it could only waste the budget.
-  const int keys = key_count(p.kv_len, blockIdx.y / g.heads, g.cut.tokens);
-  const int candidates = g.cut.blocks_below(keys);
+  const int keys = key_count(p.kv_len, blockIdx.y / g.heads, g.k_cut.tokens);
+  const int candidates = g.k_cut.blocks_below(keys);
 
   float* q_means = reinterpret_cast<float*>(shared);
-  uint32_t* scores = reinterpret_cast<uint32_t*>(q_means + kMaxRows * p.head_size);
-  for (int i = threadIdx.x; i < kMaxRows * p.head_size; i += kSelectThreads) {
-    const int row = i / p.head_size;
-    const bool real = row < p.rows && first + row < g.cut.blocks;
-    q_means[i] = real ? p.q_means[(head_blocks + first) * p.head_size + i] : 0.f;
+  uint32_t* scores = reinterpret_cast<uint32_t*>(q_means + kMaxRows * p.geometry.head_size);
+  for (int i = threadIdx.x; i < kMaxRows * p.geometry.head_size; i += kSelectThreads) {
+    const int row = i / p.geometry.head_size;
+    const bool real = row < p.rows && first + row < g.q_cut.blocks;
+    q_means[i] = real ? p.q_means[(q_base + first) * g.head_size + i] : 0.f;
   }
   __syncthreads();
-  score_blocks(p, q_means, p.k_means + head_blocks * p.head_size, scores, candidates);
+  score_blocks(p, q_means, p.k_means + k_base * g.head_size, scores, candidates);
   __syncthreads();
 
   const int row = threadIdx.x / 32;
-  if (row >= p.rows || first + row >= g.cut.blocks) return;
+  if (row >= p.rows || first + row >= g.q_cut.blocks) return;
   const int keep =
-      static_cast<int>(min64(candidates, kept_blocks(clamp_sparsity(*p.sparsity), g.cut.blocks)));
+      static_cast<int>(min64(candidates, kept_blocks(clamp_sparsity(*p.sparsity), g.k_cut.blocks)));
   write_row(g, scores + row * candidates, candidates, keep, first + row,
-            p.masks + (head_blocks + first + row) * g.mask_words);
+            p.masks + (q_base + first + row) * g.mask_words);
 }
 
 }  // namespace
 
 cudaError_t launch_select_blocks(const Geometry& geometry, const RainfusionTensors& tensors,
-                                 const Workspace& workspace, int head_size, cudaStream_t stream) {
-  const int blocks = geometry.cut.blocks;
+                                 const Workspace& workspace, cudaStream_t stream) {
+  const int blocks = geometry.k_cut.blocks;
   const int fitting = static_cast<int>(kScoreBytes / (blocks * sizeof(uint32_t)));
   const int rows = fitting < 1 ? 1 : (fitting < kMaxRows ? fitting : kMaxRows);
-  const size_t bytes = kMaxRows * head_size * sizeof(float) + rows * blocks * sizeof(uint32_t);
-  const SelectParams params{workspace.q_means,
-                            workspace.k_means,
-                            workspace.masks,
-                            tensors.sparsity,
-                            tensors.kv_len,
-                            head_size,
-                            rows,
+  const size_t bytes =
+      kMaxRows * geometry.head_size * sizeof(float) + rows * blocks * sizeof(uint32_t);
+  const SelectParams params{workspace.q_means, workspace.k_means, workspace.masks,
+                            tensors.sparsity,  tensors.kv_len,    rows,
                             geometry};
-  const dim3 grid(static_cast<unsigned>(ceil_div(blocks, rows)), geometry.batch_heads());
+  const dim3 grid(static_cast<unsigned>(ceil_div(geometry.q_cut.blocks, rows)),
+                  geometry.batch_heads());
   select_blocks_kernel<<<grid, kSelectThreads, bytes, stream>>>(params);
   return cudaGetLastError();
 }

@@ -55,20 +55,18 @@ __device__ __forceinline__ uint32_t copy_offset() {
   return Shape::offset(threadIdx.x / Shape::kThreadsPerRow, threadIdx.x % Shape::kThreadsPerRow);
 }
 
-// Starts the copy of rows [first, first + valid) to a tile of kRows rows, the rest zeroed. With
-// kGathered the rows are rows[0 .. valid) (shared memory) instead.
-template <int kHeadSize, int kRows, bool kGathered, typename Stride>
+// Starts the copy of rows [first, first + valid) to a tile of kRows rows, the rest zeroed.
+template <int kHeadSize, int kRows, typename Stride>
 __device__ __forceinline__ void copy_rows(uint32_t tile, const RowSource<Stride>& source, int first,
-                                          int valid, const int32_t* rows) {
+                                          int valid) {
   using Shape = TileShape<kHeadSize>;
   const int lane_row = threadIdx.x / Shape::kThreadsPerRow;
 #pragma unroll
-  for (int pass = 0; pass < kRows / Shape::kRowsPerPass; ++pass) {
+  for (int pass = 0; pass * Shape::kRowsPerPass < kRows; ++pass) {
     const int row = lane_row + pass * Shape::kRowsPerPass;
+    if (kRows % Shape::kRowsPerPass != 0 && row >= kRows) break;
     const bool keep = row < valid;
-    int64_t token = first + row;
-    if constexpr (kGathered) token = keep ? rows[row] : 0;
-    const char* global = source.base + token * source.stride;
+    const char* global = source.base + static_cast<int64_t>(first + row) * source.stride;
     const uint32_t shared = tile + pass * Shape::kRowsPerPass * Shape::kRowBytes;
 #pragma unroll
     for (int i = 0; i < Shape::kChunksPerThread; ++i) {

@@ -114,13 +114,14 @@ Result validate_problem(const RainfusionProblem& p) {
   if (result.ok()) result = validate_attributes(p);
   if (!result.ok()) return result;
   const Geometry geometry(p);
-  if (geometry.layout.blocks() > kMaxBlocks) {
-    return unsupported("tokens = " + to_string(p.tokens) + " make " +
-                       to_string(geometry.layout.blocks()) + " blocks of 128; at most " +
-                       to_string(kMaxBlocks) + " are supported, split the sequence");
+  const BlockCut& keys = geometry.k_cut;
+  if (keys.blocks > kMaxKeyBlocks) {
+    return unsupported("tokens = " + to_string(p.tokens) + " make " + to_string(keys.blocks) +
+                       " key blocks of " + to_string(keys.size) + "; at most " +
+                       to_string(kMaxKeyBlocks) + " are supported, split the sequence");
   }
-  if (static_cast<int64_t>(geometry.batch_heads()) * geometry.layout.blocks() > kMaxTokens) {
-    return unsupported("batch * heads * blocks of 128 tokens is above 2^31 - 1; split the batch");
+  if (static_cast<int64_t>(geometry.batch_heads()) * keys.blocks > kMaxTokens) {
+    return unsupported("batch * heads * key blocks is above 2^31 - 1; split the batch");
   }
   return {};
 }

@@ -12,8 +12,14 @@ class Cutter {
   // A part that is not needed is null.
   template <typename T>
   void cut(T** part, int64_t count) {
-    *part = base_ != nullptr && count > 0 ? reinterpret_cast<T*>(base_ + bytes_) : nullptr;
-    bytes_ += ceil_div(count * static_cast<int64_t>(sizeof(T)), kAlignment) * kAlignment;
+    void* start = nullptr;
+    cut_bytes(&start, count * static_cast<int64_t>(sizeof(T)));
+    *part = static_cast<T*>(start);
+  }
+
+  void cut_bytes(void** part, int64_t bytes) {
+    *part = base_ != nullptr && bytes > 0 ? base_ + bytes_ : nullptr;
+    bytes_ += ceil_div(bytes, kAlignment) * kAlignment;
   }
 
   size_t bytes() const { return static_cast<size_t>(bytes_); }
@@ -25,17 +31,14 @@ class Cutter {
 
 }  // namespace
 
-size_t lay_out_workspace(const Geometry& geometry, int head_size, void* base, Workspace* parts) {
+size_t lay_out_workspace(const Geometry& geometry, void* base, Workspace* parts) {
   const int64_t heads = geometry.batch_heads();
-  const int64_t blocks = geometry.cut.blocks;
   const bool sparse = !geometry.layout.always_dense();
-  const bool by_blocks = geometry.method == RAINFUSION_METHOD_RAINFUSION2;
-  const bool textural = sparse && !by_blocks && geometry.method != RAINFUSION_METHOD_TWO_WAY;
-  const int64_t mask_words = geometry.masks() * blocks * geometry.mask_words;
-  // The smallest stride, 2, has the most keys.
-  const int64_t table = textural_keys(geometry.layout, 2) + kTablePadding;
+  const bool by_blocks = geometry.by_blocks();
+  const int64_t mask_words = geometry.mask_rows() * geometry.mask_words;
   const int64_t partials = heads * kSamples * kSampleTiles * kMaxBands;
-  const int64_t means = heads * blocks * head_size;
+  const int64_t row = heads * geometry.head_size;  // elements of a token or block, all heads
+  const int64_t gathered_bytes = 2 * row * geometry.gathered_rows();
 
   Workspace unused;
   Workspace& w = parts != nullptr ? *parts : unused;
@@ -44,11 +47,12 @@ size_t lay_out_workspace(const Geometry& geometry, int head_size, void* base, Wo
   cutter.cut(&w.mask_index, heads);
   cutter.cut(&w.next_item, 1);
   cutter.cut(&w.masks, sparse ? mask_words : 0);
-  cutter.cut(&w.textural_count, geometry.batch);
-  cutter.cut(&w.textural_rows, textural ? table : 0);
+  cutter.cut(&w.gathered_count, geometry.batch);
+  cutter.cut_bytes(&w.gathered_k, gathered_bytes);
+  cutter.cut_bytes(&w.gathered_v, gathered_bytes);
   cutter.cut(&w.partial_recall, sparse && !by_blocks ? partials : 0);
-  cutter.cut(&w.q_means, sparse && by_blocks ? means : 0);
-  cutter.cut(&w.k_means, sparse && by_blocks ? means : 0);
+  cutter.cut(&w.q_means, sparse && by_blocks ? row * geometry.q_cut.blocks : 0);
+  cutter.cut(&w.k_means, sparse && by_blocks ? row * geometry.k_cut.blocks : 0);
   return cutter.bytes();
 }
 

@@ -8,6 +8,6 @@
 namespace rainfusion {
 
 // Bytes needed for any sparsity. With a base address also sets the parts of `parts`.
-size_t lay_out_workspace(const Geometry& geometry, int head_size, void* base, Workspace* parts);
+size_t lay_out_workspace(const Geometry& geometry, void* base, Workspace* parts);
 
 }  // namespace rainfusion

@@ -26,14 +26,14 @@ __device__ __forceinline__ void normalize(float (&o)[kWarpTiles][kHeadSize / 8][
 
 // `tile` is the query tile: its rows are used up by the warp that owns them.
 template <typename Element, int kHeadSize>
-__device__ __forceinline__ void write_output(const AttentionParams& p, const QueryBlock& q,
+__device__ __forceinline__ void write_output(const AttentionParams& p, const QuerySpan& q,
                                              float (&o)[kWarpTiles][kHeadSize / 8][4],
                                              const RowStatistics& statistics, char* tile) {
   using Shape = TileShape<kHeadSize>;
   const int lane = threadIdx.x % 32;
   const int warp_row = threadIdx.x / 32 * 32;
-  const int begin = p.cut.begin(q.block);
-  const int length = p.cut.end(q.block) - begin;
+  const int begin = q.begin;
+  const int length = q.rows;
   float sums[kWarpTiles * 2];
 #pragma unroll
   for (int r = 0; r < kWarpTiles * 2; ++r) {
@@ -41,7 +41,7 @@ __device__ __forceinline__ void write_output(const AttentionParams& p, const Que
     const int row = warp_row + r * 8 + lane / 4;
     if (p.lse != nullptr && lane % 4 == 0 && row < length) {
       const int64_t head = static_cast<int64_t>(q.batch) * p.heads + q.head;
-      p.lse[head * p.cut.tokens + begin + row] =
+      p.lse[head * p.q_cut.tokens + begin + row] =
           sums[r] > 0.f ? statistics.maximum[r] * p.softmax_scale + logf(sums[r]) : -INFINITY;
     }
   }

@@ -132,15 +132,19 @@ void check_status(RainfusionStatus status) {
 
 size_t workspace_bound(Attributes const& attributes, Dims const& max_query, Dims const& max_grid,
                        DataType type) {
-  // Each axis has its own maximum, so the largest sizes together need not be a clip. Of all clips
-  // with as many tokens, a textural head gathers the most keys where nearly all is text; another
-  // block of tokens covers the cut between text and video, wherever it lies.
+  // Each axis has its own maximum, so the largest sizes together need not be a clip. Of the clips
+  // with at most S tokens, one of the most frames and of odd frames that hold all S has the most
+  // checkerboard keys; two more query blocks cover the cut between text and video, wherever it
+  // lies.
   RainfusionProblem problem = make_problem(attributes, max_query, max_grid, type);
+  int64_t const tokens = max_query.d[2];
+  int64_t const frames = max_grid.d[0];
+  int64_t const width = (tokens + frames - 1) / frames | 1;
+  int64_t const text = 2 * block_shape(problem.head_size).q;
   problem.text = RAINFUSION_TEXT_FIRST;
-  problem.tokens = to_int32(max_query.d[2] + kBlock);
-  problem.grid_t =
-      static_cast<int32_t>(std::min<int64_t>(int64_t{attributes.sink_frames} + 2, problem.tokens));
-  problem.grid_h = problem.grid_w = 1;
+  problem.tokens = to_int32(frames * width + text);
+  problem.grid_h = 1;
+  problem.grid_w = to_int32(width);
   size_t bytes = 0;
   check_status(rainfusion_workspace_size(&problem, &bytes));
   return bytes;

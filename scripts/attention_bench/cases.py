@@ -14,7 +14,10 @@ _WITH_BLOCK_LISTS = ("spatial", "temporal", RANDOM)  # textural heads keep colum
 
 @dataclass(frozen=True)
 class Lists:
-    """Heads and how much of them is kept; the cases of one `Lists` compute the same pairs.
+    """Heads and how much of them is kept.
+
+    The cases of one `Lists` compute the same pairs, but for FlexAttention, whose blocks are its
+    own (`flex_lists`).
 
     Attributes
     ----------
@@ -59,10 +62,10 @@ def cases_of(
     flex_sparsities: Sequence[float] = (0.5, 0.8),
     peers: Sequence[str] = PEERS,
 ) -> list[Case]:
-    """All cases of a shape, in the order in which every round times them.
+    """All cases of a shape.
 
     Dense attention does not depend on the kinds of heads: it is timed once a round, on the first of
-    `heads`. FlexAttention gets the lists that are made of blocks: random ones, and spatial and
+    `heads`. FlexAttention gets heads whose lists are made of blocks: random ones, and spatial and
     temporal heads at `flex_sparsities`.
     """
     dense = Lists(heads[0] if heads[0] != RANDOM else MIXED, 0.0)

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from rainfusion_trt import reference
-from rainfusion_trt.geometry import Kind, TokenLayout, band_of, pair_mask, stride_of
+from rainfusion_trt.geometry import (
+    BlockShape,
+    Kind,
+    TokenLayout,
+    band_of,
+    pair_mask,
+    stride_of,
+)
 
 from .plan import PlannedLists
 
@@ -60,7 +67,7 @@ def sampled_rows(
     The blocks of spatial and temporal heads are those of the reference, which counts token pairs;
     random lists are taken as they are.
     """
-    rows = _rows(layout).to(q.device)
+    rows = _rows(layout, lists.shape).to(q.device)
     heads = []
     for kind in lists.kind.unique().tolist():
         found = (lists.kind == kind).nonzero().tolist()
@@ -73,30 +80,36 @@ def sampled_rows(
     return SampledRows(heads, rows, torch.stack(wanted))
 
 
-def _rows(layout: TokenLayout) -> Tensor:
+def _rows(layout: TokenLayout, shape: BlockShape) -> Tensor:
     """Both ends of text, sinks, the other tokens and the blocks beside them; the rest at random."""
     edges = {0, layout.tokens - 1, layout.video_begin, layout.free_begin}
-    edges |= {block.end - 1 for block in layout.blocks()[-4:]}
-    edges |= {block.begin for block in layout.blocks()[-4:]}
+    for size in shape:
+        edges |= {block.end - 1 for block in layout.blocks(size)[-4:]}
+        edges |= {block.begin for block in layout.blocks(size)[-4:]}
     order = torch.randperm(layout.tokens, generator=torch.Generator().manual_seed(0))
     return torch.tensor(sorted(edges | set(order[:_ROWS].tolist())))
 
 
 def _keys(layout: TokenLayout, lists: PlannedLists, b: int, h: int, rows: Tensor) -> Tensor:
     """bool [R, S]: the keys that these rows attend to."""
-    blocks = layout.blocks()
-    lengths = torch.tensor([block.end - block.begin for block in blocks], device=rows.device)
-    block_of = torch.arange(len(blocks), device=rows.device).repeat_interleave(lengths)
+    q_block_of, k_block_of = (_block_of(layout, size, rows.device) for size in lists.shape)
     kind = Kind(int(lists.kind[b, h]))
     if kind is Kind.TEXTURAL:
+        blocks = layout.blocks(lists.shape.q)
         sink = torch.tensor([block.sink for block in blocks], device=rows.device)
-        return sink[block_of[rows]][:, None] | _textural_keys(layout, lists.sparsity, rows.device)
+        return sink[q_block_of[rows]][:, None] | _textural_keys(layout, lists.sparsity, rows.device)
     if kind is Kind.BLOCKS:
         mask = lists.kept[b, h]
     else:
         band = 0 if kind is Kind.DENSE else band_of(lists.sparsity)
-        mask = _reference_mask(layout, kind, band, rows.device)
-    return mask[block_of[rows]][:, block_of]
+        mask = reference_mask(layout, kind, band, lists.shape, rows.device)
+    return mask[q_block_of[rows]][:, k_block_of]
+
+
+def _block_of(layout: TokenLayout, size: int, device: torch.device) -> Tensor:
+    """int64 [S]: the block of `size` tokens that each token is in."""
+    lengths = torch.tensor([b.end - b.begin for b in layout.blocks(size)], device=device)
+    return torch.arange(len(lengths), device=device).repeat_interleave(lengths)
 
 
 def _textural_keys(layout: TokenLayout, sparsity: float, device: torch.device) -> Tensor:
@@ -109,5 +122,8 @@ def _textural_keys(layout: TokenLayout, sparsity: float, device: torch.device) -
 
 
 @lru_cache(maxsize=16)  # seconds each for the long sequences, and shared by several cases
-def _reference_mask(layout: TokenLayout, kind: Kind, band: int, device: torch.device) -> Tensor:
-    return reference.block_mask(layout, kind, band, device)
+def reference_mask(
+    layout: TokenLayout, kind: Kind, band: int, shape: BlockShape, device: torch.device
+) -> Tensor:
+    """`reference.block_mask`, kept for the next case."""
+    return reference.block_mask(layout, kind, band, shape, device)

@@ -1,10 +1,10 @@
-"""FlexAttention on the block lists of our kernels.
+"""FlexAttention on lists of 128 x 128 blocks, those of `flex_lists`.
 
-Our blocks of 128 start at the first token of the text and of the video, so that the last block of
-each may be short; those of FlexAttention lie on one grid. It is therefore given copies of q, k and
-v in which every block begins at a multiple of 128, made before anything is timed. Then each of our
-blocks is one of its own: whole ones are passed as full blocks, which need no mask, short ones as
-partial blocks whose mask leaves out the padding.
+Text and video are cut into blocks separately, so that the last block of each may be short;
+FlexAttention's own blocks lie on one grid. It is therefore given copies of q, k and v in which
+every block begins at a multiple of 128, made before anything is timed. Then each block of a list is
+one of its own: whole ones are passed as full blocks, which need no mask, short ones as partial
+blocks whose mask leaves out the padding.
 """
 
 from __future__ import annotations
@@ -15,9 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from rainfusion_trt.geometry import BLOCK, TokenLayout
+from rainfusion_trt.geometry import TokenLayout
 
 Attention = Callable[..., Tensor]
+BLOCK = 128
+"""Tokens in a query block and in a key block: FlexAttention's default, and fast in its kernel.
+
+Its blocks have to be multiples of its kernel's tiles, whose sizes are powers of two; 96 or 80 keys
+are multiples of no more than 32 or 16.
+"""
 
 
 class BlockGrid:
@@ -32,7 +38,7 @@ class BlockGrid:
     """
 
     def __init__(self, layout: TokenLayout, device: torch.device) -> None:
-        blocks = layout.blocks()
+        blocks = layout.blocks(BLOCK)
         lengths = torch.tensor([block.end - block.begin for block in blocks])
         starts = torch.arange(len(blocks)) * BLOCK
         offsets = torch.cat([torch.arange(int(length)) for length in lengths])

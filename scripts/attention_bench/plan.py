@@ -12,7 +12,7 @@ from torch import Tensor
 from rainfusion_trt import classify_heads, native
 from rainfusion_trt.cuda_ops import launch
 from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.geometry import Kind, TokenLayout
+from rainfusion_trt.geometry import BlockShape, Kind, TokenLayout, block_shape
 from rainfusion_trt.plan import HeadPlan
 
 from .cases import Lists
@@ -27,7 +27,7 @@ heads without a pattern recall no more than the band's share, .5 at s = .5.
 
 @dataclass(frozen=True)
 class PlannedLists:
-    """Heads at one sparsity, as the kernels' plan has them.
+    """Heads at one sparsity, as the plan of our kernels or `flex_lists` has them.
 
     Attributes
     ----------
@@ -37,13 +37,16 @@ class PlannedLists:
         int32 [B, N].
     density
         Share of token pairs computed, mean over heads.
+    shape
+        Of the blocks.
     kept
-        bool [B, N, blocks, blocks]; everything for textural heads.
+        bool [B, N, q_blocks, k_blocks]; everything for textural heads.
     """
 
     sparsity: float
     kind: Tensor
     density: float
+    shape: BlockShape
     kept: Tensor
 
 
@@ -94,17 +97,18 @@ def planned(
             f"{lists} on grid {layout.grid}: heads made to be {[x.name for x in kinds]} were found "
             f"to be {plan.kind.tolist()}; change ALPHA in attention_bench/plan.py"
         )
-    return PlannedLists(sparsity, plan.kind, plan.density.mean().item(), kept)
+    shape = block_shape(q.shape[-1])
+    return PlannedLists(sparsity, plan.kind, plan.density.mean().item(), shape, kept)
 
 
 def export_plan(
     q: Tensor, k: Tensor, layout: TokenLayout, arguments: dict[str, Any]
 ) -> tuple[HeadPlan, Tensor]:
-    """Kinds and densities, and the kept block pairs, bool [B, N, blocks, blocks]."""
-    blocks = len(layout.blocks())
+    """Kinds and densities, and the kept block pairs, bool [B, N, q_blocks, k_blocks]."""
+    blocks = [len(layout.blocks(size)) for size in block_shape(q.shape[-1])]
     kind = torch.empty(q.shape[:2], dtype=torch.int32, device=q.device)
     plan = HeadPlan(kind, *(torch.empty_like(kind, dtype=torch.float32) for _ in range(3)))
-    kept = torch.empty(*q.shape[:2], blocks, blocks, dtype=torch.uint8, device=q.device)
+    kept = torch.empty(*q.shape[:2], *blocks, dtype=torch.uint8, device=q.device)
     plan_only(q, k, layout, arguments, native.Plan.of(plan, kept))()
     return plan, kept.bool()
 

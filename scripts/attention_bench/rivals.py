@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rainfusion_trt import rainfusion_attention
+from rainfusion_trt.geometry import TokenLayout
 
 from . import flex
 from .cases import CUDNN, FA3, FLEX, OURS, PLAN, Case
 from .check import SampledRows, sampled_rows
+from .flex_lists import flex_lists
 from .plan import PlannedLists, arguments_of, plan_only, planned
 from .shapes import RANDOM, Shape, inputs_of, kinds_of
 
@@ -28,6 +30,10 @@ class Contender:
 
     Attributes
     ----------
+    lists
+        What it computes.
+    rows
+        What it should give.
     run
         Launches it; returns [B, N, S or more, D], or None if only the plan is made.
     positions
@@ -70,7 +76,7 @@ class Arena:
         if case.rival == FA3:
             return ready(flash_attention_3(q, k, v))
         if case.rival == FLEX:
-            return ready(*self._flex_of(case.lists.heads, lists.kept))
+            return self._flex_contender(case, layout, lists)
         assert case.rival == OURS
         # The sparsity is a device tensor here as in an engine, so no host work is timed.
         arguments["sparsity"] = torch.full((1,), lists.sparsity, device=q.device)
@@ -82,16 +88,19 @@ class Arena:
             self._inputs[name] = inputs_of(self.shape, name, self._dtype, self._device)
         return self._inputs[name]
 
-    def _flex_of(self, heads: str, kept: Tensor) -> tuple[Callable[[], Tensor], Tensor]:
+    def _flex_contender(self, case: Case, layout: TokenLayout, ours: PlannedLists) -> Contender:
         if self._grid is None or self._flex is None:
             # Blocks are cut alike whatever frames are sinks: one grid, one compiled kernel.
             self._grid = flex.BlockGrid(self.shape.layout(), self._device)
             self._flex = flex.compiled_flex()
+        heads = case.lists.heads
         if heads not in self._padded:
             self._padded[heads] = [self._grid.pad(x) for x in self._inputs_of(heads)]
-        mask = self._grid.block_mask(kept)
+        lists = flex_lists(layout, ours)
+        rows = sampled_rows(*self._inputs_of(heads), layout, lists)
+        mask = self._grid.block_mask(lists.kept)
         run = partial(self._flex, *self._padded[heads], block_mask=mask)
-        return run, self._grid.positions
+        return Contender(case, lists, rows, run, self._grid.positions)
 
 
 def cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def _dense(rows: Sequence[Row]) -> list[Row]:
 
 
 def _sparse(rows: Sequence[Row]) -> list[Row]:
-    """Every list of a turn, beside FlexAttention where it had the same list."""
+    """Every list of a turn, beside FlexAttention where it had such heads at this sparsity."""
     dense, peer = _find(rows, rival=OURS, density=1.0), _find(rows, rival=CUDNN)
     table = []
     for row in rows:
@@ -79,10 +79,14 @@ def _sparse(rows: Sequence[Row]) -> list[Row]:
                 "s": "" if is_random else f"{row['sparsity']:g}",
                 "density": f"{row['density']:.3f}",
                 "ms": _time(row),
-                "of it planning": f"{plan['ms']:.3f}" if plan else "",
+                "of it planning": f"{plan['ms'] + row.get('gather_ms', 0):.3f}" if plan else "",
                 "TFLOP/s": row["tflops"],
                 "of ideal": f"{dense['ms'] * row['density'] / row['ms']:.3f}" if dense else "",
                 "times faster than cuDNN dense": _ratio(peer, row),
+                # Its blocks are its own, see `flex_lists`; in older results they were ours.
+                "FlexAttention density": f"{flex['density']:.3f}"
+                if flex and flex["density"] != row["density"]
+                else "",
                 "FlexAttention ms": _time(flex) if flex else "",
                 "FlexAttention TFLOP/s": flex["tflops"] if flex else "",
                 "times faster than FlexAttention": _ratio(flex, row),

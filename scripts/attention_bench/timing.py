@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 
 from .cases import OURS, PLAN, Case
 from .check import TOLERANCE
+from .gather import gather_milliseconds
 from .rivals import Arena, Contender
 from .shapes import Shape
 
@@ -99,15 +101,30 @@ def graph_capture() -> Callable[[Replay], Replay]:
 
 
 def time_in_turn(name: str, shape: Shape, ready: Sequence[Ready], rounds: int) -> list[Row]:
-    """Time every contender once a round."""
+    """Time every contender once a round, then the gather of our sparse calls apart."""
     times: list[list[float]] = [[] for _ in ready]
-    for _ in range(rounds):
-        for one, mine in zip(ready, times, strict=True):
-            mine.append(_milliseconds(one.replay))
-    return [
-        row_of(name, shape, one.contender, one.error, mine)
-        for one, mine in zip(ready, times, strict=True)
-    ]
+    for turn in range(rounds):
+        for place in order_of(turn, len(ready)):
+            times[place].append(_milliseconds(ready[place].replay))
+    rows = []
+    for one, mine in zip(ready, times, strict=True):
+        row = row_of(name, shape, one.contender, one.error, mine)
+        case = one.contender.case
+        if case.rival == OURS and not case.lists.dense and case.lists.method == "rainfusion":
+            row["gather_ms"] = round(gather_milliseconds(one.contender.run), 3)
+        rows.append(row)
+    return rows
+
+
+def order_of(turn: int, count: int) -> list[int]:
+    """Order of the contenders in a round, drawn anew for each.
+
+    What has just run decides how much power the card grants: in one order for all rounds, whoever
+    follows a contender that leaves the card cool is faster for it.
+    """
+    order = list(range(count))
+    random.Random(turn).shuffle(order)
+    return order
 
 
 def row_of(

@@ -24,7 +24,7 @@ ABLATIONS = {
     "textural dense": "ARM as it is, textural heads computed in full",
 }
 BASELINES = {
-    "random blocks": "sinks, diagonal and random other blocks, drawn anew in every call",
+    "random blocks": "what every kind keeps and random other blocks, drawn anew in every call",
     "window": "sliding window over the raster, text kept",
     "window and sink": "sliding window over the raster, text and first frame kept",
     "svg": "per head the better of spatial and temporal by the error of 64 sampled queries",

@@ -1,7 +1,8 @@
 """Token masks [S, S] of kinds of heads and of baselines.
 
 The kinds' masks come from the reference itself (`rainfusion_trt.reference.block_mask`,
-`rainfusion_trt.geometry.pair_mask`); what is here puts them together for masked attention.
+`rainfusion_trt.geometry.pair_mask`); what is here puts them together for masked attention. Masks
+made of blocks take the operator's block shape at the head size.
 """
 
 from __future__ import annotations
@@ -12,24 +13,37 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rainfusion_trt.geometry import BAND_UNIT, Kind, TokenLayout, band_of, pair_mask, stride_of
+from rainfusion_trt.geometry import (
+    BAND_UNIT,
+    BlockShape,
+    Kind,
+    TokenLayout,
+    always_kept,
+    band_of,
+    pair_mask,
+    stride_of,
+)
 from rainfusion_trt.reference import block_mask
 
 
 def kind_mask(
-    layout: TokenLayout, kind: Kind, sparsity: float, device: str | torch.device = "cpu"
+    layout: TokenLayout,
+    shape: BlockShape,
+    kind: Kind,
+    sparsity: float,
+    device: str | torch.device = "cpu",
 ) -> Tensor:
     """What the operator computes for a head of a kind, bool [S, S], blocks counted whole."""
     if kind is Kind.DENSE:
         return torch.ones(layout.tokens, layout.tokens, dtype=torch.bool, device=device)
     if kind is Kind.TEXTURAL:
         free = torch.arange(layout.free_tokens, device=device)
-        return _keys_mask(layout, pair_mask(layout, kind, stride_of(sparsity), free, free))
-    return expand_blocks(layout, block_mask(layout, kind, band_of(sparsity), device))
+        return _keys_mask(layout, shape, pair_mask(layout, kind, stride_of(sparsity), free, free))
+    return expand_blocks(layout, shape, block_mask(layout, kind, band_of(sparsity), shape, device))
 
 
 def shifted_textural_mask(
-    layout: TokenLayout, sparsity: float, device: str | torch.device = "cpu"
+    layout: TokenLayout, shape: BlockShape, sparsity: float, device: str | torch.device = "cpu"
 ) -> Tensor:
     """A textural head whose checkerboard moves by one place a frame, bool [S, S].
 
@@ -39,7 +53,7 @@ def shifted_textural_mask(
     frame, place = free // layout.frame, free % layout.frame
     width = layout.grid[2]
     kept = (place // width - place % width + frame) % stride_of(sparsity) == 0
-    return _keys_mask(layout, kept)
+    return _keys_mask(layout, shape, kept)
 
 
 def pairs_mask(
@@ -54,6 +68,7 @@ def pairs_mask(
 
 def share_mask(
     layout: TokenLayout,
+    shape: BlockShape,
     kind: Kind,
     band: int,
     share: float,
@@ -75,9 +90,9 @@ def share_mask(
     order = place_major_order(layout, device)
     if place_major:
         pairs = pairs[order][:, order]
-    blocks, sizes = _block_sums(layout, pairs)
+    blocks, sizes = _block_sums(layout, shape, pairs), _block_sizes(layout, shape, device)
     kept = (blocks >= share * sizes) & (blocks > 0)
-    mask = expand_blocks(layout, kept | _always(layout, device))
+    mask = expand_blocks(layout, shape, kept | always_kept(layout, shape, device))
     if place_major:
         back = order.argsort()
         mask = mask[back][:, back]
@@ -100,14 +115,16 @@ def window_mask(layout: TokenLayout, width: int, device: str | torch.device = "c
     return mask
 
 
-def random_mask(layout: TokenLayout, share: float, generator: torch.Generator) -> Tensor:
-    """Sinks, the diagonal and random other blocks that bring the share of pairs near `share`.
+def random_mask(
+    layout: TokenLayout, shape: BlockShape, share: float, generator: torch.Generator
+) -> Tensor:
+    """What every kind keeps and random other blocks that bring the share of pairs near `share`.
 
-    On the generator's device; where sinks and diagonal alone exceed the share, nothing is added.
+    On the generator's device; where what every kind keeps exceeds the share, nothing is added.
     """
     device = generator.device
-    always = _always(layout, device)
-    _, sizes = _block_sums(layout, None, device)
+    always = always_kept(layout, shape, device)
+    sizes = _block_sizes(layout, shape, device)
     open_pairs = (~always).nonzero()
     wanted = share * layout.tokens**2 - (sizes * always).sum().item()
     area = (sizes * ~always).sum().item()
@@ -116,7 +133,7 @@ def random_mask(layout: TokenLayout, share: float, generator: torch.Generator) -
     rows, columns = open_pairs[order].unbind(1)
     kept = always.clone()
     kept[rows, columns] = True
-    return expand_blocks(layout, kept)
+    return expand_blocks(layout, shape, kept)
 
 
 def window_of_share(layout: TokenLayout, share: float, device="cpu") -> Tensor:
@@ -125,7 +142,11 @@ def window_of_share(layout: TokenLayout, share: float, device="cpu") -> Tensor:
 
 
 def kind_of_share(
-    layout: TokenLayout, kind: Kind, share: float, device: str | torch.device = "cpu"
+    layout: TokenLayout,
+    shape: BlockShape,
+    kind: Kind,
+    share: float,
+    device: str | torch.device = "cpu",
 ) -> Tensor:
     """The mask of a spatial or temporal head whose band brings it nearest `share`.
 
@@ -136,7 +157,7 @@ def kind_of_share(
 
     def make(step: int) -> Tensor:
         band = step * BAND_UNIT // 1000  # a thousandth of the extent is finer than a block
-        return share_mask(layout, kind, band, 0.5, device, place_major=place_major)
+        return share_mask(layout, shape, kind, band, 0.5, device, place_major=place_major)
 
     return _nearest(make, 1, 1000, share)
 
@@ -146,10 +167,10 @@ def density(mask: Tensor) -> float:
     return mask.float().mean().item()
 
 
-def expand_blocks(layout: TokenLayout, blocks: Tensor) -> Tensor:
-    """bool [S, S] of a block mask [blocks, blocks]."""
-    lengths, _ = _blocks(layout, blocks.device)
-    return blocks.repeat_interleave(lengths, 0).repeat_interleave(lengths, 1)
+def expand_blocks(layout: TokenLayout, shape: BlockShape, blocks: Tensor) -> Tensor:
+    """bool [S, S] of a block mask [q_blocks, k_blocks]."""
+    queries, keys = (_lengths(layout, size, blocks.device) for size in shape)
+    return blocks.repeat_interleave(queries, 0).repeat_interleave(keys, 1)
 
 
 def without_sink_frames(layout: TokenLayout) -> TokenLayout:
@@ -168,11 +189,12 @@ def _nearest(make: Callable[[int], Tensor], low: int, high: int, share: float) -
     return min((make(low), make(high)), key=lambda mask: abs(density(mask) - share))
 
 
-def _keys_mask(layout: TokenLayout, free_keys: Tensor) -> Tensor:
+def _keys_mask(layout: TokenLayout, shape: BlockShape, free_keys: Tensor) -> Tensor:
     """The same keys for all queries, sinks kept: bool [S, S] of bool [free tokens]."""
     keys = torch.ones(layout.tokens, dtype=torch.bool, device=free_keys.device)
     keys[_free(layout)] = free_keys
-    lengths, sinks = _blocks(layout, free_keys.device)
+    sinks = torch.tensor([b.sink for b in layout.blocks(shape.q)], device=free_keys.device)
+    lengths = _lengths(layout, shape.q, free_keys.device)
     return keys | sinks.repeat_interleave(lengths)[:, None]
 
 
@@ -180,32 +202,24 @@ def _free(layout: TokenLayout) -> slice:
     return slice(layout.free_begin, layout.free_begin + layout.free_tokens)
 
 
-def _blocks(layout: TokenLayout, device: str | torch.device) -> tuple[Tensor, Tensor]:
-    """Lengths and sink flags of all blocks."""
-    blocks = layout.blocks()
-    return (
-        torch.tensor([block.end - block.begin for block in blocks], device=device),
-        torch.tensor([block.sink for block in blocks], device=device),
-    )
+def _lengths(layout: TokenLayout, size: int, device: str | torch.device) -> Tensor:
+    """int64 [blocks]: tokens in each block of `size`."""
+    return torch.tensor([b.end - b.begin for b in layout.blocks(size)], device=device)
 
 
-def _always(layout: TokenLayout, device: str | torch.device) -> Tensor:
-    """Block pairs that every kind keeps: those with a sink token and the diagonal."""
-    _, sinks = _blocks(layout, device)
-    return sinks[:, None] | sinks | torch.eye(len(sinks), dtype=torch.bool, device=device)
+def _block_sizes(layout: TokenLayout, shape: BlockShape, device: str | torch.device) -> Tensor:
+    """Token pairs of each block pair, float64."""
+    queries, keys = (_lengths(layout, size, device) for size in shape)
+    return (queries[:, None] * keys).double()
 
 
-def _block_sums(
-    layout: TokenLayout, mask: Tensor | None, device: str | torch.device | None = None
-) -> tuple[Tensor, Tensor]:
-    """Kept pairs (0 without a mask) and all pairs of each block pair, float64."""
-    device = mask.device if mask is not None else device
-    lengths, _ = _blocks(layout, device)
-    sizes = (lengths[:, None] * lengths).double()
-    if mask is None:
-        return torch.zeros_like(sizes), sizes
-    index = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
-    sums = torch.zeros(len(lengths), layout.tokens, dtype=torch.double, device=device)
-    sums.index_add_(0, index, mask.double())
-    columns = torch.zeros(len(lengths), len(lengths), dtype=torch.double, device=device)
-    return columns.index_add_(1, index, sums), sizes
+def _block_sums(layout: TokenLayout, shape: BlockShape, mask: Tensor) -> Tensor:
+    """Kept token pairs of each block pair, float64."""
+    sums = mask.double()
+    for dim, size in enumerate(shape):
+        lengths = _lengths(layout, size, mask.device)
+        index = torch.arange(len(lengths), device=mask.device).repeat_interleave(lengths)
+        into = list(sums.shape)
+        into[dim] = len(lengths)
+        sums = sums.new_zeros(into).index_add_(dim, index, sums)
+    return sums

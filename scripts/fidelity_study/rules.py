@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.geometry import Kind, TokenLayout, band_of
+from rainfusion_trt.geometry import BlockShape, Kind, TokenLayout, band_of
 
 from .choice import Choice, Rule
 from .classified import Classified, TexturalBlocks
@@ -56,12 +56,16 @@ class RandomBlocks:
     """Random blocks at a share of pairs, drawn anew for every head of every call."""
 
     layout: TokenLayout
+    shape: BlockShape
     share: float
     generator: torch.Generator
 
     def choose(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Choice, Tensor]:
         heads = q.shape[1]
-        masks = {h: random_mask(self.layout, self.share, self.generator) for h in range(heads)}
+        masks = {
+            h: random_mask(self.layout, self.shape, self.share, self.generator)
+            for h in range(heads)
+        }
         code = torch.arange(heads, device=q.device, dtype=torch.int32).expand(q.shape[:2])
         choice = Choice(code, masks)
         return choice, choice.density({h: density(mask) for h, mask in masks.items()})
@@ -94,7 +98,12 @@ class SampledError:
 
 
 def rule_for(
-    config: Config, layout: TokenLayout, share: float | None, device: torch.device, seed: int = 0
+    config: Config,
+    layout: TokenLayout,
+    shape: BlockShape,
+    share: float | None,
+    device: torch.device,
+    seed: int = 0,
 ) -> Rule:
     """The rule of a configuration that the operator does not run.
 
@@ -104,6 +113,8 @@ def rule_for(
         Ablation, baseline or variant of the contract.
     layout : TokenLayout
         With the configuration's sink frames.
+    shape : BlockShape
+        The operator's, for the heads' size.
     share : float, optional
         Share of pairs that baselines are to compute.
     device : torch.device
@@ -112,40 +123,43 @@ def rule_for(
         Of what baselines draw.
     """
     s, method = config.sparsity, config.method
-    masks = {int(kind): kind_mask(layout, kind, s, device) for kind in _KINDS}
+    masks = {int(kind): kind_mask(layout, shape, kind, s, device) for kind in _KINDS}
     only = {f"{kind.name.lower()} only": kind for kind in _KINDS}
     if method in only:
         return FixedMask(masks[only[method]], int(only[method]))
     if method == "textural dense":
-        masks[Kind.TEXTURAL] = kind_mask(layout, Kind.DENSE, s, device)
+        masks[Kind.TEXTURAL] = kind_mask(layout, shape, Kind.DENSE, s, device)
         return Classified(layout, config, masks)
     narrow = (Kind.SPATIAL, Kind.TEMPORAL)
     if method == "exact pairs":
         masks |= {int(kind): pairs_mask(layout, kind, band_of(s), device) for kind in narrow}
         return Classified(layout, config, masks)
     if method == "any pair":
-        masks |= {int(kind): share_mask(layout, kind, band_of(s), 0.0, device) for kind in narrow}
+        masks |= {
+            int(kind): share_mask(layout, shape, kind, band_of(s), 0.0, device) for kind in narrow
+        }
         return Classified(layout, config, masks)
     if method == "textural shifted":
-        masks[Kind.TEXTURAL] = shifted_textural_mask(layout, s, device)
+        masks[Kind.TEXTURAL] = shifted_textural_mask(layout, shape, s, device)
         return Classified(layout, config, masks)
     if method == "textural blocks":
         return TexturalBlocks(layout, config)
     if method == "place-major":
         kind = Kind.TEMPORAL
-        masks[kind] = share_mask(layout, kind, band_of(s), 0.5, device, place_major=True)
+        masks[kind] = share_mask(layout, shape, kind, band_of(s), 0.5, device, place_major=True)
         return Classified(layout, config, masks)
     if share is None:
         raise InvalidInputError(f"{config.name}: a baseline needs the density it is to match")
     generator = torch.Generator(device).manual_seed(seed)
     if method == "random blocks":
-        return RandomBlocks(layout, share, generator)
+        return RandomBlocks(layout, shape, share, generator)
     if method == "window":
         return FixedMask(window_of_share(without_sink_frames(layout), share, device))
     if method == "window and sink":
         return FixedMask(window_of_share(layout, share, device))
     if method == "svg":
         return SampledError(
-            {int(kind): kind_of_share(layout, kind, share, device) for kind in narrow}, generator
+            {int(kind): kind_of_share(layout, shape, kind, share, device) for kind in narrow},
+            generator,
         )
     raise InvalidInputError(f"no rule is called {method!r}")

@@ -14,7 +14,7 @@ from torch import Tensor
 import rainfusion_trt
 from rainfusion_trt.demo.codec import FRAMES, PATCH, PatchCodec
 from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.geometry import TokenLayout
+from rainfusion_trt.geometry import BlockShape, TokenLayout, block_shape
 from rainfusion_trt.models.base import VideoSize
 from rainfusion_trt.runtime.schedule import SparsitySchedule, sparsity_per_step
 
@@ -117,6 +117,11 @@ class Sampler:
         grid = (frames, self.size.height // unit, self.size.width // unit)
         text = self.transformer.config.max_text_seq_length
         return TokenLayout(grid, grid[0] * grid[1] * grid[2] + text, "first", sink_frames)
+
+    @property
+    def block_shape(self) -> BlockShape:
+        """The operator's at the transformer's head size."""
+        return block_shape(self.transformer.config.attention_head_dim)
 
     def dense(self) -> Tensor:
         """Latents [seeds, T, C, h, w] with the transformer as it is, on the CPU."""

@@ -87,7 +87,8 @@ class Study:
         else:
             share = self._shares.get(config.sparsity)
             layout = sampler.layout(config.sink_frames)
-            result = sampler.masked(config, rule_for(config, layout, share, sampler.device))
+            rule = rule_for(config, layout, sampler.block_shape, share, sampler.device)
+            result = sampler.masked(config, rule)
         if config == Config("methods", "rainfusion", config.sparsity):
             share = result.sparse_density
             if share is not None:

@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rainfusion_trt import classify_heads, rainfusion_attention
-from rainfusion_trt.geometry import METHODS, Kind, TokenLayout, band_of, pair_mask
+from rainfusion_trt.geometry import (
+    METHODS,
+    BlockShape,
+    Kind,
+    TokenLayout,
+    band_of,
+    block_shape,
+    pair_mask,
+)
 from rainfusion_trt.plan import HeadPlan
 
 from .choice import Choice
@@ -41,6 +49,11 @@ class Call:
     def of(cls, layer: int, step: int, q: Tensor, k: Tensor, v: Tensor) -> Call:
         dense = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
         return cls(layer, step, q, k, v, dense)
+
+    @property
+    def shape(self) -> BlockShape:
+        """The operator's blocks."""
+        return block_shape(self.q.shape[-1])
 
     def error(self, out: Tensor) -> float:
         """Relative error over all heads."""
@@ -74,7 +87,8 @@ def measure(call: Call, layout_of: Callable[[int], TokenLayout], seed: int = 0) 
     for group, methods in others.items():
         for method in methods:
             config = Config(group, method, MAIN_SPARSITY, 0.0)
-            rule = rule_for(config, layout, shares[MAIN_SPARSITY], call.q.device, seed)
+            share = shares[MAIN_SPARSITY]
+            rule = rule_for(config, layout, call.shape, share, call.q.device, seed)
             choice, density = rule.choose(call.q, call.k, call.v)
             out = choice.attend(call.q, call.k, call.v)
             yield _row(call, config, out, density.double().mean().item())
@@ -101,7 +115,7 @@ def best_kinds(call: Call, layout: TokenLayout) -> Row:
 
     No rule that a user could run: it needs the dense output.
     """
-    masks = {int(kind): kind_mask(layout, kind, MAIN_SPARSITY, call.q.device) for kind in _KINDS}
+    masks = _masks(call, layout)
     errors = []
     for code, mask in masks.items():
         choice, _ = FixedMask(mask, code).choose(call.q, call.k, call.v)
@@ -121,7 +135,7 @@ def masked_check(call: Call, layout: TokenLayout) -> Row:
     """The operator against masked attention under the same kinds: what arithmetic alone makes."""
     config = Config("control", "rainfusion", MAIN_SPARSITY, 0.0)
     out, plan = run_operator(call, config, layout)
-    masks = {int(kind): kind_mask(layout, kind, MAIN_SPARSITY, call.q.device) for kind in _KINDS}
+    masks = _masks(call, layout)
     choice, density = Classified(layout, config, masks).choose(call.q, call.k, call.v)
     masked = choice.attend(call.q, call.k, call.v).float()
     difference = ((out.float() - masked).norm() / masked.norm()).item()
@@ -203,7 +217,7 @@ def attention_maps(calls: list[Call], layout: TokenLayout) -> dict[str, Tensor]:
         name = kind.name.lower()
         scores = call.q[b, h].float() @ call.k[b, h].float().T / call.q.shape[-1] ** 0.5
         maps[f"attention.{name}"] = _pooled(scores.softmax(-1))
-        mask = kind_mask(layout, kind, MAIN_SPARSITY, call.q.device)
+        mask = kind_mask(layout, call.shape, kind, MAIN_SPARSITY, call.q.device)
         maps[f"kept.{name}"] = _pooled(mask.float())
         maps[f"head.{name}"] = torch.tensor([call.layer, h], dtype=torch.int32)
     return maps
@@ -212,6 +226,14 @@ def attention_maps(calls: list[Call], layout: TokenLayout) -> dict[str, Tensor]:
 def _pooled(values: Tensor) -> Tensor:
     cells = min(MAP_CELLS, values.shape[0])
     return F.adaptive_avg_pool2d(values[None], cells)[0].cpu()
+
+
+def _masks(call: Call, layout: TokenLayout) -> dict[int, Tensor]:
+    """What each kind keeps at the main sparsity."""
+    return {
+        int(kind): kind_mask(layout, call.shape, kind, MAIN_SPARSITY, call.q.device)
+        for kind in _KINDS
+    }
 
 
 def _plan(call: Call, layout: TokenLayout) -> HeadPlan:

@@ -82,7 +82,7 @@ def test_methods(head_size, method, dtype):
 
 
 @pytest.mark.parametrize("head_size", [64, 96, 128])
-@pytest.mark.parametrize("lengths", [(0, 1), (127, 129), (3000, 3285)])
+@pytest.mark.parametrize("lengths", [(0, 1), (127, 129), (191, 193), (3000, 3285)])
 def test_kv_len(head_size, lengths):
     layout, q, k, v = make((7, 19, 23), 226, "last", head_size, torch.bfloat16)
     kv_len = torch.tensor(lengths, dtype=torch.int32, device="cuda")
@@ -100,9 +100,12 @@ def test_padding_whose_keys_are_all_padding_gets_minus_infinity(length):
     assert last.numel() > 0 and last.isneginf().all()
 
 
-@pytest.mark.parametrize("grid", [(2, 1, 1), (1, 1, 129), (33, 5, 9), (3, 45, 31)], ids=str)
-def test_odd_grids(grid):
-    layout, q, k, v = make(grid, 3, "first", 64, torch.float16)
+@pytest.mark.parametrize("head_size", [64, 96, 128])
+@pytest.mark.parametrize(
+    "grid", [(2, 1, 1), (1, 1, 129), (3, 1, 193), (33, 5, 9), (3, 45, 31)], ids=str
+)
+def test_odd_grids(grid, head_size):
+    layout, q, k, v = make(grid, 3, "first", head_size, torch.float16)
     check(layout, q, k, v, sparsity=0.5)
 
 

@@ -77,7 +77,7 @@ def check(layout, q, k, v, **arguments):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("head_size", [64, 96, 128])
 @pytest.mark.parametrize("text", ["none", "first", "last"])
-@pytest.mark.parametrize("text_tokens", [0, 1, 226])
+@pytest.mark.parametrize("text_tokens", [0, 1, 191, 226])
 def test_all_kinds(head_size, dtype, text, text_tokens):
     if text == "none" and text_tokens:
         pytest.skip("text='none' has no text tokens")
@@ -87,7 +87,7 @@ def test_all_kinds(head_size, dtype, text, text_tokens):
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.3, 0.64, 0.8, 0.9, 0.99])
-@pytest.mark.parametrize("head_size", [64, 128])
+@pytest.mark.parametrize("head_size", [64, 96, 128])
 def test_sparsities(head_size, sparsity):
     layout, q, k, v = make((9, 16, 24), 226, "first", 1, head_size, torch.bfloat16)
     check(layout, q, k, v, sparsity=sparsity)
@@ -107,6 +107,8 @@ def test_methods(head_size, method):
         (2, 1, 1),
         (1, 1, 127),
         (1, 1, 129),
+        (3, 1, 191),
+        (3, 1, 193),
         (2, 3, 5),
         (3, 16, 16),
         (4, 8, 16),
@@ -116,13 +118,26 @@ def test_methods(head_size, method):
     ids=str,
 )
 @pytest.mark.parametrize("sink_frames", [0, 1, 2])
-def test_odd_grids(grid, sink_frames):
-    layout, q, k, v = make(grid, 3, "first", sink_frames, 64, torch.bfloat16, seed=3)
+@pytest.mark.parametrize("head_size", [64, 96, 128])
+def test_odd_grids(head_size, grid, sink_frames):
+    layout, q, k, v = make(grid, 3, "first", sink_frames, head_size, torch.bfloat16, seed=3)
     check(layout, q, k, v, sparsity=0.5)
 
 
 @pytest.mark.parametrize("head_size", [64, 96, 128])
-@pytest.mark.parametrize("lengths", [(0, 1), (1, 3059), (127, 129), (3000, 2500), (3285, 3060)])
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        (0, 1),
+        (1, 3059),
+        (79, 81),
+        (111, 113),
+        (127, 129),
+        (191, 193),
+        (3000, 2500),
+        (3285, 3060),
+    ],
+)
 def test_kv_len(head_size, lengths):
     layout, q, k, v = make((7, 19, 23), 226, "last", 1, head_size, torch.bfloat16)
     kv_len = torch.tensor(lengths, dtype=torch.int32, device="cuda")

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import yaml
 
-from rainfusion_trt import __version__, native
+from rainfusion_trt import __version__, native, reference
 from rainfusion_trt.build_plugin import (
     STATIC_LIBRARY_NAMES,
     find_library,
     source_directory,
 )
 from rainfusion_trt.errors import InvalidInputError, LibraryNotFoundError, UnsupportedError
-from rainfusion_trt.geometry import Kind
+from rainfusion_trt.geometry import Kind, TokenLayout, band_of, block_shape
 
 
 @pytest.fixture(scope="module")
@@ -149,22 +149,34 @@ def test_workspace_is_at_most_half_of_k_and_v(library):
         assert 0 < library.workspace_size(large) <= k_and_v / 2
 
 
-def test_block_mask_of_a_dense_head(library):
-    mask = library.block_mask_host(problem(), Kind.DENSE, 0.5)
-    assert mask.shape == library.block_counts(problem()) == (5, 5)  # 495 = 4 blocks, 37 = 1
+@pytest.mark.parametrize(
+    ("head_size", "counts"),  # of 495 video tokens and 37 text tokens
+    [(64, (3 + 1, 4 + 1)), (96, (3 + 1, 6 + 1)), (128, (3 + 1, 7 + 1))],
+)
+def test_block_mask_of_a_dense_head(library, head_size, counts):
+    clip = problem(head_size=head_size)
+    mask = library.block_mask_host(clip, Kind.DENSE, 0.5)
+    assert mask.shape == library.block_counts(clip) == counts
     assert mask.all()
 
 
 @pytest.mark.parametrize("kind", [Kind.SPATIAL, Kind.TEMPORAL])
-def test_block_mask_keeps_sinks_and_diagonal(library, kind):
-    clip = problem(grid_t=16, grid_h=16, grid_w=16, tokens=4096 + 200)
+@pytest.mark.parametrize("head_size", [64, 96, 128])
+def test_block_mask_keeps_sinks_and_shared_tokens(library, head_size, kind):
+    clip = problem(grid_t=16, grid_h=16, grid_w=16, tokens=4096 + 200, head_size=head_size)
     mask = library.block_mask_host(clip, kind, 0.8)
-    sinks = np.zeros(len(mask), dtype=bool)
-    sinks[[0, 1, -2, -1]] = True  # one frame of 256 tokens; 200 text tokens
-    assert mask[sinks].all()
-    assert mask[:, sinks].all()
-    assert mask.diagonal().all()
-    assert (mask == mask.T).all()  # both bands are symmetric
+    layout = TokenLayout((16, 16, 16), 4096 + 200, "last")
+    shape = block_shape(head_size)
+    rows, columns = (
+        np.array([(block.begin, block.end) for block in layout.blocks(size)]) for size in shape
+    )
+    # One frame of 256 tokens is a sink, and so are the 200 text tokens.
+    assert mask[(rows[:, 0] < 256) | (rows[:, 0] >= 4096)].all()
+    assert mask[:, (columns[:, 0] < 256) | (columns[:, 0] >= 4096)].all()
+    shared = (rows[:, :1] < columns[:, 1]) & (columns[:, 0] < rows[:, 1:])
+    assert mask[shared].all()
+    wanted = reference.block_mask(layout, kind, band_of(0.8), shape).numpy()
+    np.testing.assert_array_equal(mask, wanted)
     assert not mask.all()
 
 

@@ -16,7 +16,6 @@
 
 namespace rainfusion {
 
-constexpr int kBlock = 128;             // tokens in a query block and in a key block
 constexpr int kSampleTokens = 1024;     // ARM samples at most this many tokens
 constexpr int kMaxBands = 3;            // bands that rainfusion_plus tries
 constexpr int64_t kBandUnit = 1000000;  // bands are integers in millionths, so that all agree
@@ -24,6 +23,18 @@ constexpr int64_t kBandUnit = 1000000;  // bands are integers in millionths, so 
 RAINFUSION_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 RAINFUSION_HOST_DEVICE constexpr int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 RAINFUSION_HOST_DEVICE constexpr int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Tokens in a query block and in a key block.
+struct BlockShape {
+  int32_t q;
+  int32_t k;
+};
+
+// The shape a head size is computed in: the tiles of the Hopper kernel (docs/kernels.md), which
+// every other kernel and the reference follow, so that all of them keep the same pairs.
+RAINFUSION_HOST_DEVICE constexpr BlockShape block_shape(int32_t head_size) {
+  return BlockShape{192, head_size <= 64 ? 128 : head_size <= 96 ? 96 : 80};
+}
 
 // Band b = 1 - sqrt(s) in millionths.
 RAINFUSION_HOST_DEVICE inline int64_t band_of(float sparsity) {
@@ -74,14 +85,6 @@ RAINFUSION_HOST_DEVICE constexpr int64_t pairs_within(int64_t x0, int64_t nx, in
   return pairs_at_least(nx, ny, 1 - width - shift) - pairs_at_least(nx, ny, width - shift);
 }
 
-// One query or key block: tokens [begin, begin + length) in memory order.
-struct Block {
-  int64_t begin;
-  int64_t length;
-  int64_t raster;  // raster index of its first token among the non-sink tokens, if not a sink
-  bool sink;       // holds a text token or a token of a sink frame
-};
-
 // Where the tokens of a problem stand.
 struct TokenLayout {
   int64_t tokens;       // S
@@ -94,8 +97,6 @@ struct TokenLayout {
   int64_t free_frames;  // T' = T - sink_frames, at least 0
   int64_t sink_tokens;  // video tokens of the sink frames
   int64_t free_tokens;  // n = T' * H * W
-  int64_t text_blocks;
-  int64_t video_blocks;
   bool text_first;
 
   RAINFUSION_HOST_DEVICE constexpr TokenLayout(int64_t tokens_, int64_t grid_t, int64_t grid_h,
@@ -111,38 +112,64 @@ struct TokenLayout {
         free_frames(max64(0, grid_t - sink_frames)),
         sink_tokens(min64(grid_t, sink_frames) * grid_h * grid_w),
         free_tokens(max64(0, grid_t - sink_frames) * grid_h * grid_w),
-        text_blocks(ceil_div(tokens_ - grid_t * grid_h * grid_w, kBlock)),
-        video_blocks(ceil_div(grid_t * grid_h * grid_w, kBlock)),
         text_first(text_first_) {}
-
-  RAINFUSION_HOST_DEVICE constexpr int64_t blocks() const { return text_blocks + video_blocks; }
 
   // Heads of a clip with fewer than two non-sink frames stay dense.
   RAINFUSION_HOST_DEVICE constexpr bool always_dense() const { return free_frames < 2; }
 
-  RAINFUSION_HOST_DEVICE constexpr bool is_text_block(int64_t index) const {
-    return text_first ? index < text_blocks : index >= video_blocks;
+  // First non-sink token in memory order; the others follow it in the order of the raster.
+  RAINFUSION_HOST_DEVICE constexpr int64_t free_begin() const { return video_begin + sink_tokens; }
+  RAINFUSION_HOST_DEVICE constexpr int64_t free_end() const { return free_begin() + free_tokens; }
+};
+
+// Text and video cut into blocks of `size` tokens, each from its own first token, in memory order.
+// In 32 bits: the attention kernels carry it.
+struct BlockCut {
+  int32_t size;
+  int32_t first_blocks;  // blocks of the part (text or video) that comes first in memory
+  int32_t first_tokens;
+  int32_t tokens;
+  int32_t blocks;
+  int32_t leading_sinks;   // blocks [0, leading_sinks) hold sink tokens
+  int32_t trailing_sinks;  // and so do the last `trailing_sinks` blocks
+
+  RAINFUSION_HOST_DEVICE constexpr BlockCut(const TokenLayout& layout, int32_t size_)
+      : size(size_),
+        first_blocks(count(layout.text_first ? layout.text_tokens : layout.video_tokens, size_)),
+        first_tokens(
+            static_cast<int32_t>(layout.text_first ? layout.text_tokens : layout.video_tokens)),
+        tokens(static_cast<int32_t>(layout.tokens)),
+        blocks(count(layout.text_tokens, size_) + count(layout.video_tokens, size_)),
+        leading_sinks((layout.text_first ? count(layout.text_tokens, size_) : 0) +
+                      count(layout.sink_tokens, size_)),
+        trailing_sinks(layout.text_first ? 0 : count(layout.text_tokens, size_)) {}
+
+  RAINFUSION_HOST_DEVICE constexpr int32_t sinks() const { return leading_sinks + trailing_sinks; }
+
+  RAINFUSION_HOST_DEVICE constexpr bool is_sink(int32_t block) const {
+    return block < leading_sinks || block >= blocks - trailing_sinks;
   }
 
-  // Block `index` in memory order.
-  RAINFUSION_HOST_DEVICE constexpr Block block(int64_t index) const {
-    if (is_text_block(index)) {
-      const int64_t offset = (text_first ? index : index - video_blocks) * kBlock;
-      return Block{text_begin + offset, min64(kBlock, text_tokens - offset), 0, true};
-    }
-    const int64_t offset = (text_first ? index - text_blocks : index) * kBlock;
-    return Block{video_begin + offset, min64(kBlock, video_tokens - offset), offset - sink_tokens,
-                 offset < sink_tokens};
+  RAINFUSION_HOST_DEVICE constexpr int32_t begin(int32_t block) const {
+    const int32_t gap = first_blocks * size - first_tokens;  // short last block of the first part
+    return block * size - (block < first_blocks ? 0 : gap);
   }
 
-  // Token in memory order of non-sink raster index a.
-  RAINFUSION_HOST_DEVICE constexpr int64_t token_of_raster(int64_t a) const {
-    return video_begin + sink_tokens + a;
+  RAINFUSION_HOST_DEVICE constexpr int32_t end(int32_t block) const {
+    const int32_t limit = block < first_blocks ? first_tokens : tokens;
+    const int32_t full = begin(block) + size;
+    return full < limit ? full : limit;
   }
 
-  // First and last+1 block index that hold sink tokens of the video; text blocks are sinks too.
-  RAINFUSION_HOST_DEVICE constexpr int64_t sink_video_blocks() const {
-    return ceil_div(sink_tokens, kBlock);
+  // Blocks that begin before token `limit`.
+  RAINFUSION_HOST_DEVICE constexpr int32_t blocks_below(int32_t limit) const {
+    return limit <= first_tokens ? count(limit, size)
+                                 : first_blocks + count(limit - first_tokens, size);
+  }
+
+ private:
+  RAINFUSION_HOST_DEVICE static constexpr int32_t count(int64_t tokens, int32_t size) {
+    return static_cast<int32_t>(ceil_div(tokens, size));
   }
 };
 
@@ -165,18 +192,31 @@ RAINFUSION_HOST_DEVICE constexpr int64_t place_pairs_within(int64_t a0, int64_t 
 
 enum class Axis { kSpatial, kTemporal };
 
-// The block rule: kept if a sink, on the diagonal, or at least half of the pairs are in the mask.
-RAINFUSION_HOST_DEVICE constexpr bool keeps_block(const TokenLayout& layout, Axis axis,
-                                                  int64_t band, int64_t q_index, int64_t k_index) {
-  const Block q = layout.block(q_index);
-  const Block k = layout.block(k_index);
-  if (q.sink || k.sink || q_index == k_index) return true;
+// Whether a query and a key block share a token.
+RAINFUSION_HOST_DEVICE constexpr bool blocks_meet(const BlockCut& q_cut, const BlockCut& k_cut,
+                                                  int32_t q_index, int32_t k_index) {
+  return q_cut.begin(q_index) < k_cut.end(k_index) && k_cut.begin(k_index) < q_cut.end(q_index);
+}
+
+// The block rule: kept if one is a sink, if they share a token, or if at least half of the pairs
+// are in the mask.
+RAINFUSION_HOST_DEVICE constexpr bool keeps_block(const TokenLayout& layout, const BlockCut& q_cut,
+                                                  const BlockCut& k_cut, Axis axis, int64_t band,
+                                                  int32_t q_index, int32_t k_index) {
+  if (q_cut.is_sink(q_index) || k_cut.is_sink(k_index)) return true;
+  if (blocks_meet(q_cut, k_cut, q_index, k_index)) return true;
+  const int64_t q_begin = q_cut.begin(q_index);
+  const int64_t k_begin = k_cut.begin(k_index);
+  const int64_t q_tokens = q_cut.end(q_index) - q_begin;
+  const int64_t k_tokens = k_cut.end(k_index) - k_begin;
+  const int64_t q_raster = q_begin - layout.free_begin();
+  const int64_t k_raster = k_begin - layout.free_begin();
   const int64_t pairs = axis == Axis::kSpatial
-                            ? pairs_within(q.raster, q.length, k.raster, k.length,
+                            ? pairs_within(q_raster, q_tokens, k_raster, k_tokens,
                                            band_width(band, layout.free_tokens))
-                            : place_pairs_within(q.raster, q.length, k.raster, k.length,
+                            : place_pairs_within(q_raster, q_tokens, k_raster, k_tokens,
                                                  layout.frame, band_width(band, layout.frame));
-  return 2 * pairs >= q.length * k.length;
+  return 2 * pairs >= q_tokens * k_tokens;
 }
 
 // An arithmetic progression of non-sink raster indices: 0, step, 2 * step, ...
@@ -221,25 +261,31 @@ RAINFUSION_HOST_DEVICE constexpr int64_t checkerboard_per_frame(const TokenLayou
   return checkerboard_before_row(layout.frame / layout.width, layout.width, stride);
 }
 
-// Keys a textural head's sparse rows attend to: text, sink frames and the checkerboard.
-RAINFUSION_HOST_DEVICE constexpr int64_t textural_keys(const TokenLayout& layout, int64_t stride) {
-  return layout.text_tokens + layout.sink_tokens +
-         layout.free_frames * checkerboard_per_frame(layout, stride);
+// Checkerboard keys among all non-sink tokens.
+RAINFUSION_HOST_DEVICE constexpr int64_t checkerboard_keys(const TokenLayout& layout,
+                                                           int64_t stride) {
+  return layout.free_frames * checkerboard_per_frame(layout, stride);
 }
 
-// Token in memory order of key `index` of those keys, which ascend with the index.
-RAINFUSION_HOST_DEVICE constexpr int64_t textural_token(const TokenLayout& layout, int64_t stride,
-                                                        int64_t index) {
-  const int64_t leading = layout.sink_tokens + (layout.text_first ? layout.text_tokens : 0);
-  if (index < leading) return index;
-  const int64_t per_frame = checkerboard_per_frame(layout, stride);
-  const int64_t key = index - leading;
-  if (key >= layout.free_frames * per_frame) {
-    return layout.text_begin + key - layout.free_frames * per_frame;
-  }
+// And those of them below raster index `a`.
+RAINFUSION_HOST_DEVICE constexpr int64_t checkerboard_below(const TokenLayout& layout,
+                                                            int64_t stride, int64_t a) {
+  const int64_t place = a % layout.frame;
+  const int64_t y = place / layout.width;
+  const int64_t x = place % layout.width;
+  const int64_t first = y % stride;  // column of the row's first key
+  return a / layout.frame * checkerboard_per_frame(layout, stride) +
+         checkerboard_before_row(y, layout.width, stride) +
+         (x > first ? ceil_div(x - first, stride) : 0);
+}
+
+// Raster index of checkerboard key `index`; they ascend with the index.
+RAINFUSION_HOST_DEVICE constexpr int64_t checkerboard_raster(const TokenLayout& layout,
+                                                             int64_t stride, int64_t index) {
   // `stride` rows hold `width` keys: row r of such a group the columns r, r + stride, ...; the
   // first width % stride rows hold one key more than the others.
-  const int64_t in_frame = key % per_frame;
+  const int64_t per_frame = checkerboard_per_frame(layout, stride);
+  const int64_t in_frame = index % per_frame;
   const int64_t in_group = in_frame % layout.width;
   const int64_t shorter = layout.width / stride;
   const int64_t longer_rows = layout.width % stride;
@@ -254,52 +300,7 @@ RAINFUSION_HOST_DEVICE constexpr int64_t textural_token(const TokenLayout& layou
     column = row + (in_group - in_longer) % shorter * stride;
   }
   const int64_t y = in_frame / layout.width * stride + row;
-  return layout.token_of_raster(key / per_frame * layout.frame + y * layout.width + column);
+  return index / per_frame * layout.frame + y * layout.width + column;
 }
-
-// Block borders alone, in 32 bits: what the attention kernels carry of a TokenLayout.
-struct BlockCut {
-  int32_t first_blocks;  // blocks of the part (text or video) that comes first in memory
-  int32_t first_tokens;
-  int32_t tokens;
-  int32_t blocks;
-  int32_t leading_sinks;   // blocks [0, leading_sinks) hold sink tokens
-  int32_t trailing_sinks;  // and so do the last `trailing_sinks` blocks
-
-  RAINFUSION_HOST_DEVICE explicit BlockCut(const TokenLayout& layout)
-      : first_blocks(
-            static_cast<int32_t>(layout.text_first ? layout.text_blocks : layout.video_blocks)),
-        first_tokens(
-            static_cast<int32_t>(layout.text_first ? layout.text_tokens : layout.video_tokens)),
-        tokens(static_cast<int32_t>(layout.tokens)),
-        blocks(static_cast<int32_t>(layout.blocks())),
-        leading_sinks(static_cast<int32_t>((layout.text_first ? layout.text_blocks : 0) +
-                                           layout.sink_video_blocks())),
-        trailing_sinks(static_cast<int32_t>(layout.text_first ? 0 : layout.text_blocks)) {}
-
-  RAINFUSION_HOST_DEVICE constexpr int32_t sinks() const { return leading_sinks + trailing_sinks; }
-
-  RAINFUSION_HOST_DEVICE constexpr bool is_sink(int32_t block) const {
-    return block < leading_sinks || block >= blocks - trailing_sinks;
-  }
-
-  RAINFUSION_HOST_DEVICE constexpr int32_t begin(int32_t block) const {
-    const int32_t gap = first_blocks * kBlock - first_tokens;  // short last block of the first part
-    return block * kBlock - (block < first_blocks ? 0 : gap);
-  }
-
-  RAINFUSION_HOST_DEVICE constexpr int32_t end(int32_t block) const {
-    const int32_t limit = block < first_blocks ? first_tokens : tokens;
-    const int32_t full = begin(block) + kBlock;
-    return full < limit ? full : limit;
-  }
-
-  // Blocks that begin before token `limit`.
-  RAINFUSION_HOST_DEVICE constexpr int32_t blocks_below(int32_t limit) const {
-    return static_cast<int32_t>(limit <= first_tokens
-                                    ? ceil_div(limit, kBlock)
-                                    : first_blocks + ceil_div(limit - first_tokens, kBlock));
-  }
-};
 
 }  // namespace rainfusion

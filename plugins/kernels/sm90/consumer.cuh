@@ -1,13 +1,12 @@
-// A consumer warpgroup: half of the query rows of every query block that the producer brings.
+// A consumer warpgroup: 64 rows of every query block that the producer brings.
 //
-// The product p v of a tile runs while the softmax of the next one is computed. The two warpgroups
-// take turns at issuing products, so that one's softmax hides behind the other's.
+// The product p v of a tile runs while the softmax of the next one is computed. The warpgroups take
+// turns at issuing products, so that the softmax of one hides behind the products of the others.
 #pragma once
 
-#include "../query_block.cuh"
 #include "params.h"
+#include "scores.cuh"
 #include "softmax.cuh"
-#include "wgmma.cuh"
 
 namespace rainfusion::sm90 {
 
@@ -15,48 +14,45 @@ template <typename Element, typename Shape>
 class Consumer {
  public:
   static constexpr int kHeadSize = Shape::kHeadSize;
+  static constexpr int kKeys = Shape::kKeys;
   using Storage = Shared<Shape>;
   using Queries = QueryTile<Shape>;
   using Keys = KeyTile<Shape>;
-  static constexpr int kKeys = Keys::kRows;
-  // Beside another team, turns would only hold warpgroups back.
-  static constexpr bool kTurns = Shape::kTeams == 1;
-  static constexpr int kGroupRows = kQueries / kConsumers;
   using Scores = float[kKeys / 2];  // of a thread
+  using Output = float[kHeadSize / 2];
   using Probabilities = uint32_t[kKeys / 16][4];
 
-  // `group`, 0 or 1, is the warpgroup's place in the team.
-  __device__ Consumer(const AttentionParams& p, Storage& shared, int team, int group)
-      : p_(p),
-        shared_(shared),
-        group_(group),
-        barriers_(team * kTeamBarriers),
-        scale_log2_(p.softmax_scale * kLog2E) {}
+  __device__ Consumer(const AttentionParams& p, Storage& shared, int group)
+      : p_(p), shared_(shared), group_(group), scale_log2_(p.softmax_scale * kLog2E) {}
 
   __device__ void run() {
-    if (kTurns && group_ == 1) give_turn();  // the first turn is warpgroup 0's
+    if (group_ == Shape::kConsumers - 1) give_turn();  // the first turn is warpgroup 0's
     for (uint32_t phase = 0;; phase ^= 1) {
       barrier_wait(shared_.q_full, phase);
-      const Work work = shared_.work;
-      if (work.item < 0) break;
-      float o[kHeadSize / 2] = {};
+      const Work work = read_work();
+      if (work.tiles == Work::kEnd) break;
+      if (group_ * kGroupRows >= work.rows) {
+        stand_by(work);
+        continue;
+      }
+      Output o = {};
       RowStatistics rows;
       if (work.tiles > 0) {
         attend(work, o, rows);
       } else {
         release(shared_.q_empty);
       }
-      write(QueryBlock(p_, work.item), o, rows);
+      write(work, o, rows);
     }
   }
 
  private:
-  __device__ void attend(const Work& work, float (&o)[kHeadSize / 2], RowStatistics& rows) {
+  __device__ void attend(const Work& work, Output& o, RowStatistics& rows) {
     Scores s;
     Probabilities p;
     float factor[kRows];
-    wait_full(shared_.k_full, k_, work);
-    int valid = shared_.valid[k_.stage];
+    barrier_wait(shared_.k_full[k_.stage], k_.phase);
+    int valid = read_valid();
     start_scores(s);
     wgmma_wait<0>();
     pin_registers(s);
@@ -68,11 +64,11 @@ class Consumer {
     pack_probabilities(s, p);
 
     for (int tile = 1; tile < work.tiles; ++tile) {
-      wait_full(shared_.k_full, k_, work);
-      const int next_valid = shared_.valid[k_.stage];
+      barrier_wait(shared_.k_full[k_.stage], k_.phase);
+      const int next_valid = read_valid();
       take_turn();
       start_scores(s);
-      wait_values(work, valid);
+      wait_values(valid);
       start_output(o, p);
       give_turn();
       wgmma_wait<1>();
@@ -92,7 +88,7 @@ class Consumer {
       pack_probabilities(s, p);
     }
 
-    wait_values(work, valid);
+    wait_values(valid);
     start_output(o, p);
     wgmma_wait<0>();
     pin_registers(o);
@@ -100,27 +96,31 @@ class Consumer {
     v_.advance();
   }
 
+  // A short block has no rows for this warpgroup: its tiles and its turns pass it by.
+  __device__ void stand_by(const Work& work) {
+    release(shared_.q_empty);
+    for (int tile = 0; tile < work.tiles; ++tile) {
+      barrier_wait(shared_.k_full[k_.stage], k_.phase);
+      release(shared_.k_empty[k_.stage]);
+      k_.advance();
+      if (tile > 0) {
+        take_turn();
+        give_turn();
+      }
+      barrier_wait(shared_.v_full[v_.stage], v_.phase);
+      release(shared_.v_empty[v_.stage]);
+      v_.advance();
+    }
+  }
+
   // s = q k^T of the stage at k_, running on return.
   __device__ __forceinline__ void start_scores(Scores& s) {
-    constexpr int kSteps = Keys::kColumnElements / 16;
-    const uint64_t q = descriptor<Queries::kRowBytes>(shared_address(shared_.q) +
-                                                      group_ * kGroupRows * Queries::kRowBytes);
-    const uint64_t k = descriptor<Keys::kRowBytes>(shared_address(shared_.k[k_.stage]));
-    pin_registers(s);
-    wgmma_fence();
-#pragma unroll
-    for (int step = 0; step < kHeadSize / 16; ++step) {
-      const int column = step / kSteps;
-      const uint32_t offset = step % kSteps * 32;
-      multiply_keys<Element>(s, advance(q, column * Queries::kColumnBytes + offset),
-                             advance(k, column * Keys::kColumnBytes + offset), step > 0);
-    }
-    wgmma_commit();
-    pin_registers(s);
+    const uint32_t q = shared_address(shared_.q) + group_ * kGroupRows * Queries::kRowBytes;
+    sm90::start_scores<Element, Queries, Keys>(s, q, shared_address(shared_.k[k_.stage]));
   }
 
   // o += p v of the stage at v_, running on return.
-  __device__ __forceinline__ void start_output(float (&o)[kHeadSize / 2], const Probabilities& p) {
+  __device__ __forceinline__ void start_output(Output& o, const Probabilities& p) {
     const uint64_t v =
         descriptor<Keys::kRowBytes>(shared_address(shared_.v[v_.stage]), Keys::kColumnBytes);
     pin_registers(o);
@@ -133,8 +133,7 @@ class Consumer {
     pin_registers(o);
   }
 
-  static __device__ __forceinline__ void rescale(float (&o)[kHeadSize / 2],
-                                                 const float (&factor)[kRows]) {
+  static __device__ __forceinline__ void rescale(Output& o, const float (&factor)[kRows]) {
 #pragma unroll
     for (int i = 0; i < kHeadSize / 2; ++i) o[i] *= factor[i / 2 % 2];
   }
@@ -149,17 +148,9 @@ class Consumer {
     }
   }
 
-  __device__ __forceinline__ void wait_full(Barrier (&full)[Storage::kRing],
-                                            const RingPlace<Storage::kRing>& place,
-                                            const Work& work) {
-    barrier_wait(full[place.stage], place.phase);
-    // Threads wrote it, tensor cores read it.
-    if (Shape::kGathers && work.gathered) fence_async_proxy();
-  }
-
   // Waits for the values at v_. What is no key has probability 0, which must not meet a NaN.
-  __device__ __forceinline__ void wait_values(const Work& work, int valid) {
-    wait_full(shared_.v_full, v_, work);
+  __device__ __forceinline__ void wait_values(int valid) {
+    barrier_wait(shared_.v_full[v_.stage], v_.phase);
     if (valid < kKeys) {
       char* tile = shared_.v[v_.stage];
       for (int i = threadIdx.x % kGroupThreads; i < (kKeys - valid) * Keys::kChunks;
@@ -168,8 +159,25 @@ class Consumer {
         *reinterpret_cast<uint4*>(tile + Keys::offset(row, i % Keys::kChunks)) = uint4{};
       }
       fence_async_proxy();
-      named_barrier_sync(barriers_ + kGroupBarrier + group_, kGroupThreads);
+      named_barrier_sync(kGroupBarrier + group_, kGroupThreads);
     }
+  }
+
+  // What the producer says is read by the lane that gives its place back, for the whole warp.
+  __device__ __forceinline__ Work read_work() const {
+    Work work{};
+    if (threadIdx.x % 32 == 0) work = shared_.work;
+    return {broadcast(work.tiles), broadcast(work.batch), broadcast(work.head),
+            broadcast(work.begin), broadcast(work.rows)};
+  }
+
+  // Keys in the tile at k_.
+  __device__ __forceinline__ int read_valid() const {
+    return broadcast(threadIdx.x % 32 == 0 ? shared_.valid[k_.stage] : 0);
+  }
+
+  static __device__ __forceinline__ int broadcast(int value) {
+    return __shfl_sync(0xffffffffu, value, 0);
   }
 
   // One arrival a warp, all of whose lanes and products have read what is given back.
@@ -178,62 +186,60 @@ class Consumer {
     if (threadIdx.x % 32 == 0) barrier_arrive(empty);
   }
 
+  // A turn's barrier is for the warpgroup that waits for it and the one that gives it.
   __device__ __forceinline__ void take_turn() {
-    if (!kTurns) return;
-    named_barrier_sync(barriers_ + kTurnBarrier + group_, kConsumers * kGroupThreads);
+    named_barrier_sync(kTurnBarrier + group_, 2 * kGroupThreads);
   }
 
   __device__ __forceinline__ void give_turn() {
-    if (!kTurns) return;
-    named_barrier_arrive(barriers_ + kTurnBarrier + (group_ ^ 1), kConsumers * kGroupThreads);
+    const int next = group_ + 1 < Shape::kConsumers ? group_ + 1 : 0;
+    named_barrier_arrive(kTurnBarrier + next, 2 * kGroupThreads);
   }
 
-  // Accumulators to out and lse. Every warp stages its own 16 rows.
-  __device__ __forceinline__ void write(const QueryBlock& q, const float (&o)[kHeadSize / 2],
+  // Accumulators to out and lse, straight from registers.
+  __device__ __forceinline__ void write(const Work& work, const Output& o,
                                         const RowStatistics& rows) {
     const int lane = threadIdx.x % 32;
-    const int warp_row = group_ * kGroupRows + threadIdx.x % kGroupThreads / 32 * 16;
-    const int begin = p_.cut.begin(q.block);
-    const int length = p_.cut.end(q.block) - begin;
-    __syncwarp();  // the last block's rows have been read
+    const int first_row = group_ * kGroupRows + threadIdx.x % kGroupThreads / 32 * 16 + lane / 4;
+    const RainfusionStrides& strides = p_.out_strides;
+    char* out =
+        static_cast<char*>(p_.out) + 2 * (work.batch * strides.batch + work.head * strides.head);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const int row = warp_row + r * 8 + lane / 4;
+      const int row = first_row + r * 8;
       const float sum = quad_sum(rows.sum[r]);
       const float inverse = sum > 0.f ? 1.f / sum : 0.f;
-      if (p_.lse != nullptr && lane % 4 == 0 && row < length) {
-        const int64_t head = static_cast<int64_t>(q.batch) * p_.heads + q.head;
-        p_.lse[head * p_.cut.tokens + begin + row] =
+      if (p_.lse != nullptr && lane % 4 == 0 && row < work.rows) {
+        const int64_t head = static_cast<int64_t>(work.batch) * p_.heads + work.head;
+        p_.lse[head * p_.q_cut.tokens + work.begin + row] =
             sum > 0.f ? rows.maximum[r] * p_.softmax_scale + logf(sum) : -INFINITY;
       }
+      char* out_row = out + 2 * static_cast<int64_t>(work.begin + row) * strides.token +
+                      lane % 2 * 16 + lane % 4 / 2 * 8;
 #pragma unroll
-      for (int n = 0; n < kHeadSize / 8; ++n) {
-        *reinterpret_cast<uint32_t*>(shared_.out + Queries::offset(row, n) + lane % 4 * 4) =
-            pack<Element>(o[n * 4 + r * 2] * inverse, o[n * 4 + r * 2 + 1] * inverse);
+      for (int n = 0; n < kHeadSize / 8; n += 2) {
+        const uint2 columns = four_columns(
+            pack<Element>(o[n * 4 + r * 2] * inverse, o[n * 4 + r * 2 + 1] * inverse),
+            pack<Element>(o[n * 4 + r * 2 + 4] * inverse, o[n * 4 + r * 2 + 5] * inverse));
+        if (row < work.rows) *reinterpret_cast<uint2*>(out_row + n * 16) = columns;
       }
     }
-    __syncwarp();
-    const RainfusionStrides& strides = p_.out_strides;
-    char* out = static_cast<char*>(p_.out) + 2 * (q.batch * strides.batch + q.head * strides.head);
-#pragma unroll
-    for (int i = lane; i < 16 * Queries::kChunks; i += 32) {
-      const int row = warp_row + i / Queries::kChunks;
-      const int chunk = i % Queries::kChunks;
-      if (row < length) {
-        const int64_t token = begin + row;
-        *reinterpret_cast<uint4*>(out + 2 * token * strides.token + chunk * 16) =
-            *reinterpret_cast<const uint4*>(shared_.out + Queries::offset(row, chunk));
-      }
-    }
+  }
+
+  // Lanes hold two columns of each of two neighbouring chunks of eight. Two lanes exchange theirs,
+  // so that the even one has four columns of the first chunk and the odd one of the second.
+  static __device__ __forceinline__ uint2 four_columns(uint32_t first, uint32_t second) {
+    const bool odd = threadIdx.x % 2 != 0;
+    const uint32_t received = __shfl_xor_sync(0xffffffffu, odd ? first : second, 1);
+    return odd ? uint2{received, second} : uint2{first, received};
   }
 
   const AttentionParams& p_;
   Storage& shared_;
   int group_;
-  int barriers_;  // the team's first named barrier
   float scale_log2_;
-  RingPlace<Storage::kRing> k_;
-  RingPlace<Storage::kRing> v_;
+  RingPlace<Shape::kStages> k_;
+  RingPlace<Shape::kStages> v_;
 };
 
 }  // namespace rainfusion::sm90

@@ -2,14 +2,12 @@
 #pragma once
 
 #include "barrier.cuh"
+#include "rainfusion/geometry.h"
 
 namespace rainfusion::sm90 {
 
-constexpr int kQueries = 128;       // rows of a query tile
-constexpr int kConsumers = 2;       // warpgroups, each with half of the query rows
 constexpr int kGroupThreads = 128;  // of a warpgroup
-constexpr int kConsumerThreads = kConsumers * kGroupThreads;
-constexpr int kConsumerWarps = kConsumerThreads / 32;
+constexpr int kGroupRows = 64;      // query rows of a consumer warpgroup
 
 // A tile in shared memory, as wgmma reads it and the copy engine writes it: columns of rows with 64
 // or (where 64 does not divide the head size) 32 elements, 16-byte chunks swizzled in each row.
@@ -32,68 +30,44 @@ struct Tile {
   }
 };
 
-// What a CTA computes next.
+// What the consumers compute next: a query block.
 struct Work {
-  int item;       // of the order in query_block.cuh; -1 after the last
-  int tiles;      // of keys, 0 where the query block attends to nothing
-  bool gathered;  // through the table of rows instead of the copy engine
+  static constexpr int kEnd = -1;
+
+  int tiles;  // of keys, 0 where the block attends to nothing; kEnd after the last block
+  int batch;
+  int head;
+  int begin;  // its first token
+  int rows;   // and how many it has
 };
 
-// What the leading thread of the producer tells the others.
-template <int kStages>
-struct ProducerTurn {
-  int item;
-  RingPlace<kStages> place;
-};
-
-// How a CTA uses its multiprocessor. A team is two consumer warpgroups with one query block.
-// Registers are a thread's; those of a CTA must fit 65,536.
-template <int kHeadSize, int kTeams>
-struct TeamShape;
-
+// How a CTA uses its multiprocessor: tiles are blocks. Three consumers of 160 registers a thread
+// and a producer of 32 fill its register file; the tiles of four stages fit at every head size.
 template <int kHeadSize_>
-struct TeamShape<kHeadSize_, 1> {
+struct KernelShape {
   static constexpr int kHeadSize = kHeadSize_;
-  static constexpr int kTeams = 1;
-  static constexpr int kKeys = 128;  // of a tile; divides a block
-  static constexpr int kStages = kHeadSize == 64 ? 4 : kHeadSize == 96 ? 3 : 2;  // as many as fit
-  static constexpr bool kGathers = true;  // whether heads may be textural
-  static constexpr int kProducerRegisters = 56;
-  static constexpr int kConsumerRegisters = 224;
-};
-
-// At small head sizes a tile has little tensor-core work for its exponentials, and it takes four
-// warpgroups to hide them. They leave too few registers for tiles of 128 keys, and for a producer
-// that gathers rows fast enough.
-template <int kHeadSize_>
-struct TeamShape<kHeadSize_, 2> {
-  static constexpr int kHeadSize = kHeadSize_;
-  static constexpr int kTeams = 2;
-  static constexpr int kKeys = 64;
+  static constexpr int kQueries = block_shape(kHeadSize).q;
+  static constexpr int kKeys = block_shape(kHeadSize).k;
+  static constexpr int kConsumers = kQueries / kGroupRows;
+  static constexpr int kThreads = (1 + kConsumers) * kGroupThreads;
   static constexpr int kStages = 4;
-  static constexpr bool kGathers = false;
   static constexpr int kProducerRegisters = 32;
-  static constexpr int kConsumerRegisters = 112;
+  static constexpr int kConsumerRegisters = 160;
 };
 
 template <typename Shape>
-using QueryTile = Tile<Shape::kHeadSize, kQueries>;
+using QueryTile = Tile<Shape::kHeadSize, Shape::kQueries>;
 template <typename Shape>
 using KeyTile = Tile<Shape::kHeadSize, Shape::kKeys>;
-
-// Threads of the producer that bring one team's tiles.
-template <typename Shape>
-constexpr int kProducerThreads = kGroupThreads / Shape::kTeams;
-template <typename Shape>
-constexpr int kCtaThreads = Shape::kTeams * kConsumerThreads + kGroupThreads;
 
 template <typename Shape>
 struct Shared {
   static constexpr int kRing = Shape::kStages;
+  static constexpr int kConsumerWarps = Shape::kConsumers * kGroupThreads / 32;
+
   alignas(1024) char q[QueryTile<Shape>::kBytes];
   alignas(1024) char k[kRing][KeyTile<Shape>::kBytes];
   alignas(1024) char v[kRing][KeyTile<Shape>::kBytes];
-  alignas(1024) char out[QueryTile<Shape>::kBytes];
   Barrier q_full;
   Barrier q_empty;
   Barrier k_full[kRing];
@@ -102,17 +76,13 @@ struct Shared {
   Barrier v_empty[kRing];
   int valid[kRing];  // keys in the stage's tile, the others are to be ignored
   Work work;
-  ProducerTurn<kRing> turns[2];  // two, so that a slow warp can still read the last one
-
-  // A tile of K or V is full when one thread has said what it is, and all that may gather have.
-  static constexpr uint32_t kFullArrivals = 1 + (Shape::kGathers ? kProducerThreads<Shape> : 0);
 
   __device__ void initialise() {
     barrier_init(q_full, 1);
     barrier_init(q_empty, kConsumerWarps);
     for (int stage = 0; stage < kRing; ++stage) {
-      barrier_init(k_full[stage], kFullArrivals);
-      barrier_init(v_full[stage], kFullArrivals);
+      barrier_init(k_full[stage], 1);
+      barrier_init(v_full[stage], 1);
       barrier_init(k_empty[stage], kConsumerWarps);
       barrier_init(v_empty[stage], kConsumerWarps);
     }
@@ -120,7 +90,7 @@ struct Shared {
   }
 };
 
-// The first of a team's named barriers; those of warpgroups have two.
-enum NamedBarrier { kProducerBarrier = 1, kTurnBarrier = 2, kGroupBarrier = 4, kTeamBarriers = 6 };
+// The first named barrier of each use; every consumer warpgroup has one of its own.
+enum NamedBarrier { kTurnBarrier = 1, kGroupBarrier = 4 };
 
 }  // namespace rainfusion::sm90

@@ -29,21 +29,21 @@ cuuint64_t stride_bytes(int64_t stride, int64_t extent, int64_t head_size) {
 }  // namespace
 
 cudaError_t encode_tensor_map(CUtensorMap* map, const void* tensor,
-                              const RainfusionStrides& strides, const AttentionParams& params,
-                              RainfusionDtype dtype, int head_size, int column_elements, int rows) {
+                              const RainfusionStrides& strides, const TensorExtents& tensor_extents,
+                              RainfusionDtype dtype, int column_elements, int rows) {
   Encode encode = nullptr;
   const cudaError_t error = find_encode(&encode);
   if (error != cudaSuccess) return error;
   constexpr cuuint32_t kRank = 5;  // element, token, column, head, batch
+  const auto [batch, heads, tokens, head_size] = tensor_extents;
   const int columns = head_size / column_elements;
   const cuuint64_t extents[kRank] = {
-      static_cast<cuuint64_t>(column_elements), static_cast<cuuint64_t>(params.cut.tokens),
-      static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(params.heads),
-      static_cast<cuuint64_t>(params.batch)};
-  const cuuint64_t bytes[kRank - 1] = {stride_bytes(strides.token, params.cut.tokens, head_size),
-                                       static_cast<cuuint64_t>(2 * column_elements),
-                                       stride_bytes(strides.head, params.heads, head_size),
-                                       stride_bytes(strides.batch, params.batch, head_size)};
+      static_cast<cuuint64_t>(column_elements), static_cast<cuuint64_t>(tokens),
+      static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(heads),
+      static_cast<cuuint64_t>(batch)};
+  const cuuint64_t bytes[kRank - 1] = {
+      stride_bytes(strides.token, tokens, head_size), static_cast<cuuint64_t>(2 * column_elements),
+      stride_bytes(strides.head, heads, head_size), stride_bytes(strides.batch, batch, head_size)};
   const cuuint32_t box[kRank] = {static_cast<cuuint32_t>(column_elements),
                                  static_cast<cuuint32_t>(rows), static_cast<cuuint32_t>(columns), 1,
                                  1};

@@ -49,20 +49,14 @@ __device__ __forceinline__ uint64_t advance(uint64_t descriptor, uint32_t bytes)
   return descriptor + (bytes >> 4);
 }
 
-// d = a b^T (+ d): 64 rows of a, 64 or 128 rows of b, a step of 16 columns, both with contiguous
-// columns.
-template <typename Element>
-__device__ void multiply_keys(float (&d)[32], uint64_t a, uint64_t b, bool accumulate);
-template <typename Element>
-__device__ void multiply_keys(float (&d)[64], uint64_t a, uint64_t b, bool accumulate);
+// d = a b^T (+ d): 64 rows of a, as many rows of b as d has columns (a thread holds half as many
+// sums), a step of 16 columns, both with contiguous columns.
+template <typename Element, int kSums>
+__device__ void multiply_keys(float (&d)[kSums], uint64_t a, uint64_t b, bool accumulate);
 
 // d += a b: 64 rows of a, in registers, by 16 rows of b with contiguous columns.
-template <typename Element>
-__device__ void multiply_values(float (&d)[32], const uint32_t (&a)[4], uint64_t b);
-template <typename Element>
-__device__ void multiply_values(float (&d)[48], const uint32_t (&a)[4], uint64_t b);
-template <typename Element>
-__device__ void multiply_values(float (&d)[64], const uint32_t (&a)[4], uint64_t b);
+template <typename Element, int kSums>
+__device__ void multiply_values(float (&d)[kSums], const uint32_t (&a)[4], uint64_t b);
 
 // Accumulators as operands, from the i-th on, and their names in the instruction's text.
 #define RAINFUSION_SUMS_8(i)                                                                  \
@@ -70,104 +64,73 @@ __device__ void multiply_values(float (&d)[64], const uint32_t (&a)[4], uint64_t
       "+f"(d[i + 6]), "+f"(d[i + 7])
 #define RAINFUSION_SUMS_16(i) RAINFUSION_SUMS_8(i), RAINFUSION_SUMS_8(i + 8)
 #define RAINFUSION_SUMS_32 RAINFUSION_SUMS_16(0), RAINFUSION_SUMS_16(16)
+#define RAINFUSION_SUMS_40 RAINFUSION_SUMS_32, RAINFUSION_SUMS_8(32)
 #define RAINFUSION_SUMS_48 RAINFUSION_SUMS_32, RAINFUSION_SUMS_16(32)
 #define RAINFUSION_SUMS_64 RAINFUSION_SUMS_48, RAINFUSION_SUMS_16(48)
 #define RAINFUSION_NAMES_32                                                \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define RAINFUSION_NAMES_48 \
-  RAINFUSION_NAMES_32       \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define RAINFUSION_NAMES_40 RAINFUSION_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define RAINFUSION_NAMES_48 RAINFUSION_NAMES_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define RAINFUSION_NAMES_64 \
   RAINFUSION_NAMES_48       \
   ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
-// The instructions of one element type.
-#define RAINFUSION_WGMMA(Element, TYPE)                                                            \
+// N is the number of columns of d; a, b and so on are the names of the operands behind the sums.
+#define RAINFUSION_MULTIPLY_KEYS(Element, TYPE, SUMS, N, a_name, b_name, flag)                     \
   template <>                                                                                      \
-  __device__ __forceinline__ void multiply_keys<Element>(float (&d)[32], uint64_t a, uint64_t b,   \
+  __device__ __forceinline__ void multiply_keys<Element>(float (&d)[SUMS], uint64_t a, uint64_t b, \
                                                          bool accumulate) {                        \
     asm volatile(                                                                                  \
         "{\n"                                                                                      \
         ".reg .pred accumulate;\n"                                                                 \
-        "setp.ne.b32 accumulate, %34, 0;\n"                                                        \
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " {" RAINFUSION_NAMES_32       \
-        "}, "                                                                                      \
-        "%32, %33, accumulate, 1, 1, 0, 0;\n"                                                      \
+        "setp.ne.b32 accumulate, " flag                                                            \
+        ", 0;\n"                                                                                   \
+        "wgmma.mma_async.sync.aligned.m64" N "k16.f32." TYPE "." TYPE " {" RAINFUSION_NAMES_##SUMS \
+        "}, " a_name ", " b_name                                                                   \
+        ", accumulate, 1, 1, 0, 0;\n"                                                              \
         "}\n"                                                                                      \
-        : RAINFUSION_SUMS_32                                                                       \
+        : RAINFUSION_SUMS_##SUMS                                                                   \
         : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));                                      \
-  }                                                                                                \
-                                                                                                   \
+  }
+#define RAINFUSION_MULTIPLY_VALUES(Element, TYPE, SUMS, N, a_names, b_name)                        \
   template <>                                                                                      \
-  __device__ __forceinline__ void multiply_keys<Element>(float (&d)[64], uint64_t a, uint64_t b,   \
-                                                         bool accumulate) {                        \
-    asm volatile(                                                                                  \
-        "{\n"                                                                                      \
-        ".reg .pred accumulate;\n"                                                                 \
-        "setp.ne.b32 accumulate, %66, 0;\n"                                                        \
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " {" RAINFUSION_NAMES_64      \
-        "}, "                                                                                      \
-        "%64, %65, accumulate, 1, 1, 0, 0;\n"                                                      \
-        "}\n"                                                                                      \
-        : RAINFUSION_SUMS_64                                                                       \
-        : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));                                      \
-  }                                                                                                \
-                                                                                                   \
-  template <>                                                                                      \
-  __device__ __forceinline__ void multiply_values<Element>(float (&d)[32], const uint32_t (&a)[4], \
-                                                           uint64_t b) {                           \
+  __device__ __forceinline__ void multiply_values<Element>(float (&d)[SUMS],                       \
+                                                           const uint32_t (&a)[4], uint64_t b) {   \
     asm volatile(                                                                                  \
         "{\n"                                                                                      \
         ".reg .pred always;\n"                                                                     \
         "setp.eq.u32 always, 0, 0;\n"                                                              \
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " {" RAINFUSION_NAMES_32       \
-        "}, "                                                                                      \
-        "{%32, %33, %34, %35}, %36, always, 1, 1, 1;\n"                                            \
+        "wgmma.mma_async.sync.aligned.m64" N "k16.f32." TYPE "." TYPE " {" RAINFUSION_NAMES_##SUMS \
+        "}, {" a_names "}, " b_name                                                                \
+        ", always, 1, 1, 1;\n"                                                                     \
         "}\n"                                                                                      \
-        : RAINFUSION_SUMS_32                                                                       \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                     \
-  }                                                                                                \
-                                                                                                   \
-  template <>                                                                                      \
-  __device__ __forceinline__ void multiply_values<Element>(float (&d)[48], const uint32_t (&a)[4], \
-                                                           uint64_t b) {                           \
-    asm volatile(                                                                                  \
-        "{\n"                                                                                      \
-        ".reg .pred always;\n"                                                                     \
-        "setp.eq.u32 always, 0, 0;\n"                                                              \
-        "wgmma.mma_async.sync.aligned.m64n96k16.f32." TYPE "." TYPE " {" RAINFUSION_NAMES_48       \
-        "}, "                                                                                      \
-        "{%48, %49, %50, %51}, %52, always, 1, 1, 1;\n"                                            \
-        "}\n"                                                                                      \
-        : RAINFUSION_SUMS_48                                                                       \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                     \
-  }                                                                                                \
-                                                                                                   \
-  template <>                                                                                      \
-  __device__ __forceinline__ void multiply_values<Element>(float (&d)[64], const uint32_t (&a)[4], \
-                                                           uint64_t b) {                           \
-    asm volatile(                                                                                  \
-        "{\n"                                                                                      \
-        ".reg .pred always;\n"                                                                     \
-        "setp.eq.u32 always, 0, 0;\n"                                                              \
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " {" RAINFUSION_NAMES_64      \
-        "}, "                                                                                      \
-        "{%64, %65, %66, %67}, %68, always, 1, 1, 1;\n"                                            \
-        "}\n"                                                                                      \
-        : RAINFUSION_SUMS_64                                                                       \
+        : RAINFUSION_SUMS_##SUMS                                                                   \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                     \
   }
+
+// Tiles of block_shape() keys, and head sizes.
+#define RAINFUSION_WGMMA(Element, TYPE)                                             \
+  RAINFUSION_MULTIPLY_KEYS(Element, TYPE, 64, "n128", "%64", "%65", "%66")          \
+  RAINFUSION_MULTIPLY_KEYS(Element, TYPE, 48, "n96", "%48", "%49", "%50")           \
+  RAINFUSION_MULTIPLY_KEYS(Element, TYPE, 40, "n80", "%40", "%41", "%42")           \
+  RAINFUSION_MULTIPLY_VALUES(Element, TYPE, 32, "n64", "%32, %33, %34, %35", "%36") \
+  RAINFUSION_MULTIPLY_VALUES(Element, TYPE, 48, "n96", "%48, %49, %50, %51", "%52") \
+  RAINFUSION_MULTIPLY_VALUES(Element, TYPE, 64, "n128", "%64, %65, %66, %67", "%68")
 
 RAINFUSION_WGMMA(__half, "f16")
 RAINFUSION_WGMMA(__nv_bfloat16, "bf16")
 
 #undef RAINFUSION_WGMMA
+#undef RAINFUSION_MULTIPLY_VALUES
+#undef RAINFUSION_MULTIPLY_KEYS
 #undef RAINFUSION_NAMES_64
 #undef RAINFUSION_NAMES_48
+#undef RAINFUSION_NAMES_40
 #undef RAINFUSION_NAMES_32
 #undef RAINFUSION_SUMS_64
 #undef RAINFUSION_SUMS_48
+#undef RAINFUSION_SUMS_40
 #undef RAINFUSION_SUMS_32
 #undef RAINFUSION_SUMS_16
 #undef RAINFUSION_SUMS_8
