@@ -100,5 +100,9 @@ def _library_for(device: torch.device) -> NativeLibrary:
 def _aligned(x: Tensor) -> Tensor:
     """`x` itself where the kernels can read it in place, else a contiguous copy."""
     chunk = _ROW_ALIGNMENT // x.element_size()
-    in_place = x.stride(3) == 1 and all(stride % chunk == 0 for stride in x.stride()[:3])
+    # A stride of 0 (an expanded tensor) is nothing that the copy engine is known to take.
+    in_place = x.stride(3) == 1 and all(
+        stride % chunk == 0 and (stride > 0 or size == 1)
+        for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True)
+    )
     return x if in_place and x.data_ptr() % _ROW_ALIGNMENT == 0 else x.contiguous()

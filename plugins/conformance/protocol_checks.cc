@@ -1,5 +1,6 @@
 #include <functional>
 #include <map>
+#include <random>
 
 #include "checks.h"
 #include "rainfusion_layer.h"
@@ -10,6 +11,10 @@ namespace {
 using trt_host::Builder;
 using trt_host::Context;
 using trt_host::Engine;
+
+// What an engine's fields have beside the attributes.
+constexpr char const* kLayoutName = "engine_layout";
+constexpr int32_t kLayout = 2;
 
 constexpr Size kSmall{1, 2, 2, 3, 5, 0, 64};
 constexpr Size kClip{2, 3, 5, 9, 11, 37, 64};
@@ -118,17 +123,38 @@ void check_formats(Suite& suite) {
   suite.library.log().clear();
 }
 
+// Clips whose sizes are at most those of `max`, each on its own, and whose tokens are.
+void add_random_clips(std::vector<Size>& clips, Size const& max) {
+  std::mt19937 generator(5);
+  auto const up_to = [&](int64_t largest) {
+    return std::uniform_int_distribution<int64_t>(1, largest)(generator);
+  };
+  for (int i = 0; i < 100; ++i) {
+    Size clip = max;
+    clip.batch = up_to(max.batch);
+    clip.grid_t = up_to(max.grid_t);
+    clip.grid_h = up_to(max.grid_h);
+    clip.grid_w = up_to(max.grid_w);
+    clip.text_tokens = 0;
+    int64_t const rest = max.tokens() - clip.tokens();
+    if (rest < 1) continue;
+    clip.text_tokens = up_to(rest);
+    clips.push_back(clip);
+  }
+}
+
 // One engine serves all sizes of its profile, whichever way they are cut into text and frames.
 void check_workspace(Suite& suite) {
   suite.report.begin("workspace");
   auto* const size_of =
       suite.library.symbol<decltype(rainfusion_workspace_size)>("rainfusion_workspace_size");
-  std::vector<Size> const clips{{4, 3, 13, 30, 45, 226, 64},  {4, 3, 13, 45, 30, 226, 64},
-                                {4, 3, 3, 45, 45, 11700, 64}, {4, 3, 3, 45, 45, 1, 64},
-                                {2, 3, 5, 9, 11, 37, 64},     {1, 3, 13, 30, 45, 0, 64}};
+  std::vector<Size> clips{{4, 3, 13, 30, 45, 226, 64},  {4, 3, 13, 45, 30, 226, 64},
+                          {4, 3, 3, 45, 45, 11700, 64}, {4, 3, 3, 45, 45, 1, 64},
+                          {2, 3, 5, 9, 11, 37, 64},     {1, 3, 13, 30, 45, 0, 64}};
   Size max = kLarge;
   max.grid_h = 45;
   max.text_tokens = kLarge.tokens() - max.grid_t * max.grid_h * max.grid_w;
+  add_random_clips(clips, max);
   for (char const* method :
        {"rainfusion", "rainfusion_two_way", "rainfusion_plus", "rainfusion2"}) {
     Builder builder(suite.creator(), make_attributes("first", method));
@@ -161,14 +187,29 @@ void check_engine(Suite& suite) {
     Builder builder(suite.creator(), attributes);
     builder.build(make_inputs(kSmall, kClip, kLarge, DataType::kBF16, false), &engine);
   }
-  suite.report.expect(engine.fields == attributes, "attributes survive the builder");
+  Fields kept = attributes;
+  kept.number(kLayoutName, kLayout);
+  suite.report.expect(engine.fields == kept, "attributes survive the builder");
   Context context(suite.creator(), engine);
   suite.report.expect(static_cast<bool>(context), "context");
   Fields const restored(*context.plugin().runtime().getFieldsToSerialize());
-  suite.report.expect(restored == attributes, "attributes survive the engine file");
+  suite.report.expect(restored == kept, "attributes survive the engine file");
   suite.report.expect(context.set_shapes(kClip.inputs(false)), "shapes of a clip");
   suite.report.expect(context.set_shapes(kLarge.inputs(false)), "shapes of another clip");
   suite.report.expect(suite.library.log().errors() == 0, suite.library.log().all());
+}
+
+// An engine that was built with less workspace than this library uses would be overrun.
+void check_other_layouts(Suite& suite) {
+  suite.report.begin("engines of other libraries");
+  auto const refused = [&](Fields const& fields) {
+    return suite.creator().createPlugin("layer", fields.collection(),
+                                        nvinfer1::TensorRTPhase::kRUNTIME) == nullptr;
+  };
+  Fields fields = make_attributes();
+  suite.expect_error(refused(fields), "build the engine again", "an engine without a layout");
+  fields.number(kLayoutName, kLayout - 1);
+  suite.expect_error(refused(fields), "build the engine again", "an engine of an older layout");
 }
 
 void check_wrong_shapes(Suite& suite) {
@@ -237,7 +278,7 @@ void check_protocol(trt_host::PluginLibrary& library, Report& report) {
   Suite suite{library, report};
   for (auto* const check :
        {check_creator, check_attributes, check_build, check_formats, check_workspace, check_engine,
-        check_wrong_shapes, check_dynamic_head, check_enqueue_order}) {
+        check_other_layouts, check_wrong_shapes, check_dynamic_head, check_enqueue_order}) {
     library.log().clear();
     check(suite);
   }

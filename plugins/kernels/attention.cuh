@@ -28,6 +28,9 @@ struct AttentionConfig {
   static constexpr int kValueOffset = kKeyOffset + kStages * kTileBytes;
   static constexpr int kMaskOffset = kValueOffset + kStages * kTileBytes;
   static constexpr int kSharedBytes = kMaskOffset + sizeof(StagedMask);
+  // Of the 100 KB of compute capabilities 8.6, 8.9 and 12.x, each CTA costs one more.
+  static_assert(kStages == 2 || kHeadSize == 128 || kCtas * (kSharedBytes + 1024) <= 100 * 1024,
+                "two CTAs fit everywhere");
   static_assert(block_shape(kHeadSize).q % 32 == 0, "a warp's rows are of one query block");
 };
 

@@ -19,7 +19,8 @@ struct GatherParams {
   void* gathered[2];
   const int32_t* kind;
   const float* sparsity;
-  int32_t rows;  // of a head
+  const int32_t* count;  // [batch] rows that are attended to
+  int32_t rows;          // of a head
   Geometry geometry;
 };
 
@@ -31,7 +32,7 @@ __global__ void __launch_bounds__(kGatherThreads)
   if (p.kind[batch_head] != RAINFUSION_KIND_TEXTURAL) return;
   const int64_t stride = stride_of(clamp_sparsity(*p.sparsity));
   const int first = blockIdx.x * kGatherRows;
-  const int rows = min(kGatherRows, static_cast<int>(checkerboard_keys(g.layout, stride)) - first);
+  const int rows = min(kGatherRows, p.count[batch_head / g.heads] - first);
   if (rows <= 0) return;
   if (threadIdx.x < rows) {
     const int64_t raster = checkerboard_raster(g.layout, stride, first + threadIdx.x);
@@ -65,6 +66,7 @@ cudaError_t launch_gather(const Geometry& geometry, const RainfusionTensors& ten
                             {workspace.gathered_k, workspace.gathered_v},
                             workspace.kind,
                             tensors.sparsity,
+                            workspace.gathered_count,
                             rows,
                             geometry};
   const dim3 grid(static_cast<unsigned>(ceil_div(rows, kGatherRows)), geometry.batch_heads());

@@ -1,4 +1,5 @@
-// Which keys a query block attends to: the one rule of every attention kernel.
+// Which keys a query block attends to: the one rule of every attention kernel. (export_plan.cu
+// counts the same keys without walking over them.)
 #pragma once
 
 #include <cuda_runtime.h>
@@ -19,7 +20,7 @@ struct KeyList {
   static constexpr int kRuns = 3;
 
   const uint32_t* mask;  // null for runs
-  int limit;             // kv_len
+  int limit;             // kv_len, 0 for rows that begin past it
   int before;            // run [0, before)
   int gathered;          // gathered keys [0, gathered)
   int after;             // run [after, limit)

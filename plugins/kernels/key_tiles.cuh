@@ -8,11 +8,9 @@
 
 namespace rainfusion {
 
-// A mask row, and where the CTA's rows are of two query blocks the rows of both.
-struct StagedMask {
-  uint32_t either[kMaxMaskWords];
-  uint32_t own[2][kMaxMaskWords];
-};
+// A mask row in shared memory; where the CTA's rows are of two query blocks, what either keeps. No
+// more than that, so that two CTAs fit where a multiprocessor has 100 KB.
+using StagedMask = uint32_t[kMaxMaskWords];
 
 // Tiles of at most kTileN keys: walks over the runs of a list, or over one run [start, stop) for
 // each block whose bit is set in a mask.
@@ -36,12 +34,12 @@ class KeyTiles {
       const uint32_t kept = rest >= 32 ? 0xffffffffu : (1u << rest) - 1;
       const uint32_t first = keys.mask[i] & kept;
       const uint32_t second = q.blocks > 1 ? keys.mask[p.mask_words + i] & kept : first;
-      staged_.own[0][i] = first;
-      staged_.own[1][i] = second;
-      staged_.either[i] = first | second;
+      staged_[i] = first | second;
     }
-    const int row = q.begin + threadIdx.x / 32 * 32;
-    which_ = q.blocks > 1 && row >= p.q_cut.begin(q.block + 1) ? 1 : 0;
+    if (q.blocks > 1) {
+      const int row = q.begin + threadIdx.x / 32 * 32;
+      own_ = keys.mask + (row >= p.q_cut.begin(q.block + 1) ? p.mask_words : 0);
+    }
     __syncthreads();
   }
 
@@ -73,11 +71,12 @@ class KeyTiles {
   __device__ __forceinline__ bool next_block(const BlockCut& cut) {
     while (bits_ == 0) {
       if (++word_ >= words_) return false;
-      bits_ = staged_.either[word_];
+      bits_ = staged_[word_];
+      if (own_ != nullptr) own_bits_ = __ldg(own_ + word_);
     }
     const int bit = __ffs(bits_) - 1;
     bits_ &= bits_ - 1;
-    mine = staged_.own[which_][word_] >> bit & 1;
+    mine = own_bits_ >> bit & 1;
     start = cut.begin(word_ * 32 + bit);
     stop = min(cut.end(word_ * 32 + bit), keys_.limit);
     return true;
@@ -88,7 +87,8 @@ class KeyTiles {
   uint32_t bits_ = 0;  // blocks of the present mask word still to come
   int word_ = -1;
   int words_ = 0;
-  int which_ = 0;  // of the two query blocks, the warp's
+  const uint32_t* own_ = nullptr;  // mask row of the warp's query block, where there are two
+  uint32_t own_bits_ = 0xffffffffu;
   int run_ = 0;
 };
 

@@ -6,12 +6,6 @@
 
 namespace rainfusion {
 
-// Offset in bytes of a head's first row.
-__device__ __forceinline__ int64_t head_offset(const RainfusionStrides& strides,
-                                               const QuerySpan& q) {
-  return 2 * (q.batch * strides.batch + q.head * strides.head);
-}
-
 // The rows of a head as a thread copies them. Token strides were checked to fit 32 bits in bytes.
 template <int kHeadSize>
 __device__ __forceinline__ RowSource<int32_t> head_rows(const void* tensor,
@@ -29,8 +23,8 @@ struct KeyValueCopy {
 
   RowSource<int32_t> keys;
   RowSource<int32_t> values;
-  const char* gathered_keys;  // first rows, as the sources' bases
-  const char* gathered_values;
+  RowSource<int32_t> gathered_keys;
+  RowSource<int32_t> gathered_values;
   uint32_t shared;  // the CTA's shared memory, at this thread's place in a tile
 
   __device__ KeyValueCopy(const AttentionParams& p, const QuerySpan& q, char* smem)
@@ -49,18 +43,18 @@ struct KeyValueCopy {
   }
 
  private:
-  static __device__ __forceinline__ const char* gathered_rows(const void* tensor,
-                                                              const AttentionParams& p,
-                                                              const QuerySpan& q) {
-    const int64_t head = static_cast<int64_t>(q.batch) * p.heads + q.head;
-    const auto* rows = static_cast<const char*>(tensor) + 2 * head * p.gathered_rows * kHeadSize;
-    return row_source<kHeadSize>(rows, 0).base;
+  static __device__ __forceinline__ RowSource<int32_t> gathered_rows(const void* tensor,
+                                                                     const AttentionParams& p,
+                                                                     const QuerySpan& q) {
+    const int64_t head = static_cast<int64_t>(p.gathered_rows) * kHeadSize;
+    return head_rows<kHeadSize>(tensor, RainfusionStrides{p.heads * head, head, kHeadSize}, q);
   }
 
   __device__ __forceinline__ void copy(int offset, const RowSource<int32_t>& source,
-                                       const char* gathered, const Tiles& tiles) const {
-    const RowSource<int32_t> rows =
-        tiles.gathered ? RowSource<int32_t>{gathered, 2 * kHeadSize} : source;
+                                       const RowSource<int32_t>& gathered,
+                                       const Tiles& tiles) const {
+    const RowSource<int32_t> rows{tiles.gathered ? gathered.base : source.base,
+                                  tiles.gathered ? gathered.stride : source.stride};
     copy_rows<kHeadSize, kTileN>(shared + offset, rows, tiles.start, tiles.valid());
   }
 };

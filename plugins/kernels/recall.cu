@@ -78,26 +78,13 @@ cudaError_t launch(const RecallParams& params, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-template <typename Element, int kHeadSize>
-cudaError_t launch_for(const RecallParams& params, cudaStream_t stream) {
-  return params.geometry.bands() == kMaxBands
-             ? launch<Element, kHeadSize, kMaxBands>(params, stream)
-             : launch<Element, kHeadSize, 1>(params, stream);
-}
-
 }  // namespace
 
 template <typename Element>
 cudaError_t launch_recall_sm80(const RecallParams& params, cudaStream_t stream) {
-  switch (params.geometry.head_size) {
-    case 64:
-      return launch_for<Element, 64>(params, stream);
-    case 96:
-      return launch_for<Element, 96>(params, stream);
-    case 128:
-      return launch_for<Element, 128>(params, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_recall_constants(params.geometry, [&](auto head_size, auto bands) {
+    return launch<Element, head_size(), bands()>(params, stream);
+  });
 }
 
 template cudaError_t launch_recall_sm80<__half>(const RecallParams&, cudaStream_t);

@@ -2,6 +2,8 @@
 // keys.
 #pragma once
 
+#include <type_traits>
+
 #include "launch.h"
 #include "sampled_tokens.cuh"
 
@@ -42,6 +44,24 @@ struct RecallTask {
     return 2 * strides.token * tokens.step;
   }
 };
+
+// Calls launch with head size and number of bands as constants.
+template <typename Launch>
+cudaError_t with_recall_constants(const Geometry& g, const Launch& launch) {
+  const auto with_bands = [&](auto head_size) {
+    return g.bands() == 1 ? launch(head_size, std::integral_constant<int, 1>())
+                          : launch(head_size, std::integral_constant<int, kMaxBands>());
+  };
+  switch (g.head_size) {
+    case 64:
+      return with_bands(std::integral_constant<int, 64>());
+    case 96:
+      return with_bands(std::integral_constant<int, 96>());
+    case 128:
+      return with_bands(std::integral_constant<int, 128>());
+  }
+  return cudaErrorInvalidValue;
+}
 
 // Tiles of queries of the larger sample.
 inline dim3 recall_grid(const Geometry& g) {

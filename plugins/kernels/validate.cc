@@ -120,9 +120,6 @@ Result validate_problem(const RainfusionProblem& p) {
                        " key blocks of " + to_string(keys.size) + "; at most " +
                        to_string(kMaxKeyBlocks) + " are supported, split the sequence");
   }
-  if (static_cast<int64_t>(geometry.batch_heads()) * keys.blocks > kMaxTokens) {
-    return unsupported("batch * heads * key blocks is above 2^31 - 1; split the batch");
-  }
   return {};
 }
 

@@ -16,6 +16,9 @@ constexpr std::array<char const*, 3> kTexts{"none", "first", "last"};
 constexpr std::array<char const*, 4> kMethods{"rainfusion", "rainfusion_two_way", "rainfusion_plus",
                                               "rainfusion2"};
 
+// A field of engines alone: no attribute of the operator.
+constexpr char const* kLayoutName = "engine_layout";
+
 [[noreturn]] void reject(PluginField const& field, std::string const& why) {
   throw std::invalid_argument("attribute '" + std::string(field.name) + "' " + why);
 }
@@ -101,14 +104,25 @@ nvinfer1::PluginFieldCollection const& attribute_names() noexcept {
   return collection;
 }
 
-Attributes parse_attributes(nvinfer1::PluginFieldCollection const* fields) {
+Attributes parse_attributes(nvinfer1::PluginFieldCollection const* fields,
+                            nvinfer1::TensorRTPhase phase) {
   Attributes attributes;
-  if (fields == nullptr) return attributes;
-  for (int32_t i = 0; i < fields->nbFields; ++i) {
+  int32_t const count = fields != nullptr ? fields->nbFields : 0;
+  int32_t layout = phase == nvinfer1::TensorRTPhase::kRUNTIME ? 0 : kEngineLayout;
+  for (int32_t i = 0; i < count; ++i) {
     PluginField const& field = fields->fields[i];
     if (field.name == nullptr) throw std::invalid_argument("an attribute has no name");
     if (field.data == nullptr) reject(field, "has no value");
-    read_field(field, attributes);
+    if (std::strcmp(field.name, kLayoutName) == 0) {
+      layout = read_int(field);
+    } else {
+      read_field(field, attributes);
+    }
+  }
+  if (layout != kEngineLayout) {
+    throw std::invalid_argument("the engine was built with a library of layout " +
+                                std::to_string(layout) + ", this one has layout " +
+                                std::to_string(kEngineLayout) + ": build the engine again");
   }
   return attributes;
 }
@@ -128,7 +142,8 @@ AttributeFields::AttributeFields(Attributes const& attributes) : attributes_(att
              PluginField{"method", method, PluginFieldType::kCHAR, length_of(method)},
              PluginField{"alpha", &attributes_.alpha, PluginFieldType::kFLOAT32, 1},
              PluginField{"sink_frames", &attributes_.sink_frames, PluginFieldType::kINT32, 1},
-             PluginField{"scale", &attributes_.scale, PluginFieldType::kFLOAT32, 1}};
+             PluginField{"scale", &attributes_.scale, PluginFieldType::kFLOAT32, 1},
+             PluginField{kLayoutName, &kEngineLayout, PluginFieldType::kINT32, 1}};
   collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
 }
 

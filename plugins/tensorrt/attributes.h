@@ -18,12 +18,17 @@ struct Attributes {
   float scale = 0.0F;  // 0 = 1 / sqrt(head size)
 };
 
+// What an engine relies on beside the attributes: the workspace it was built with. Raised whenever
+// a library would need more than the last one asked for.
+constexpr int32_t kEngineLayout = 2;
+
 // Names and types of the attributes, without values: what a creator announces to the parser.
 nvinfer1::PluginFieldCollection const& attribute_names() noexcept;
 
 // Attributes that are missing keep their default. Throws std::invalid_argument on an unknown name,
-// a wrong type or a value out of range.
-Attributes parse_attributes(nvinfer1::PluginFieldCollection const* fields);
+// a wrong type or a value out of range, and on the fields of an engine of another layout.
+Attributes parse_attributes(nvinfer1::PluginFieldCollection const* fields,
+                            nvinfer1::TensorRTPhase phase);
 
 // For logs, metadata and the timing cache, for example "text=last method=rainfusion alpha=0.9 ...".
 std::string describe(Attributes const& attributes);
@@ -39,7 +44,7 @@ class AttributeFields {
 
  private:
   Attributes attributes_;
-  std::array<nvinfer1::PluginField, 5> fields_;
+  std::array<nvinfer1::PluginField, 6> fields_;
   nvinfer1::PluginFieldCollection collection_;
 };
 

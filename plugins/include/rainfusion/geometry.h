@@ -89,7 +89,6 @@ RAINFUSION_HOST_DEVICE constexpr int64_t pairs_within(int64_t x0, int64_t nx, in
 struct TokenLayout {
   int64_t tokens;       // S
   int64_t text_tokens;  // L
-  int64_t text_begin;
   int64_t video_begin;
   int64_t video_tokens;
   int64_t width;        // W
@@ -104,7 +103,6 @@ struct TokenLayout {
                                                bool text_first_)
       : tokens(tokens_),
         text_tokens(tokens_ - grid_t * grid_h * grid_w),
-        text_begin(text_first_ ? 0 : grid_t * grid_h * grid_w),
         video_begin(text_first_ ? tokens_ - grid_t * grid_h * grid_w : 0),
         video_tokens(grid_t * grid_h * grid_w),
         width(grid_w),

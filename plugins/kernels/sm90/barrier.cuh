@@ -21,9 +21,8 @@ __device__ __forceinline__ void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
 }
 
-__device__ __forceinline__ void barrier_arrive(Barrier& barrier, uint32_t count = 1) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(&barrier)),
-               "r"(count)
+__device__ __forceinline__ void barrier_arrive(Barrier& barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(shared_address(&barrier))
                : "memory");
 }
 
@@ -32,13 +31,6 @@ __device__ __forceinline__ void barrier_arrive_expect(Barrier& barrier, uint32_t
   asm volatile(
       "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(&barrier)),
       "r"(bytes)
-      : "memory");
-}
-
-// Arrives when the thread's cp.async copies so far have landed.
-__device__ __forceinline__ void barrier_arrive_after_copies(Barrier& barrier) {
-  asm volatile(
-      "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(shared_address(&barrier))
       : "memory");
 }
 
@@ -54,7 +46,8 @@ __device__ __forceinline__ void barrier_wait(Barrier& barrier, uint32_t phase) {
       : "memory");
 }
 
-// Orders what the threads wrote to shared memory before what the tensor cores read from it.
+// Orders what the thread wrote to shared memory before what the tensor cores read from it and what
+// the copy engine writes over it.
 __device__ __forceinline__ void fence_async_proxy() {
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
 }

@@ -3,13 +3,13 @@
 #pragma once
 
 #include "../key_list.cuh"
-#include "../query_block.cuh"
 #include "params.h"
+#include "query_block.cuh"
 #include "shared.cuh"
 
 namespace rainfusion::sm90 {
 
-// Word `lane` of the 32 mask words from `first` on, without blocks that begin at or past `blocks`.
+// Word `lane` of the 32 mask words from `first` on, without bits from the `blocks`-th on.
 __device__ __forceinline__ uint32_t mask_word(const uint32_t* mask, int first, int blocks) {
   const int word = first + threadIdx.x % 32;
   const int rest = blocks - word * 32;

@@ -102,27 +102,14 @@ cudaError_t launch(const RecallParams& params, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-template <typename Element, int kHeadSize>
-cudaError_t launch_for(const RecallParams& params, cudaStream_t stream) {
-  return params.geometry.bands() == kMaxBands
-             ? launch<Element, kHeadSize, kMaxBands>(params, stream)
-             : launch<Element, kHeadSize, 1>(params, stream);
-}
-
 }  // namespace
 }  // namespace sm90
 
 template <typename Element>
 cudaError_t launch_recall_sm90(const RecallParams& params, cudaStream_t stream) {
-  switch (params.geometry.head_size) {
-    case 64:
-      return sm90::launch_for<Element, 64>(params, stream);
-    case 96:
-      return sm90::launch_for<Element, 96>(params, stream);
-    case 128:
-      return sm90::launch_for<Element, 128>(params, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_recall_constants(params.geometry, [&](auto head_size, auto bands) {
+    return sm90::launch<Element, head_size(), bands()>(params, stream);
+  });
 }
 
 template cudaError_t launch_recall_sm90<__half>(const RecallParams&, cudaStream_t);

@@ -41,6 +41,10 @@ struct Work {
   int rows;   // and how many it has
 };
 
+// The first named barrier of each use; every consumer warpgroup has one of its own.
+constexpr int kMaxConsumers = 3;
+enum NamedBarrier { kTurnBarrier = 1, kGroupBarrier = kTurnBarrier + kMaxConsumers };
+
 // How a CTA uses its multiprocessor: tiles are blocks. Three consumers of 160 registers a thread
 // and a producer of 32 fill its register file; the tiles of four stages fit at every head size.
 template <int kHeadSize_>
@@ -53,6 +57,10 @@ struct KernelShape {
   static constexpr int kStages = 4;
   static constexpr int kProducerRegisters = 32;
   static constexpr int kConsumerRegisters = 160;
+  static_assert(kQueries % kGroupRows == 0 && kConsumers <= kMaxConsumers,
+                "consumers share the rows of a block");
+  static_assert(kGroupThreads * (kProducerRegisters + kConsumers * kConsumerRegisters) <= 65536,
+                "a multiprocessor has no more registers");
 };
 
 template <typename Shape>
@@ -89,8 +97,5 @@ struct Shared {
     fence_barrier_init();
   }
 };
-
-// The first named barrier of each use; every consumer warpgroup has one of its own.
-enum NamedBarrier { kTurnBarrier = 1, kGroupBarrier = 4 };
 
 }  // namespace rainfusion::sm90

@@ -28,8 +28,8 @@ __device__ __forceinline__ void mask_scores(float (&s)[kScores], int valid) {
 }
 
 // Scores become exponentials and join the sums. Where a reference moves, `factor` says by how much
-// the accumulators shrink. Returns whether
-// any of the warp's did. A row's first tile holds a valid key.
+// the accumulators shrink. Returns whether any of the warp's did. A row's first tile holds a valid
+// key.
 template <int kScores>
 __device__ __forceinline__ bool softmax_tile(float (&s)[kScores], RowStatistics& rows,
                                              float scale_log2, float (&factor)[kRows]) {

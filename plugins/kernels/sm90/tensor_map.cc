@@ -5,20 +5,20 @@ namespace {
 
 using Encode = decltype(&cuTensorMapEncodeTiled);
 
+struct Driver {
+  cudaError_t error;
+  Encode encode;
+};
+
 // The driver's function, through the runtime: the library needs no link to the driver.
-cudaError_t find_encode(Encode* encode) {
-  static void* found = nullptr;
-  if (found == nullptr) {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult query = cudaDriverEntryPointSymbolNotFound;
-    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
-                                                               12000, cudaEnableDefault, &query);
-    if (error != cudaSuccess) return error;
-    if (query != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
-    found = function;
-  }
-  *encode = reinterpret_cast<Encode>(found);
-  return cudaSuccess;
+Driver find_driver() {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult query = cudaDriverEntryPointSymbolNotFound;
+  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
+                                                             12000, cudaEnableDefault, &query);
+  if (error != cudaSuccess) return {error, nullptr};
+  if (query != cudaDriverEntryPointSuccess) return {cudaErrorNotSupported, nullptr};
+  return {cudaSuccess, reinterpret_cast<Encode>(function)};
 }
 
 // Bytes between neighbours; where there is one element alone its stride is free, and may be odd.
@@ -31,9 +31,8 @@ cuuint64_t stride_bytes(int64_t stride, int64_t extent, int64_t head_size) {
 cudaError_t encode_tensor_map(CUtensorMap* map, const void* tensor,
                               const RainfusionStrides& strides, const TensorExtents& tensor_extents,
                               RainfusionDtype dtype, int column_elements, int rows) {
-  Encode encode = nullptr;
-  const cudaError_t error = find_encode(&encode);
-  if (error != cudaSuccess) return error;
+  static const Driver driver = find_driver();
+  if (driver.error != cudaSuccess) return driver.error;
   constexpr cuuint32_t kRank = 5;  // element, token, column, head, batch
   const auto [batch, heads, tokens, head_size] = tensor_extents;
   const int columns = head_size / column_elements;
@@ -48,7 +47,7 @@ cudaError_t encode_tensor_map(CUtensorMap* map, const void* tensor,
                                  static_cast<cuuint32_t>(rows), static_cast<cuuint32_t>(columns), 1,
                                  1};
   const cuuint32_t steps[kRank] = {1, 1, 1, 1, 1};
-  const CUresult result = encode(
+  const CUresult result = driver.encode(
       map,
       dtype == RAINFUSION_FLOAT16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                   : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
