@@ -68,7 +68,7 @@ template <typename Element>
 void launch_for(const MeansParams& params, cudaStream_t stream) {
   const Geometry& g = params.geometry;
   const int head_size = g.head_size;
-  const dim3 grid(std::max(g.q_cut.blocks, g.k_cut.blocks), g.batch * g.heads, 2);
+  const dim3 grid(std::max(g.q_cut.blocks, g.k_cut.blocks), g.batch_heads(), 2);
   const int threads = head_size / 8 * kRowGroups;
   if (head_size == 64) {
     block_means_kernel<Element, 64><<<grid, threads, 0, stream>>>(params);

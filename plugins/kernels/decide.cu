@@ -72,7 +72,7 @@ __global__ void decide_kernel(const __grid_constant__ Geometry g, const float* s
                               const __grid_constant__ RainfusionPlan plan) {
   const int batch_head = blockIdx.x * blockDim.x + threadIdx.x;
   if (batch_head == 0) *workspace.next_item = 0;
-  if (batch_head >= g.batch * g.heads) return;
+  if (batch_head >= g.batch_heads()) return;
   const float nan = nanf("");
   Decision decision{RAINFUSION_KIND_DENSE, 0, nan, nan};
   if (!is_dense(g.layout, sparsity)) {

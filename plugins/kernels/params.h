@@ -44,7 +44,7 @@ struct Geometry {
                           ? problem.softmax_scale
                           : 1.f / sqrtf(static_cast<float>(problem.head_size))) {}
 
-  int batch_heads() const { return batch * heads; }
+  RAINFUSION_HOST_DEVICE int batch_heads() const { return batch * heads; }
   RAINFUSION_HOST_DEVICE int bands() const {
     return method == RAINFUSION_METHOD_PLUS ? kMaxBands : 1;
   }
@@ -69,12 +69,15 @@ struct Workspace {
   int32_t* mask_index;      // [batch, heads] block mask of the head
   uint32_t* masks;          // [masks, q_blocks, mask_words] bit = key block is kept
   int32_t* gathered_count;  // [batch] checkerboard keys below kv_len
-  void* gathered_k;       // [batch, heads, gathered_rows, head_size] checkerboard keys of textural
-  void* gathered_v;       // heads, in the order of the raster
-  int32_t* next_item;     // [1] queue of a persistent attention kernel
-  float* partial_recall;  // [batch, heads, kSamples, kSampleTiles, kMaxBands]
-  float* q_means;         // [batch, heads, q_blocks, head_size]
-  float* k_means;         // [batch, heads, head_size, k_blocks], read along the blocks
+  int32_t* next_item;       // [1] queue of a persistent attention kernel
+  float* partial_recall;    // [batch, heads, kSamples, kSampleTiles, kMaxBands]
+  float* q_means;           // [batch, heads, q_blocks, head_size]
+  float* k_means;           // [batch, heads, head_size, k_blocks], read along the blocks
+
+  // Checkerboard keys and values of textural heads, in the order of the raster:
+  // [batch, heads, gathered_rows, head_size].
+  void* gathered_k;
+  void* gathered_v;
 };
 
 // Whether every head is dense; every kernel asks this of the same device value.

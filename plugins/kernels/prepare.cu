@@ -29,9 +29,8 @@ __global__ void __launch_bounds__(kPrepareThreads)
     prepare_kernel(const __grid_constant__ Geometry g, const float* sparsity_pointer,
                    uint32_t* masks, int64_t mask_words) {
   if (is_dense(g.layout, sparsity_pointer)) return;
-  const float sparsity = clamp_sparsity(*sparsity_pointer);
   const int64_t word = static_cast<int64_t>(blockIdx.x) * (kPrepareThreads / 32) + threadIdx.x / 32;
-  if (word < mask_words) write_mask_word(g, sparsity, masks, word);
+  if (word < mask_words) write_mask_word(g, *sparsity_pointer, masks, word);
 }
 
 }  // namespace
