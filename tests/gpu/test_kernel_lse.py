@@ -12,6 +12,7 @@ import math
 
 import pytest
 import torch
+from rising_scores import RISES, rising_scores
 
 from rainfusion_trt import classify_heads, rainfusion_attention, reference
 from rainfusion_trt.geometry import METHODS, Kind, TokenLayout
@@ -113,6 +114,14 @@ def test_large_scores_and_scale():
     layout, q, k, v = make((5, 19, 23), 20, "first", 64, torch.float16)
     check(layout, q * 16, k * 4, v)
     check(layout, q, k, v, scale=0.02)
+
+
+@pytest.mark.parametrize("head_size", [64, 96, 128])
+@pytest.mark.parametrize(("rise", "step"), RISES)
+def test_scores_that_rise_from_tile_to_tile(rise, step, head_size):
+    layout = TokenLayout((1, 23, 41), 23 * 41, "none", 0)
+    shape = (1, 2, layout.tokens, head_size)
+    check(layout, *rising_scores(shape, rise, step, torch.bfloat16, "cuda"), sparsity=0.0)
 
 
 @pytest.mark.parametrize("head_size", [64, 96, 128])

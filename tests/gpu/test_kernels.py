@@ -12,6 +12,7 @@ import math
 
 import pytest
 import torch
+from rising_scores import RISES, rising_scores
 
 from rainfusion_trt import classify_heads, rainfusion_attention, reference
 from rainfusion_trt.geometry import METHODS, Kind, TokenLayout
@@ -175,6 +176,16 @@ def test_scale_and_alpha():
 def test_large_scores_stay_finite():
     layout, q, k, v = make((5, 19, 23), 20, "first", 1, 64, torch.float16)
     check(layout, q * 16, k * 4, v)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("head_size", [64, 96, 128])
+@pytest.mark.parametrize(("rise", "step"), RISES)
+def test_scores_that_rise_from_tile_to_tile(rise, step, head_size, dtype):
+    layout = TokenLayout((1, 23, 41), 23 * 41, "none", 0)
+    q, k, v = rising_scores((2, 2, layout.tokens, head_size), rise, step, dtype, "cuda")
+    kv_len = torch.tensor([layout.tokens, 700], dtype=torch.int32, device="cuda")
+    check(layout, q, k, v, sparsity=0.0, kv_len=kv_len)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -60,6 +60,23 @@ __device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
 }
 
+// The value in the warp's first lane, 0 in the others. As one instruction: behind a branch on the
+// lane, the compiler no longer knows that the address is the same in all of them.
+__device__ __forceinline__ int load_in_first_lane(const int& shared) {
+  int value;
+  asm volatile(
+      "{\n"
+      ".reg .pred first;\n"
+      "setp.eq.u32 first, %2, 0;\n"
+      "mov.b32 %0, 0;\n"
+      "@first ld.shared.b32 %0, [%1];\n"
+      "}\n"
+      : "=&r"(value)
+      : "r"(shared_address(&shared)), "r"(threadIdx.x % 32)
+      : "memory");
+  return value;
+}
+
 // A place in the ring: which stage, and the parity of the round.
 template <int kStages>
 struct RingPlace {

@@ -51,21 +51,18 @@ class Consumer {
     Scores s;
     Probabilities p;
     float factor[kRows];
-    barrier_wait(shared_.k_full[k_.stage], k_.phase);
-    int valid = read_valid();
+    int valid = wait_keys();
     start_scores(s);
     wgmma_wait<0>();
     pin_registers(s);
-    release(shared_.k_empty[k_.stage]);
-    k_.advance();
+    release_keys();
     if (work.tiles == 1) release(shared_.q_empty);
     if (valid < kKeys) mask_scores(s, valid);
-    softmax_tile(s, rows, scale_log2_, factor);  // the accumulators are still zero
+    softmax_from_maxima(s, rows, scale_log2_, factor);  // the accumulators are still zero
     pack_probabilities(s, p);
 
     for (int tile = 1; tile < work.tiles; ++tile) {
-      barrier_wait(shared_.k_full[k_.stage], k_.phase);
-      const int next_valid = read_valid();
+      const int next_valid = wait_keys();
       take_turn();
       start_scores(s);
       wait_values(valid);
@@ -73,17 +70,16 @@ class Consumer {
       give_turn();
       wgmma_wait<1>();
       pin_registers(s);
-      release(shared_.k_empty[k_.stage]);
-      k_.advance();
-      if (tile + 1 == work.tiles) release(shared_.q_empty);
       valid = next_valid;
       if (valid < kKeys) mask_scores(s, valid);
-      const bool moved = softmax_tile(s, rows, scale_log2_, factor);
+      const bool moved =
+          softmax_tile(s, rows, scale_log2_, factor, [&] { compute_scores(s, valid); });
+      release_keys();  // not before: the scores may have been computed again
+      if (tile + 1 == work.tiles) release(shared_.q_empty);
       wgmma_wait<0>();
       pin_registers(o);
       pin_registers(s);
-      release(shared_.v_empty[v_.stage]);
-      v_.advance();
+      release_values();
       if (moved) rescale(o, factor);
       pack_probabilities(s, p);
     }
@@ -92,24 +88,21 @@ class Consumer {
     start_output(o, p);
     wgmma_wait<0>();
     pin_registers(o);
-    release(shared_.v_empty[v_.stage]);
-    v_.advance();
+    release_values();
   }
 
   // A short block has no rows for this warpgroup: its tiles and its turns pass it by.
   __device__ void stand_by(const Work& work) {
     release(shared_.q_empty);
     for (int tile = 0; tile < work.tiles; ++tile) {
-      barrier_wait(shared_.k_full[k_.stage], k_.phase);
-      release(shared_.k_empty[k_.stage]);
-      k_.advance();
+      wait_keys();
+      release_keys();
       if (tile > 0) {
         take_turn();
         give_turn();
       }
       barrier_wait(shared_.v_full[v_.stage], v_.phase);
-      release(shared_.v_empty[v_.stage]);
-      v_.advance();
+      release_values();
     }
   }
 
@@ -117,6 +110,14 @@ class Consumer {
   __device__ __forceinline__ void start_scores(Scores& s) {
     const uint32_t q = shared_address(shared_.q) + group_ * kGroupRows * Queries::kRowBytes;
     sm90::start_scores<Element, Queries, Keys>(s, q, shared_address(shared_.k[k_.stage]));
+  }
+
+  // The same, masked, by one warp for its own rows.
+  __device__ __forceinline__ void compute_scores(Scores& s, int valid) {
+    const int first_row = group_ * kGroupRows + threadIdx.x % kGroupThreads / 32 * 16;
+    compute_warp_scores<Element, Queries, Keys>(s, shared_address(shared_.q),
+                                                shared_address(shared_.k[k_.stage]), first_row);
+    if (valid < kKeys) mask_scores(s, valid);
   }
 
   // o += p v of the stage at v_, running on return.
@@ -164,20 +165,29 @@ class Consumer {
   }
 
   // What the producer says is read by the lane that gives its place back, for the whole warp.
+  static __device__ __forceinline__ int read(const int& shared) {
+    return __shfl_sync(0xffffffffu, load_in_first_lane(shared), 0);
+  }
+
   __device__ __forceinline__ Work read_work() const {
-    Work work{};
-    if (threadIdx.x % 32 == 0) work = shared_.work;
-    return {broadcast(work.tiles), broadcast(work.batch), broadcast(work.head),
-            broadcast(work.begin), broadcast(work.rows)};
+    const Work& work = shared_.work;
+    return {read(work.tiles), read(work.batch), read(work.head), read(work.begin), read(work.rows)};
   }
 
-  // Keys in the tile at k_.
-  __device__ __forceinline__ int read_valid() const {
-    return broadcast(threadIdx.x % 32 == 0 ? shared_.valid[k_.stage] : 0);
+  // Waits for the keys at k_. Returns how many are valid.
+  __device__ __forceinline__ int wait_keys() const {
+    barrier_wait(shared_.k_full[k_.stage], k_.phase);
+    return read(shared_.valid[k_.stage]);
   }
 
-  static __device__ __forceinline__ int broadcast(int value) {
-    return __shfl_sync(0xffffffffu, value, 0);
+  __device__ __forceinline__ void release_keys() {
+    release(shared_.k_empty[k_.stage]);
+    k_.advance();
+  }
+
+  __device__ __forceinline__ void release_values() {
+    release(shared_.v_empty[v_.stage]);
+    v_.advance();
   }
 
   // One arrival a warp, all of whose lanes and products have read what is given back.
@@ -212,7 +222,7 @@ class Consumer {
       if (p_.lse != nullptr && lane % 4 == 0 && row < work.rows) {
         const int64_t head = static_cast<int64_t>(work.batch) * p_.heads + work.head;
         p_.lse[head * p_.q_cut.tokens + work.begin + row] =
-            sum > 0.f ? rows.maximum[r] * p_.softmax_scale + logf(sum) : -INFINITY;
+            sum > 0.f ? rows.reference[r] / kLog2E + logf(sum) : -INFINITY;
       }
       char* out_row = out + 2 * static_cast<int64_t>(work.begin + row) * strides.token +
                       lane % 2 * 16 + lane % 4 / 2 * 8;
