@@ -216,22 +216,26 @@ class Consumer {
         static_cast<char*>(p_.out) + 2 * (work.batch * strides.batch + work.head * strides.head);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const int row = first_row + r * 8;
       const float sum = quad_sum(rows.sum[r]);
-      const float inverse = sum > 0.f ? 1.f / sum : 0.f;
-      if (p_.lse != nullptr && lane % 4 == 0 && row < work.rows) {
-        const int64_t head = static_cast<int64_t>(work.batch) * p_.heads + work.head;
-        p_.lse[head * p_.q_cut.tokens + work.begin + row] =
-            sum > 0.f ? rows.reference[r] / kLog2E + logf(sum) : -INFINITY;
-      }
-      char* out_row = out + 2 * static_cast<int64_t>(work.begin + row) * strides.token +
-                      lane % 2 * 16 + lane % 4 / 2 * 8;
+      const float inverse = sum > 0.f ? __fdividef(1.f, sum) : 0.f;
+      uint2 columns[kHeadSize / 16];
 #pragma unroll
       for (int n = 0; n < kHeadSize / 8; n += 2) {
-        const uint2 columns = four_columns(
+        columns[n / 2] = four_columns(
             pack<Element>(o[n * 4 + r * 2] * inverse, o[n * 4 + r * 2 + 1] * inverse),
             pack<Element>(o[n * 4 + r * 2 + 4] * inverse, o[n * 4 + r * 2 + 5] * inverse));
-        if (row < work.rows) *reinterpret_cast<uint2*>(out_row + n * 16) = columns;
+      }
+      const int row = first_row + r * 8;
+      if (row >= work.rows) continue;
+      const int64_t token = work.begin + row;
+      auto* out_row =
+          reinterpret_cast<uint2*>(out + 2 * token * strides.token) + lane % 2 * 2 + lane % 4 / 2;
+#pragma unroll
+      for (int n = 0; n < kHeadSize / 16; ++n) out_row[n * 4] = columns[n];
+      if (p_.lse != nullptr && lane % 4 == 0) {
+        const int64_t head = static_cast<int64_t>(work.batch) * p_.heads + work.head;
+        p_.lse[head * p_.q_cut.tokens + token] =
+            sum > 0.f ? rows.reference[r] / kLog2E + logf(sum) : -INFINITY;
       }
     }
   }
