@@ -6,8 +6,8 @@
 
 ``measure`` wants a GPU. Every timed case is first checked on sampled query rows against float32.
 The card's clock falls as it heats, so that only figures of one shape in one file, which are taken
-in turn, may be compared; every round takes them in an order of its own. ``plot`` wants the extra
-``study``; it and ``tables`` need no GPU.
+in turn, may be compared; every round takes them in an order of its own, each behind an untimed
+replay of itself. ``plot`` wants the extra ``study``; it and ``tables`` need no GPU.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ ROOT = Path(__file__).resolve().parent.parent
 ResultsOption = Annotated[Path, typer.Option(help="Folder of the JSON files, attention*.json.")]
 
 _NOTE = (
-    "sparsity read on the device; the time of our kernels includes planning, that of FlexAttention "
-    "does not; planning holds the gather of textural heads' keys (device time by the profiler, "
-    "gather_ms); random lists: the best blocks of random means, no first-frame sink; FlexAttention "
-    "compiled with its defaults, on copies of q, k and v whose blocks begin at multiples of 128, "
-    "made beforehand; it cannot take blocks of 192 x 96 or 192 x 80, so that its lists are of "
-    "128 x 128 blocks: spatial and temporal heads by the same rule at the same sparsity, random "
-    "ones drawn anew at our density; its rows are checked against its own lists, and its density "
-    "and TFLOP/s are of its own lists; textural heads keep columns of single tokens, not blocks, "
-    "and mixed heads contain textural ones, so that FlexAttention has only lists of spatial, "
-    "temporal and random heads"
+    "each timing behind an untimed replay of the same call; sparsity read on the device; the time "
+    "of our kernels includes planning, that of FlexAttention does not; planning holds the gather "
+    "of textural heads' keys (device time by the profiler, gather_ms); random lists: the best "
+    "blocks of random means, no first-frame sink; FlexAttention compiled with its defaults, on "
+    "copies of q, k and v whose blocks begin at multiples of 128, made beforehand; it cannot take "
+    "blocks of 192 x 96 or 192 x 80, so that its lists are of 128 x 128 blocks: spatial and "
+    "temporal heads by the same rule at the same sparsity, random ones drawn anew at our density; "
+    "its rows are checked against its own lists, and its density and TFLOP/s are of its own "
+    "lists; textural heads keep columns of single tokens, not blocks, and mixed heads contain "
+    "textural ones, so that FlexAttention has only lists of spatial, temporal and random heads"
 )
 
 

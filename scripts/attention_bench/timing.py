@@ -117,11 +117,7 @@ def time_in_turn(name: str, shape: Shape, ready: Sequence[Ready], rounds: int) -
 
 
 def order_of(turn: int, count: int) -> list[int]:
-    """Order of the contenders in a round, drawn anew for each.
-
-    What has just run decides how much power the card grants: in one order for all rounds, whoever
-    follows a contender that leaves the card cool is faster for it.
-    """
+    """Order of the contenders in a round, drawn anew for each, as the card heats within a round."""
     order = list(range(count))
     random.Random(turn).shuffle(order)
     return order
@@ -152,6 +148,8 @@ def row_of(
 
 
 def _milliseconds(run: Replay) -> float:
+    # Untimed: what has just run decides how much power the card grants, so let that be the same.
+    run()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     run()
