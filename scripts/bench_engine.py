@@ -164,8 +164,9 @@ def main(
         rows += compare_with_float32(eager, engines["engine"])
     for row in rows:
         print(row)
+    part = "" if layers is None else f"_{layers}-layers"
     result = write_result(
-        f"engine_{case.model.name}",
+        f"engine_{case.model.name}{part}",
         [{**case.facts(), **row} for row in rows],
         note="seeded random weights (flat attention, textural heads); "
         "TensorRT for RTX 1.6.1 on Hopper is an unsupported combination whose GEMMs are not tuned "
