@@ -5,8 +5,9 @@
 Makes a model with seeded random weights at its real width and size, exports it, builds the engine,
 and holds it against diffusers' eager transformer (cuDNN attention) at sparsity 0, against the torch
 operator at sparsity 0.5, and both inside the diffusers pipeline. Timings are taken in turn. Writes
-``engine_<model>.json``. Random weights give flat attention, which is textural: the times of the
-other kinds are in ``attention.json``. Several models with few layers: ``bench_models.py``.
+``engine_<model>.json``, with ``--layers`` ``engine_<model>_<n>-layers.json``. Random weights give
+flat attention, which is textural: the times of the other kinds are in ``attention.json``. Several
+models with few layers: ``bench_models.py``.
 """
 
 from __future__ import annotations
@@ -164,9 +165,9 @@ def main(
         rows += compare_with_float32(eager, engines["engine"])
     for row in rows:
         print(row)
-    part = "" if layers is None else f"_{layers}-layers"
+    suffix = "" if layers is None else f"_{layers}-layers"
     result = write_result(
-        f"engine_{case.model.name}{part}",
+        f"engine_{case.model.name}{suffix}",
         [{**case.facts(), **row} for row in rows],
         note="seeded random weights (flat attention, textural heads); "
         "TensorRT for RTX 1.6.1 on Hopper is an unsupported combination whose GEMMs are not tuned "

@@ -30,12 +30,13 @@ char const* name_of(DataType type) { return type == DataType::kBF16 ? "bf16" : "
 class Layer {
  public:
   Layer(trt_host::PluginLibrary& library, Size const& size, DataType type, std::string const& text,
-        std::string const& method, std::vector<int32_t> const& lengths, uint32_t seed)
+        std::string const& method, std::vector<int32_t> const& lengths, uint32_t seed,
+        float late_gain = 1.0F)
       : size(size),
         type(type),
         lengths(lengths),
         q(random_numbers(count(), type, seed)),
-        k(random_numbers(count(), type, seed + 1)),
+        k(with_late_gain(random_numbers(count(), type, seed + 1), size, type, late_gain)),
         v(random_numbers(count(), type, seed + 2)),
         q_(q.bits),
         k_(k.bits),
@@ -154,6 +155,29 @@ void check_dense(trt_host::PluginLibrary& library, Report& report) {
   }
 }
 
+// Scores that rise by some tens, then by hundreds, when most keys have been seen: references of the
+// online softmax move, and exponentials overflow.
+void check_rising_scores(trt_host::PluginLibrary& library, Report& report) {
+  report.begin("rising scores");
+  for (DataType const type : {DataType::kHALF, DataType::kBF16}) {
+    for (int64_t const head_size : {64, 96, 128}) {
+      for (float const gain : {8.0F, 64.0F}) {
+        Size size = kClip;
+        size.head_size = head_size;
+        int32_t const tokens = static_cast<int32_t>(size.tokens());
+        std::vector<int32_t> const lengths{tokens, tokens - 21};
+        Layer layer(library, size, type, "last", "rainfusion", lengths, 51, gain);
+        auto const keep = [&](int64_t batch, int64_t, int64_t, int64_t key) {
+          return key < lengths[batch];
+        };
+        expect_near(report, layer, run(layer, 0.0F),
+                    attention(size, layer.q.values, layer.k.values, layer.v.values, keep),
+                    "D=" + std::to_string(head_size) + " gain=" + std::to_string(gain));
+      }
+    }
+  }
+}
+
 // The block that each token is in.
 std::vector<int64_t> blocks_of_tokens(rainfusion::BlockCut const& cut) {
   std::vector<int64_t> blocks;
@@ -240,7 +264,8 @@ void check_two_contexts(trt_host::PluginLibrary& library, Report& report) {
 
 void check_execution(trt_host::PluginLibrary& library, Report& report) {
   library.log().clear();
-  for (auto* const check : {check_dense, check_sparse, check_capture, check_two_contexts}) {
+  for (auto* const check :
+       {check_dense, check_rising_scores, check_sparse, check_capture, check_two_contexts}) {
     check(library, report);
   }
   report.expect(library.log().errors() == 0, "errors in the log:" + library.log().all());

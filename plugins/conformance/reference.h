@@ -46,6 +46,16 @@ inline Numbers random_numbers(size_t count, DataType type, uint32_t seed) {
   return numbers;
 }
 
+// Keys of the later half of the tokens `gain` times as large, and with them the spread of scores.
+inline Numbers with_late_gain(Numbers keys, Size const& size, DataType type, float gain) {
+  for (size_t i = 0; i < keys.values.size(); ++i) {
+    int64_t const token = static_cast<int64_t>(i) / size.head_size % size.tokens();
+    if (2 * token >= size.tokens()) keys.bits[i] = to_bits(gain * keys.values[i], type);
+  }
+  keys.values = to_floats(keys.bits, type);
+  return keys;
+}
+
 // [B, N, S, D] softmax(q k^T / sqrt(D)) v over the pairs for which keep(batch, head, query, key).
 template <typename Keep>
 std::vector<float> attention(Size const& size, std::vector<float> const& q,

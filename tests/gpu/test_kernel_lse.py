@@ -12,7 +12,7 @@ import math
 
 import pytest
 import torch
-from rising_scores import RISES, rising_scores
+from rising_scores import GRID, RISES, TOKENS, leveled_heads, levels_of_rise
 
 from rainfusion_trt import classify_heads, rainfusion_attention, reference
 from rainfusion_trt.geometry import METHODS, Kind, TokenLayout
@@ -117,11 +117,11 @@ def test_large_scores_and_scale():
 
 
 @pytest.mark.parametrize("head_size", [64, 96, 128])
-@pytest.mark.parametrize(("rise", "step"), RISES)
-def test_scores_that_rise_from_tile_to_tile(rise, step, head_size):
-    layout = TokenLayout((1, 23, 41), 23 * 41, "none", 0)
-    shape = (1, 2, layout.tokens, head_size)
-    check(layout, *rising_scores(shape, rise, step, torch.bfloat16, "cuda"), sparsity=0.0)
+@pytest.mark.parametrize("rise", RISES, ids=str)
+def test_scores_that_rise_from_tile_to_tile(rise, head_size):
+    layout = TokenLayout(GRID, TOKENS, "none", 0)
+    heads = leveled_heads(levels_of_rise(*rise), 1, 2, head_size, torch.bfloat16, "cuda")
+    check(layout, *heads, sparsity=0.0)
 
 
 @pytest.mark.parametrize("head_size", [64, 96, 128])

@@ -12,7 +12,16 @@ import math
 
 import pytest
 import torch
-from rising_scores import RISES, rising_scores
+from rising_scores import (
+    GRID,
+    RISES,
+    SHORT,
+    SPIKES,
+    TOKENS,
+    leveled_heads,
+    levels_of_rise,
+    levels_of_spike,
+)
 
 from rainfusion_trt import classify_heads, rainfusion_attention, reference
 from rainfusion_trt.geometry import METHODS, Kind, TokenLayout
@@ -22,6 +31,8 @@ pytestmark = pytest.mark.gpu
 
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
 RECALL_MARGIN = 2e-3  # kinds may differ where a recall is this near its threshold
+LEVELS = {f"rise {rise}": levels_of_rise(*rise) for rise in RISES}
+LEVELS |= {f"spike {height}": levels_of_spike(height) for height in SPIKES}
 MIXED = [
     [Kind.SPATIAL, Kind.TEMPORAL, Kind.TEXTURAL],
     [Kind.TEXTURAL, Kind.SPATIAL, Kind.TEMPORAL],
@@ -180,12 +191,29 @@ def test_large_scores_stay_finite():
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("head_size", [64, 96, 128])
-@pytest.mark.parametrize(("rise", "step"), RISES)
-def test_scores_that_rise_from_tile_to_tile(rise, step, head_size, dtype):
-    layout = TokenLayout((1, 23, 41), 23 * 41, "none", 0)
-    q, k, v = rising_scores((2, 2, layout.tokens, head_size), rise, step, dtype, "cuda")
-    kv_len = torch.tensor([layout.tokens, 700], dtype=torch.int32, device="cuda")
-    check(layout, q, k, v, sparsity=0.0, kv_len=kv_len)
+@pytest.mark.parametrize("levels", LEVELS)
+def test_scores_that_rise_from_tile_to_tile(levels, head_size, dtype):
+    layout = TokenLayout(GRID, TOKENS, "none", 0)
+    kv_len = torch.tensor([TOKENS, SHORT], dtype=torch.int32, device="cuda")
+    heads = leveled_heads(LEVELS[levels], 2, 2, head_size, dtype, "cuda")
+    check(layout, *heads, sparsity=0.0, kv_len=kv_len)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("head_size", [64, 96, 128])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_padding_may_be_nan(sparsity, head_size, dtype):
+    layout, q, k, v = make((7, 9, 15), 20, "last", 1, head_size, dtype)
+    kv_len = torch.tensor([layout.tokens, SHORT], dtype=torch.int32, device="cuda")
+    arguments = {"text": "last", "sparsity": sparsity, "kv_len": kv_len}
+    wanted = reference.rainfusion_attention(
+        q.float(), k.float(), v.float(), layout.grid, **arguments
+    )
+    for x in (q, k, v):
+        x[1, :, SHORT:] = float("nan")
+    out = rainfusion_attention(q, k, v, layout.grid, **arguments)
+    assert relative_error(out[0], wanted[0]) < TOLERANCE[dtype]
+    assert relative_error(out[1, :, :SHORT], wanted[1, :, :SHORT]) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -46,8 +46,8 @@ __device__ __forceinline__ void barrier_wait(Barrier& barrier, uint32_t phase) {
       : "memory");
 }
 
-// Orders what the thread wrote to shared memory before what the tensor cores read from it and what
-// the copy engine writes over it.
+// Orders what the thread wrote to shared memory, or read from it, before what the tensor cores read
+// and what the copy engine writes over it.
 __device__ __forceinline__ void fence_async_proxy() {
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
 }
@@ -60,8 +60,8 @@ __device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
 }
 
-// The value in the warp's first lane, 0 in the others. As one instruction: behind a branch on the
-// lane, the compiler no longer knows that the address is the same in all of them.
+// The value in the warp's first lane, 0 in the others. Predicated: behind a branch on the lane, the
+// compiler no longer knows that the address is the same in all of them.
 __device__ __forceinline__ int load_in_first_lane(const int& shared) {
   int value;
   asm volatile(

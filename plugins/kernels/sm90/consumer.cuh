@@ -95,7 +95,7 @@ class Consumer {
   __device__ void stand_by(const Work& work) {
     release(shared_.q_empty);
     for (int tile = 0; tile < work.tiles; ++tile) {
-      wait_keys();
+      barrier_wait(shared_.k_full[k_.stage], k_.phase);
       release_keys();
       if (tile > 0) {
         take_turn();
@@ -117,6 +117,7 @@ class Consumer {
     const int first_row = group_ * kGroupRows + threadIdx.x % kGroupThreads / 32 * 16;
     compute_warp_scores<Element, Queries, Keys>(s, shared_address(shared_.q),
                                                 shared_address(shared_.k[k_.stage]), first_row);
+    fence_async_proxy();  // the copy engine writes over what was read here
     if (valid < kKeys) mask_scores(s, valid);
   }
 

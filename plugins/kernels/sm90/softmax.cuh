@@ -12,6 +12,11 @@ namespace rainfusion::sm90 {
 
 constexpr int kRows = 2;
 
+// A thread's sum of a row's exponentials of one tile, up to which each of them fits float16; and up
+// to which float32 holds them and what they are added to, with its inverse.
+constexpr float kLargestHalfSum = 32768.f;
+constexpr float kLargestFloatSum = 1e30f;
+
 struct RowStatistics {
   float reference[kRows] = {-INFINITY, -INFINITY};  // of the exponentials, a logarithm of base 2
   float sum[kRows] = {0.f, 0.f};                    // this thread's columns only
@@ -69,7 +74,7 @@ __device__ __forceinline__ void softmax_from_maxima(float (&s)[kScores], RowStat
   }
 }
 
-// References move up by as much as exponentials are larger than 1.
+// References move up by as much as exponentials are larger than 1. The sums hold them already.
 template <int kScores>
 __device__ __forceinline__ void lower_exponentials(float (&s)[kScores], RowStatistics& rows,
                                                    float (&factor)[kRows]) {
@@ -87,10 +92,10 @@ __device__ __forceinline__ void lower_exponentials(float (&s)[kScores], RowStati
   }
 }
 
-// The same for a row's later tiles, without looking for the largest score first: exponentials take
-// the references as they are, and their sums tell whether they are too large for that. Where they
-// have overflowed, `compute_scores` brings the scores back. Returns whether references of the warp
-// have moved: only then is there a `factor`.
+// Softmax of a row's later tile, without looking for the largest score first: exponentials take the
+// references as they are, and their sums tell whether they are too large for that. Where they have
+// overflowed, `compute_scores` brings the scores back. Returns whether references of the warp have
+// moved: only then is there a `factor`.
 template <int kScores, typename ComputeScores>
 __device__ __forceinline__ bool softmax_tile(float (&s)[kScores], RowStatistics& rows,
                                              float scale_log2, float (&factor)[kRows],
@@ -101,8 +106,8 @@ __device__ __forceinline__ bool softmax_tile(float (&s)[kScores], RowStatistics&
   const auto within = [&](float limit) {  // false for NaN
     return __all_sync(0xffffffffu, sum[0] <= limit && sum[1] <= limit);
   };
-  const bool moved = !within(kLargestSum);
-  if (moved && !within(kLargestFiniteSum)) {
+  const bool moved = !within(kLargestHalfSum);
+  if (moved && !within(kLargestFloatSum)) {
     compute_scores();
     softmax_from_maxima(s, rows, scale_log2, factor);
     return true;
