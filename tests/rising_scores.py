@@ -29,6 +29,11 @@ def levels_of_spike(height: float) -> Tensor:
     return levels
 
 
+LEVELS = {f"rise {rise}": levels_of_rise(*rise) for rise in RISES} | {
+    f"spike {height}": levels_of_spike(height) for height in SPIKES
+}
+
+
 def leveled_heads(
     levels: Tensor, batch: int, heads: int, head_size: int, dtype: torch.dtype, device: str
 ) -> tuple[Tensor, Tensor, Tensor]:

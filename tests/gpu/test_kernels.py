@@ -12,16 +12,7 @@ import math
 
 import pytest
 import torch
-from rising_scores import (
-    GRID,
-    RISES,
-    SHORT,
-    SPIKES,
-    TOKENS,
-    leveled_heads,
-    levels_of_rise,
-    levels_of_spike,
-)
+from rising_scores import GRID, LEVELS, SHORT, TOKENS, leveled_heads
 
 from rainfusion_trt import classify_heads, rainfusion_attention, reference
 from rainfusion_trt.geometry import METHODS, Kind, TokenLayout
@@ -31,8 +22,6 @@ pytestmark = pytest.mark.gpu
 
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
 RECALL_MARGIN = 2e-3  # kinds may differ where a recall is this near its threshold
-LEVELS = {f"rise {rise}": levels_of_rise(*rise) for rise in RISES}
-LEVELS |= {f"spike {height}": levels_of_spike(height) for height in SPIKES}
 MIXED = [
     [Kind.SPATIAL, Kind.TEMPORAL, Kind.TEXTURAL],
     [Kind.TEXTURAL, Kind.SPATIAL, Kind.TEMPORAL],

@@ -114,9 +114,8 @@ class Consumer {
 
   // The same, masked, by one warp for its own rows.
   __device__ __forceinline__ void compute_scores(Scores& s, int valid) {
-    const int first_row = group_ * kGroupRows + threadIdx.x % kGroupThreads / 32 * 16;
     compute_warp_scores<Element, Queries, Keys>(s, shared_address(shared_.q),
-                                                shared_address(shared_.k[k_.stage]), first_row);
+                                                shared_address(shared_.k[k_.stage]), warp_row());
     fence_async_proxy();  // the copy engine writes over what was read here
     if (valid < kKeys) mask_scores(s, valid);
   }
@@ -191,6 +190,11 @@ class Consumer {
     v_.advance();
   }
 
+  // First of the warp's 16 rows in the block.
+  __device__ __forceinline__ int warp_row() const {
+    return group_ * kGroupRows + threadIdx.x % kGroupThreads / 32 * 16;
+  }
+
   // One arrival a warp, all of whose lanes and products have read what is given back.
   __device__ __forceinline__ void release(Barrier& empty) {
     __syncwarp();
@@ -211,7 +215,7 @@ class Consumer {
   __device__ __forceinline__ void write(const Work& work, const Output& o,
                                         const RowStatistics& rows) {
     const int lane = threadIdx.x % 32;
-    const int first_row = group_ * kGroupRows + threadIdx.x % kGroupThreads / 32 * 16 + lane / 4;
+    const int first_row = warp_row() + lane / 4;
     const RainfusionStrides& strides = p_.out_strides;
     char* out =
         static_cast<char*>(p_.out) + 2 * (work.batch * strides.batch + work.head * strides.head);
