@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
+
+from rainfusion_trt import _moved
+from rainfusion_trt._lazy import on_first_use
 
 __version__ = "0.1.0"
 
 # Public names and where they live; imported on first use, so that reading an engine's metadata
 # does not import torch and `import rainfusion_trt` does not import TensorRT or diffusers.
 _EXPORTS = {
-    "HeadPlan": "plan",
-    "Kind": "geometry",
-    "Pipeline": "pipeline",
+    "HeadPlan": "operator.plan",
+    "Kind": "operator.geometry",
+    "Pipeline": "runtime.pipeline",
     "build_engine": "engine",
-    "classify_heads": "ops",
+    "classify_heads": "operator.ops",
     "disable": "routing",
     "enable": "routing",
-    "rainfusion_attention": "ops",
+    "rainfusion_attention": "operator.ops",
 }
-_MODULES = ("errors", "geometry", "reference")
 
-__all__ = [*_EXPORTS, *_MODULES]  # noqa: PLE0604
+__all__ = [*_EXPORTS, "errors"]  # noqa: PLE0604
+
+_moved.install()
+_export = on_first_use(__name__, _EXPORTS)
 
 
-def __getattr__(name: str):
-    if name in _MODULES:
-        return importlib.import_module(f".{name}", __name__)
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
-    globals()[name] = value
-    return value
+def __getattr__(name: str) -> Any:
+    if name == "errors" or f"{__name__}.{name}" in _moved.MOVED:
+        return importlib.import_module(f"{__name__}.{name}")
+    return _export(name)
 
 
 def __dir__() -> list[str]:

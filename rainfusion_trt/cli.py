@@ -1,4 +1,4 @@
-"""Command line: ``rainfusion-trt build-plugin | build-engine | run | info``."""
+"""Command line: ``rainfusion-trt export | build-plugin | build-engine | run | info``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from rainfusion_trt.errors import RainFusionError
+from rainfusion_trt.export.cli import main as export
 
 
 class _ErrorsInOneLine(TyperGroup):
@@ -46,6 +47,9 @@ def main(
     logging.getLogger("rainfusion_trt").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
+app.command("export")(export)
+
+
 @app.command()
 def build_plugin(
     output: Annotated[
@@ -59,14 +63,14 @@ def build_plugin(
     force: Annotated[bool, typer.Option(help="Build even if nothing has changed.")] = False,
 ) -> None:
     """Build librainfusion_trt.so, the TensorRT plugin and the kernels."""
-    from rainfusion_trt.build_plugin import build_plugin
+    from rainfusion_trt.plugin.build import build_plugin
 
     typer.echo(build_plugin(output=output, architectures=arch, jobs=jobs, force=force))
 
 
 @app.command()
 def build_engine(
-    onnx: Annotated[Path, typer.Argument(help="Model written by export/to_onnx.py.")],
+    onnx: Annotated[Path, typer.Argument(help="Model written by rainfusion-trt export.")],
     profile: Annotated[Path, typer.Option(help="Recipe, such as engines/cogvideox-5b.yaml.")],
     plugin: Annotated[Path | None, typer.Option(help="Plugin library.")] = None,
     output: Annotated[
@@ -136,7 +140,7 @@ def run(
     profile: Annotated[bool, typer.Option(help="Print the time of every step.")] = False,
 ) -> None:
     """Make a video from a text."""
-    from rainfusion_trt.pipeline import Pipeline
+    from rainfusion_trt.runtime.pipeline import Pipeline
     from rainfusion_trt.video import check_target, save_video
 
     check_target(output)

@@ -100,7 +100,7 @@ def _tensorrt() -> Iterator[Part]:
 
 
 def _plugin() -> Part:
-    from rainfusion_trt import native
+    from rainfusion_trt.operator import native
 
     try:
         library = native.load_library()
@@ -110,7 +110,7 @@ def _plugin() -> Part:
 
 
 def _nvcc() -> Part:
-    from rainfusion_trt.cuda_toolkit import find_cuda_toolkit
+    from rainfusion_trt.plugin.toolkit import find_cuda_toolkit
 
     name = "nvcc, to build the plugin"
     with tempfile.TemporaryDirectory() as scratch:

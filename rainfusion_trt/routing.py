@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .errors import InvalidInputError, RainFusionError, UnsupportedError
-from .geometry import METHODS, Method
-from .models import AttentionLayout, VideoModel, get_model, model_of
+from rainfusion_trt.errors import InvalidInputError, RainFusionError, UnsupportedError
+from rainfusion_trt.models import AttentionLayout, VideoModel, get_model, model_of
+from rainfusion_trt.operator.geometry import METHODS, Method
 
 __all__ = ["AttentionRoute", "RainFusionSettings", "Routing", "disable", "enable"]
 
@@ -251,7 +251,7 @@ def enable(
     >>> video = pipe("a red fox in the snow").frames[0]
     >>> rainfusion_trt.disable(pipe.transformer)
     """
-    from . import ops  # noqa: F401  (registers torch.ops.rainfusion)
+    from rainfusion_trt.operator import ops  # noqa: F401  (registers torch.ops.rainfusion)
 
     if hasattr(transformer, _HANDLE):
         raise InvalidInputError(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .geometry import Kind, TokenLayout
+from rainfusion_trt.operator.geometry import Kind, TokenLayout
 
 _CODE_GAIN = 4.0  # score of a matching code after scaling is about gain^2 * sqrt(D)
 

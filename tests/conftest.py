@@ -15,7 +15,7 @@ def plugin_library() -> Path:
 
     RAINFUSION_CUDA_ARCHITECTURES=80-real makes the build several times faster.
     """
-    from rainfusion_trt.build_plugin import build_plugin, find_library
+    from rainfusion_trt.plugin.build import build_plugin, find_library
 
     return find_library() if os.environ.get("RAINFUSION_TRT_LIBRARY") else build_plugin()
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from cogvideox_pipeline import tiny_pipeline
 from typer.testing import CliRunner
 
+from helpers.cogvideox_pipeline import tiny_pipeline
 from rainfusion_trt.cli import app
 from rainfusion_trt.models import VideoSize, get_model
 

@@ -1,20 +1,10 @@
-"""Exports diffusers transformers to ONNX with attention as one operator."""
+"""The exporter's name in 0.1; it is ``rainfusion_trt.export`` now."""
 
-from .check import GraphFacts, check_model
-from .exporter import ExportReport, export_model
-from .lora import FusedLora, fuse_loras
-from .lora_file import LoraFile
-from .own_module import export_module
-from .weightless import fake_transformer
+import warnings
 
-__all__ = [
-    "ExportReport",
-    "FusedLora",
-    "GraphFacts",
-    "LoraFile",
-    "check_model",
-    "export_model",
-    "export_module",
-    "fake_transformer",
-    "fuse_loras",
-]
+from rainfusion_trt.export import *  # noqa: F403
+from rainfusion_trt.export import __all__  # noqa: F401
+
+warnings.warn(
+    "rainfusion_export has moved: import rainfusion_trt.export instead", FutureWarning, stacklevel=2
+)

@@ -1,5 +1,5 @@
 # rainfusion_source_hash(<variable> <directory>): first 16 hex digits of the SHA-256 over the names
-# and contents of all sources under <directory>. rainfusion_trt/build_plugin.py computes the same.
+# and contents of all sources under <directory>. rainfusion_trt/plugin/build.py computes the same.
 function(rainfusion_source_hash variable directory)
   file(GLOB_RECURSE sources RELATIVE "${directory}" CONFIGURE_DEPENDS
        "${directory}/*.h" "${directory}/*.cuh" "${directory}/*.cc" "${directory}/*.cu"

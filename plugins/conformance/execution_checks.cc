@@ -1,8 +1,8 @@
 #include <memory>
 
 #include "checks.h"
+#include "common/geometry.h"
 #include "device.h"
-#include "rainfusion/geometry.h"
 #include "rainfusion_layer.h"
 #include "reference.h"
 

@@ -3,7 +3,7 @@
 #include <string>
 
 #include "checks.h"
-#include "rainfusion/gpu_targets.h"
+#include "common/gpu_targets.h"
 #include "rainfusion_layer.h"
 
 namespace conformance {

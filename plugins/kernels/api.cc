@@ -8,8 +8,8 @@
 #include <new>
 #include <string>
 
-#include "device.h"
-#include "launch.h"
+#include "common/device.h"
+#include "common/launch.h"
 #include "validate.h"
 #include "workspace.h"
 

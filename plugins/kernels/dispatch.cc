@@ -3,7 +3,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "launch.h"
+#include "common/launch.h"
 
 namespace rainfusion {
 namespace {

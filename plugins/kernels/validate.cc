@@ -3,7 +3,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "params.h"
+#include "common/params.h"
 
 namespace rainfusion {
 namespace {

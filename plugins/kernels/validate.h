@@ -1,7 +1,7 @@
 // Checks of what callers hand in; every message names the value and the remedy.
 #pragma once
 
-#include "result.h"
+#include "common/result.h"
 
 namespace rainfusion {
 

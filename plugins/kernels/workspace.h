@@ -3,7 +3,7 @@
 
 #include <cstddef>
 
-#include "params.h"
+#include "common/params.h"
 
 namespace rainfusion {
 

@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "rainfusion/geometry.h"
+#include "common/geometry.h"
 
 namespace rainfusion::tensorrt {
 namespace {

@@ -60,7 +60,7 @@ def main(
 
 def demo(output: Path, shot: Shot) -> None:
     """Run it; writes demo.mp4, demo.jpg and what leads to them."""
-    from rainfusion_trt.build_plugin import build_plugin
+    from rainfusion_trt.plugin.build import build_plugin
 
     model = get_model("cogvideox")
     on_gpu = torch.cuda.is_available()

@@ -45,7 +45,7 @@ class Shot:
 
 def export_once(model: VideoModel, pipe: Any, path: Path, dtype: torch.dtype, shot: Shot) -> Path:
     """Export the pipeline's transformer, unless the file is there and nothing has changed."""
-    from rainfusion_export import export_model
+    from rainfusion_trt.export import export_model
 
     stamp_file = path.with_suffix(".json")
     stamp = {"transformer": _fingerprint(pipe.transformer), "exporter": _sources()}
@@ -104,7 +104,7 @@ def run_pair(dense: dict[str, Any], sparse: dict[str, Any], shot: Shot) -> tuple
     tuple of numpy.ndarray
         Both clips, floating [T, H, W, 3] in [0, 1].
     """
-    from rainfusion_trt.pipeline import Pipeline
+    from rainfusion_trt.runtime.pipeline import Pipeline
 
     clips = []
     halves = (("dense", dense, 0.0), (shot.settings.method, sparse, shot.sparsity))
@@ -148,12 +148,10 @@ def _fingerprint(transformer: torch.nn.Module) -> str:
 
 def _sources() -> str:
     """Hash of the code that decides what an exported file holds."""
-    import rainfusion_export
-
-    from rainfusion_trt import models
+    from rainfusion_trt import export, models
 
     digest = hashlib.sha256()
-    for package in (rainfusion_export, models):
+    for package in (export, models):
         for file in sorted(Path(package.__file__).parent.glob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+from rainfusion_trt._lazy import on_first_use
 
 # Imported on first use: reading an engine's metadata needs neither torch nor TensorRT.
 _EXPORTS = {
@@ -15,9 +15,4 @@ _EXPORTS = {
 }
 
 __all__ = list(_EXPORTS)  # noqa: PLE0605
-
-
-def __getattr__(name: str):
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
+__getattr__ = on_first_use(__name__, _EXPORTS)

@@ -29,7 +29,7 @@ from rainfusion_trt.engine.target import (
 )
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models import get_model
-from rainfusion_trt.native import NativeLibrary, load_library
+from rainfusion_trt.operator.native import NativeLibrary, load_library
 
 _log = logging.getLogger(__name__)
 
@@ -50,11 +50,11 @@ def build_engine(
     Parameters
     ----------
     onnx : path
-        Model written by ``export/to_onnx.py``.
+        Model written by ``rainfusion-trt export``.
     profile : EngineProfile or path
         Recipe, or a YAML file such as those under ``engines/``.
     plugin : path, optional
-        Plugin library; by default the one that `rainfusion_trt.build_plugin.find_library` finds.
+        Plugin library; by default the one that `rainfusion_trt.plugin.build.find_library` finds.
     output : path, optional
         Folder to write, by default ``MODEL.engine`` beside ``MODEL.onnx``.
     target : str or list of str, optional

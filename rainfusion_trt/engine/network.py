@@ -17,8 +17,8 @@ from rainfusion_trt.engine.messages import (
     StepDone,
 )
 from rainfusion_trt.engine.metadata import TensorRecord
+from rainfusion_trt.engine.plugin_registry import register_plugin
 from rainfusion_trt.engine.profile import BuilderSettings, ShapeRange
-from rainfusion_trt.engine.registry import register_plugin
 from rainfusion_trt.errors import EngineBuildError
 
 Emit = Callable[[Event], None]

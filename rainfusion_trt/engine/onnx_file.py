@@ -138,7 +138,7 @@ def _load(path: Path) -> onnx.ModelProto:
             "pip install onnx"
         ) from error
     if not path.is_file():
-        raise InvalidInputError(f"no ONNX file at {path}: write one with export/to_onnx.py")
+        raise InvalidInputError(f"no ONNX file at {path}: write one with rainfusion-trt export")
     try:
         model = onnx.load(path, load_external_data=False)
     except DecodeError as error:
@@ -153,7 +153,7 @@ def _load(path: Path) -> onnx.ModelProto:
 def _check_nodes(path: Path, nodes: list[onnx.NodeProto], properties: dict[str, str]) -> None:
     if not nodes:
         raise InvalidInputError(
-            f"{path} holds no {DOMAIN}::{OP_TYPE} node: export the model with export/to_onnx.py"
+            f"{path} holds no {DOMAIN}::{OP_TYPE} node: export the model with rainfusion-trt export"
         )
     for node in nodes:
         found = {attribute.name: attribute.s.decode() for attribute in node.attribute}

@@ -9,7 +9,7 @@ import torch
 from rainfusion_trt.engine.flavour import TensorRTFlavour, available_flavours, load_tensorrt
 from rainfusion_trt.engine.profile import check_targets
 from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError, UnsupportedError
-from rainfusion_trt.native import NativeLibrary
+from rainfusion_trt.operator.native import NativeLibrary
 
 logger = logging.getLogger(__name__)
 

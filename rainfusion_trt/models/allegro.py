@@ -15,11 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
-
-from .allegro_rotary import rotary_tables, rows_of_tokens, scales_of
-from .base import AttentionLayout, GenerationDefaults, TextPlace, VideoModel, VideoSize
-from .examples import normal_source
-from .opensora_checkpoint import is_original, load_original
+from rainfusion_trt.models.allegro_rotary import rotary_tables, rows_of_tokens, scales_of
+from rainfusion_trt.models.base import (
+    AttentionLayout,
+    GenerationDefaults,
+    TextPlace,
+    VideoModel,
+    VideoSize,
+)
+from rainfusion_trt.models.examples import normal_source
+from rainfusion_trt.models.opensora_checkpoint import is_original, load_original
 
 TEXT_TOKENS = 512  # what AllegroPipeline pads every prompt to
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
-
-from .weights import load_transformer, random_transformer
+from rainfusion_trt.models.weights import load_transformer, random_transformer
 
 TextPlace = Literal["none", "first", "last"]
 ConfigSize = Literal["full", "tiny"]

@@ -14,9 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError
-
-from .base import AttentionLayout, GenerationDefaults, TextPlace, VideoModel, VideoSize
-from .examples import normal_source
+from rainfusion_trt.models.base import (
+    AttentionLayout,
+    GenerationDefaults,
+    TextPlace,
+    VideoModel,
+    VideoSize,
+)
+from rainfusion_trt.models.examples import normal_source
 
 _TINY = {
     "num_attention_heads": 2,

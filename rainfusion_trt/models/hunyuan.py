@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from rainfusion_trt.errors import InvalidInputError
-
-from .base import AttentionLayout, TextPlace, VideoModel
+from rainfusion_trt.models.base import AttentionLayout, TextPlace, VideoModel
 
 
 class HunyuanTextToVideo(VideoModel):

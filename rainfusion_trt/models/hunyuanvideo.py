@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError
-
-from .base import AttentionLayout, ConfigSize, GenerationDefaults, VideoSize
-from .examples import normal_source
-from .hunyuan import HunyuanTextToVideo, prompt_mask
+from rainfusion_trt.models.base import AttentionLayout, ConfigSize, GenerationDefaults, VideoSize
+from rainfusion_trt.models.examples import normal_source
+from rainfusion_trt.models.hunyuan import HunyuanTextToVideo, prompt_mask
 
 TEXT_TOKENS = 256  # what the pipeline pads prompts to
 

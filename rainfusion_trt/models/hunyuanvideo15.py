@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import AttentionLayout, ConfigSize, GenerationDefaults, VideoSize
-from .examples import normal_source
-from .hunyuan import HunyuanTextToVideo, prompt_mask
+from rainfusion_trt.models.base import AttentionLayout, ConfigSize, GenerationDefaults, VideoSize
+from rainfusion_trt.models.examples import normal_source
+from rainfusion_trt.models.hunyuan import HunyuanTextToVideo, prompt_mask
 
 TEXT_TOKENS = 1000  # what the pipeline pads prompts to, for Qwen2.5-VL
 TEXT_2_TOKENS = 256  # and for ByT5, which reads quoted words

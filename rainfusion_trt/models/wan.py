@@ -17,9 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError
-
-from .base import AttentionLayout, GenerationDefaults, TextPlace, VideoModel, VideoSize
-from .examples import normal_source
+from rainfusion_trt.models.base import (
+    AttentionLayout,
+    GenerationDefaults,
+    TextPlace,
+    VideoModel,
+    VideoSize,
+)
+from rainfusion_trt.models.examples import normal_source
 
 TEXT_TOKENS = 512  # UMT5's, padded with zeros and not masked
 

@@ -62,7 +62,7 @@ def read_engine(path: str | Path) -> Graph:
     found = load_metadata(path, verify=False)
     if found.model is None:
         raise EngineLoadError(
-            f"{path} does not say which model it is: export it with export/to_onnx.py"
+            f"{path} does not say which model it is: export it with rainfusion-trt export"
         )
     return Graph(
         origin=f"the engine {path}",
@@ -89,7 +89,7 @@ def read_onnx(path: str | Path) -> Graph:
 
     path = Path(path)
     if not path.is_file():
-        raise InvalidInputError(f"no ONNX file at {path}: write one with export/to_onnx.py")
+        raise InvalidInputError(f"no ONNX file at {path}: write one with rainfusion-trt export")
     try:
         graph = onnx.load(path, load_external_data=False)
     except DecodeError as error:
@@ -98,7 +98,7 @@ def read_onnx(path: str | Path) -> Graph:
     if "rainfusion.model" not in found or "rainfusion.config" not in found:
         raise InvalidInputError(
             f"{path} has no rainfusion.model and rainfusion.config in its metadata: "
-            "export the model with export/to_onnx.py"
+            "export the model with rainfusion-trt export"
         )
     return Graph(
         origin=f"the ONNX file {path}",

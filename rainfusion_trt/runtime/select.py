@@ -12,7 +12,7 @@ BACKENDS = ("tensorrt", "tensorrt_rtx", "onnxruntime", "torch")
 _NEEDS = {
     "tensorrt": "engine=<folder of rainfusion-trt build-engine>",
     "tensorrt_rtx": "engine=<folder of rainfusion-trt build-engine>",
-    "onnxruntime": "onnx=<file of export/to_onnx.py>",
+    "onnxruntime": "onnx=<file of rainfusion-trt export>",
     "torch": "checkpoint=<diffusers directory or hub id> or pipe=<pipeline with its transformer>",
 }
 

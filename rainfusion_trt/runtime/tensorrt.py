@@ -13,9 +13,9 @@ from torch import Tensor
 from rainfusion_trt.engine.flavour import TensorRTFlavour, load_tensorrt
 from rainfusion_trt.engine.logger import process_logger
 from rainfusion_trt.engine.metadata import ENGINE_FILE, EngineMetadata, file_sha256, load_metadata
-from rainfusion_trt.engine.registry import register_plugin
+from rainfusion_trt.engine.plugin_registry import register_plugin
 from rainfusion_trt.errors import BackendUnavailableError, EngineLoadError, KernelError
-from rainfusion_trt.native import load_library
+from rainfusion_trt.operator.native import load_library
 from rainfusion_trt.runtime.base import Backend, check_feed
 from rainfusion_trt.runtime.cuda_graph import CapturedGraph, import_cudart
 from rainfusion_trt.runtime.engine_io import Shape, select_profile, tensor_infos
@@ -37,7 +37,7 @@ class TensorRTBackend(Backend):
     device : str or torch.device
         A CUDA device.
     plugin : path, optional
-        Plugin library; by default the one that `rainfusion_trt.build_plugin.find_library` finds.
+        Plugin library; by default the one that `rainfusion_trt.plugin.build.find_library` finds.
     cuda_graph : bool
         Capture a call and replay it. Inputs are then copied on the device to fixed addresses; a
         call with other shapes captures anew. The value of `sparsity` may change between replays.

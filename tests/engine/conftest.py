@@ -14,7 +14,7 @@ SIZE = VideoSize(frames=9, height=64, width=96)
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
     """A tiny CogVideoX-5B: in float16 with dynamic shapes, in bfloat16 with fixed ones."""
-    export = pytest.importorskip("rainfusion_export")
+    export = pytest.importorskip("rainfusion_trt.export")
     folder = tmp_path_factory.mktemp("exported")
     model = get_model("cogvideox-5b")
     for name, dtype in DTYPES.items():

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -22,15 +19,13 @@ pytestmark = [
         "tensorrt_rtx" not in available_flavours(), reason="TensorRT for RTX is not installed"
     ),
 ]
-SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_polygraphy.py"
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    from benchmarks.engine import compare_polygraphy
+
+    return compare_polygraphy
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import os
 
 import pytest
 import torch
-from engine_models import PROFILE, write_model
 
+from helpers.engine_models import PROFILE, write_model
 from rainfusion_trt.engine import build_engine, load_metadata, load_profile
 from rainfusion_trt.engine.flavour import available_flavours
 from rainfusion_trt.engine.messages import BuildRequest

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx
 import pytest
-from engine_models import write_model
 from onnx import TensorProto
 
+from helpers.engine_models import write_model
 from rainfusion_trt.engine.onnx_file import read_onnx
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 

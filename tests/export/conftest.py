@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from export_fixtures import Exported
-from rainfusion_export import export_model
 
+from helpers.export_fixtures import Exported
+from rainfusion_trt.export import export_model
 from rainfusion_trt.models import get_model
 
 

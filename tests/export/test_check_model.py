@@ -6,9 +6,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
-from rainfusion_export import check_model, operator
 
 from rainfusion_trt.errors import ExportError, InvalidInputError
+from rainfusion_trt.export import check_model, operator
 
 ATTRIBUTES = {
     "text": "none",

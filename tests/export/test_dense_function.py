@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from onnx import TensorProto, helper
-from rainfusion_export import operator
+
+from rainfusion_trt.export import operator
 
 
 def run(q, k, v, grid, *, kv_len=None, **attributes):

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from rainfusion_export.cli import app
 from typer.testing import CliRunner
+
+from rainfusion_trt.export.cli import app
 
 SCRIPT = Path(__file__).parents[2] / "export" / "to_onnx.py"
 OWN = ["--module", "plain_dit:make", "--grid", "3,4,6", "--text", "last", "--text-tokens", "7"]
@@ -77,7 +78,7 @@ def test_bad_arguments_end_in_one_clear_error(tmp_path, monkeypatch, arguments, 
 
 
 def test_exports_a_module_of_ones_own_from_the_working_directory(tmp_path):
-    shutil.copy(Path(__file__).with_name("plain_dit.py"), tmp_path / "my_project.py")
+    shutil.copy(Path(__file__).parents[1] / "helpers" / "plain_dit.py", tmp_path / "my_project.py")
     arguments = [argument.replace("plain_dit", "my_project") for argument in OWN]
     result = subprocess.run(
         [sys.executable, str(SCRIPT), *arguments, "--compare"],

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from plain_dit import GRID, PlainDiT, example
-from rainfusion_export import export_module
 from torch import nn
 
+from helpers.plain_dit import GRID, PlainDiT, example
 from rainfusion_trt.errors import UnsupportedError
-from rainfusion_trt.ops import rainfusion_attention
+from rainfusion_trt.export import export_module
+from rainfusion_trt.operator.ops import rainfusion_attention
 
 
 class WithLse(nn.Module):

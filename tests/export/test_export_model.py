@@ -5,15 +5,15 @@ from __future__ import annotations
 import onnx
 import pytest
 import torch
-from rainfusion_export import (
+
+from rainfusion_trt.errors import ExportError, InvalidInputError, UnsupportedError
+from rainfusion_trt.export import (
     check_model,
     export_model,
     exporter,
     fake_transformer,
     writer,
 )
-
-from rainfusion_trt.errors import ExportError, InvalidInputError, UnsupportedError
 from rainfusion_trt.models import VideoSize, get_model
 from rainfusion_trt.routing import RainFusionSettings
 

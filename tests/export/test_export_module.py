@@ -8,12 +8,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from plain_dit import GRID, TEXT_TOKENS, WIDTH, PlainDiT, example
-from rainfusion_export import ExportReport, export_module
 from torch import Tensor, nn
 
+from helpers.plain_dit import GRID, TEXT_TOKENS, WIDTH, PlainDiT, example
 from rainfusion_trt.errors import ExportError, InvalidInputError, UnsupportedError
-from rainfusion_trt.ops import rainfusion_attention
+from rainfusion_trt.export import ExportReport, export_module
+from rainfusion_trt.operator.ops import rainfusion_attention
 from rainfusion_trt.routing import RainFusionSettings
 
 TOLERANCE = 1e-4  # two float32 programs that order sums differently

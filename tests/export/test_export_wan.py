@@ -8,10 +8,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from export_fixtures import Exported
 from onnx import TensorProto
-from wan_pipeline import tiny_pipeline
 
+from helpers.export_fixtures import Exported
+from helpers.wan_pipeline import tiny_pipeline
 from rainfusion_trt import Pipeline
 from rainfusion_trt.models import VideoSize
 

@@ -8,9 +8,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from export_fixtures import Exported
-from rainfusion_export import export_model
 
+from helpers.export_fixtures import Exported
+from rainfusion_trt.export import export_model
 from rainfusion_trt.models import VideoSize, get_model
 
 # Two float32 programs that order sums differently: a few hundred rounding errors of 6e-8 through

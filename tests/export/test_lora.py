@@ -11,13 +11,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from rainfusion_export import LoraFile, export_model, fake_transformer, fuse_loras
-from rainfusion_export.cli import app
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.export import LoraFile, export_model, fake_transformer, fuse_loras
+from rainfusion_trt.export.cli import app
 from rainfusion_trt.models import VideoModel, get_model
 
 pytest.importorskip("peft", reason="diffusers reads LoRA files with peft")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from rainfusion_export.rewrites import rewrite
 from torch import nn
 from torch.export import Dim
+
+from rainfusion_trt.export.rewrites import rewrite
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own
 

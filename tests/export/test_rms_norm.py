@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rainfusion_export.rewrites import rewrite
+
+from rainfusion_trt.export.rewrites import rewrite
 
 ROUNDING = {torch.float32: 2.0**-22, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from rainfusion_trt.build_plugin import find_library
 from rainfusion_trt.errors import LibraryNotFoundError
+from rainfusion_trt.plugin.build import find_library
 
 pytestmark = pytest.mark.tensorrt
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from rainfusion_trt import native
-from rainfusion_trt.build_plugin import (
+from rainfusion_trt.errors import UnsupportedError
+from rainfusion_trt.operator import native
+from rainfusion_trt.plugin.build import (
     LIBRARY_NAME,
     compile_targets,
     configure,
     source_directory,
 )
-from rainfusion_trt.cuda_toolkit import find_cuda_toolkit
-from rainfusion_trt.errors import UnsupportedError
+from rainfusion_trt.plugin.toolkit import find_cuda_toolkit
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 

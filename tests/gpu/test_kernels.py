@@ -12,10 +12,11 @@ import math
 
 import pytest
 import torch
-from rising_scores import GRID, LEVELS, SHORT, TOKENS, leveled_heads
 
-from rainfusion_trt import classify_heads, rainfusion_attention, reference
-from rainfusion_trt.geometry import METHODS, Kind, TokenLayout
+from helpers.rising_scores import GRID, LEVELS, SHORT, TOKENS, leveled_heads
+from rainfusion_trt import classify_heads, rainfusion_attention
+from rainfusion_trt.operator import reference
+from rainfusion_trt.operator.geometry import METHODS, Kind, TokenLayout
 from rainfusion_trt.testing import synthetic_heads
 
 pytestmark = pytest.mark.gpu

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cogvideox_pipeline import tiny_pipeline
 
+from helpers.cogvideox_pipeline import tiny_pipeline
 from rainfusion_trt import Pipeline
 from rainfusion_trt.engine import EngineProfile, build_engine
 from rainfusion_trt.errors import InvalidInputError
@@ -44,7 +44,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory, plugin_library):
-    from rainfusion_export import export_model
+    from rainfusion_trt.export import export_model
 
     path = tmp_path_factory.mktemp("engine") / "tiny.onnx"
     export_model(MODEL, tiny_transformer(), SIZE, output=path)

@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "compare_polygraphy.p
 
 
 def test_onnxruntime_and_engine_agree(tmp_path, plugin_library):
-    from rainfusion_export import export_model
+    from rainfusion_trt.export import export_model
 
     model = get_model("cogvideox")
     transformer = model.create(model.config("tiny"), dtype=torch.float16, seed=0)

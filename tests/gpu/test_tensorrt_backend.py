@@ -19,7 +19,7 @@ from rainfusion_trt import rainfusion_attention
 from rainfusion_trt.engine import EngineProfile, build_engine, load_metadata
 from rainfusion_trt.engine.metadata import file_sha256, save_metadata
 from rainfusion_trt.errors import EngineLoadError, InvalidInputError
-from rainfusion_trt.geometry import Kind, TokenLayout
+from rainfusion_trt.operator.geometry import Kind, TokenLayout
 from rainfusion_trt.testing import synthetic_heads
 
 pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]
@@ -274,7 +274,7 @@ def test_corrupt_engine_file(engines, plugin_library, tmp_path):
 
 def test_tiny_cogvideox(tmp_path, plugin_library):
     """Export, native build and both ways of running, for a whole transformer."""
-    export = pytest.importorskip("rainfusion_export")
+    export = pytest.importorskip("rainfusion_trt.export")
     from rainfusion_trt import disable, enable
     from rainfusion_trt.models import VideoSize, get_model
     from rainfusion_trt.runtime.tensorrt import TensorRTBackend

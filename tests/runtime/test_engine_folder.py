@@ -6,8 +6,8 @@ import hashlib
 
 import pytest
 import torch
-from cogvideox_pipeline import tiny_pipeline
 
+from helpers.cogvideox_pipeline import tiny_pipeline
 from rainfusion_trt import Pipeline
 from rainfusion_trt.engine.metadata import (
     EngineMetadata,

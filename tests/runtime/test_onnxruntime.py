@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cogvideox_pipeline import tiny_pipeline
 
 import rainfusion_trt
+from helpers.cogvideox_pipeline import tiny_pipeline
 from rainfusion_trt.errors import (
     BackendUnavailableError,
     EngineLoadError,
@@ -40,7 +40,7 @@ def pipe():
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
     """Of the same seed as `pipe`'s transformer, with dynamic shapes."""
-    from rainfusion_export import export_model
+    from rainfusion_trt.export import export_model
 
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
     transformer = MODEL.create(MODEL.config("tiny"), dtype=torch.float32, seed=0)

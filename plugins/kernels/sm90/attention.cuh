@@ -5,8 +5,8 @@
 // consumers, so that a block's first tiles arrive while the last block is finished.
 #pragma once
 
-#include "consumer.cuh"
-#include "producer.cuh"
+#include "sm90/consumer.cuh"
+#include "sm90/producer.cuh"
 
 namespace rainfusion::sm90 {
 

@@ -1,4 +1,4 @@
-#include "attention.cuh"
+#include "sm90/attention.cuh"
 
 namespace rainfusion {
 

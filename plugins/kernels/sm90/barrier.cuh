@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../mma.cuh"
+#include "common/ptx.cuh"
 
 namespace rainfusion::sm90 {
 

@@ -4,9 +4,9 @@
 // turns at issuing products, so that the softmax of one hides behind the products of the others.
 #pragma once
 
-#include "params.h"
-#include "scores.cuh"
-#include "softmax.cuh"
+#include "sm90/params.h"
+#include "sm90/scores.cuh"
+#include "sm90/softmax.cuh"
 
 namespace rainfusion::sm90 {
 

@@ -4,7 +4,7 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
-#include "../launch.h"
+#include "common/launch.h"
 
 namespace rainfusion::sm90 {
 

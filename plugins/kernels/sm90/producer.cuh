@@ -2,10 +2,10 @@
 // a copy of the copy engine (TMA) that one lane issues.
 #pragma once
 
-#include "../key_list.cuh"
-#include "params.h"
-#include "query_block.cuh"
-#include "shared.cuh"
+#include "common/key_list.cuh"
+#include "sm90/params.h"
+#include "sm90/query_block.cuh"
+#include "sm90/shared.cuh"
 
 namespace rainfusion::sm90 {
 

@@ -3,7 +3,7 @@
 
 #include <cuda_runtime.h>
 
-#include "../launch.h"
+#include "common/launch.h"
 
 namespace rainfusion::sm90 {
 

@@ -1,9 +1,9 @@
 // ARM's recalls on Hopper: as recall.cu, with the scores of two warpgroups by wgmma.
 
-#include "../recall_mass.cuh"
-#include "../recall_task.cuh"
-#include "scores.cuh"
-#include "softmax.cuh"
+#include "plan/recall_mass.cuh"
+#include "plan/recall_task.cuh"
+#include "sm90/scores.cuh"
+#include "sm90/softmax.cuh"
 
 namespace rainfusion {
 namespace sm90 {

@@ -1,9 +1,9 @@
 // The product q k^T of a warpgroup, or of one of its warps.
 #pragma once
 
-#include "../mma.cuh"
-#include "shared.cuh"
-#include "wgmma.cuh"
+#include "common/ptx.cuh"
+#include "sm90/shared.cuh"
+#include "sm90/wgmma.cuh"
 
 namespace rainfusion::sm90 {
 

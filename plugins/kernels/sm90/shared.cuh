@@ -1,8 +1,8 @@
 // The work of a CTA in shared memory: tiles, barriers and what the producer tells the consumers.
 #pragma once
 
-#include "barrier.cuh"
-#include "rainfusion/geometry.h"
+#include "common/geometry.h"
+#include "sm90/barrier.cuh"
 
 namespace rainfusion::sm90 {
 

@@ -1,4 +1,4 @@
-#include "params.h"
+#include "sm90/params.h"
 
 namespace rainfusion::sm90 {
 namespace {

@@ -1,0 +1,163 @@
+"""From a case to its engine: export, build, load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.engine.cases import Case
+from benchmarks.engine.measure import Row
+from rainfusion_trt import build_engine
+from rainfusion_trt.engine import EngineProfile, load_profile
+from rainfusion_trt.export import export_model
+from rainfusion_trt.models import VideoSize
+from rainfusion_trt.runtime.base import Backend
+from rainfusion_trt.runtime.ort import OnnxRuntimeBackend
+
+_RECORD = "prepared.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An exported case and, unless it was left out, its engine.
+
+    Attributes
+    ----------
+    onnx
+        The file.
+    engine
+        Folder of the engine; None where only ONNX Runtime will run it.
+    seconds
+        How long each step took, when it was done.
+    """
+
+    onnx: Path
+    engine: Path | None
+    seconds: dict[str, float]
+
+    def rows(self) -> list[Row]:
+        return [{"what": step, "seconds": value} for step, value in self.seconds.items()]
+
+    def remove(self) -> None:
+        shutil.rmtree(self.onnx.parent)
+
+
+def prepare(
+    case: Case,
+    folder: Path,
+    *,
+    transformer: nn.Module | None = None,
+    recipe: EngineProfile | Path | None = None,
+    target: str | None = "native",
+) -> Prepared:
+    """Export a case into `folder` and build its engine, unless that was done before.
+
+    Parameters
+    ----------
+    folder
+        Of this case alone; `Prepared.remove` deletes it.
+    transformer
+        The case's network, if it is there already.
+    recipe
+        By default the sizes of the exported file.
+    target
+        Of the engine; None builds none.
+    """
+    if recipe is None:
+        recipe = fixed_recipe(case)
+    elif isinstance(recipe, Path):
+        recipe = load_profile(recipe)
+    wanted = {
+        "case": case.signature(),
+        "target": target,
+        "recipe": recipe.model_dump(mode="json") if target is not None else None,
+    }
+    done = _earlier(folder, wanted)
+    if done is not None:
+        return done
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "model.onnx"
+    start = time.perf_counter()
+    transformer = case.transformer() if transformer is None else transformer
+    export_model(
+        case.model, transformer, case.size, output=path, batch=case.batch, dynamic=case.dynamic
+    )
+    seconds = {"export": round(time.perf_counter() - start, 1)}
+    engine = None
+    if target is not None:
+        start = time.perf_counter()
+        engine = build_engine(path, profile=recipe, target=target)
+        seconds["build"] = round(time.perf_counter() - start, 1)
+    (folder / _RECORD).write_text(json.dumps({**wanted, "seconds": seconds}), encoding="utf-8")
+    return Prepared(path, engine, seconds)
+
+
+def _earlier(folder: Path, wanted: dict[str, Any]) -> Prepared | None:
+    """What an earlier run left, if it made the same."""
+    record = folder / _RECORD
+    if not record.is_file():
+        return None
+    found = json.loads(record.read_text(encoding="utf-8"))
+    seconds = found.pop("seconds")
+    if found != wanted:
+        return None
+    path = folder / "model.onnx"
+    return Prepared(path, path.with_suffix(".engine") if wanted["target"] else None, seconds)
+
+
+def fixed_recipe(case: Case) -> EngineProfile:
+    """Recipe for a file of fixed shapes: it has one size."""
+    return EngineProfile.model_validate({"model": case.model.name, "precision": _precision(case)})
+
+
+def recipe_of_sizes(case: Case, sizes: Mapping[str, VideoSize]) -> EngineProfile:
+    """Recipe for a file of dynamic shapes, one optimisation profile a size."""
+    clips = {
+        name: {"frames": s.frames, "height": s.height, "width": s.width, "batch": case.batch}
+        for name, s in sizes.items()
+    }
+    return EngineProfile.model_validate(
+        {"model": case.model.name, "precision": _precision(case), "sizes": clips}
+    )
+
+
+def _precision(case: Case) -> str:
+    # No engine is built in float32, which only ONNX Runtime runs here.
+    return "float16" if case.dtype is torch.float16 else "bfloat16"
+
+
+def load(prepared: Prepared, case: Case) -> Backend:
+    """The engine on its GPU, or the ONNX file on the CPU."""
+    if prepared.engine is not None:
+        from rainfusion_trt.runtime.tensorrt import TensorRTBackend
+
+        return TensorRTBackend(prepared.engine)
+    return OnnxRuntimeBackend(prepared.onnx, device=case.device)
+
+
+class Engine:
+    """A loaded graph with one set of inputs.
+
+    Attributes
+    ----------
+    sparse
+        Whether it has sparse attention; ONNX Runtime has not.
+    """
+
+    def __init__(self, backend: Backend, inputs: Mapping[str, Tensor]) -> None:
+        self.backend = backend
+        self.inputs = dict(inputs)
+        self.sparse = backend.sparse
+        self.sparsity = torch.zeros(1, device=backend.device)
+
+    def __call__(self, sparsity: float) -> Tensor:
+        self.sparsity.fill_(sparsity)
+        return self.backend.run({**self.inputs, "sparsity": self.sparsity})["sample"].clone()

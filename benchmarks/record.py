@@ -1,0 +1,84 @@
+"""Benchmark results as JSON: every figure in the docs comes from a file written here."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rainfusion_trt.errors import RainFusionError
+from rainfusion_trt.operator.native import load_library
+
+RESULTS = Path(__file__).resolve().parent / "results"
+_PACKAGES = ("diffusers", "tensorrt", "tensorrt_rtx", "onnx", "onnxruntime", "triton")
+
+
+def environment() -> dict[str, Any]:
+    """Device, driver and versions of what a figure depends on."""
+    versions = {"python": sys.version.split()[0], "torch": torch.__version__}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            module = sys.modules.get(package)
+            if module is not None:
+                versions[package] = module.__version__
+    with contextlib.suppress(RainFusionError):  # results of the reference need no library
+        versions["rainfusion"] = load_library().build_info
+    device = "cpu"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+        versions["cuda"] = torch.version.cuda
+        versions["cudnn"] = torch.backends.cudnn.version()
+    return {"device": device, "versions": versions}
+
+
+def _without_folder(argument: str) -> str:
+    """Scratch and output folders of one machine say nothing to others: their names will do."""
+    path = Path(argument)
+    return path.name if path.is_absolute() else argument
+
+
+def write_result(
+    name: str, rows: Iterable[dict[str, Any]], *, note: str = "", folder: Path | None = None
+) -> Path:
+    """Write ``<folder>/<name>.json`` with where, when and how the rows were measured.
+
+    Parameters
+    ----------
+    name
+        File name without its ending.
+    rows
+        One flat dictionary a measurement.
+    note
+        What a reader must know about the set-up.
+    folder
+        Default ``benchmarks/results``.
+    """
+    folder = RESULTS if folder is None else folder
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "name": name,
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "command": shlex.join(["python", *map(_without_folder, sys.argv)]),
+        "note": note,
+        **environment(),
+        "rows": list(rows),
+    }
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+    with os.fdopen(handle, "w") as file:
+        json.dump(record, file, indent=1)
+        file.write("\n")
+    path = folder / f"{name}.json"
+    Path(temporary).replace(path)
+    return path

@@ -1,0 +1,137 @@
+"""What a training run leaves: the pipeline, samples and how near they come, the loss curve."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.training.dataset import save_whole
+from benchmarks.training.nearest import nearest_window
+from benchmarks.training.training import Trainer
+from rainfusion_trt.demo.sampling import sample_latents
+from rainfusion_trt.demo.trained import clip_pipeline
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are made.
+
+    Attributes
+    ----------
+    steps : int
+        Denoising steps.
+    guidance : float
+        Classifier-free guidance; 1 is none.
+    count : int
+        Samples of every prompt, whose seeds follow that of the run.
+    """
+
+    steps: int
+    guidance: float
+    count: int
+
+
+def write_results(trainer: Trainer, output: Path, sampling: Sampling) -> None:
+    """The pipeline with averaged weights in half precision, its samples and their PSNR.
+
+    The trainer's weights become the averaged ones: save a checkpoint before.
+    """
+    logger.info("results of %d of %d steps, to %s", trainer.step, trainer.settings.steps, output)
+    codec = trainer.data.codec
+    # Half precision is what ships, so it is what samples where the device computes in it.
+    dtype = torch.float16 if trainer.device.type == "cuda" else torch.float32
+    transformer = trainer.averaged().half()
+    pipe = clip_pipeline(transformer, codec)
+    save_folder(pipe, output / "pipeline")
+    pipe.transformer.to(dtype)
+    pipe.text_encoder.to(dtype)  # the latents take its dtype; the codec stays in float32
+    pipe.to(trainer.device)
+    pipe.set_progress_bar_config(disable=True)
+    samples, rows = {}, []
+    for name in trainer.data.names:
+        for seed in range(trainer.settings.seed, trainer.settings.seed + sampling.count):
+            latents = sample_latents(
+                pipe,
+                name,
+                trainer.size,
+                steps=sampling.steps,
+                seed=seed,
+                guidance=sampling.guidance,
+            )
+            rows.append({"prompt": name, "seed": seed} | _nearest(latents, name, trainer))
+            samples[f"{name}-{seed}"] = latents.half().cpu().contiguous()
+    save_whole(samples, output / "samples.safetensors", {"size": str(trainer.size)})
+    report = {
+        "settings": asdict(trainer.settings),
+        "steps_done": trainer.step,
+        "steps_planned": trainer.settings.steps,
+        "sampling": asdict(sampling) | {"dtype": str(dtype)},
+        "torch": torch.__version__,
+        "samples": rows,
+    }
+    write_json(report, output / "report.json")
+
+
+def _nearest(latents: Tensor, name: str, trainer: Trainer) -> dict[str, Any]:
+    """The nearest window of all clips and of the one asked for, as the report holds them."""
+    found = {
+        "of_all_clips": nearest_window(latents, trainer.data, trainer.size),
+        "of_its_clip": nearest_window(latents, trainer.data, trainer.size, clip=name),
+    }
+    for where, nearest in found.items():
+        logger.info(
+            "%s, nearest %s: %.1f dB (mean colour %.1f dB), %s",
+            name,
+            where.replace("_", " "),
+            nearest.psnr,
+            nearest.mean_psnr,
+            nearest.window,
+        )
+    return {key: asdict(value) for key, value in found.items()}
+
+
+def write_curve(trainer: Trainer, output: Path) -> None:
+    """loss.json, and loss.png where matplotlib is installed."""
+    write_json({"settings": asdict(trainer.settings), "loss": trainer.losses}, output / "loss.json")
+    if not trainer.losses:
+        return
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        logger.info("no loss.png: matplotlib is not installed")
+        return
+    window = max(1, trainer.step // 100)
+    losses = torch.tensor(trainer.losses).unfold(0, window, window).mean(1)
+    axes = (figure := Figure(figsize=(6, 4), layout="constrained")).subplots()
+    axes.semilogy((torch.arange(len(losses)) + 1) * window, losses)
+    axes.set_xlabel("step")
+    axes.set_ylabel("mean squared error of the velocity")
+    figure.savefig(output / "loss.png", dpi=150)
+
+
+def write_json(value: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def save_folder(pipe: Any, folder: Path) -> None:
+    """`save_pretrained` into another folder that takes the name when it is complete."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".pipeline-") as scratch:
+        fresh = Path(scratch) / "pipeline"
+        pipe.save_pretrained(fresh)
+        if folder.exists():
+            shutil.rmtree(folder)
+        fresh.replace(folder)

@@ -1,8 +1,0 @@
-#include "attention.cuh"
-
-namespace rainfusion {
-
-template cudaError_t launch_attention_sm80<__half, 96, 1>(const AttentionParams&, cudaStream_t);
-template cudaError_t launch_attention_sm80<__half, 96, 2>(const AttentionParams&, cudaStream_t);
-
-}  // namespace rainfusion

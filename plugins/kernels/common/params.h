@@ -1,0 +1,100 @@
+// What a launch hands to its kernels. Plain data; every pointer is a device pointer.
+#pragma once
+
+#include <cstdint>
+
+#include "common/geometry.h"
+#include "rainfusion/rainfusion.h"
+
+namespace rainfusion {
+
+constexpr int kMaxKeyBlocks = 8192;  // of a problem
+constexpr int kMaxMaskWords = kMaxKeyBlocks / 32;
+constexpr int kSamples = 2;           // ARM's samples: 0 local (temporal), 1 global (spatial)
+constexpr int kSampleTileRows = 128;  // sampled queries of a partial recall
+constexpr int kSampleTiles = kSampleTokens / kSampleTileRows;
+
+// A problem as the kernels see it.
+struct Geometry {
+  TokenLayout layout;
+  BlockCut q_cut;
+  BlockCut k_cut;
+  Sample samples[kSamples];  // found on the host: a search of greatest common divisors
+  int32_t batch;
+  int32_t heads;
+  int32_t head_size;
+  int32_t mask_words;  // 32-bit words in a row of a block mask
+  RainfusionMethod method;
+  float alpha;
+  float softmax_scale;
+
+  explicit Geometry(const RainfusionProblem& problem)
+      : layout(problem.tokens, problem.grid_t, problem.grid_h, problem.grid_w, problem.sink_frames,
+               problem.text == RAINFUSION_TEXT_FIRST),
+        q_cut(layout, block_shape(problem.head_size).q),
+        k_cut(layout, block_shape(problem.head_size).k),
+        samples{local_sample(layout), global_sample(layout)},
+        batch(problem.batch),
+        heads(problem.heads),
+        head_size(problem.head_size),
+        mask_words(static_cast<int32_t>(ceil_div(k_cut.blocks, 32))),
+        method(problem.method),
+        alpha(problem.alpha),
+        softmax_scale(problem.softmax_scale != 0.f
+                          ? problem.softmax_scale
+                          : 1.f / sqrtf(static_cast<float>(problem.head_size))) {}
+
+  RAINFUSION_HOST_DEVICE int batch_heads() const { return batch * heads; }
+  RAINFUSION_HOST_DEVICE int bands() const {
+    return method == RAINFUSION_METHOD_PLUS ? kMaxBands : 1;
+  }
+
+  bool by_blocks() const { return method == RAINFUSION_METHOD_RAINFUSION2; }
+
+  // Block masks in the workspace: one a head, or one an axis and band for all heads.
+  int masks() const { return by_blocks() ? batch_heads() : 2 * bands(); }
+  int64_t mask_rows() const { return static_cast<int64_t>(masks()) * q_cut.blocks; }
+
+  // Rows of a head's gathered keys, at the smallest stride; 0 where no head can be textural.
+  int32_t gathered_rows() const {
+    const bool textural = !by_blocks() && method != RAINFUSION_METHOD_TWO_WAY;
+    return textural && !layout.always_dense() ? static_cast<int32_t>(checkerboard_keys(layout, 2))
+                                              : 0;
+  }
+};
+
+// Parts of the workspace.
+struct Workspace {
+  int32_t* kind;            // [batch, heads] RainfusionKind
+  int32_t* mask_index;      // [batch, heads] block mask of the head
+  uint32_t* masks;          // [masks, q_blocks, mask_words] bit = key block is kept
+  int32_t* gathered_count;  // [batch] checkerboard keys below kv_len
+  int32_t* next_item;       // [1] queue of a persistent attention kernel
+  float* partial_recall;    // [batch, heads, kSamples, kSampleTiles, kMaxBands]
+  float* q_means;           // [batch, heads, q_blocks, head_size]
+  float* k_means;           // [batch, heads, head_size, k_blocks], read along the blocks
+
+  // Checkerboard keys and values of textural heads, in the order of the raster:
+  // [batch, heads, gathered_rows, head_size].
+  void* gathered_k;
+  void* gathered_v;
+};
+
+// Whether every head is dense; every kernel asks this of the same device value.
+RAINFUSION_HOST_DEVICE inline bool is_dense(const TokenLayout& layout, const float* sparsity) {
+  return !(*sparsity > 0.f) || layout.always_dense();
+}
+
+// Band `index` of a method, in millionths.
+RAINFUSION_HOST_DEVICE inline int64_t band_at(RainfusionMethod method, float sparsity, int index) {
+  if (method == RAINFUSION_METHOD_PLUS) return kBandUnit / (8 >> index);
+  return band_of(clamp_sparsity(sparsity));
+}
+
+RAINFUSION_HOST_DEVICE inline int32_t key_count(const int32_t* kv_len, int batch, int32_t tokens) {
+  if (kv_len == nullptr) return tokens;
+  const int32_t count = kv_len[batch];
+  return count < 0 ? 0 : (count < tokens ? count : tokens);
+}
+
+}  // namespace rainfusion

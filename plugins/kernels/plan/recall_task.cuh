@@ -1,0 +1,72 @@
+// What a CTA of a recall kernel computes: up to 128 sampled queries of a head, against all sampled
+// keys.
+#pragma once
+
+#include <type_traits>
+
+#include "common/launch.h"
+#include "plan/sampled_tokens.cuh"
+
+namespace rainfusion {
+
+template <int kBands>
+struct RecallTask {
+  SampledTokens tokens;
+  int batch;
+  int head;
+  int q_begin;         // place of the first query in the sample
+  int widths[kBands];  // of the bands, in places of the sample
+  float* partial;      // where the sums go
+
+  // Of a grid [query tiles, kSamples, batch * heads].
+  __device__ explicit RecallTask(const RecallParams& p)
+      : batch(blockIdx.z / p.geometry.heads),
+        head(blockIdx.z % p.geometry.heads),
+        q_begin(blockIdx.x * kSampleTileRows) {
+    const Geometry& g = p.geometry;
+    const int sample = blockIdx.y;
+    tokens = sampled_tokens(g, sample, key_count(p.kv_len, batch, g.q_cut.tokens));
+    for (int b = 0; b < kBands; ++b) {
+      const int64_t extent = sample == 0 ? g.layout.frame : g.layout.free_tokens;
+      const int64_t width = band_width(band_at(g.method, *p.sparsity, b), extent);
+      widths[b] = static_cast<int>(ceil_div(width, tokens.step));  // |i - j| * step < width
+    }
+    const int64_t place = (blockIdx.z * kSamples + sample) * kSampleTiles + blockIdx.x;
+    partial = p.partial_recall + place * kMaxBands;
+  }
+
+  // The first sampled row of a tensor; the others follow `row_bytes` apart.
+  __device__ const char* rows(const void* tensor, const RainfusionStrides& strides) const {
+    return static_cast<const char*>(tensor) +
+           2 * (batch * strides.batch + head * strides.head + tokens.base * strides.token);
+  }
+  __device__ int64_t row_bytes(const RainfusionStrides& strides) const {
+    return 2 * strides.token * tokens.step;
+  }
+};
+
+// Calls launch with head size and number of bands as constants.
+template <typename Launch>
+cudaError_t with_recall_constants(const Geometry& g, const Launch& launch) {
+  const auto with_bands = [&](auto head_size) {
+    return g.bands() == 1 ? launch(head_size, std::integral_constant<int, 1>())
+                          : launch(head_size, std::integral_constant<int, kMaxBands>());
+  };
+  switch (g.head_size) {
+    case 64:
+      return with_bands(std::integral_constant<int, 64>());
+    case 96:
+      return with_bands(std::integral_constant<int, 96>());
+    case 128:
+      return with_bands(std::integral_constant<int, 128>());
+  }
+  return cudaErrorInvalidValue;
+}
+
+// Tiles of queries of the larger sample.
+inline dim3 recall_grid(const Geometry& g) {
+  const int64_t samples = max64(g.samples[0].count, g.samples[1].count);
+  return dim3(static_cast<unsigned>(ceil_div(samples, kSampleTileRows)), kSamples, g.batch_heads());
+}
+
+}  // namespace rainfusion

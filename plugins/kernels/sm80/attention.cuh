@@ -1,0 +1,171 @@
+// Attention of all heads, whatever their kinds, in one launch (sm_80 and newer).
+//
+// FlashAttention-2's structure: a CTA of four warps holds 128 query rows; keys and values come in
+// tiles through cp.async; scores, probabilities and output stay in registers. Query blocks have
+// more rows than that: where a CTA holds rows of two, it walks over the keys of both, and a warp
+// skips what its own block does not attend to.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "sm80/write_output.cuh"
+
+namespace rainfusion {
+
+// kStages = 2 copies a whole tile ahead; kStages = 1 copies values behind the first product and the
+// next keys behind the second, in half the shared memory.
+template <typename Element_, int kHeadSize_, int kStages_>
+struct AttentionConfig {
+  using Element = Element_;
+  static constexpr int kHeadSize = kHeadSize_;
+  static constexpr int kStages = kStages_;
+  // As large as 255 registers and the shared memory of two CTAs allow.
+  static constexpr int kTileN = kHeadSize == 96 ? 48 : block_shape(kHeadSize).k;
+  static constexpr int kCtas = 2;  // on a multiprocessor; 255 registers a thread
+
+  static constexpr int kTileBytes = kTileN * TileShape<kHeadSize>::kRowBytes;
+  static constexpr int kKeyOffset = kTileM * TileShape<kHeadSize>::kRowBytes;
+  static constexpr int kValueOffset = kKeyOffset + kStages * kTileBytes;
+  static constexpr int kMaskOffset = kValueOffset + kStages * kTileBytes;
+  static constexpr int kSharedBytes = kMaskOffset + sizeof(StagedMask);
+  // Of the 100 KB of compute capabilities 8.6, 8.9 and 12.x, each CTA costs one more.
+  static_assert(kStages == 2 || kHeadSize == 128 || kCtas * (kSharedBytes + 1024) <= 100 * 1024,
+                "two CTAs fit everywhere");
+  static_assert(block_shape(kHeadSize).q % 32 == 0, "a warp's rows are of one query block");
+};
+
+// Registers of a CTA's query block.
+template <typename Config>
+struct Accumulators {
+  float o[kWarpTiles][Config::kHeadSize / 8][4] = {};
+  RowStatistics statistics;
+};
+
+// Addresses that a lane reads its fragments from.
+struct FragmentLanes {
+  uint32_t query;
+  uint32_t key;
+  uint32_t value;
+};
+
+// One stage. On entry the first tile's keys, if there are any, are on their way. (An early return
+// where there are none would make nvcc 13.0 copy the accumulators once a tile.)
+template <typename Config>
+__device__ __forceinline__ void attend_single(Accumulators<Config>& acc, const FragmentLanes& lanes,
+                                              const KeyValueCopy<Config>& copies,
+                                              KeyTiles<Config::kTileN>& tiles, const BlockCut& cut,
+                                              float scale_log2, bool more) {
+  using Element = typename Config::Element;
+  constexpr int kHeadSize = Config::kHeadSize;
+  constexpr int kTileN = Config::kTileN;
+  while (more) {
+    Scores<kTileN> s;
+    copy_async_wait<0>();
+    __syncthreads();  // this tile's keys are here; the last tile's values are used up
+    copies.copy_values(tiles, 0);
+    copy_async_commit();
+    const bool mine = tiles.mine;
+    if (mine) {
+      multiply_keys<Element, kHeadSize, kTileN>(s, lanes.query, lanes.key);
+      if (tiles.valid() < kTileN) mask_keys<kTileN>(s, tiles.valid());
+    }
+    copy_async_wait<0>();
+    __syncthreads();  // this tile's values are here; its keys are used up
+    more = tiles.advance(cut);
+    if (more) copies.copy_keys(tiles, 0);
+    copy_async_commit();
+    if (mine) {
+      softmax_tile<kTileN, kHeadSize>(s, acc.o, acc.statistics, scale_log2);
+      multiply_values<Element, kHeadSize, kTileN>(acc.o, s, lanes.value);
+    }
+  }
+}
+
+// Two stages. On entry the first tile's keys and values, if there are any, are on their way.
+template <typename Config>
+__device__ __forceinline__ void attend_double(Accumulators<Config>& acc, const FragmentLanes& lanes,
+                                              const KeyValueCopy<Config>& copies,
+                                              KeyTiles<Config::kTileN>& tiles, const BlockCut& cut,
+                                              float scale_log2, bool more) {
+  using Element = typename Config::Element;
+  constexpr int kHeadSize = Config::kHeadSize;
+  constexpr int kTileN = Config::kTileN;
+  int stage = 0;
+  for (; more; stage ^= 1) {
+    Scores<kTileN> s;
+    const int valid = tiles.valid();
+    const bool mine = tiles.mine;
+    copy_async_wait<0>();
+    __syncthreads();  // this tile is here; the last one is used up
+    more = tiles.advance(cut);
+    if (more) {
+      copies.copy_keys(tiles, stage ^ 1);
+      copies.copy_values(tiles, stage ^ 1);
+    }
+    copy_async_commit();
+    if (!mine) continue;
+    const uint32_t offset = stage * Config::kTileBytes;
+    multiply_keys<Element, kHeadSize, kTileN>(s, lanes.query, lanes.key + offset);
+    if (valid < kTileN) mask_keys<kTileN>(s, valid);
+    softmax_tile<kTileN, kHeadSize>(s, acc.o, acc.statistics, scale_log2);
+    multiply_values<Element, kHeadSize, kTileN>(acc.o, s, lanes.value + offset);
+  }
+}
+
+template <typename Config>
+__device__ __forceinline__ void attend(const AttentionParams& p, const QuerySpan& q,
+                                       Accumulators<Config>& acc, char* smem) {
+  constexpr int kHeadSize = Config::kHeadSize;
+  const KeyList keys(p, q.batch, q.head, q.block, q.begin, q.sink);
+  KeyTiles<Config::kTileN> tiles(p, q, keys,
+                                 *reinterpret_cast<StagedMask*>(smem + Config::kMaskOffset));
+  const KeyValueCopy<Config> copies(p, q, smem);
+  const bool more = tiles.first(p.k_cut);
+
+  copy_rows<kHeadSize, kTileM>(copies.shared, head_rows<kHeadSize>(p.q, p.q_strides, q), q.begin,
+                               q.rows);
+  if (more) copies.copy_keys(tiles, 0);
+  if (more && Config::kStages == 2) copies.copy_values(tiles, 0);
+  copy_async_commit();
+
+  const uint32_t shared = shared_address(smem);
+  const FragmentLanes lanes{
+      shared + query_lane_offset<kHeadSize>(),
+      shared + Config::kKeyOffset + key_lane_offset<kHeadSize>(),
+      shared + Config::kValueOffset + value_lane_offset<kHeadSize>(),
+  };
+  const float scale_log2 = p.softmax_scale * kLog2E;
+  if constexpr (Config::kStages == 1) {
+    attend_single<Config>(acc, lanes, copies, tiles, p.k_cut, scale_log2, more);
+  } else {
+    attend_double<Config>(acc, lanes, copies, tiles, p.k_cut, scale_log2, more);
+  }
+}
+
+template <typename Config>
+__global__ void __launch_bounds__(kThreads, Config::kCtas)
+    attention_kernel(const __grid_constant__ AttentionParams p) {
+  extern __shared__ __align__(1024) char smem[];
+  const QuerySpan q(p, blockIdx.x);
+  Accumulators<Config> acc;
+  acc.statistics.reset();
+  attend<Config>(p, q, acc, smem);
+  copy_async_wait<0>();
+  __syncthreads();  // without keys the query tile is still on its way
+  write_output<typename Config::Element, Config::kHeadSize>(p, q, acc.o, acc.statistics, smem);
+}
+
+template <typename Element, int kHeadSize, int kStages>
+cudaError_t launch_attention_sm80(const AttentionParams& params, cudaStream_t stream) {
+  using Config = AttentionConfig<Element, kHeadSize, kStages>;
+  const auto kernel = attention_kernel<Config>;
+  const cudaError_t error = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSharedBytes);
+  if (error != cudaSuccess) return error;
+  const unsigned ctas = static_cast<unsigned>(params.batch) * params.heads *
+                        static_cast<unsigned>(QuerySpan::count(params.q_cut));
+  kernel<<<ctas, kThreads, Config::kSharedBytes, stream>>>(params);
+  return cudaGetLastError();
+}
+
+}  // namespace rainfusion

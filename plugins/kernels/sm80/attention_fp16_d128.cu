@@ -1,0 +1,7 @@
+#include "sm80/attention.cuh"
+
+namespace rainfusion {
+
+template cudaError_t launch_attention_sm80<__half, 128, 1>(const AttentionParams&, cudaStream_t);
+
+}  // namespace rainfusion

@@ -1,0 +1,105 @@
+"""From a module to an ExportedProgram whose attention is the RainFusion operator."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from rainfusion_trt.errors import ExportError, RainFusionError, UnsupportedError
+from rainfusion_trt.export.source import GraphSource
+from rainfusion_trt.operator import ops  # noqa: F401  (registers torch.ops.rainfusion)
+from rainfusion_trt.routing import AttentionRoute, RainFusionSettings
+
+
+class RoutedTransformer(nn.Module):
+    """The module as the graph sees it: tensors in, one tensor out, sparsity an input."""
+
+    def __init__(self, source: GraphSource, settings: RainFusionSettings) -> None:
+        super().__init__()
+        self.transformer = source.module
+        self._source = source
+        self._settings = settings
+
+    def forward(self, inputs: dict[str, Tensor], sparsity: Tensor) -> Tensor:
+        call = self._source.arguments(inputs)
+        layout = self._source.layout(call)
+        with AttentionRoute(layout, sparsity, self._settings) as route:
+            output = self._source.call(call)
+        self._check(route)
+        return output
+
+    def _check(self, route: AttentionRoute) -> None:
+        expected = self._source.attentions
+        if route.count == expected or (expected is None and route.count > 0):
+            return
+        kind = type(self.transformer).__name__
+        if expected is None:
+            raise ExportError(
+                f"no attention of {kind} has the {route.tokens} tokens of grid and text; "
+                f"{_seen(route)}"
+            )
+        raise ExportError(
+            f"{route.count} attentions of {kind} reached F.scaled_dot_product_attention with the "
+            f"{route.tokens} tokens of the video, {self._source.name} has {expected}; "
+            f"{_seen(route)}; use the native attention backend and no fused processors"
+        )
+
+
+def _seen(route: AttentionRoute) -> str:
+    """The other attentions of a forward, in words."""
+    if not route.others:
+        return "no other call reached F.scaled_dot_product_attention"
+    counts = Counter((str(query), str(key)) for query, key in route.others)
+    calls = (f"{query} x {key} ({count} times)" for (query, key), count in counts.items())
+    return f"other calls had these query x key lengths: {', '.join(calls)}"
+
+
+def capture(source: GraphSource, sparsity: Tensor, settings: RainFusionSettings) -> ExportedProgram:
+    """Trace the module; functional, not yet decomposed.
+
+    Raises
+    ------
+    ExportError
+        torch.export could not trace it, or attention went past the operator.
+    UnsupportedError
+        The module asks attention for its log-sum-exp.
+    """
+    inputs = source.inputs
+    shapes = {
+        "inputs": {name: dict.fromkeys(source.axes.get(name, ()), Dim.DYNAMIC) for name in inputs},
+        "sparsity": None,
+    }
+    module = RoutedTransformer(source, settings)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(
+                module, (dict(inputs), sparsity), dynamic_shapes=shapes, strict=False
+            )
+            program = program.run_decompositions({})
+    except RainFusionError:
+        raise
+    except (torch._dynamo.exc.UserError, RuntimeError) as error:
+        raise ExportError(f"torch.export could not trace {source.name}: {error}") from error
+    _refuse_lse(program, source.name)
+    return program
+
+
+def _refuse_lse(program: ExportedProgram, name: str) -> None:
+    """The ONNX operator has one output; the other one must not be lost on the way."""
+    operator = torch.ops.rainfusion.attention_lse.default
+    graphs = [m for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+    if any(node.target is operator for graph in graphs for node in graph.graph.nodes):
+        raise UnsupportedError(
+            f"{name} calls rainfusion_attention with return_lse=True, and the ONNX operator "
+            "RainFusionAttention has no log-sum-exp output: export it without return_lse, or run "
+            "this module in PyTorch"
+        )
+
+
+def attention_count(program: ExportedProgram) -> int:
+    """Self-attentions of a captured program that are the operator."""
+    operator = torch.ops.rainfusion.attention.default
+    return sum(node.target is operator for node in program.graph.nodes)

@@ -1,0 +1,174 @@
+"""What an exported file must fulfil before it goes to TensorRT."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from rainfusion_trt.errors import ExportError, InvalidInputError
+from rainfusion_trt.export.operator import DOMAIN, OP_TYPE, PLUGIN_ATTRIBUTES
+
+# Operators that appear when a pattern escaped the rewrites: index tables as large as the tokens,
+# control flow and sequences, which TensorRT runs slowly or refuses.
+FORBIDDEN = frozenset(
+    {
+        "If",
+        "Loop",
+        "NonZero",
+        "Scan",
+        "ScatterElements",
+        "ScatterND",
+        "SequenceAt",
+        "SequenceConstruct",
+        "SplitToSequence",
+    }
+)
+ATTRIBUTES = ("text", "method", "alpha", "sink_frames", "scale", *PLUGIN_ATTRIBUTES)
+FORBIDDEN_TYPES = (TensorProto.COMPLEX64, TensorProto.COMPLEX128, TensorProto.DOUBLE)
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What the checks counted.
+
+    Attributes
+    ----------
+    nodes
+        Nodes of the main graph.
+    attentions
+        RainFusionAttention nodes among them.
+    operators
+        How often each operator appears.
+    """
+
+    nodes: int
+    attentions: int
+    operators: dict[str, int]
+
+
+def check_model(path: str | Path) -> GraphFacts:
+    """Check an exported ONNX file as it lies on the disk.
+
+    Raises
+    ------
+    InvalidInputError
+        No such file, or no ONNX file.
+    ExportError
+        The ONNX checker refuses it; a RainFusionAttention node lacks an attribute (named in the
+        message) or the dense body; the number of nodes differs from the model's attentions; an
+        operator is left that TensorRT cannot run well.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InvalidInputError(f"no ONNX file at {path}")
+    try:
+        model = onnx.load(path, load_external_data=False)
+        if _property(model, "weights") == "none":
+            onnx.checker.check_model(_with_weights_as_inputs(model))
+        else:
+            onnx.checker.check_model(str(path))  # by path: weights may lie beside it
+    except (onnx.checker.ValidationError, DecodeError) as error:
+        raise ExportError(f"{path}: the ONNX checker refuses it: {error}") from error
+    attentions = [n for n in model.graph.node if (n.domain, n.op_type) == (DOMAIN, OP_TYPE)]
+    for node in attentions:
+        _check_attention(path, node)
+    _check_function(path, model)
+    _check_count(path, model, len(attentions))
+    _check_dtypes(path, model, attentions)
+    _check_operators(path, model)
+    operators = Counter(node.op_type for node in model.graph.node)
+    return GraphFacts(len(model.graph.node), len(attentions), dict(operators))
+
+
+def _with_weights_as_inputs(model: ModelProto) -> ModelProto:
+    """What the checker accepts of a graph whose weights were left out."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.initializer[:]
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            copy.graph.input.append(value)
+        else:
+            copy.graph.initializer.append(tensor)
+    return copy
+
+
+def _check_attention(path: Path, node: NodeProto) -> None:
+    found = {attribute.name: attribute for attribute in node.attribute}
+    for name in ATTRIBUTES:
+        if name not in found:
+            raise ExportError(
+                f"{path}: node {node.name!r} lacks the attribute {name}; TensorRT would run its "
+                "dense body instead of the plugin, so the model has to be exported again"
+            )
+    for name, value in PLUGIN_ATTRIBUTES.items():
+        if found[name].s.decode() != value:
+            raise ExportError(
+                f"{path}: node {node.name!r} has {name}={found[name].s.decode()!r}, the plugin's "
+                f"is {value!r}"
+            )
+
+
+def _check_function(path: Path, model: ModelProto) -> None:
+    if not any((f.domain, f.name) == (DOMAIN, OP_TYPE) for f in model.functions):
+        raise ExportError(
+            f"{path}: has no local function {DOMAIN}.{OP_TYPE}, the dense body by which runtimes "
+            "without the plugin run it"
+        )
+
+
+def _check_count(path: Path, model: ModelProto, count: int) -> None:
+    expected = _property(model, "attention_nodes")
+    if expected is None or count != int(expected) or count == 0:
+        raise ExportError(
+            f"{path}: has {count} {OP_TYPE} nodes, its metadata (rainfusion.attention_nodes) says "
+            f"{expected}"
+        )
+
+
+def _check_dtypes(path: Path, model: ModelProto, attentions: list[NodeProto]) -> None:
+    """q, k and v in the model's dtype: a float32 island before attention has no fast kernel."""
+    expected = _property(model, "dtype")
+    known = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
+    for node in attentions:
+        for name in node.input[:3]:
+            if name in known and helper.tensor_dtype_to_np_dtype(known[name]).name != expected:
+                raise ExportError(
+                    f"{path}: node {node.name!r} reads {name!r} as "
+                    f"{helper.tensor_dtype_to_string(known[name])}, the model is {expected}; cast "
+                    "it back before attention"
+                )
+
+
+def _property(model: ModelProto, key: str) -> str | None:
+    return {p.key: p.value for p in model.metadata_props}.get(f"rainfusion.{key}")
+
+
+def _check_operators(path: Path, model: ModelProto) -> None:
+    producers = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        if node.op_type in FORBIDDEN and node.domain == "":
+            raise ExportError(
+                f"{path}: node {node.name!r} is {node.op_type}, which TensorRT runs badly or not "
+                "at all; a pattern of this model needs a rewrite (export/rewrites.py)"
+            )
+        source = producers.get(node.input[0]) if node.op_type == "Squeeze" else None
+        if source is not None and source.op_type == "Split":
+            raise ExportError(
+                f"{path}: nodes {source.name!r} and {node.name!r} are an unbind, which the parser "
+                "of TensorRT for RTX refuses; use strided slices"
+            )
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    types.update({tensor.name: tensor.data_type for tensor in model.graph.initializer})
+    for name, kind in types.items():
+        if kind in FORBIDDEN_TYPES:
+            raise ExportError(
+                f"{path}: value {name!r} is {TensorProto.DataType.Name(kind)}, which TensorRT does "
+                "not compute with"
+            )

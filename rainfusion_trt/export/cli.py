@@ -1,0 +1,147 @@
+"""Command line of the exporter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from rainfusion_trt.errors import RainFusionError
+from rainfusion_trt.export import options
+
+if TYPE_CHECKING:
+    from rainfusion_trt.export.exporter import ExportReport
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+_STAGES = {
+    "trace": "Tracing the transformer",
+    "convert": "Converting to ONNX",
+    "optimize": "Tidying the graph",
+    "write": "Writing",
+    "check": "Checking the file",
+}
+
+
+@app.command()
+def main(
+    context: typer.Context,
+    model: options.Model = None,
+    module: options.Module = None,
+    grid: options.Grid = None,
+    text: options.TextPlace = options.Text.none,
+    text_tokens: options.TextTokens = 0,
+    kv_len: options.KvLen = None,
+    attentions: options.Attentions = None,
+    checkpoint: options.Checkpoint = None,
+    component: options.Component = None,
+    lora: options.Lora = None,
+    random_weights: options.RandomWeights = False,
+    no_weights: options.NoWeights = False,
+    config: options.Size = options.Config.full,
+    layers: options.Layers = None,
+    seed: options.Seed = 0,
+    frames: options.Frames = None,
+    height: options.Height = None,
+    width: options.Width = None,
+    batch: options.Batch = None,
+    dtype: options.Dtype = None,
+    dynamic: options.Dynamic = False,
+    method: options.Method = "rainfusion",
+    alpha: options.Alpha = 0.9,
+    sink_frames: options.SinkFrames = 1,
+    output: options.Output = None,
+    compare: options.Compare = False,
+    device: options.Device = "cpu",
+) -> None:
+    """Export a video transformer to ONNX, attention as RainFusionAttention nodes."""
+    with _errors_on_one_line():
+        from rainfusion_trt.export.job import check_kind, model_job, module_job
+        from rainfusion_trt.export.request import WeightRequest, lora_files
+        from rainfusion_trt.routing import RainFusionSettings
+
+        check_kind(model, module, _given(context))
+        settings = RainFusionSettings(method, alpha, sink_frames)  # type: ignore[arg-type]
+        if model is not None:
+            loras = lora_files(lora)
+            weights = WeightRequest(
+                checkpoint,
+                loras,
+                random_weights,
+                no_weights,
+                config.value,
+                layers,
+                seed,
+                device,
+                component,
+            )
+            clip = (frames, height, width)
+            job = model_job(model, weights, clip, batch=batch, dtype=dtype, dynamic=dynamic)
+        else:
+            place = {"text": text.value, "text_tokens": text_tokens, "kv_len": kv_len}
+            job = module_job(module, grid=grid, attentions=attentions, **place)
+        with _progress() as progress:
+            report = job.run(
+                output=output or job.output, settings=settings, run_compare=compare, **progress
+            )
+    typer.echo(_summary(report))
+
+
+def _given(context: typer.Context) -> set[str]:
+    """Parameters that stand on the command line."""
+    source = context.get_parameter_source
+    return {name for name in context.params if source(name).name == "COMMANDLINE"}
+
+
+@contextmanager
+def _errors_on_one_line() -> Iterator[None]:
+    try:
+        yield
+    except RainFusionError as error:
+        typer.secho("error: ", fg="red", err=True, nl=False)
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from error
+
+
+@contextmanager
+def _progress() -> Iterator[dict[str, Any]]:
+    """Callbacks of `export_model` that show its steps on the terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bars:
+        task = bars.add_task("Starting", total=None)
+
+        def stage(name: str) -> None:
+            bars.update(task, description=_STAGES[name], total=None)
+
+        def progress(done: int, total: int) -> None:
+            bars.update(task, completed=done, total=total)
+
+        yield {"stage": stage, "progress": progress}
+
+
+def _summary(report: ExportReport) -> str:
+    facts = report.facts
+    place = {"inside": "inside", "beside": "beside it in .data", "none": "left out"}
+    line = (
+        f"{report.path}: {facts.nodes} nodes, {facts.attentions} RainFusionAttention, "
+        f"{_bytes(report.weight_bytes)} of weights {place[report.weights]}, {report.seconds:.0f} s"
+    )
+    if report.error is not None:
+        line += f", ONNX Runtime differs by {report.error:.1e} (relative)"
+    loras = [
+        f"fused LoRA {lora.file}, scale {lora.scale:g}, {lora.layers} layers, sha256 {lora.sha256}"
+        for lora in report.loras
+    ]
+    return "\n".join([line, *loras])
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

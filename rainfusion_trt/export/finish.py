@@ -1,0 +1,156 @@
+"""From the graph torch.onnx gives to the one that is written: small, named, self-describing."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+from onnxscript.optimizer import fold_constants
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from rainfusion_trt import __version__
+from rainfusion_trt.export import operator
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_ROOT = "transformer."  # where capture.RoutedTransformer keeps the model
+
+
+def optimize(model: ir.Model) -> None:
+    """Fold what is known and share what is equal; weights are left where they are.
+
+    Only linear passes: the pattern rewriter of ``optimize_ir`` changes nothing here and takes
+    minutes for 42 layers.
+    """
+    fold_constants(model, should_fold=_should_fold)
+    passes.IdentityEliminationPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _share_constants(model)
+    ir.passes.Sequential(
+        passes.CommonSubexpressionEliminationPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedFunctionsPass(),
+        passes.RemoveUnusedOpsetsPass(),
+    )(model)
+
+
+def _share_constants(model: ir.Model) -> None:
+    """One initializer for equal constants of the graph; parameters stay apart, equal or not."""
+    shared: dict[tuple, ir.Value] = {}
+    initializers = model.graph.initializers
+    for name, value in list(initializers.items()):
+        tensor = value.const_value
+        if isinstance(tensor, ir.Tensor) and isinstance(tensor.raw, np.ndarray):
+            key = (tensor.dtype, tuple(tensor.shape), tensor.tobytes())
+            first = shared.setdefault(key, value)
+            if first is not value:
+                ir.convenience.replace_all_uses_with(value, first)
+                del initializers[name]
+
+
+def _should_fold(node: ir.Node) -> bool | None:
+    # Transposing 11 GB of weights in NumPy would take minutes and a second copy of them.
+    if node.op_type == "Transpose":
+        return False
+    tensors = [value.const_value for value in node.inputs if value is not None]
+    return False if any(isinstance(getattr(t, "raw", None), FakeTensor) for t in tensors) else None
+
+
+def transpose_weights(model: ir.Model) -> None:
+    """``MatMul(x, Transpose(weight))`` becomes ``MatMul(x, weight_T)``, as Linear layers do.
+
+    The transposed tensors are made one at a time when they are written. They are named after the
+    parameter with ``.T``, so that they can be refitted.
+    """
+    graph = model.graph
+    for node in list(graph):
+        weight = node.inputs[0] if node.op_type == "Transpose" else None
+        if weight is None or not weight.is_initializer():
+            continue
+        raw = weight.const_value.raw
+        if not isinstance(raw, Tensor):  # a small constant of the exporter
+            continue
+        name = f"{weight.name}.T"
+        if name not in graph.initializers:
+            tensor = _transposed(raw, node.attributes["perm"].as_ints(), name)
+            value = ir.Value(name=name, const_value=tensor, shape=tensor.shape)
+            value.type = ir.TensorType(tensor.dtype)
+            graph.register_initializer(value)
+        ir.convenience.replace_all_uses_with(node.outputs[0], graph.initializers[name])
+        graph.remove(node, safe=True)
+        if not weight.uses():
+            del graph.initializers[weight.name]
+
+
+def _transposed(raw: Tensor, order: Sequence[int], name: str) -> ir.TensorProtocol:
+    """The transposed weight, laid out where it lies (on the GPU) each time it is asked for."""
+    view = ir.tensor_adapters.TorchTensor(raw.permute(*order), name=name)
+    if isinstance(raw, FakeTensor):
+        return view
+
+    def lay_out() -> ir.TensorProtocol:
+        return ir.tensor_adapters.TorchTensor(raw.permute(*order).contiguous(), name=name)
+
+    return ir.LazyTensor(lay_out, view.dtype, view.shape, name=name)
+
+
+def name_values(
+    model: ir.Model, inputs: Sequence[str], axes: Mapping[str, Mapping[int, str]]
+) -> None:
+    """Give inputs, output, weights, dynamic axes and nodes the names that users meet.
+
+    Nodes are named after the module they come from, as in
+    ``transformer_blocks.0.attn1/RainFusionAttention``, so that a profile of an engine can be read.
+    """
+    graph = model.graph
+    graph.name = "transformer"
+    symbols: dict[str, str] = {}
+    for value, name in zip(graph.inputs, (*inputs, "sparsity"), strict=True):
+        value.name = name
+        for axis, axis_name in axes.get(name, {}).items():
+            symbols.setdefault(str(value.shape[axis]), axis_name)
+    graph.outputs[0].name = "sample"
+    for name in list(graph.initializers):
+        if name.startswith(_ROOT):
+            graph.initializers[name].name = name.removeprefix(_ROOT)
+    for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
+        if value.shape is not None:
+            value.shape = ir.Shape([_named(size, symbols) for size in value.shape])
+    seen: Counter[str] = Counter()
+    for node in graph:
+        name = f"{_module(node)}/{node.op_type}".removeprefix("/")
+        node.name = f"{name}_{seen[name]}" if seen[name] else name
+        seen[name] += 1
+
+
+def _named(size: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | str:
+    """A size with torch's symbols replaced by axis names."""
+    if isinstance(size, int):
+        return size
+    return re.sub(r"\bs\d+\b", lambda match: symbols.get(match[0], match[0]), str(size))
+
+
+def _module(node: ir.Node) -> str:
+    """Path of the module a node comes from, such as ``transformer_blocks.0.attn1``."""
+    *scopes, _ = ast.literal_eval(node.metadata_props.get(_SCOPES, "['']"))
+    inside = [scope.removeprefix(_ROOT) for scope in scopes if scope.startswith(_ROOT)]
+    return inside[-1] if inside else ""
+
+
+def describe(model: ir.Model, properties: Mapping[str, str]) -> None:
+    """Add the dense body and the metadata; drop what only a debugger of the exporter reads."""
+    passes.ClearMetadataAndDocStringPass()(model)
+    has_kv_len = any(len(n.inputs) > 5 for n in model.graph if operator.is_attention(n))
+    function = operator.dense_function(kv_len=has_kv_len)
+    model.functions[function.identifier()] = function
+    model.opset_imports[operator.DOMAIN] = operator.VERSION
+    model.producer_name = "rainfusion-trt"
+    model.producer_version = __version__
+    model.metadata_props.clear()
+    for key, value in properties.items():
+        model.metadata_props[f"rainfusion.{key}"] = value

@@ -1,0 +1,141 @@
+"""What an export starts from: a module, its inputs and where its self-attention is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.export.lora import FusedLora, fused_loras
+from rainfusion_trt.models import AttentionLayout, VideoModel, VideoSize
+
+Axes = Mapping[str, Mapping[int, str]]
+
+
+@dataclass(frozen=True)
+class GraphSource:
+    """One module with everything that tracing it takes.
+
+    Attributes
+    ----------
+    name
+        What the metadata calls it.
+    module
+        Whose parameters become the weights.
+    dtype
+        Of its attention; the metadata says so.
+    inputs
+        Example inputs of the graph, in its order, without `sparsity`.
+    axes
+        Those that may vary, as {input: {axis: name}}; empty for a graph of one size.
+    arguments
+        Graph inputs -> keyword arguments of one forward call.
+    call
+        The forward call that is traced.
+    eager
+        The forward call a comparison takes as the truth.
+    layout
+        Keyword arguments of the call -> grid, text place and valid length of its self-attention.
+    attentions
+        How many self-attentions there are; None takes what there is, if it is any.
+    properties
+        More metadata.
+    loras
+        What was added to its weights.
+    """
+
+    name: str
+    module: nn.Module
+    dtype: torch.dtype
+    inputs: dict[str, Tensor]
+    axes: Axes
+    arguments: Callable[[Mapping[str, Tensor]], dict[str, Any]]
+    call: Callable[[dict[str, Any]], Tensor]
+    eager: Callable[[dict[str, Any]], Tensor]
+    layout: Callable[[dict[str, Any]], AttentionLayout]
+    attentions: int | None = None
+    properties: Mapping[str, str] = field(default_factory=dict)
+    loras: tuple[FusedLora, ...] = ()
+
+
+def source_of_model(
+    model: VideoModel,
+    transformer: nn.Module,
+    size: VideoSize,
+    *,
+    batch: int | None = None,
+    dynamic: bool = False,
+    component: str | None = None,
+) -> GraphSource:
+    """The source of a model of the registry; bakes into the transformer what `size` decides.
+
+    Raises
+    ------
+    InvalidInputError, UnsupportedError
+        A batch, size or shapes that the model cannot be traced with.
+    """
+    component = model.component(component)
+    if batch is None:
+        batch = 2 if model.guidance_batch else 1
+    inputs = _example_inputs(model, transformer, size, batch=batch, dynamic=dynamic)
+    model.prepare(transformer, size)
+    config = {k: v for k, v in transformer.config.items() if not k.startswith("_")}
+
+    def eager(call: dict[str, Any]) -> Tensor:
+        return transformer(**call, return_dict=False)[0]
+
+    return GraphSource(
+        name=model.name,
+        module=transformer,
+        dtype=transformer.dtype,
+        inputs=inputs,
+        axes=model.dynamic_axes() if dynamic else {},
+        arguments=model.forward_kwargs,
+        call=partial(model.call, transformer),
+        eager=eager,
+        layout=partial(model.layout, transformer),
+        attentions=model.attention_count(transformer.config),
+        properties={
+            "config": json.dumps(config, sort_keys=True),
+            "size": str(size),
+            "component": component,
+        },
+        loras=fused_loras(transformer),
+    )
+
+
+def _example_inputs(
+    model: VideoModel, transformer: nn.Module, size: VideoSize, *, batch: int, dynamic: bool
+) -> dict[str, Tensor]:
+    """Example inputs, checked against what can be traced."""
+    if batch < 1:
+        raise InvalidInputError(f"batch={batch} must be 1 or more")
+    if dynamic and not model.dynamic_axes():
+        raise UnsupportedError(
+            f"{model.name} computes its position table for one size, which is baked into the "
+            "graph: export it with --fixed, once for every size"
+        )
+    if dynamic:
+        batch = max(batch, 2)  # torch.export takes a 1 as fixed
+    device = transformer.device
+    inputs = model.example_inputs(transformer, size, batch=batch, device=device)
+    if dynamic:
+        check_axes(inputs, model.dynamic_axes(), f"size {size}")
+    return inputs
+
+
+def check_axes(inputs: Mapping[str, Tensor], axes: Axes, origin: str) -> None:
+    """Refuse an extent of 1 for an axis that shall vary: torch.export would fix it."""
+    for name, names in axes.items():
+        for axis, axis_name in names.items():
+            if inputs[name].shape[axis] < 2:
+                raise InvalidInputError(
+                    f"{origin} gives 1 for the dynamic axis {axis_name} of {name}; trace with a "
+                    "larger clip, the graph takes smaller ones too"
+                )

@@ -1,0 +1,78 @@
+"""What a call of the operator may be given: conversions, and every check the host can make."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.operator.geometry import METHODS, TokenLayout
+
+
+def grid_tensor(grid: Sequence[int] | Tensor, q: Tensor) -> Tensor:
+    """A tensor of shape `grid` without storage of its own."""
+    if isinstance(grid, Tensor):
+        return grid
+    if len(grid) != 3 or min(grid) < 1:
+        raise InvalidInputError(f"grid={tuple(grid)} must be three positive sizes (T, H, W)")
+    return q.new_empty(1).expand(*grid)
+
+
+def sparsity_tensor(sparsity: float | Tensor, q: Tensor) -> Tensor:
+    """float32 [1] on the device of `q`."""
+    if isinstance(sparsity, Tensor):
+        return sparsity
+    if not 0.0 <= sparsity < 1.0:
+        raise InvalidInputError(f"sparsity={sparsity} must be in [0, 1); 0 is dense attention")
+    return torch.full((1,), sparsity, dtype=torch.float32, device=q.device)
+
+
+def check_call(
+    q: Tensor,
+    others: tuple[Tensor, ...],
+    grid: Tensor,
+    sparsity: Tensor,
+    kv_len: Tensor | None,
+    text: str,
+    method: str,
+    alpha: float,
+    sink_frames: int,
+    scale: float,
+) -> None:
+    """Raise InvalidInputError for what does not fit together, before any work starts."""
+    if q.dim() != 4 or 0 in q.shape:
+        raise InvalidInputError(f"q has shape {tuple(q.shape)}; expected [B, N, S, D], none 0")
+    for other in others:
+        if other.shape != q.shape or other.dtype != q.dtype or other.device != q.device:
+            raise InvalidInputError(
+                f"q is {tuple(q.shape)} {q.dtype} on {q.device} but k or v is "
+                f"{tuple(other.shape)} {other.dtype} on {other.device}; they must agree"
+            )
+    if not q.is_floating_point():
+        raise InvalidInputError(f"q has dtype {q.dtype}; attention needs a floating dtype")
+    if method not in METHODS:
+        raise InvalidInputError(f"method={method!r} is not one of {', '.join(METHODS)}")
+    if not 0.0 <= alpha <= 1.0:
+        raise InvalidInputError(f"alpha={alpha} must be in [0, 1]; it is a share of mass")
+    if not (math.isfinite(scale) and scale >= 0.0):
+        raise InvalidInputError(f"scale={scale} must be positive; leave it out for 1/sqrt(D)")
+    if grid.dim() != 3:
+        raise InvalidInputError(f"grid has {grid.dim()} dimensions; its shape must be [T, H, W]")
+    TokenLayout(tuple(grid.shape), q.shape[2], text, sink_frames)
+    if sparsity.shape != (1,) or sparsity.dtype != torch.float32 or sparsity.device != q.device:
+        raise InvalidInputError(
+            f"sparsity is {tuple(sparsity.shape)} {sparsity.dtype} on {sparsity.device}; expected "
+            f"float32 [1] on {q.device}"
+        )
+    if not sparsity.is_cuda and not 0.0 <= sparsity.item() < 1.0:
+        raise InvalidInputError(f"sparsity={sparsity.item()} must be in [0, 1); 0 is dense")
+    if kv_len is not None and (
+        kv_len.shape != q.shape[:1] or kv_len.dtype != torch.int32 or kv_len.device != q.device
+    ):
+        raise InvalidInputError(
+            f"kv_len is {tuple(kv_len.shape)} {kv_len.dtype} on {kv_len.device}; expected int32 "
+            f"[{q.shape[0]}] on {q.device}"
+        )

@@ -1,0 +1,257 @@
+"""Tokens, blocks and bands in Python.
+
+The kernels' definition is ``plugins/kernels/common/geometry.h``; this module states the same
+rules from the token masks' side (a pair of tokens is in a mask or not), and a test holds the two
+against each other. ``docs/rainfusion.md`` gives the rules in prose.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from rainfusion_trt.errors import InvalidInputError
+
+TextPlace = Literal["none", "first", "last"]
+Method = Literal["rainfusion", "rainfusion_two_way", "rainfusion_plus", "rainfusion2"]
+
+TEXT_PLACES: tuple[str, ...] = get_args(TextPlace)
+METHODS: tuple[str, ...] = get_args(Method)
+
+SAMPLE_TOKENS = 1024
+BAND_UNIT = 1_000_000
+PLUS_BANDS = (BAND_UNIT // 8, BAND_UNIT // 4, BAND_UNIT // 2)
+TWO_WAY_RECALL = 0.95
+
+
+class Kind(IntEnum):
+    """What a head was found to be; the values of :attr:`HeadPlan.kind`."""
+
+    DENSE = 0
+    SPATIAL = 1
+    TEMPORAL = 2
+    TEXTURAL = 3
+    BLOCKS = 4  # rainfusion2, which knows no kinds
+
+
+def as_float32(value: float) -> float:
+    """`value` as the device sees it: rounded to float32, in double precision."""
+    return struct.unpack("f", struct.pack("f", value))[0]
+
+
+def band_of(sparsity: float) -> int:
+    """Band b = 1 - sqrt(s), in millionths."""
+    return round((1.0 - math.sqrt(as_float32(sparsity))) * BAND_UNIT)
+
+
+def stride_of(sparsity: float) -> int:
+    """Stride tau = max(2, round(1 / (1 - s))), halves to even.
+
+    The quotient is cut to four decimals first: the float32 nearest 0.6 would otherwise give
+    2.5000001 and never a half.
+    """
+    quotient = 1.0 / (1.0 - as_float32(sparsity))
+    return max(2, round(round(quotient * 1e4) / 1e4))
+
+
+def kept_blocks(sparsity: float, count: int) -> int:
+    """Key blocks that a query block of rainfusion2 selects out of `count`."""
+    share = round((1.0 - as_float32(sparsity)) * BAND_UNIT)
+    return -(-count * share // BAND_UNIT)
+
+
+def band_width(band: int, extent: int) -> int:
+    """Width w of the mask ``|x - y| < w`` for a band in millionths of `extent`."""
+    return max(1, -(-band * extent // BAND_UNIT))
+
+
+class BlockShape(NamedTuple):
+    """Tokens in a query block and in a key block."""
+
+    q: int
+    k: int
+
+
+def block_shape(head_size: int) -> BlockShape:
+    """Blocks of spatial and temporal heads and of rainfusion2 at a head size.
+
+    Chosen by what the Hopper kernel computes fastest, at the head sizes that have kernels: 64, 96
+    and 128. The kernels' definition is ``block_shape`` in geometry.h.
+    """
+    return BlockShape(192, 128 if head_size <= 64 else 96 if head_size <= 96 else 80)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Tokens [begin, end) in memory order that are kept or dropped together."""
+
+    begin: int
+    end: int
+    sink: bool
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where text, sink frames and the other video tokens stand in the sequence.
+
+    Attributes
+    ----------
+    grid
+        Token grid (T, H, W) after patching.
+    tokens
+        S = T * H * W + L.
+    text
+        Place of the L text tokens.
+    sink_frames
+        Leading latent frames whose tokens are sinks.
+    """
+
+    grid: tuple[int, int, int]
+    tokens: int
+    text: TextPlace = "none"
+    sink_frames: int = 1
+
+    def __post_init__(self) -> None:
+        if self.text not in TEXT_PLACES:
+            raise InvalidInputError(f"text={self.text!r} is not one of {', '.join(TEXT_PLACES)}")
+        if len(self.grid) != 3 or min(self.grid) < 1:
+            raise InvalidInputError(
+                f"grid={tuple(self.grid)} must be three positive sizes (T, H, W)"
+            )
+        if self.sink_frames < 0:
+            raise InvalidInputError(f"sink_frames={self.sink_frames} must be 0 or more")
+        if self.text_tokens < 0:
+            raise InvalidInputError(
+                f"S={self.tokens} tokens are fewer than T*H*W={self.video_tokens} of grid "
+                f"{tuple(self.grid)}; pass the grid after patching"
+            )
+        if self.text == "none" and self.text_tokens > 0:
+            raise InvalidInputError(
+                f"S={self.tokens} is {self.text_tokens} more than T*H*W={self.video_tokens} of "
+                f"grid {tuple(self.grid)}, but text='none'; say text='first' or text='last', or "
+                "correct the grid"
+            )
+
+    @property
+    def video_tokens(self) -> int:
+        return math.prod(self.grid)
+
+    @property
+    def text_tokens(self) -> int:
+        return self.tokens - self.video_tokens
+
+    @property
+    def video_begin(self) -> int:
+        return self.text_tokens if self.text == "first" else 0
+
+    @property
+    def text_begin(self) -> int:
+        return 0 if self.text == "first" else self.video_tokens
+
+    @property
+    def frame(self) -> int:
+        """Tokens in a frame, H * W."""
+        return self.grid[1] * self.grid[2]
+
+    @property
+    def free_frames(self) -> int:
+        """T', the frames that are no sinks."""
+        return max(0, self.grid[0] - self.sink_frames)
+
+    @property
+    def free_tokens(self) -> int:
+        """n = T' * H * W."""
+        return self.free_frames * self.frame
+
+    @property
+    def free_begin(self) -> int:
+        """First non-sink token in memory order; the others follow it without a gap."""
+        return self.video_begin + self.video_tokens - self.free_tokens
+
+    @property
+    def always_dense(self) -> bool:
+        """True where fewer than two non-sink frames leave nothing to classify."""
+        return self.free_frames < 2
+
+    def blocks(self, size: int) -> list[Block]:
+        """Blocks of `size` tokens in memory order; text and video are cut separately."""
+        sink_end = self.free_begin
+
+        def cut(begin: int, end: int, text: bool) -> list[Block]:
+            return [
+                Block(b, min(b + size, end), text or b < sink_end) for b in range(begin, end, size)
+            ]
+
+        text = cut(self.text_begin, self.text_begin + self.text_tokens, True)
+        video = cut(self.video_begin, self.video_begin + self.video_tokens, False)
+        return text + video if self.text == "first" else video + text
+
+    def is_sink(self) -> Tensor:
+        """bool [S]: text tokens and the tokens of sink frames."""
+        sink = torch.ones(self.tokens, dtype=torch.bool)
+        sink[self.free_begin : self.free_begin + self.free_tokens] = False
+        return sink
+
+    def local_sample(self) -> tuple[int, int]:
+        """Step and count of ARM's local sample: places of the first non-sink frame."""
+        step = -(-self.frame // SAMPLE_TOKENS)
+        return step, -(-self.frame // step)
+
+    def global_sample(self) -> tuple[int, int]:
+        """Step and count of ARM's global sample: non-sink tokens, step coprime to W."""
+        size = min(self.frame, SAMPLE_TOKENS)
+        step = max(1, -(-self.free_tokens // size))
+        while math.gcd(step, self.grid[2]) != 1:
+            step += 1
+        return step, -(-self.free_tokens // step)
+
+
+def always_kept(
+    layout: TokenLayout, shape: BlockShape, device: str | torch.device = "cpu"
+) -> Tensor:
+    """Block pairs that every kind keeps: one of the two holds a sink token, or they share a token.
+
+    Returns
+    -------
+    Tensor
+        bool [q_blocks, k_blocks], in memory order.
+    """
+    (q_begin, q_end, q_sink), (k_begin, k_end, k_sink) = (
+        torch.tensor([(b.begin, b.end, b.sink) for b in layout.blocks(size)], device=device).T
+        for size in shape
+    )
+    shares = (q_begin[:, None] < k_end) & (k_begin < q_end[:, None])
+    return shares | q_sink.bool()[:, None] | k_sink.bool()
+
+
+def pair_mask(layout: TokenLayout, kind: Kind, parameter: int, a: Tensor, b: Tensor) -> Tensor:
+    """Which pairs of non-sink tokens a kind keeps.
+
+    Parameters
+    ----------
+    kind
+        Spatial and temporal take a band in millionths as `parameter`, textural its stride.
+    a, b
+        Raster indices of query and key tokens among the non-sink tokens, int64, broadcastable.
+
+    Returns
+    -------
+    Tensor
+        bool, broadcast shape of `a` and `b`.
+    """
+    if kind is Kind.SPATIAL:
+        return (a - b).abs() < band_width(parameter, layout.free_tokens)
+    if kind is Kind.TEMPORAL:
+        frame = layout.frame
+        return (a % frame - b % frame).abs() < band_width(parameter, frame)
+    if kind is Kind.TEXTURAL:
+        place, width = b % layout.frame, layout.grid[2]
+        keys = (place // width - place % width) % parameter == 0
+        return keys.expand(torch.broadcast_shapes(a.shape, b.shape))
+    raise InvalidInputError(f"{kind!r} has no token mask")

@@ -1,0 +1,235 @@
+"""The plugin library through ctypes: plugins/include/rainfusion/rainfusion.h, call by call.
+
+As thin as the header: pointers and streams are integers; a status becomes an exception.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rainfusion_trt.errors import (
+    InvalidInputError,
+    KernelError,
+    LibraryNotFoundError,
+    RainFusionError,
+    UnsupportedError,
+)
+from rainfusion_trt.operator.native_types import (
+    Dtype,
+    Method,
+    Plan,
+    Problem,
+    Status,
+    Strides,
+    Tensors,
+    Text,
+)
+from rainfusion_trt.plugin.build import find_library
+
+if TYPE_CHECKING:
+    from rainfusion_trt.operator.plan import HeadPlan
+
+__all__ = [
+    "ABI_VERSION",
+    "Dtype",
+    "Method",
+    "NativeLibrary",
+    "Plan",
+    "Problem",
+    "Status",
+    "Strides",
+    "Tensors",
+    "Text",
+    "load_library",
+]
+
+ABI_VERSION = 1
+"""RAINFUSION_ABI_VERSION of the header these structs were written from."""
+
+_MESSAGE_BYTES = 1024
+
+
+_LAUNCH = [
+    ctypes.POINTER(Problem),
+    ctypes.POINTER(Tensors),
+    ctypes.POINTER(Plan),
+    ctypes.c_void_p,  # workspace
+    ctypes.c_size_t,
+    ctypes.c_void_p,  # stream
+]
+_SIGNATURES = {
+    "rainfusion_abi_version": (ctypes.c_int32, []),
+    "rainfusion_build_info": (ctypes.c_char_p, []),
+    "rainfusion_check": (
+        ctypes.c_int,
+        [ctypes.POINTER(Problem), ctypes.c_char_p, ctypes.c_size_t],
+    ),
+    "rainfusion_check_device": (
+        ctypes.c_int,
+        [ctypes.c_int32, ctypes.c_int32, ctypes.c_char_p, ctypes.c_size_t],
+    ),
+    "rainfusion_block_counts": (
+        ctypes.c_int,
+        [ctypes.POINTER(Problem), ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(ctypes.c_int32)],
+    ),
+    "rainfusion_workspace_size": (
+        ctypes.c_int,
+        [ctypes.POINTER(Problem), ctypes.POINTER(ctypes.c_size_t)],
+    ),
+    "rainfusion_block_mask_host": (
+        ctypes.c_int,
+        [ctypes.POINTER(Problem), ctypes.c_int, ctypes.c_float, ctypes.c_void_p],
+    ),
+    "rainfusion_classify": (ctypes.c_int, _LAUNCH),
+    "rainfusion_attention": (ctypes.c_int, _LAUNCH),
+    "rainfusion_status_string": (ctypes.c_char_p, [ctypes.c_int]),
+    "rainfusion_last_error": (ctypes.c_char_p, []),
+}
+_EXCEPTIONS: dict[Status, type[RainFusionError]] = {
+    Status.INVALID_ARGUMENT: InvalidInputError,
+    Status.UNSUPPORTED: UnsupportedError,
+    Status.WORKSPACE_TOO_SMALL: KernelError,
+    Status.CUDA_ERROR: KernelError,
+}
+
+
+def _plan(plan: Plan | HeadPlan | None) -> Plan | None:
+    return plan if plan is None or isinstance(plan, Plan) else Plan.of(plan)
+
+
+class NativeLibrary:
+    """A loaded librainfusion_trt.so.
+
+    Parameters
+    ----------
+    path : Path
+        The shared library.
+
+    Raises
+    ------
+    LibraryNotFoundError
+        It cannot be loaded, lacks a function or has another ABI version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        try:
+            self._library = ctypes.CDLL(str(self.path))
+            for name, (restype, argtypes) in _SIGNATURES.items():
+                function = getattr(self._library, name)
+                function.restype, function.argtypes = restype, argtypes
+        except (OSError, AttributeError) as error:
+            raise LibraryNotFoundError(
+                f"{self.path} is not a RainFusion library: {error}; "
+                "rebuild it with `rainfusion-trt build-plugin`"
+            ) from error
+        if self.abi_version != ABI_VERSION:
+            raise LibraryNotFoundError(
+                f"{self.path} has ABI version {self.abi_version}, this package needs "
+                f"{ABI_VERSION}; rebuild it with `rainfusion-trt build-plugin`"
+            )
+
+    @property
+    def abi_version(self) -> int:
+        return self._library.rainfusion_abi_version()
+
+    @property
+    def build_info(self) -> str:
+        """Version, source hash and targets, e.g. ``0.1.0+3f2a9c1d5e0b7a42 sm_80 compute_80``."""
+        return self._library.rainfusion_build_info().decode()
+
+    def check(self, problem: Problem) -> None:
+        """Raise InvalidInputError or UnsupportedError if no kernel can run `problem`."""
+        message = ctypes.create_string_buffer(_MESSAGE_BYTES)
+        self._raise(self._library.rainfusion_check(problem, message, _MESSAGE_BYTES), message)
+
+    def check_device(self, major: int, minor: int) -> None:
+        """Raise UnsupportedError if nothing the library was built to runs on this capability."""
+        message = ctypes.create_string_buffer(_MESSAGE_BYTES)
+        status = self._library.rainfusion_check_device(major, minor, message, _MESSAGE_BYTES)
+        self._raise(status, message)
+
+    def block_counts(self, problem: Problem) -> tuple[int, int]:
+        """Number of query and of key blocks."""
+        q_blocks, k_blocks = ctypes.c_int32(), ctypes.c_int32()
+        self._raise(self._library.rainfusion_block_counts(problem, q_blocks, k_blocks))
+        return q_blocks.value, k_blocks.value
+
+    def workspace_size(self, problem: Problem) -> int:
+        """Bytes of device memory that `classify` and `attention` need, for any sparsity."""
+        size = ctypes.c_size_t()
+        self._raise(self._library.rainfusion_workspace_size(problem, size))
+        return size.value
+
+    def block_mask_host(self, problem: Problem, kind: int, sparsity: float) -> np.ndarray:
+        """Kept block pairs of a dense, spatial or temporal head.
+
+        Returns
+        -------
+        numpy.ndarray
+            bool [q_blocks, k_blocks].
+        """
+        mask = np.zeros(self.block_counts(problem), dtype=np.uint8)
+        self._raise(
+            self._library.rainfusion_block_mask_host(problem, kind, sparsity, mask.ctypes.data)
+        )
+        return mask.astype(bool)
+
+    def classify(
+        self,
+        problem: Problem,
+        tensors: Tensors,
+        plan: Plan | HeadPlan,
+        workspace: int,
+        workspace_bytes: int,
+        stream: int,
+    ) -> None:
+        """Enqueue ARM and plan on `stream` (a cudaStream_t as an integer)."""
+        launch = self._library.rainfusion_classify
+        self._raise(launch(problem, tensors, _plan(plan), workspace, workspace_bytes, stream))
+
+    def attention(
+        self,
+        problem: Problem,
+        tensors: Tensors,
+        plan: Plan | HeadPlan | None,
+        workspace: int,
+        workspace_bytes: int,
+        stream: int,
+    ) -> None:
+        """Enqueue ARM, plan and attention on `stream` (a cudaStream_t as an integer)."""
+        launch = self._library.rainfusion_attention
+        self._raise(launch(problem, tensors, _plan(plan), workspace, workspace_bytes, stream))
+
+    def _raise(self, status: int, message: ctypes.Array | None = None) -> None:
+        if status == Status.SUCCESS:
+            return
+        text = message.value if message is not None else self._library.rainfusion_last_error()
+        text = text or self._library.rainfusion_status_string(status)
+        raise _EXCEPTIONS.get(Status(status), KernelError)(text.decode(errors="replace"))
+
+
+@functools.cache
+def _load(path: Path) -> NativeLibrary:
+    return NativeLibrary(path)
+
+
+def load_library(path: str | Path | None = None) -> NativeLibrary:
+    """Load librainfusion_trt.so, once a process and path.
+
+    Parameters
+    ----------
+    path : str or Path, optional
+        The library; by default what `rainfusion_trt.plugin.build.find_library` finds.
+
+    Raises
+    ------
+    LibraryNotFoundError
+        There is none, or it does not fit this package.
+    """
+    return _load(Path(path).resolve() if path is not None else find_library())

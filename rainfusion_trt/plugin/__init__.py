@@ -1,0 +1,1 @@
+"""Building librainfusion_trt.so, and finding it again."""

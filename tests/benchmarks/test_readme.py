@@ -1,0 +1,165 @@
+"""The README and docs/models.md hold the measured results, and only those."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import update_docs as update_readme
+from benchmarks.engine import models_table
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def record(rows) -> dict:
+    return {
+        "device": "NVIDIA H200",
+        "versions": {"torch": "2.13.0"},
+        "date": "2026-01-02",
+        "command": "python scripts/x.py",
+        "note": "",
+        "rows": rows,
+    }
+
+
+def test_readme_is_up_to_date():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    results = update_readme.render(ROOT / "benchmarks" / "results")
+    assert update_readme.replace_results(text, results) == text
+
+
+def test_models_document_is_up_to_date():
+    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    results = models_table.render(ROOT / "benchmarks" / "results")
+    assert update_readme.replace_results(text, results, "models.md") == text
+
+
+def test_any_file_becomes_a_table(tmp_path):
+    rows = [{"name": "a", "ms": 1.5}, {"name": "b|c", "error": 3.25e-5}]
+    (tmp_path / "other.json").write_text(json.dumps(record(rows)))
+    text = update_readme.render(tmp_path)
+    assert (
+        "NVIDIA H200, 2026-01-02. Command: `python scripts/x.py`. Versions: torch 2.13.0." in text
+    )
+    assert (
+        "| name | ms | error |\n| --- | --- | --- |\n| a | 1.5 |  |\n| b\\|c |  | 3.25e-05 |"
+        in text
+    )
+
+
+def test_attention_is_set_beside_cudnn_of_the_same_shape(tmp_path):
+    shared = {"shape": "s", "head_size": 64, "heads": "mixed", "density": 0.5, "tflops": 300.0}
+    rows = [
+        {**shared, "rival": "rainfusion", "sparsity": 0.5, "ms": 2.0},
+        {**shared, "rival": "rainfusion", "sparsity": 0.9, "ms": 1.0},
+        {**shared, "rival": "cudnn", "sparsity": 0.0, "ms": 5.0},
+        {**shared, "heads": "spatial", "rival": "rainfusion", "sparsity": 0.5, "ms": 9.0},
+    ]
+    (tmp_path / "attention.json").write_text(json.dumps(record(rows)))
+    lines = update_readme.render(tmp_path).splitlines()
+    assert lines[-1] == "| s | 64 | 0.5 | 0.5 | 2 | 300 | 5 | 2.5 |"
+    assert sum(line.startswith("| s |") for line in lines) == 1
+
+
+def test_no_results(tmp_path):
+    assert update_readme.render(tmp_path) == update_readme.NOTHING
+
+
+@pytest.mark.parametrize("text", ["", f"{update_readme.END}\n{update_readme.BEGIN}"])
+def test_markers_have_to_be_there(text):
+    with pytest.raises(SystemExit, match="once each"):
+        update_readme.replace_results(text, "")
+
+
+def write_models(folder, name, rows) -> None:
+    shared = {"model": name, "layers": 2, "size": "81x720x1280", "batch": 1}
+    rows = [{**shared, **row} for row in rows]
+    (folder / f"models_{name}.json").write_text(json.dumps(record(rows)))
+
+
+def forward(run, s, ms, **more) -> dict:
+    return {"what": "time of one forward", "run": run, "sparsity": s, "ms": ms, **more}
+
+
+def error(s, against, value, run="engine") -> dict:
+    row = {"what": "one forward", "run": run, "sparsity": s, "against": against}
+    return {**row, "relative_error": value}
+
+
+def table_row(text: str, start: str) -> list[str]:
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| {start} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_models_without_files_are_not_run(tmp_path):
+    text = models_table.render(tmp_path)
+    for name in models_table.FEW_LAYERS:
+        assert table_row(text, name) == [name, "not run"]
+    assert text.count("\nNot run.\n") == 2
+
+
+def test_model_with_few_layers(tmp_path):
+    rows = [
+        {"what": "attention length", "tokens": 75600, "blocks": 2},
+        {"what": "torch.compile", "run": models_table.COMPILED, "failed": "Error: too slow"},
+        error(0.0, models_table.EAGER, 5e-3),
+        error(0.0, models_table.OPERATOR, 9e-3),
+        error(0.5, models_table.OPERATOR, 4e-3),
+        forward(models_table.EAGER, 0.0, 600.0, ms_per_block=300.0),
+        forward("engine", 0.0, 500.0, ms_per_block=250.0),
+        forward("engine", 0.5, 350.0, ms_per_block=175.0),
+    ]
+    write_models(tmp_path, "wan2.1-14b", rows)
+    text = models_table.render(tmp_path)
+    titles = [cell for cell in table_row(text, "model") if cell]
+    cells = dict(zip(titles, table_row(text, "wan2.1-14b"), strict=True))
+    assert cells == {
+        "model": "wan2.1-14b",
+        "eager, cuDNN": "600 (300)",
+        "blocks": "2",
+        "size": "81x720x1280",
+        "batch": "1",
+        "tokens": "75600",
+        "torch.compile, cuDNN": "failed",
+        "engine, s = 0": "500 (250)",
+        "engine, s = 0.5": "350 (175)",
+        "engine, s = 0.64": "not run",
+        "error, s = 0": "0.005",
+        "error, s = 0.5": "0.004",
+        "failed": f"{models_table.COMPILED}: Error: too slow",
+    }
+    assert "#### models_wan2.1-14b\n\nNVIDIA H200, 2026-01-02." in text
+    assert "8 rows, in tables of [docs/models.md]" in update_readme.render(tmp_path)
+
+
+def test_complete_model(tmp_path):
+    step = {"what": "time of one step", "run": "engine", "steps": 3}
+    rows = [
+        {"what": "device memory", "run": "engine", "gib": 9.5},
+        {**step, "sparsity": 0.0, "sparsity_of_run": 0.0, "ms": 11.0},
+        {**step, "sparsity": 0.0, "sparsity_of_run": 0.5, "ms": 99.0},
+        {**step, "sparsity": 0.5, "sparsity_of_run": 0.5, "ms": 7.0},
+        {**error(0.5, models_table.OPERATOR, 2e-3), "relative_error_per_step": [1e-3, 2e-3]},
+        forward("engine", 0.5, 6.5),
+    ]
+    write_models(tmp_path, models_table.COMPLETE, rows)
+    text = models_table.render(tmp_path)
+    assert "| engine | 0 | not run | 11 | not run | 9.5 |" in text
+    assert "| engine | 0.5 | 6.5 | 7 | 0.002 |  |" in text
+
+
+@pytest.mark.parametrize(("after", "words"), [("a", ": the same."), ("b", "not the same.")])
+def test_two_sizes(tmp_path, after, words):
+    rows = [
+        {"what": "attention length", "tokens": 10, "size": "small"},
+        forward("engine", 0.0, 3.0, size="small"),
+        {**error(0.0, models_table.EAGER, 1e-3), "size": "small"},
+        {**error(0.0, models_table.EAGER, 2e-3), "size": "small"},
+        {"what": "engine file", "run": "engine", "sha256": "a", "sha256_after": after},
+    ]
+    write_models(tmp_path, models_table.TWO_SIZES, rows)
+    text = models_table.render(tmp_path)
+    assert "| small | 10 | not run | 3 | not run | 0.002 | not run |" in text
+    assert words in text

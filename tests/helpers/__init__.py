@@ -1,0 +1,1 @@
+"""Models, pipelines and inputs that several tests share."""
