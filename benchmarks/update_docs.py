@@ -1,8 +1,8 @@
-"""Writes the results of README.md and docs/models.md from the files under benchmarks/results.
+"""Write the results in README.md, docs/results.md and docs/models.md from benchmarks/results.
 
-Nothing outside the markers is touched.
+    python scripts/update_docs.py [--check]
 
-python scripts/update_readme.py [--check]
+Only the text between the markers of a document changes.
 """
 
 from __future__ import annotations
@@ -14,30 +14,63 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.attention.cases import CUDNN, OURS
 from benchmarks.engine import models_table
-from benchmarks.tables import Row, heading, markdown
+from benchmarks.tables import Record, Row, heading, markdown, source
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
-MODELS = ROOT / "docs" / "models.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 NOTHING = "Nothing has been measured yet.\n"
 
-_ATTENTION_SPARSITIES = (0.0, 0.5, 0.64, 0.8)  # of the table; the file has more
+_ATTENTION_SPARSITIES = (0.0, 0.5, 0.64, 0.8)  # in the tables; the file has more
+_FIDELITY = "[docs/fidelity.md](fidelity.md)"
+_MODELS = "[docs/models.md](models.md#on-the-gpu)"
 
 
 def render(folder: Path) -> str:
-    """All results as Markdown, in the order of the file names."""
-    sections = []
-    for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        make = next((f for prefix, f in _TABLES.items() if path.stem.startswith(prefix)), _plain)
-        sections.append(f"{heading(path.stem, record)}\n{make(record['rows'])}")
+    """docs/results.md: every result file, as tables or as a line that says where they are."""
+    sections, elsewhere = [], []
+    for name, record in _records(folder).items():
+        make = next((f for prefix, f in _TABLES.items() if name.startswith(prefix)), markdown)
+        if isinstance(make, str):
+            line = source(name, record, "../benchmarks/results")
+            elsewhere.append(line | {"rows": len(record["rows"]), "tables": make})
+        else:
+            sections.append(f"{heading(name, record)}\n{make(record['rows'])}")
+    if elsewhere:
+        sections.append(
+            "### Results in other documents\n\nThose documents give versions and notes, too.\n\n"
+            + markdown(elsewhere)
+        )
     return "\n".join(sections) or NOTHING
 
 
-def replace_results(text: str, results: str, document: str = README.name) -> str:
+def render_short(folder: Path) -> str:
+    """README.md: attention of mixed heads, a line for each shape."""
+    record = _records(folder).get("attention")
+    if record is None:
+        return NOTHING
+    table = []
+    for shape in dict.fromkeys(row["shape"] for row in record["rows"]):
+        dense, ours = _mixed_heads(record["rows"], shape)
+        if not ours:
+            continue
+        cells: Row = {"shape": shape, "head size": ours[0]["head_size"]}
+        if dense is not None:
+            cells["cuDNN, dense"] = f"{dense['ms']:.4g}"
+        for row in ours:
+            gain = "" if dense is None else f" ({dense['ms'] / row['ms']:.2f}x)"
+            cells[f"s = {row['sparsity']:g}"] = f"{row['ms']:.4g}{gain}"
+        table.append(cells)
+    return (
+        f"{record['device']}, {record['date']}. Milliseconds of one call, and in brackets how many "
+        "times faster\nthan cuDNN's dense attention. A third of the heads of each kind; planning "
+        f"included.\n\n{markdown(table)}"
+    )
+
+
+def replace_results(text: str, results: str, document: str = "README.md") -> str:
     """A document with `results` between its markers."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise SystemExit(f"{document} needs the lines {BEGIN} and {END} once each, in this order")
@@ -46,15 +79,28 @@ def replace_results(text: str, results: str, document: str = README.name) -> str
     return f"{before}{BEGIN}\n{results}{END}{after}"
 
 
+def _records(folder: Path) -> dict[str, Record]:
+    """All result files by name, in the order of their names."""
+    return {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.glob("*.json"))
+    }
+
+
+def _mixed_heads(rows: list[Row], shape: str) -> tuple[Row | None, list[Row]]:
+    """cuDNN's dense attention, if it was timed, and our rows, at the sparsities of the tables."""
+    mixed = [row for row in rows if row["shape"] == shape and row["heads"] == "mixed"]
+    dense = next((row for row in mixed if row["rival"] == CUDNN), None)
+    ours = [row for row in mixed if row["rival"] == OURS]
+    return dense, [row for row in ours if row["sparsity"] in _ATTENTION_SPARSITIES]
+
+
 def _attention(rows: list[Row]) -> str:
     """Mixed heads beside cuDNN's dense attention of the same run."""
     table = []
     for shape in dict.fromkeys(row["shape"] for row in rows):
-        mine = [r for r in rows if r["shape"] == shape and r["heads"] == "mixed"]
-        dense = next((r for r in mine if r["rival"] == "cudnn"), None)
-        for row in mine:
-            if row["rival"] != "rainfusion" or row["sparsity"] not in _ATTENTION_SPARSITIES:
-                continue
+        dense, ours = _mixed_heads(rows, shape)
+        for row in ours:
             cells: Row = {
                 "shape": shape,
                 "head size": row["head_size"],
@@ -68,8 +114,9 @@ def _attention(rows: list[Row]) -> str:
                 cells["times faster than cuDNN dense"] = round(dense["ms"] / row["ms"], 2)
             table.append(cells)
     return (
-        "A third of the heads of each kind; planning included. Heads of one kind, random lists and "
-        "other\npeers: [docs/kernels.md](docs/kernels.md#measured).\n\n" + markdown(table)
+        "A third of the heads of each kind; planning included. "
+        "[docs/kernels.md](kernels.md#measured) has heads\nof one kind, random lists and other "
+        f"baselines.\n\n{markdown(table)}"
     )
 
 
@@ -101,44 +148,36 @@ def _fidelity(rows: list[Row]) -> str:
         if row["group"] in ("methods", "baselines") and row["sparsity"] == 0.5
     ]
     return (
-        "Videos of the demo model at s = 0.5 against dense attention, 10 % of the steps dense; "
-        "what it means and how it was measured is in [docs/fidelity.md](docs/fidelity.md).\n\n"
-        + markdown(table)
+        "Videos of the demo model at s = 0.5 against dense attention, 10 % of the steps dense. "
+        f"{_FIDELITY}\nsays how it was measured and what it means.\n\n{markdown(table)}"
     )
 
 
-def _in_document(rows: list[Row]) -> str:
-    """Only where to find them: there is a row for every method and setting."""
-    return f"{len(rows)} rows, in tables of [docs/fidelity.md](docs/fidelity.md).\n"
-
-
-def _in_models(rows: list[Row]) -> str:
-    """Only where to find them."""
-    return f"{len(rows)} rows, in tables of [docs/models.md](docs/models.md#on-the-gpu).\n"
-
-
-def _plain(rows: list[Row]) -> str:
-    return markdown(rows)
-
-
-_TABLES: dict[str, Callable[[list[Row]], str]] = {  # by prefix, the longer first
+# By prefix of the file's name, the longer first: its tables, or the document that has them.
+_TABLES: dict[str, Callable[[list[Row]], str] | str] = {
     "attention": _attention,
     "engine": _engine,
     "fidelity_confirm": _fidelity,
-    "fidelity": _in_document,
-    "models": _in_models,
+    "fidelity": _FIDELITY,
+    "models": _MODELS,
+}
+DOCUMENTS: dict[str, Callable[[Path], str]] = {
+    "README.md": render_short,
+    "docs/results.md": render,
+    "docs/models.md": models_table.render,
 }
 
 
 def main(
     check: Annotated[bool, typer.Option(help="Write nothing; fail if it is out of date.")] = False,
 ) -> None:
-    """Bring the results of both documents up to date."""
-    for document, results in ((README, render(RESULTS)), (MODELS, models_table.render(RESULTS))):
+    """Bring the results of all documents up to date."""
+    for name, make in DOCUMENTS.items():
+        document = ROOT / name
         text = document.read_text(encoding="utf-8")
-        wanted = replace_results(text, results, document.name)
+        wanted = replace_results(text, make(RESULTS), name)
         if check and wanted != text:
-            raise SystemExit(f"{document.name} is out of date: run python scripts/update_readme.py")
+            raise SystemExit(f"{name} is out of date: run python scripts/update_docs.py")
         if wanted != text:
             temporary = document.with_suffix(".md.new")
             temporary.write_text(wanted, encoding="utf-8")

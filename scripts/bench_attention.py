@@ -1,4 +1,4 @@
-"""Runs ``benchmarks.attention.cli``; `--help` says how."""
+"""Run ``benchmarks.attention.cli``; `--help` says how."""
 
 import runpy
 import sys

@@ -1,4 +1,4 @@
-"""Runs ``benchmarks.engine.cli``; `--help` says how."""
+"""Run ``benchmarks.engine.cli``; `--help` says how."""
 
 import runpy
 import sys

@@ -1,4 +1,4 @@
-"""Runs ``benchmarks.engine.models_cli``; `--help` says how."""
+"""Run ``benchmarks.engine.models_cli``; `--help` says how."""
 
 import runpy
 import sys

@@ -1,4 +1,4 @@
-"""Runs ``benchmarks.engine.compare_polygraphy``; `--help` says how."""
+"""Run ``benchmarks.engine.compare_polygraphy``; `--help` says how."""
 
 import runpy
 import sys

@@ -1,4 +1,4 @@
-"""Runs ``benchmarks.fidelity.cli``; `--help` says how."""
+"""Run ``benchmarks.fidelity.cli``; `--help` says how."""
 
 import runpy
 import sys

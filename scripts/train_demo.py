@@ -1,4 +1,4 @@
-"""Runs ``benchmarks.training.cli``; `--help` says how."""
+"""Run ``benchmarks.training.cli``; `--help` says how."""
 
 import runpy
 import sys

@@ -1,9 +1,7 @@
-"""Runs ``benchmarks.update_docs``; `--help` says how."""
+"""The former name of update_docs.py."""
 
 import runpy
-import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    runpy.run_module("benchmarks.update_docs", run_name="__main__")
+    runpy.run_path(str(Path(__file__).with_name("update_docs.py")), run_name="__main__")

@@ -1,13 +1,12 @@
-"""Tables of docs/models.md from ``models_<name>.json``, which bench_models.py writes."""
+"""Make the tables of docs/models.md from ``models_<name>.json``, which bench_models.py writes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from benchmarks.tables import Row, heading, markdown
+from benchmarks.tables import Record, Row, markdown, sources
 
 FEW_LAYERS = ("hunyuanvideo", "opensoraplan-1.2", "cogvideox-5b", "wan2.1-14b")
 COMPLETE = "opensoraplan-1.2_complete"
@@ -30,18 +29,18 @@ def render(folder: Path) -> str:
         f"OpenSoraPlan-1.2 complete, in its diffusers pipeline:\n\n{_complete(records[COMPLETE])}",
         f"One engine at two sizes:\n\n{_two_sizes(records[TWO_SIZES])}",
     ]
-    for name, record in records.items():
-        if record is not None:
-            parts.append(heading(f"models_{name}", record, level=4))
+    found = {f"models_{name}": record for name, record in records.items() if record is not None}
+    if found:
+        parts.append(f"How this was measured:\n\n{sources(found, '../benchmarks/results')}")
     return "\n".join(parts)
 
 
-def _record(folder: Path, name: str) -> dict[str, Any] | None:
+def _record(folder: Path, name: str) -> Record | None:
     path = folder / f"models_{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _few_layers(name: str, record: dict[str, Any] | None) -> Row:
+def _few_layers(name: str, record: Record | None) -> Row:
     table: Row = {"model": name}
     if record is None:
         return table | {"size": NOT_RUN}
@@ -91,7 +90,7 @@ def _error(rows: Iterable[Row], sparsity: float, against: str) -> float | str:
     return max(found) if found else NOT_RUN
 
 
-def _complete(record: dict[str, Any] | None) -> str:
+def _complete(record: Record | None) -> str:
     """Times of a step and of a forward, and the worst error of any step."""
     if record is None:
         return f"{NOT_RUN.capitalize()}.\n"
@@ -122,7 +121,7 @@ def _step(rows: Iterable[Row], sparsity: float) -> float | str:
     return found[0] if found else NOT_RUN
 
 
-def _two_sizes(record: dict[str, Any] | None) -> str:
+def _two_sizes(record: Record | None) -> str:
     if record is None:
         return f"{NOT_RUN.capitalize()}.\n"
     rows = record["rows"]

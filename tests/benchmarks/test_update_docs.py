@@ -1,14 +1,17 @@
-"""The README and docs/models.md hold the measured results, and only those."""
+"""Documents hold the measured results, and only those."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import update_docs as update_readme
+from benchmarks import update_docs
 from benchmarks.engine import models_table
+from benchmarks.tables import sources
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,24 +27,43 @@ def record(rows) -> dict:
     }
 
 
-def test_readme_is_up_to_date():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    results = update_readme.render(ROOT / "benchmarks" / "results")
-    assert update_readme.replace_results(text, results) == text
+@pytest.mark.parametrize("name", ["README.md", "docs/results.md", "docs/models.md"])
+def test_document_is_up_to_date(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    results = update_docs.DOCUMENTS[name](ROOT / "benchmarks" / "results")
+    assert update_docs.replace_results(text, results, name) == text
 
 
-def test_models_document_is_up_to_date():
-    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-    results = models_table.render(ROOT / "benchmarks" / "results")
-    assert update_readme.replace_results(text, results, "models.md") == text
+@pytest.mark.parametrize("script", ["update_docs.py", "update_readme.py"])
+def test_both_names_of_the_script(script):
+    """The former name still works."""
+    command = [sys.executable, str(ROOT / "scripts" / script), "--check"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+
+
+@pytest.mark.parametrize("name", list(update_docs.DOCUMENTS))
+def test_document_out_of_date_is_refused(monkeypatch, tmp_path, name):
+    for other in update_docs.DOCUMENTS:
+        path = tmp_path / other
+        path.parent.mkdir(exist_ok=True)
+        text = (ROOT / other).read_text(encoding="utf-8")
+        old = text if other != name else text.replace(update_docs.END, f"more\n{update_docs.END}")
+        path.write_text(old, encoding="utf-8")
+    monkeypatch.setattr(update_docs, "ROOT", tmp_path)
+    with pytest.raises(SystemExit, match=f"{name} is out of date"):
+        update_docs.main(check=True)
+    update_docs.main(check=False)
+    assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes()
 
 
 def test_any_file_becomes_a_table(tmp_path):
     rows = [{"name": "a", "ms": 1.5}, {"name": "b|c", "error": 3.25e-5}]
     (tmp_path / "other.json").write_text(json.dumps(record(rows)))
-    text = update_readme.render(tmp_path)
+    text = update_docs.render(tmp_path)
     assert (
-        "NVIDIA H200, 2026-01-02. Command: `python scripts/x.py`. Versions: torch 2.13.0." in text
+        "### other\n\n* NVIDIA H200, 2026-01-02\n* Command: `python scripts/x.py`\n"
+        "* Versions: torch 2.13.0\n\n" in text
     )
     assert (
         "| name | ms | error |\n| --- | --- | --- |\n| a | 1.5 |  |\n| b\\|c |  | 3.25e-05 |"
@@ -58,19 +80,44 @@ def test_attention_is_set_beside_cudnn_of_the_same_shape(tmp_path):
         {**shared, "heads": "spatial", "rival": "rainfusion", "sparsity": 0.5, "ms": 9.0},
     ]
     (tmp_path / "attention.json").write_text(json.dumps(record(rows)))
-    lines = update_readme.render(tmp_path).splitlines()
+    lines = update_docs.render(tmp_path).splitlines()
     assert lines[-1] == "| s | 64 | 0.5 | 0.5 | 2 | 300 | 5 | 2.5 |"
     assert sum(line.startswith("| s |") for line in lines) == 1
 
 
+def test_readme_has_a_line_for_each_shape(tmp_path):
+    shared = {"shape": "s", "head_size": 64, "heads": "mixed", "density": 0.5, "tflops": 300.0}
+    rows = [
+        {**shared, "rival": "rainfusion", "sparsity": 0.5, "ms": 2.0},
+        {**shared, "rival": "rainfusion", "sparsity": 0.9, "ms": 1.0},
+        {**shared, "rival": "cudnn", "sparsity": 0.0, "ms": 5.0},
+        {**shared, "heads": "spatial", "rival": "rainfusion", "sparsity": 0.5, "ms": 9.0},
+        {**shared, "shape": "t", "rival": "rainfusion", "sparsity": 0.5, "ms": 3.0},
+    ]
+    (tmp_path / "attention.json").write_text(json.dumps(record(rows)))
+    text = update_docs.render_short(tmp_path)
+    assert "NVIDIA H200, 2026-01-02." in text
+    assert text.endswith("| s | 64 | 5 | 2 (2.50x) |\n| t | 64 |  | 3 |\n")
+
+
 def test_no_results(tmp_path):
-    assert update_readme.render(tmp_path) == update_readme.NOTHING
+    assert update_docs.render(tmp_path) == update_docs.NOTHING
+    assert update_docs.render_short(tmp_path) == update_docs.NOTHING
 
 
-@pytest.mark.parametrize("text", ["", f"{update_readme.END}\n{update_readme.BEGIN}"])
+def test_what_sources_share_is_said_once():
+    one, two = record([]), record([]) | {"versions": {"torch": "2.14.0"}}
+    text = sources({"a": one, "b": one, "c": two}, "results")
+    assert "| [a](results/a.json) | NVIDIA H200 | 2026-01-02 | `python scripts/x.py` |" in text
+    assert text.endswith("\nVersions of a, b: torch 2.13.0.\n\nVersions of c: torch 2.14.0.\n")
+    assert sources({"a": one | {"note": "n"}, "b": one}, ".").endswith("\nNote of a: n.\n")
+    assert sources({"a": one, "b": one}, ".").endswith("\nVersions: torch 2.13.0.\n")
+
+
+@pytest.mark.parametrize("text", ["", f"{update_docs.END}\n{update_docs.BEGIN}"])
 def test_markers_have_to_be_there(text):
     with pytest.raises(SystemExit, match="once each"):
-        update_readme.replace_results(text, "")
+        update_docs.replace_results(text, "")
 
 
 def write_models(folder, name, rows) -> None:
@@ -130,8 +177,12 @@ def test_model_with_few_layers(tmp_path):
         "error, s = 0.5": "0.004",
         "failed": f"{models_table.COMPILED}: Error: too slow",
     }
-    assert "#### models_wan2.1-14b\n\nNVIDIA H200, 2026-01-02." in text
-    assert "8 rows, in tables of [docs/models.md]" in update_readme.render(tmp_path)
+    source = (
+        "| [models_wan2.1-14b](../benchmarks/results/models_wan2.1-14b.json) | NVIDIA H200 "
+        "| 2026-01-02 | `python scripts/x.py` |"
+    )
+    assert f"{source}\n\nVersions: torch 2.13.0.\n" in text
+    assert f"{source} 8 | [docs/models.md](models.md#on-the-gpu) |" in update_docs.render(tmp_path)
 
 
 def test_complete_model(tmp_path):
