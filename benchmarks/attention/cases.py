@@ -1,4 +1,4 @@
-"""Which cases a run times: data only, nothing is computed here."""
+"""List the cases that a run times. Data only: nothing is computed here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from benchmarks.attention.shapes import HEADS, MIXED, RANDOM
 
 OURS, PLAN, CUDNN, FLEX, FA3 = "rainfusion", "plan only", "cudnn", "flex", "fa3"
-PEERS = (CUDNN, FLEX, FA3)
+BASELINES = (CUDNN, FLEX, FA3)
 _WITH_BLOCK_LISTS = ("spatial", "temporal", RANDOM)  # textural heads keep columns, not blocks
 
 
@@ -49,9 +49,9 @@ class Lists:
 
 @dataclass(frozen=True)
 class Case:
-    """What one timing is of."""
+    """An implementation of attention and the lists it computes: one timing."""
 
-    rival: str
+    implementation: str
     lists: Lists
 
 
@@ -60,7 +60,7 @@ def cases_of(
     sparsities: Sequence[float] = (0.0, 0.5, 0.64, 0.8, 0.9),
     densities: Sequence[float] = (0.1, 0.2, 0.35, 0.55),
     flex_sparsities: Sequence[float] = (0.5, 0.8),
-    peers: Sequence[str] = PEERS,
+    baselines: Sequence[str] = BASELINES,
 ) -> list[Case]:
     """All cases of a shape.
 
@@ -70,7 +70,7 @@ def cases_of(
     """
     dense = Lists(heads[0] if heads[0] != RANDOM else MIXED, 0.0)
     cases = [Case(OURS, dense), Case(PLAN, dense)] if 0.0 in sparsities else []
-    cases += [Case(peer, dense) for peer in (CUDNN, FA3) if peer in peers]
+    cases += [Case(name, dense) for name in (CUDNN, FA3) if name in baselines]
     for name in heads:
         if name == RANDOM:
             chosen = [Lists(name, density=density) for density in densities]
@@ -79,6 +79,6 @@ def cases_of(
         for lists in chosen:
             cases += [Case(OURS, lists), Case(PLAN, lists)]
             wanted = name == RANDOM or lists.sparsity in flex_sparsities
-            if FLEX in peers and name in _WITH_BLOCK_LISTS and wanted:
+            if FLEX in baselines and name in _WITH_BLOCK_LISTS and wanted:
                 cases.append(Case(FLEX, lists))
     return cases

@@ -1,4 +1,4 @@
-"""Attention speed: RainFusion's kernels beside their peers, in turn in one run.
+"""Time RainFusion's kernels beside their baselines, in turn in one run.
 
     python scripts/bench_attention.py measure [--shapes cogvideox-5b ...] [--heads mixed ...]
     python scripts/bench_attention.py plot      # docs/images/attention_density.png
@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.attention.cases import FA3, PEERS, cases_of
+from benchmarks.attention.cases import BASELINES, FA3, cases_of
 from benchmarks.attention.shapes import HEADS, SHAPES
 from benchmarks.record import RESULTS, write_result
 from rainfusion_trt.demo.console import run_app
@@ -54,30 +54,33 @@ def measure(
     sparsities: Annotated[list[float] | None, typer.Option(help="s of forced kinds.")] = None,
     densities: Annotated[list[float] | None, typer.Option(help="Of random lists.")] = None,
     flex_sparsities: Annotated[list[float] | None, typer.Option(help="s with Flex.")] = None,
-    rivals: Annotated[
-        list[str] | None, typer.Option(help=f"Of {', '.join(PEERS)}; ours is always there.")
+    baselines: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--baselines", "--rivals", help=f"Of {', '.join(BASELINES)}; ours is always there."
+        ),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Timings of each case.", min=7)] = 7,
     name: Annotated[str, typer.Option(help="File name, attention...")] = "attention",
     output: Annotated[Path, typer.Option(help="Folder of the JSON file.")] = RESULTS,
 ) -> None:
     """Time attention and write ``NAME.json``, anew after every shape."""
-    from benchmarks.attention.rivals import Arena, has_flash_attention_3
-    from benchmarks.attention.timing import graph_capture, prepare, time_in_turn
+    from benchmarks.attention.baselines import Workload, has_flash_attention_3
+    from benchmarks.attention.timing import check_cases, graph_capture, time_in_turn
 
     _check_names("--shapes", shapes, SHAPES)
     _check_names("--heads", heads, HEADS)
-    _check_names("--rivals", rivals, PEERS)
+    _check_names("--baselines", baselines, BASELINES)
     if not name.startswith("attention"):
         raise InvalidInputError(f"--name {name} must begin with attention, as tables look for it")
     if not torch.cuda.is_available():
         raise InvalidInputError("there is no CUDA GPU to measure on")
-    peers = list(rivals or PEERS)
+    chosen = list(baselines or BASELINES)
     notes = [_NOTE]
-    if FA3 in peers and not has_flash_attention_3():
-        if rivals:
-            raise InvalidInputError("--rivals fa3: flash_attn_interface cannot be imported")
-        peers.remove(FA3)
+    if FA3 in chosen and not has_flash_attention_3():
+        if baselines:
+            raise InvalidInputError("--baselines fa3: flash_attn_interface cannot be imported")
+        chosen.remove(FA3)
         notes.append("FlashAttention-3 was not installed")
     options = {
         "heads": heads,
@@ -85,14 +88,14 @@ def measure(
         "densities": densities,
         "flex_sparsities": flex_sparsities,
     }
-    cases = cases_of(peers=peers, **{key: value for key, value in options.items() if value})
+    cases = cases_of(baselines=chosen, **{key: value for key, value in options.items() if value})
     rows: list[dict[str, Any]] = []
     for shape in shapes or SHAPES:
-        arena = Arena(SHAPES[shape], torch.bfloat16, torch.device("cuda"))
-        ready, left_out = prepare(arena, cases, graph_capture())
-        logger.info("%s: %d cases checked", shape, len(ready))
-        measured = time_in_turn(shape, SHAPES[shape], ready, rounds)
-        del arena, ready
+        workload = Workload(SHAPES[shape], torch.bfloat16, torch.device("cuda"))
+        checked, left_out = check_cases(workload, cases, graph_capture())
+        logger.info("%s: %d cases checked", shape, len(checked))
+        measured = time_in_turn(shape, SHAPES[shape], checked, rounds)
+        del workload, checked
         torch.cuda.empty_cache()
         rows += measured
         notes += [f"{shape}: {why}" for why in left_out]
@@ -105,7 +108,7 @@ def plot(
     results: ResultsOption = RESULTS,
     images: Annotated[Path, typer.Option(help="Where the picture goes.")] = ROOT / "docs/images",
 ) -> None:
-    """Draw time against density for every shape and peer."""
+    """Draw time against density for every shape and baseline."""
     from benchmarks.attention.plot import draw
 
     path = draw(_records(results), images)

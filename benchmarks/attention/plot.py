@@ -1,4 +1,4 @@
-"""Time against density, one panel a shape."""
+"""Plot time against density, one panel per shape."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COLOURS = {
     "textural": "#6acc64",
     RANDOM: "#956cb4",
 }
-_DENSE_PEERS = {CUDNN: ("cuDNN, dense", "#c44e52"), FA3: ("FlashAttention-3, dense", "#8c6d31")}
+_DENSE_BASELINES = {CUDNN: ("cuDNN, dense", "#c44e52"), FA3: ("FlashAttention-3, dense", "#8c6d31")}
 
 
 def draw(records: Sequence[dict[str, Any]], folder: Path) -> Path:
@@ -74,14 +74,14 @@ def _panel(axes: Axes, rows: Sequence[Row]) -> None:
             linewidth=1,
             label="own dense time x density",
         )
-    for peer, (label, colour) in _DENSE_PEERS.items():
+    for peer, (label, colour) in _DENSE_BASELINES.items():
         row = next((r for r in rows if r["rival"] == peer), None)
         if row is not None:
             axes.axhline(row["ms"], color=colour, linewidth=1.2, label=label)
-    for rival, style, marker in ((OURS, "-", "o"), (FLEX, "--", "^")):
+    for implementation, style, marker in ((OURS, "-", "o"), (FLEX, "--", "^")):
         for name, colour in _COLOURS.items():
             mine = sorted(
-                (r for r in rows if r["rival"] == rival and lists_of(r) == name),
+                (r for r in rows if r["rival"] == implementation and lists_of(r) == name),
                 key=lambda row: row["density"],
             )
             if mine:
@@ -97,7 +97,7 @@ def _panel(axes: Axes, rows: Sequence[Row]) -> None:
                     marker=marker,
                     markersize=3.5,
                     linewidth=1,
-                    label=f"{'rainfusion' if rival == OURS else 'FlexAttention'}, {name}",
+                    label=f"{'rainfusion' if implementation == OURS else 'FlexAttention'}, {name}",
                 )
     axes.set_xlim(0, 1.03)
     axes.set_ylim(bottom=0)

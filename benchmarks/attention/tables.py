@@ -1,4 +1,4 @@
-"""The tables of docs/kernels.md, from benchmarks/results/attention*.json and nothing else."""
+"""Make the tables of docs/kernels.md from benchmarks/results/attention*.json and nothing else."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _turns(rows: Sequence[Row], shape: str) -> list[list[Row]]:
 
 
 def _dense(rows: Sequence[Row]) -> list[Row]:
-    """Dense attention of every rival, a line a shape."""
+    """Dense attention of every implementation, one line per shape."""
     table = []
     for shape in _shapes(rows):
         own = _find(rows, shape=shape, rival=OURS, density=1.0)
@@ -71,7 +71,7 @@ def _sparse(rows: Sequence[Row]) -> list[Row]:
         if row["rival"] != OURS or row["density"] == 1.0:
             continue
         same = {key: row[key] for key in ("heads", "method", "sparsity")}
-        plan, flex = (_find(rows, rival=rival, **same) for rival in (PLAN, FLEX))
+        plan, flex = (_find(rows, rival=name, **same) for name in (PLAN, FLEX))
         is_random = row["method"] == "rainfusion2"
         table.append(
             {

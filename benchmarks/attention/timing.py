@@ -1,4 +1,4 @@
-"""Time the contenders of a shape in turn and make rows of results."""
+"""Time the cases of a shape in turn and make rows of results."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.attention.baselines import Prepared, Workload
 from benchmarks.attention.cases import OURS, PLAN, Case
 from benchmarks.attention.check import TOLERANCE
 from benchmarks.attention.gather import gather_milliseconds
-from benchmarks.attention.rivals import Arena, Contender
 from benchmarks.attention.shapes import Shape
 
 logger = logging.getLogger("rainfusion_trt.bench")
@@ -27,48 +27,50 @@ class WrongResultError(Exception):
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A contender whose result is right, with its largest relative error; None for plans."""
+class Checked:
+    """A case whose result is right, with its largest relative error; None for plans."""
 
-    contender: Contender
+    prepared: Prepared
     error: float | None
     replay: Replay
 
 
-def prepare(
-    arena: Arena, cases: Sequence[Case], capture: Callable[[Replay], Replay]
-) -> tuple[list[Ready], list[str]]:
+def check_cases(
+    workload: Workload, cases: Sequence[Case], capture: Callable[[Replay], Replay]
+) -> tuple[list[Checked], list[str]]:
     """Run every case once, check its rows and capture it.
 
     Parameters
     ----------
     capture
-        Makes of a launch what is timed, see `graph_capture`.
+        Turn a launch into the call that is timed, see `graph_capture`.
 
     Returns
     -------
-    list of Ready
-        What can be timed.
+    list of Checked
+        The cases that can be timed.
     list of str
-        Why a peer is left out: it failed, or its result is wrong.
+        Why a baseline is left out: it failed, or its result is wrong.
 
     Raises
     ------
     SystemExit
         A result of our own kernels is wrong.
     """
-    ready: list[Ready] = []
+    ready: list[Checked] = []
     left_out: list[str] = []
     for case in cases:
-        own = case.rival in (OURS, PLAN)
+        own = case.implementation in (OURS, PLAN)
         try:
-            contender = arena.contender(case)
-            out = contender.run()
-            error = None if out is None else contender.rows.error(out, contender.positions)
+            prepared = workload.prepare(case)
+            out = prepared.run()
+            error = None if out is None else prepared.rows.error(out, prepared.positions)
             del out
             if error is not None and not error < TOLERANCE:
-                raise WrongResultError(f"{case.rival} on {case.lists}: relative error {error:.2e}")
-            ready.append(Ready(contender, error, capture(contender.run)))
+                raise WrongResultError(
+                    f"{case.implementation} on {case.lists}: relative error {error:.2e}"
+                )
+            ready.append(Checked(prepared, error, capture(prepared.run)))
         except WrongResultError as wrong:
             if own:
                 raise SystemExit(f"wrong result: {wrong}") from wrong
@@ -77,8 +79,8 @@ def prepare(
         except Exception as failure:
             if own:
                 raise
-            # A peer's compiler may refuse a shape; the others are timed all the same.
-            left_out.append(f"{case.rival} on {case.lists}: {_first_line(failure)}")
+            # A baseline's compiler may refuse a shape; the others are timed all the same.
+            left_out.append(f"{case.implementation} on {case.lists}: {_first_line(failure)}")
             logger.warning("%s", left_out[-1], exc_info=failure)
     return ready, left_out
 
@@ -100,42 +102,46 @@ def graph_capture() -> Callable[[Replay], Replay]:
     return capture
 
 
-def time_in_turn(name: str, shape: Shape, ready: Sequence[Ready], rounds: int) -> list[Row]:
-    """Time every contender once a round, then the gather of our sparse calls apart."""
+def time_in_turn(name: str, shape: Shape, ready: Sequence[Checked], rounds: int) -> list[Row]:
+    """Time every case once a round, then the gather of our sparse calls apart."""
     times: list[list[float]] = [[] for _ in ready]
     for turn in range(rounds):
         for place in order_of(turn, len(ready)):
             times[place].append(_milliseconds(ready[place].replay))
     rows = []
     for one, mine in zip(ready, times, strict=True):
-        row = row_of(name, shape, one.contender, one.error, mine)
-        case = one.contender.case
-        if case.rival == OURS and not case.lists.dense and case.lists.method == "rainfusion":
-            row["gather_ms"] = round(gather_milliseconds(one.contender.run), 3)
+        row = row_of(name, shape, one.prepared, one.error, mine)
+        case = one.prepared.case
+        if (
+            case.implementation == OURS
+            and not case.lists.dense
+            and case.lists.method == "rainfusion"
+        ):
+            row["gather_ms"] = round(gather_milliseconds(one.prepared.run), 3)
         rows.append(row)
     return rows
 
 
 def order_of(turn: int, count: int) -> list[int]:
-    """Order of the contenders in a round, drawn anew for each, as the card heats within a round."""
+    """Order of the cases in a round, drawn anew for each, as the card heats within a round."""
     order = list(range(count))
     random.Random(turn).shuffle(order)
     return order
 
 
 def row_of(
-    name: str, shape: Shape, contender: Contender, error: float | None, times: Sequence[float]
+    name: str, shape: Shape, prepared: Prepared, error: float | None, times: Sequence[float]
 ) -> Row:
     """A case's times; TFLOP/s count kept work: 4 * S * S * D * N * B * density / time."""
-    case, lists = contender.case, contender.lists
-    density = 0.0 if case.rival == PLAN else lists.density
+    case, lists = prepared.case, prepared.lists
+    density = 0.0 if case.implementation == PLAN else lists.density
     median = statistics.median(times)
     row: Row = {
         "shape": name,
         "head_size": shape.head_size,
         "heads": case.lists.heads,
         "method": case.lists.method,
-        "rival": case.rival,
+        "rival": case.implementation,  # the name of this column in every result file
         "sparsity": lists.sparsity,
         "density": round(density, 4),
         "ms": round(median, 3),

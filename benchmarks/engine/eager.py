@@ -133,7 +133,7 @@ def text_masks_elsewhere(tokens: int) -> Iterator[None]:
 def padding_cut(tokens: int, valid: int) -> Iterator[None]:
     """Self-attention over `tokens` without mask, on its first `valid` keys.
 
-    The same result for all but padded rows, and a fairer rival: a mask costs cuDNN time.
+    The same result for all but padded rows, and a fairer baseline: a mask costs cuDNN time.
     """
     original = F.scaled_dot_product_attention
 

@@ -65,17 +65,17 @@ class Options:
 
 
 @dataclass
-class Rivals:
-    """What the engine is held against.
+class Baselines:
+    """The forwards that the engine is held against.
 
     Attributes
     ----------
     forwards
-        Warm, by name; those that failed are not among them.
+        Warm, by name, without those that failed.
     outputs
-        Of each.
+        The output of each.
     rows
-        Kernels, memory, and what failed.
+        Kernels, memory and failures.
     """
 
     forwards: dict[str, Forward] = field(default_factory=dict)
@@ -90,24 +90,24 @@ def measure(case: Case, folder: Path, options: Options, save: Save) -> list[Row]
     prepared = prepare(case, folder, transformer=eager.transformer, target=options.target)
     release()
     rows = [_tokens_row(eager), *prepared.rows()]
-    rivals = eager_rivals(eager, before)
-    rows += rivals.rows
+    baselines = eager_baselines(eager, before)
+    rows += baselines.rows
     save(rows)
     release()
     before = used_gib()
     engine = Engine(load(prepared, case), eager.inputs)
     engine(CHECKED)
     rows += memory_rows(ENGINE, before)
-    rows += compare(eager, rivals, engine)
+    rows += compare(eager, baselines, engine)
     save(rows)
-    compiled = compiled_rival(eager, rivals.outputs[EAGER], options)
-    rivals.forwards |= compiled.forwards
+    compiled = compiled_baseline(eager, baselines.outputs[EAGER], options)
+    baselines.forwards |= compiled.forwards
     rows += compiled.rows
     save(rows)
     release()
-    rows += time_in_turn(_timed(eager, rivals, engine), options.rounds, case.blocks)
+    rows += time_in_turn(_timed(eager, baselines, engine), options.rounds, case.blocks)
     save(rows)
-    rows += rounding(eager, rivals, engine)
+    rows += rounding(eager, baselines, engine)
     save(rows)
     engine.backend.close()
     if not options.keep:
@@ -122,65 +122,65 @@ def _tokens_row(eager: Eager) -> Row:
     return row
 
 
-def eager_rivals(eager: Eager, before: float) -> Rivals:
+def eager_baselines(eager: Eager, before: float) -> Baselines:
     """diffusers' forward; where it masks padding, also one that leaves the padding out.
 
-    The latter is the faster rival, so it has the plain name.
+    The latter is the faster one, so it has the plain name.
 
     Raises
     ------
     Exception
         Whatever that one raises: without it there is nothing to hold the engine against.
     """
-    rivals = Rivals()
+    baselines = Baselines()
     padded = eager.valid != eager.tokens
     eager.settle()
-    _add(rivals, eager, EAGER, eager.without_padding if padded else eager)
-    rivals.rows += memory_rows(EAGER, before)
+    _add(baselines, eager, EAGER, eager.without_padding if padded else eager)
+    baselines.rows += memory_rows(EAGER, before)
     if padded:
         try:
-            _add(rivals, eager, MASKED, eager)
+            _add(baselines, eager, MASKED, eager)
         except RuntimeError as error:  # cuDNN may refuse the mask, or run out of memory over it
-            rivals.rows.append(failed_row("one forward", MASKED, error))
+            baselines.rows.append(failed_row("one forward", MASKED, error))
             release()
-    return rivals
+    return baselines
 
 
-def _add(rivals: Rivals, eager: Eager, name: str, forward: Forward) -> None:
-    rivals.outputs[name] = forward()
-    rivals.rows.append(kernel_row(name, forward, eager))
-    rivals.forwards[name] = forward
+def _add(baselines: Baselines, eager: Eager, name: str, forward: Forward) -> None:
+    baselines.outputs[name] = forward()
+    baselines.rows.append(kernel_row(name, forward, eager))
+    baselines.forwards[name] = forward
 
 
-def compiled_rival(eager: Eager, wanted: Tensor, options: Options) -> Rivals:
+def compiled_baseline(eager: Eager, wanted: Tensor, options: Options) -> Baselines:
     """torch.compile's forward with padding left out, or a row that says why there is none."""
-    rivals = Rivals()
+    baselines = Baselines()
     module = torch.compile(eager.transformer, backend=options.compiler, dynamic=False)
     padded = eager.valid != eager.tokens
     forward = partial(eager.without_padding if padded else eager, module=module)
     try:
         with time_limit(options.compile_seconds):
-            _add(rivals, eager, COMPILED, forward)
+            _add(baselines, eager, COMPILED, forward)
     except Exception as error:  # whatever the compiler raises: the row says it
         release()
-        return Rivals(rows=[failed_row("torch.compile", COMPILED, error)])
-    error = relative_error(rivals.outputs.pop(COMPILED), wanted)
-    rivals.rows.append(error_row(COMPILED, 0.0, EAGER, error))
-    return rivals
+        return Baselines(rows=[failed_row("torch.compile", COMPILED, error)])
+    error = relative_error(baselines.outputs.pop(COMPILED), wanted)
+    baselines.rows.append(error_row(COMPILED, 0.0, EAGER, error))
+    return baselines
 
 
-def compare(eager: Eager, rivals: Rivals, engine: Engine) -> list[Row]:
+def compare(eager: Eager, baselines: Baselines, engine: Engine) -> list[Row]:
     """One forward call of each."""
     dense = engine(0.0)
     rows = [
         error_row(ENGINE, 0.0, name, relative_error(dense, out))
-        for name, out in rivals.outputs.items()
+        for name, out in baselines.outputs.items()
     ]
     operator = eager.routed(0.0)
-    rows.append(error_row(OPERATOR, 0.0, EAGER, relative_error(operator, rivals.outputs[EAGER])))
+    rows.append(error_row(OPERATOR, 0.0, EAGER, relative_error(operator, baselines.outputs[EAGER])))
     rows.append(error_row(ENGINE, 0.0, OPERATOR, relative_error(dense, operator)))
-    if MASKED in rivals.outputs:
-        error = relative_error(rivals.outputs[MASKED], rivals.outputs[EAGER])
+    if MASKED in baselines.outputs:
+        error = relative_error(baselines.outputs[MASKED], baselines.outputs[EAGER])
         rows.append(error_row(MASKED, 0.0, EAGER, error))
     operator = eager.routed(CHECKED)
     if engine.sparse:
@@ -188,7 +188,7 @@ def compare(eager: Eager, rivals: Rivals, engine: Engine) -> list[Row]:
         rows.append(error_row(ENGINE, CHECKED, OPERATOR, relative_error(sparse, operator)))
         # No check: what sparse attention leaves out of this network of random weights.
         left_out = {"what": "left out", "run": ENGINE, "sparsity": CHECKED, "against": EAGER}
-        left_out["difference"] = relative_error(sparse, rivals.outputs[EAGER])
+        left_out["difference"] = relative_error(sparse, baselines.outputs[EAGER])
         rows.append(left_out)
     else:
         rows.append(
@@ -203,10 +203,10 @@ def compare(eager: Eager, rivals: Rivals, engine: Engine) -> list[Row]:
     return rows
 
 
-def _timed(eager: Eager, rivals: Rivals, engine: Engine) -> dict[tuple[str, float], Forward]:
+def _timed(eager: Eager, baselines: Baselines, engine: Engine) -> dict[tuple[str, float], Forward]:
     """All that is timed in turn; warmed here where it has not run yet."""
     runs: dict[tuple[str, float], Forward] = {
-        (name, 0.0): forward for name, forward in rivals.forwards.items()
+        (name, 0.0): forward for name, forward in baselines.forwards.items()
     }
     for s in (0.0, *SPARSITIES):
         if engine.sparse or s == 0.0:
@@ -218,12 +218,12 @@ def _timed(eager: Eager, rivals: Rivals, engine: Engine) -> dict[tuple[str, floa
     return runs
 
 
-def rounding(eager: Eager, rivals: Rivals, engine: Engine) -> list[Row]:
+def rounding(eager: Eager, baselines: Baselines, engine: Engine) -> list[Row]:
     """What bfloat16 costs eager and the engine, where a forward in float32 is cheap."""
     config = eager.transformer.config
     width = config.num_attention_heads * config.attention_head_dim
     flops = 4 * eager.case.batch * eager.case.blocks * eager.tokens**2 * width
-    outputs = {EAGER: rivals.outputs[EAGER], ENGINE: engine(0.0)}
+    outputs = {EAGER: baselines.outputs[EAGER], ENGINE: engine(0.0)}
     if eager.case.dtype is torch.float32 or flops > _FLOAT32_FLOPS:
         return []
     try:

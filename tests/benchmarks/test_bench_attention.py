@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
-from benchmarks.attention import flex, plan, rivals, timing
+from benchmarks.attention import baselines, flex, plan, timing
 from benchmarks.attention.cases import CUDNN, FA3, FLEX, OURS, PLAN, Case, Lists, cases_of
 from benchmarks.attention.check import sampled_rows
 from benchmarks.attention.flex_lists import flex_lists
@@ -66,8 +66,8 @@ def attention_by_lists(q, k, v, block_mask: BlockMask) -> torch.Tensor:
 def on_cpu(monkeypatch):
     """Everything that wants a GPU replaced by what computes the same without one."""
     monkeypatch.setattr(plan, "export_plan", export_by_reference)
-    monkeypatch.setattr(rivals, "plan_only", lambda *_: lambda: None)
-    monkeypatch.setattr(rivals, "cudnn", torch.nn.functional.scaled_dot_product_attention)
+    monkeypatch.setattr(baselines, "plan_only", lambda *_: lambda: None)
+    monkeypatch.setattr(baselines, "cudnn", torch.nn.functional.scaled_dot_product_attention)
     monkeypatch.setattr(flex, "compiled_flex", lambda: attention_by_lists)
 
 
@@ -75,23 +75,23 @@ def test_default_cases():
     cases = cases_of()
     assert len(cases) == len(set(cases))
     dense = Lists("mixed", 0.0)
-    assert cases[:4] == [Case(rival, dense) for rival in (OURS, PLAN, CUDNN, FA3)]
-    ours = [case.lists for case in cases if case.rival == OURS]
-    assert ours == [case.lists for case in cases if case.rival == PLAN]
+    assert cases[:4] == [Case(name, dense) for name in (OURS, PLAN, CUDNN, FA3)]
+    ours = [case.lists for case in cases if case.implementation == OURS]
+    assert ours == [case.lists for case in cases if case.implementation == PLAN]
     assert {(x.heads, x.sparsity) for x in ours if x.sparsity} == {
         (heads, s)
         for heads in ("mixed", "spatial", "temporal", "textural")
         for s in (0.5, 0.64, 0.8, 0.9)
     }
     assert [x.density for x in ours if x.heads == "random"] == [0.1, 0.2, 0.35, 0.55]
-    with_flex = [case.lists for case in cases if case.rival == FLEX]
+    with_flex = [case.lists for case in cases if case.implementation == FLEX]
     assert set(with_flex) <= set(ours)
     assert {x.heads for x in with_flex} == {"spatial", "temporal", "random"}
     assert len(with_flex) == 2 * 2 + 4
 
 
 def test_fewer_cases():
-    cases = cases_of(heads=["random"], densities=[0.2], sparsities=[0.5], peers=[CUDNN])
+    cases = cases_of(heads=["random"], densities=[0.2], sparsities=[0.5], baselines=[CUDNN])
     random = Lists("random", density=0.2)
     assert cases == [
         Case(CUDNN, Lists("mixed", 0.0)),
@@ -181,26 +181,26 @@ def test_flex_lists_are_of_blocks_that_it_can_take(shape, heads):
 
 @small_shapes
 def test_every_case_passes_its_check(shape, on_cpu):
-    """All rivals on all lists, from inputs to checked rows, against the reference's kernels."""
-    cases = cases_of(densities=(0.6, 0.8), sparsities=(0.0, 0.5, 0.8), peers=(CUDNN, FLEX))
-    arena = rivals.Arena(shape, torch.float32, CPU)
-    ready, left_out = timing.prepare(arena, cases, lambda run: run)
+    """All implementations on all lists, against the reference's kernels."""
+    cases = cases_of(densities=(0.6, 0.8), sparsities=(0.0, 0.5, 0.8), baselines=(CUDNN, FLEX))
+    workload = baselines.Workload(shape, torch.float32, CPU)
+    ready, left_out = timing.check_cases(workload, cases, lambda run: run)
     assert left_out == []
-    assert [one.contender.case for one in ready] == cases
+    assert [one.prepared.case for one in ready] == cases
     for one in ready:
-        case = one.contender.case
-        assert (one.error is None) == (case.rival == PLAN)
+        case = one.prepared.case
+        assert (one.error is None) == (case.implementation == PLAN)
         if one.error is not None:
             assert one.error < 1e-5, case
         if case.lists.density is not None:
-            assert abs(one.contender.lists.density - case.lists.density) < 0.1
+            assert abs(one.prepared.lists.density - case.lists.density) < 0.1
 
 
 def test_rows_carry_what_was_timed(on_cpu):
     shape = SMALL["text first, short"]
     lists = Lists("spatial", 0.5)
-    arena = rivals.Arena(shape, torch.float32, CPU)
-    mine = arena.contender(Case(OURS, lists))
+    workload = baselines.Workload(shape, torch.float32, CPU)
+    mine = workload.prepare(Case(OURS, lists))
     row = timing.row_of("small", shape, mine, 0.25, [3.0, 1.0, 2.0])
     assert (row["ms"], row["ms_min"], row["ms_max"], row["rounds"]) == (2.0, 1.0, 3.0, 3)
     assert (row["rival"], row["heads"], row["sparsity"]) == (OURS, "spatial", 0.5)
@@ -208,7 +208,7 @@ def test_rows_carry_what_was_timed(on_cpu):
     work = 4 * 710**2 * 16 * 3 * 2 * mine.lists.density
     assert row["tflops"] == round(work / 2e-3 / 1e12, 1)
     assert row["relative_error"] == 0.25
-    only_plan = timing.row_of("small", shape, arena.contender(Case(PLAN, lists)), None, [1.0])
+    only_plan = timing.row_of("small", shape, workload.prepare(Case(PLAN, lists)), None, [1.0])
     assert only_plan["density"] == only_plan["tflops"] == 0.0
     assert "relative_error" not in only_plan
 
@@ -222,19 +222,21 @@ def test_every_round_times_everything_in_an_order_of_its_own():
 
 def test_wrong_rows_are_noticed(on_cpu, monkeypatch):
     shape = SMALL["text last, two blocks"]
-    monkeypatch.setattr(rivals, "cudnn", lambda q, k, v: 1.05 * v)
-    monkeypatch.setattr(rivals, "flash_attention_3", lambda *_: 1 / 0)
-    arena = rivals.Arena(shape, torch.float32, CPU)
+    monkeypatch.setattr(baselines, "cudnn", lambda q, k, v: 1.05 * v)
+    monkeypatch.setattr(baselines, "flash_attention_3", lambda *_: 1 / 0)
+    workload = baselines.Workload(shape, torch.float32, CPU)
     dense = Lists("mixed", 0.0)
     cases = [Case(OURS, dense), Case(CUDNN, dense), Case(FA3, dense)]
-    ready, left_out = timing.prepare(arena, cases, lambda run: run)
-    assert [one.contender.case.rival for one in ready] == [OURS]
+    ready, left_out = timing.check_cases(workload, cases, lambda run: run)
+    assert [one.prepared.case.implementation for one in ready] == [OURS]
     assert left_out[0].startswith("wrong result of cudnn")
     assert "ZeroDivisionError" in left_out[1]
 
-    monkeypatch.setattr(rivals, "rainfusion_attention", lambda q, k, v, *_, **__: v)
+    monkeypatch.setattr(baselines, "rainfusion_attention", lambda q, k, v, *_, **__: v)
     with pytest.raises(SystemExit, match="wrong result: rainfusion"):
-        timing.prepare(rivals.Arena(shape, torch.float32, CPU), cases[:1], lambda run: run)
+        timing.check_cases(
+            baselines.Workload(shape, torch.float32, CPU), cases[:1], lambda run: run
+        )
 
 
 @pytest.mark.parametrize("heads", HEADS)

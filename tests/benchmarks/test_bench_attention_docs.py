@@ -126,6 +126,7 @@ def test_committed_picture_is_small():
     [
         (["--shapes", "cogvideo"], "known are cogvideox-5b"),
         (["--heads", "temporl"], "known are mixed"),
+        (["--baselines", "fa4"], "--baselines fa4: known are cudnn"),
         (["--rivals", "fa4"], "known are cudnn"),
         (["--name", "speed"], "must begin with attention"),
     ],

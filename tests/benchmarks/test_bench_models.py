@@ -185,10 +185,10 @@ class TestFewLayers:
         eager = Eager(tiny("cogvideox-5b"))
         options = dataclasses.replace(CPU, compiler=slow, compile_seconds=0.5)
         started = time.monotonic()
-        rivals = few_layers.compiled_rival(eager, eager(), options)
+        baselines = few_layers.compiled_baseline(eager, eager(), options)
         assert time.monotonic() - started < 25
-        assert not rivals.forwards
-        assert "not done after 0.5 s" in rivals.rows[0]["failed"]
+        assert not baselines.forwards
+        assert "not done after 0.5 s" in baselines.rows[0]["failed"]
 
     def test_a_mask_that_the_kernel_refuses_is_a_row(self, monkeypatch):
         eager = Eager(tiny("hunyuanvideo"))
@@ -198,23 +198,23 @@ class TestFewLayers:
 
         monkeypatch.setattr(Eager, "__call__", refuse)
         monkeypatch.setattr(Eager, "without_padding", lambda self: self.inputs["hidden_states"])
-        rivals = few_layers.eager_rivals(eager, 0.0)
-        assert set(rivals.forwards) == {EAGER}
-        (row,) = chosen(rivals.rows, run=MASKED)
+        baselines = few_layers.eager_baselines(eager, 0.0)
+        assert set(baselines.forwards) == {EAGER}
+        (row,) = chosen(baselines.rows, run=MASKED)
         assert "No available kernel" in row["failed"]
 
     def test_rounding_in_bfloat16(self):
         eager = Eager(tiny("cogvideox-5b", dtype=torch.bfloat16))
-        rivals = few_layers.eager_rivals(eager, 0.0)
-        rows = few_layers.rounding(eager, rivals, lambda _s: eager())
+        baselines = few_layers.eager_baselines(eager, 0.0)
+        rows = few_layers.rounding(eager, baselines, lambda _s: eager())
         # 2^-9 an operation, two layers.
         assert [1e-3 < row["error_to_float32"] < 2e-2 for row in rows] == [True, True]
 
     def test_no_float32_forward_that_would_take_minutes(self, monkeypatch):
         monkeypatch.setattr(few_layers, "_FLOAT32_FLOPS", 0.0)
         eager = Eager(tiny("cogvideox-5b", dtype=torch.bfloat16))
-        rivals = few_layers.eager_rivals(eager, 0.0)
-        assert few_layers.rounding(eager, rivals, lambda _s: eager()) == []
+        baselines = few_layers.eager_baselines(eager, 0.0)
+        assert few_layers.rounding(eager, baselines, lambda _s: eager()) == []
 
 
 class TestMeasure:
@@ -303,7 +303,7 @@ class TestCommand:
         def stop(*_args):
             raise RuntimeError("CUDA out of memory")
 
-        monkeypatch.setattr(few_layers, "compiled_rival", stop)
+        monkeypatch.setattr(few_layers, "compiled_baseline", stop)
         monkeypatch.setattr(few_layers, "rounding", stop)
         options = ["--workdir", str(tmp_path / "w"), "--tiny", "--output", str(tmp_path)]
         models = ["--models", "cogvideox", "--models", "wan2.1-14b"]

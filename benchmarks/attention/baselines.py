@@ -1,4 +1,4 @@
-"""Every rival on the same tensors: what to run, and where its output rows lie."""
+"""Prepare RainFusion and its baselines to run on the same tensors."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _FA3_MODULE = "flash_attn_interface"
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A case made ready.
+class Prepared:
+    """A case that is ready to run.
 
     Attributes
     ----------
     lists
-        What it computes.
+        The token pairs it computes.
     rows
-        What it should give.
+        The output it should give, on sampled rows.
     run
-        Launches it; returns [B, N, S or more, D], or None if only the plan is made.
+        Launch it; returns [B, N, S or more, D], or None if only the plan is made.
     positions
         Where each token stands in the output, if not in its own place.
     """
@@ -46,8 +46,8 @@ class Contender:
     positions: Tensor | None = None
 
 
-class Arena:
-    """The tensors of one shape, and what several of its cases share."""
+class Workload:
+    """The tensors of one shape, and the work that several of its cases share."""
 
     def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
         self.shape, self._dtype, self._device = shape, dtype, device
@@ -57,8 +57,8 @@ class Arena:
         self._grid: flex.BlockGrid | None = None
         self._flex: flex.Attention | None = None
 
-    def contender(self, case: Case) -> Contender:
-        """`case` on this shape."""
+    def prepare(self, case: Case) -> Prepared:
+        """Prepare `case` on this shape."""
         layout = self.shape.layout(case.lists.sink_frames)
         q, k, v = self._inputs_of(case.lists.heads)
         if case.lists not in self._lists:
@@ -66,17 +66,17 @@ class Arena:
             lists = planned(q, k, layout, case.lists, kinds)
             self._lists[case.lists] = lists, sampled_rows(q, k, v, layout, lists)
         lists, rows = self._lists[case.lists]
-        ready = partial(Contender, case, lists, rows)
+        ready = partial(Prepared, case, lists, rows)
         arguments = arguments_of(layout, case.lists, lists.sparsity)
-        if case.rival == PLAN:
+        if case.implementation == PLAN:
             return ready(plan_only(q, k, layout, arguments))
-        if case.rival == CUDNN:
+        if case.implementation == CUDNN:
             return ready(partial(cudnn, q, k, v))
-        if case.rival == FA3:
+        if case.implementation == FA3:
             return ready(flash_attention_3(q, k, v))
-        if case.rival == FLEX:
-            return self._flex_contender(case, layout, lists)
-        assert case.rival == OURS
+        if case.implementation == FLEX:
+            return self._prepare_flex(case, layout, lists)
+        assert case.implementation == OURS
         # The sparsity is a device tensor here as in an engine, so no host work is timed.
         arguments["sparsity"] = torch.full((1,), lists.sparsity, device=q.device)
         return ready(partial(rainfusion_attention, q, k, v, layout.grid, **arguments))
@@ -87,7 +87,7 @@ class Arena:
             self._inputs[name] = inputs_of(self.shape, name, self._dtype, self._device)
         return self._inputs[name]
 
-    def _flex_contender(self, case: Case, layout: TokenLayout, ours: PlannedLists) -> Contender:
+    def _prepare_flex(self, case: Case, layout: TokenLayout, ours: PlannedLists) -> Prepared:
         if self._grid is None or self._flex is None:
             # Blocks are cut alike whatever frames are sinks: one grid, one compiled kernel.
             self._grid = flex.BlockGrid(self.shape.layout(), self._device)
@@ -99,7 +99,7 @@ class Arena:
         rows = sampled_rows(*self._inputs_of(heads), layout, lists)
         mask = self._grid.block_mask(lists.kept)
         run = partial(self._flex, *self._padded[heads], block_mask=mask)
-        return Contender(case, lists, rows, run, self._grid.positions)
+        return Prepared(case, lists, rows, run, self._grid.positions)
 
 
 def cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
