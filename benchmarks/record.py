@@ -25,7 +25,10 @@ _PACKAGES = ("diffusers", "tensorrt", "tensorrt_rtx", "onnx", "onnxruntime", "tr
 
 def environment() -> dict[str, Any]:
     """Device, driver and versions of what a figure depends on."""
-    versions = {"python": sys.version.split()[0], "torch": torch.__version__}
+    versions: dict[str, Any] = {
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+    }
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)

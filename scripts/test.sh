@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Environment, plugin, linters and tests; with a GPU also the tests that need one.
+# Environment, plugin, linters, types and tests; with a GPU also the tests that need one.
 #   bash scripts/test.sh [pytest arguments]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -8,11 +8,12 @@ source scripts/setup_venv.sh
 setup_venv "export,pipeline,rtx,build,study,test"
 say "building the plugin"
 rainfusion-trt build-plugin
-say "checking style"
+say "checking style and types"
 ruff check .
 ruff format --check .
 find plugins -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' |
   xargs clang-format --dry-run -Werror
+mypy
 say "running tests"
 if has_gpu; then
   exec python -m pytest "$@"

@@ -1,4 +1,4 @@
-"""Prepare RainFusion and its baselines to run on the same tensors."""
+"""Make RainFusion and its baselines ready to run on the same tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FA3_MODULE = "flash_attn_interface"
 
 
 @dataclass(frozen=True)
-class Prepared:
+class ReadyCase:
     """A case that is ready to run.
 
     Attributes
@@ -57,8 +57,8 @@ class Workload:
         self._grid: flex.BlockGrid | None = None
         self._flex: flex.Attention | None = None
 
-    def prepare(self, case: Case) -> Prepared:
-        """Prepare `case` on this shape."""
+    def ready_case(self, case: Case) -> ReadyCase:
+        """Make `case` ready on this shape."""
         layout = self.shape.layout(case.lists.sink_frames)
         q, k, v = self._inputs_of(case.lists.heads)
         if case.lists not in self._lists:
@@ -66,7 +66,7 @@ class Workload:
             lists = planned(q, k, layout, case.lists, kinds)
             self._lists[case.lists] = lists, sampled_rows(q, k, v, layout, lists)
         lists, rows = self._lists[case.lists]
-        ready = partial(Prepared, case, lists, rows)
+        ready = partial(ReadyCase, case, lists, rows)
         arguments = arguments_of(layout, case.lists, lists.sparsity)
         if case.implementation == PLAN:
             return ready(plan_only(q, k, layout, arguments))
@@ -87,7 +87,7 @@ class Workload:
             self._inputs[name] = inputs_of(self.shape, name, self._dtype, self._device)
         return self._inputs[name]
 
-    def _prepare_flex(self, case: Case, layout: TokenLayout, ours: PlannedLists) -> Prepared:
+    def _prepare_flex(self, case: Case, layout: TokenLayout, ours: PlannedLists) -> ReadyCase:
         if self._grid is None or self._flex is None:
             # Blocks are cut alike whatever frames are sinks: one grid, one compiled kernel.
             self._grid = flex.BlockGrid(self.shape.layout(), self._device)
@@ -99,7 +99,7 @@ class Workload:
         rows = sampled_rows(*self._inputs_of(heads), layout, lists)
         mask = self._grid.block_mask(lists.kept)
         run = partial(self._flex, *self._padded[heads], block_mask=mask)
-        return Prepared(case, lists, rows, run, self._grid.positions)
+        return ReadyCase(case, lists, rows, run, self._grid.positions)
 
 
 def cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

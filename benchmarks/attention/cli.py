@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,7 +83,7 @@ def measure(
             raise InvalidInputError("--baselines fa3: flash_attn_interface cannot be imported")
         chosen.remove(FA3)
         notes.append("FlashAttention-3 was not installed")
-    options = {
+    options: dict[str, Any] = {
         "heads": heads,
         "sparsities": sparsities,
         "densities": densities,
@@ -144,7 +145,7 @@ def _records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
-def _check_names(option: str, given: list[str] | None, known) -> None:
+def _check_names(option: str, given: list[str] | None, known: Iterable[str]) -> None:
     if unknown := [name for name in given or () if name not in known]:
         raise InvalidInputError(f"{option} {', '.join(unknown)}: known are {', '.join(known)}")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.attention.baselines import Prepared, Workload
+from benchmarks.attention.baselines import ReadyCase, Workload
 from benchmarks.attention.cases import OURS, PLAN, Case
 from benchmarks.attention.check import TOLERANCE
 from benchmarks.attention.gather import gather_milliseconds
@@ -30,7 +30,7 @@ class WrongResultError(Exception):
 class Checked:
     """A case whose result is right, with its largest relative error; None for plans."""
 
-    prepared: Prepared
+    ready: ReadyCase
     error: float | None
     replay: Replay
 
@@ -57,20 +57,20 @@ def check_cases(
     SystemExit
         A result of our own kernels is wrong.
     """
-    ready: list[Checked] = []
+    checked: list[Checked] = []
     left_out: list[str] = []
     for case in cases:
         own = case.implementation in (OURS, PLAN)
         try:
-            prepared = workload.prepare(case)
-            out = prepared.run()
-            error = None if out is None else prepared.rows.error(out, prepared.positions)
+            ready = workload.ready_case(case)
+            out = ready.run()
+            error = None if out is None else ready.rows.error(out, ready.positions)
             del out
             if error is not None and not error < TOLERANCE:
                 raise WrongResultError(
                     f"{case.implementation} on {case.lists}: relative error {error:.2e}"
                 )
-            ready.append(Checked(prepared, error, capture(prepared.run)))
+            checked.append(Checked(ready, error, capture(ready.run)))
         except WrongResultError as wrong:
             if own:
                 raise SystemExit(f"wrong result: {wrong}") from wrong
@@ -82,7 +82,7 @@ def check_cases(
             # A baseline's compiler may refuse a shape; the others are timed all the same.
             left_out.append(f"{case.implementation} on {case.lists}: {_first_line(failure)}")
             logger.warning("%s", left_out[-1], exc_info=failure)
-    return ready, left_out
+    return checked, left_out
 
 
 def graph_capture() -> Callable[[Replay], Replay]:
@@ -110,14 +110,14 @@ def time_in_turn(name: str, shape: Shape, ready: Sequence[Checked], rounds: int)
             times[place].append(_milliseconds(ready[place].replay))
     rows = []
     for one, mine in zip(ready, times, strict=True):
-        row = row_of(name, shape, one.prepared, one.error, mine)
-        case = one.prepared.case
+        row = row_of(name, shape, one.ready, one.error, mine)
+        case = one.ready.case
         if (
             case.implementation == OURS
             and not case.lists.dense
             and case.lists.method == "rainfusion"
         ):
-            row["gather_ms"] = round(gather_milliseconds(one.prepared.run), 3)
+            row["gather_ms"] = round(gather_milliseconds(one.ready.run), 3)
         rows.append(row)
     return rows
 
@@ -130,10 +130,10 @@ def order_of(turn: int, count: int) -> list[int]:
 
 
 def row_of(
-    name: str, shape: Shape, prepared: Prepared, error: float | None, times: Sequence[float]
+    name: str, shape: Shape, ready: ReadyCase, error: float | None, times: Sequence[float]
 ) -> Row:
     """A case's times; TFLOP/s count kept work: 4 * S * S * D * N * B * density / time."""
-    case, lists = prepared.case, prepared.lists
+    case, lists = ready.case, ready.lists
     density = 0.0 if case.implementation == PLAN else lists.density
     median = statistics.median(times)
     row: Row = {

@@ -154,6 +154,7 @@ def main(
     rows = [*prepared.rows(), *rows]
     release()
     before = used_gib()
+    assert prepared.engine is not None  # its target is this GPU
     engines = {"engine": PipelineEngine(eager, prepared.engine, cuda_graph=False)}
     engines["engine"](SPARSITY)
     rows += memory_rows("engine", before)

@@ -45,7 +45,8 @@ def latent_pipeline(model: VideoModel, transformer: nn.Module) -> Any:
 
 def prompt_arguments(model: VideoModel, transformer: nn.Module) -> dict[str, Tensor]:
     """Seeded random text for `latent_pipeline`, and its opposite as the negative prompt."""
-    config, device = transformer.config, transformer.device
+    network: Any = transformer  # whose configuration and place diffusers adds
+    config, device, dtype = network.config, network.device, network.dtype
     masked = model.pipeline_class == "AllegroPipeline"
     shape = (
         (1, TEXT_TOKENS, config.caption_channels)
@@ -53,7 +54,7 @@ def prompt_arguments(model: VideoModel, transformer: nn.Module) -> dict[str, Ten
         else (1, config.max_text_seq_length, config.text_embed_dim)
     )
     generator = torch.Generator(device).manual_seed(PROMPT_SEED)
-    text = torch.randn(shape, device=device, generator=generator).to(transformer.dtype)
+    text = torch.randn(shape, device=device, generator=generator).to(dtype)
     arguments = {"prompt_embeds": text, "negative_prompt_embeds": -text}
     if masked:
         mask = (torch.arange(TEXT_TOKENS, device=device) < PROMPT_TOKENS).long()[None]

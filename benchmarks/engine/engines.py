@@ -71,14 +71,13 @@ def prepare(
     target
         Of the engine; None builds none.
     """
-    if recipe is None:
-        recipe = fixed_recipe(case)
-    elif isinstance(recipe, Path):
+    if isinstance(recipe, Path):
         recipe = load_profile(recipe)
+    profile: EngineProfile = fixed_recipe(case) if recipe is None else recipe
     wanted = {
         "case": case.signature(),
         "target": target,
-        "recipe": recipe.model_dump(mode="json") if target is not None else None,
+        "recipe": profile.model_dump(mode="json") if target is not None else None,
     }
     done = _earlier(folder, wanted)
     if done is not None:
@@ -94,7 +93,7 @@ def prepare(
     engine = None
     if target is not None:
         start = time.perf_counter()
-        engine = build_engine(path, profile=recipe, target=target)
+        engine = build_engine(path, profile=profile, target=target)
         seconds["build"] = round(time.perf_counter() - start, 1)
     (folder / _RECORD).write_text(json.dumps({**wanted, "seconds": seconds}), encoding="utf-8")
     return Prepared(path, engine, seconds)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -155,15 +156,15 @@ def _add(baselines: Baselines, eager: Eager, name: str, forward: Forward) -> Non
 def compiled_baseline(eager: Eager, wanted: Tensor, options: Options) -> Baselines:
     """torch.compile's forward with padding left out, or a row that says why there is none."""
     baselines = Baselines()
-    module = torch.compile(eager.transformer, backend=options.compiler, dynamic=False)
+    module: Any = torch.compile(eager.transformer, backend=options.compiler, dynamic=False)
     padded = eager.valid != eager.tokens
     forward = partial(eager.without_padding if padded else eager, module=module)
     try:
         with time_limit(options.compile_seconds):
             _add(baselines, eager, COMPILED, forward)
-    except Exception as error:  # whatever the compiler raises: the row says it
+    except Exception as failure:  # whatever the compiler raises: the row says it
         release()
-        return Baselines(rows=[failed_row("torch.compile", COMPILED, error)])
+        return Baselines(rows=[failed_row("torch.compile", COMPILED, failure)])
     error = relative_error(baselines.outputs.pop(COMPILED), wanted)
     baselines.rows.append(error_row(COMPILED, 0.0, EAGER, error))
     return baselines
@@ -220,7 +221,7 @@ def _timed(eager: Eager, baselines: Baselines, engine: Engine) -> dict[tuple[str
 
 def rounding(eager: Eager, baselines: Baselines, engine: Engine) -> list[Row]:
     """What bfloat16 costs eager and the engine, where a forward in float32 is cheap."""
-    config = eager.transformer.config
+    config: Any = eager.transformer.config
     width = config.num_attention_heads * config.attention_head_dim
     flops = 4 * eager.case.batch * eager.case.blocks * eager.tokens**2 * width
     outputs = {EAGER: baselines.outputs[EAGER], ENGINE: engine(0.0)}

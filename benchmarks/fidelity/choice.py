@@ -39,8 +39,8 @@ class Choice:
         for code, mask in self.masks.items():
             heads = (self.code.flatten() == code).nonzero()[:, 0]
             if len(heads):
-                part = (x[heads][None] for x in flat)
-                out[heads] = F.scaled_dot_product_attention(*part, attn_mask=mask)[0]
+                query, key, value = (x[heads][None] for x in flat)
+                out[heads] = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)[0]
         return out.view(q.shape)
 
 

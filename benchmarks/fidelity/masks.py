@@ -136,7 +136,9 @@ def random_mask(
     return expand_blocks(layout, shape, kept)
 
 
-def window_of_share(layout: TokenLayout, share: float, device="cpu") -> Tensor:
+def window_of_share(
+    layout: TokenLayout, share: float, device: str | torch.device = "cpu"
+) -> Tensor:
     """The sliding window whose share of pairs is nearest `share`."""
     return _nearest(lambda w: window_mask(layout, w, device), 1, layout.free_tokens, share)
 

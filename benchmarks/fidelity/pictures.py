@@ -58,8 +58,8 @@ def psnr_figure(rows: Sequence[Row]) -> Figure:
     left, right = figure.subplots(1, 2, sharey=True)
     for method in (*METHODS, *BASELINES):
         line = _line(rows, method=method, dense_fraction=0.1, sink_frames=1, alpha=0.9)
-        style = {"marker": "o"} if method in METHODS else {"marker": "x", "linestyle": "--"}
-        _plot(left, line, label=method, **style)
+        look = {"marker": "o"} if method in METHODS else {"marker": "x", "linestyle": "--"}
+        _plot(left, line, label=method, **look)
     left.set_title("the first 10 % of the steps dense, first frame a sink")
     left.set_ylabel("PSNR against dense, dB (mean over seeds)")
     for fraction in sorted(DENSE_FRACTIONS):

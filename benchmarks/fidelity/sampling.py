@@ -164,15 +164,16 @@ class Sampler:
         """q, k and v [seeds, heads, S, D] of every layer at one step of the dense run."""
         if not 0 <= step < self.steps:
             raise InvalidInputError(f"step={step} must be in [0, {self.steps})")
-        now, calls = -1, []
+        now = -1
+        calls: list[tuple[Tensor, Tensor, Tensor]] = []
 
         def begin(current: int) -> None:
             nonlocal now
             now = current
 
-        def receive(*tensors: Tensor) -> None:
+        def receive(q: Tensor, k: Tensor, v: Tensor) -> None:
             if now == step:
-                calls.append(tuple(x.contiguous() for x in tensors))
+                calls.append((q.contiguous(), k.contiguous(), v.contiguous()))
 
         with CaptureAttention(self.layout(0).tokens, receive):
             self._sample(begin)

@@ -48,10 +48,10 @@ def fill(text: str, folder: Path, images: Path) -> str:
     A section is what stands between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``.
     """
     records = {name: _read(folder / f"{name}.json") for name in RECORDS}
-    contents = {
-        name: NOTHING if records[source] is None else make(records[source])
-        for name, (source, make) in SECTIONS.items()
-    }
+    contents = {}
+    for name, (source, make) in SECTIONS.items():
+        record = records[source]
+        contents[name] = NOTHING if record is None else make(record)
     contents["pictures"] = pictures(images)
     for name, content in contents.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"

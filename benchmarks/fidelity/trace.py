@@ -48,7 +48,13 @@ class WatchOperator(TorchFunctionMode):
         super().__init__()
         self.trace = trace
 
-    def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Any = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         if func is torch.ops.rainfusion.attention:
             q, k, _, grid, sparsity, kv_len, text, method, alpha, sink_frames, scale = args
             plan = classify_heads(
@@ -74,7 +80,13 @@ class _Attention(TorchFunctionMode):
         super().__init__()
         self.tokens = tokens
 
-    def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Any = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)

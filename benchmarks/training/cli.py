@@ -173,11 +173,15 @@ def codec_psnr(codec: PatchCodec, frames: torch.Tensor) -> tuple[float, float]:
     latents = codec.encode_frames(frames)
     errors = []
     for decoded in (
-        codec.decode(latents[:, :, None]).sample[:, :, 0],
-        codec.decode(pool_frames(latents[None]).transpose(1, 2)).sample[0].transpose(0, 1),
+        _decoded(codec, latents[:, :, None])[:, :, 0],
+        _decoded(codec, pool_frames(latents[None]).transpose(1, 2))[0].transpose(0, 1),
     ):
         errors.append((decoded.clamp(-1, 1) - frames).square().mean().item())
     return psnr(errors[0]), psnr(errors[1])
+
+
+def _decoded(codec: PatchCodec, latents: torch.Tensor) -> torch.Tensor:
+    return codec.decode(latents, return_dict=False)[0]
 
 
 if __name__ == "__main__":

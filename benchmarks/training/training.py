@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +89,7 @@ class Trainer:
         compiled: bool = False,
     ) -> None:
         data.check(size)
+        config: Any = transformer.config
         if compiled and device.type == "cuda" and importlib.util.find_spec("triton") is None:
             raise BackendUnavailableError(
                 "compiling for CUDA needs Triton: pip install triton, or give --no-compile"
@@ -106,7 +108,7 @@ class Trainer:
             self.prompts, _ = pipe.encode_prompt(
                 [*data.names, ""],
                 do_classifier_free_guidance=False,
-                max_sequence_length=transformer.config.max_text_seq_length,
+                max_sequence_length=config.max_text_seq_length,
             )
         self.rotary = pipe._prepare_rotary_positional_embeddings(
             size.height, size.width, (size.frames - 1) // 4 + 1, device
@@ -287,11 +289,11 @@ class Trainer:
         return values.pin_memory().to(self.device, non_blocking=True)
 
     def _identity(self) -> str:
-        config = {k: v for k, v in self.transformer.config.items() if not k.startswith("_")}
+        config: Any = self.transformer.config
         identity = {
             "settings": asdict(self.settings),
             "size": asdict(self.size),
             "clips": self.data.names,
-            "transformer": config,
+            "transformer": {k: v for k, v in config.items() if not k.startswith("_")},
         }
         return json.dumps(identity, sort_keys=True)

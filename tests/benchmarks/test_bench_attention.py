@@ -186,21 +186,21 @@ def test_every_case_passes_its_check(shape, on_cpu):
     workload = baselines.Workload(shape, torch.float32, CPU)
     ready, left_out = timing.check_cases(workload, cases, lambda run: run)
     assert left_out == []
-    assert [one.prepared.case for one in ready] == cases
+    assert [one.ready.case for one in ready] == cases
     for one in ready:
-        case = one.prepared.case
+        case = one.ready.case
         assert (one.error is None) == (case.implementation == PLAN)
         if one.error is not None:
             assert one.error < 1e-5, case
         if case.lists.density is not None:
-            assert abs(one.prepared.lists.density - case.lists.density) < 0.1
+            assert abs(one.ready.lists.density - case.lists.density) < 0.1
 
 
 def test_rows_carry_what_was_timed(on_cpu):
     shape = SMALL["text first, short"]
     lists = Lists("spatial", 0.5)
     workload = baselines.Workload(shape, torch.float32, CPU)
-    mine = workload.prepare(Case(OURS, lists))
+    mine = workload.ready_case(Case(OURS, lists))
     row = timing.row_of("small", shape, mine, 0.25, [3.0, 1.0, 2.0])
     assert (row["ms"], row["ms_min"], row["ms_max"], row["rounds"]) == (2.0, 1.0, 3.0, 3)
     assert (row["rival"], row["heads"], row["sparsity"]) == (OURS, "spatial", 0.5)
@@ -208,7 +208,7 @@ def test_rows_carry_what_was_timed(on_cpu):
     work = 4 * 710**2 * 16 * 3 * 2 * mine.lists.density
     assert row["tflops"] == round(work / 2e-3 / 1e12, 1)
     assert row["relative_error"] == 0.25
-    only_plan = timing.row_of("small", shape, workload.prepare(Case(PLAN, lists)), None, [1.0])
+    only_plan = timing.row_of("small", shape, workload.ready_case(Case(PLAN, lists)), None, [1.0])
     assert only_plan["density"] == only_plan["tflops"] == 0.0
     assert "relative_error" not in only_plan
 
@@ -228,7 +228,7 @@ def test_wrong_rows_are_noticed(on_cpu, monkeypatch):
     dense = Lists("mixed", 0.0)
     cases = [Case(OURS, dense), Case(CUDNN, dense), Case(FA3, dense)]
     ready, left_out = timing.check_cases(workload, cases, lambda run: run)
-    assert [one.prepared.case.implementation for one in ready] == [OURS]
+    assert [one.ready.case.implementation for one in ready] == [OURS]
     assert left_out[0].startswith("wrong result of cudnn")
     assert "ZeroDivisionError" in left_out[1]
 
