@@ -8,7 +8,7 @@ from typing import Any
 from rainfusion_trt import _moved
 from rainfusion_trt._lazy import on_first_use
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Public names and where they live; imported on first use, so that reading an engine's metadata
 # does not import torch and `import rainfusion_trt` does not import TensorRT or diffusers.
