@@ -1,1 +1,1 @@
-"""What measures and what writes the results: run from a checkout, not part of the wheel."""
+"""Benchmarks and their results. They run from a checkout and are no part of the wheel."""

@@ -1,4 +1,4 @@
-"""Benchmark results as JSON: every figure in the docs comes from a file written here."""
+"""Write results of benchmarks as JSON. Every figure in the docs comes from such a file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PACKAGES = ("diffusers", "tensorrt", "tensorrt_rtx", "onnx", "onnxruntime", "tr
 
 
 def environment() -> dict[str, Any]:
-    """Device, driver and versions of what a figure depends on."""
+    """Device and versions that a figure depends on."""
     versions: dict[str, Any] = {
         "python": sys.version.split()[0],
         "torch": torch.__version__,
@@ -47,7 +47,7 @@ def environment() -> dict[str, Any]:
 
 
 def _without_folder(argument: str) -> str:
-    """Scratch and output folders of one machine say nothing to others: their names will do."""
+    """The name of a folder, which is enough: its path means nothing on another machine."""
     path = Path(argument)
     return path.name if path.is_absolute() else argument
 
@@ -55,7 +55,7 @@ def _without_folder(argument: str) -> str:
 def write_result(
     name: str, rows: Iterable[dict[str, Any]], *, note: str = "", folder: Path | None = None
 ) -> Path:
-    """Write ``<folder>/<name>.json`` with where, when and how the rows were measured.
+    """Write ``<folder>/<name>.json``: device, date, command, versions and rows.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def write_result(
     rows
         One flat dictionary a measurement.
     note
-        What a reader must know about the set-up.
+        Facts about the set-up that a reader must know.
     folder
         Default ``benchmarks/results``.
     """

@@ -1,4 +1,4 @@
-"""Result files as Markdown: how they were measured, and tables."""
+"""Format result files as Markdown: how they were measured, and tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all tests share: the plugin library, built once, and skips with a reason."""
+"""Fixtures of all tests: the plugin library, built once, and skips with a reason."""
 
 from __future__ import annotations
 

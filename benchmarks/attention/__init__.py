@@ -1,1 +1,1 @@
-"""The parts of scripts/bench_attention.py."""
+"""Benchmark of attention, for scripts/bench_attention.py."""

@@ -4,10 +4,10 @@
     python scripts/bench_attention.py plot      # docs/images/attention_density.png
     python scripts/bench_attention.py tables    # the tables of docs/kernels.md
 
-``measure`` wants a GPU. Every timed case is first checked on sampled query rows against float32.
-The card's clock falls as it heats, so that only figures of one shape in one file, which are taken
-in turn, may be compared; every round takes them in an order of its own, each behind an untimed
-replay of itself. ``plot`` wants the extra ``study``; it and ``tables`` need no GPU.
+``measure`` needs a GPU. Every timed case is first checked on sampled query rows against float32.
+The card's clock falls as it heats, so compare only figures of one shape in one file: they are taken
+in turn. Every round has an order of its own, and each timing follows an untimed replay of the same
+case. ``plot`` needs the extra ``study``; it and ``tables`` need no GPU.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ResultsOption = Annotated[Path, typer.Option(help="Folder of the JSON files, attention*.json.")]
 
 _NOTE = (
-    "each timing behind an untimed replay of the same call; sparsity read on the device; the time "
+    "each timing after an untimed replay of the same call; sparsity read on the device; the time "
     "of our kernels includes planning, that of FlexAttention does not; planning holds the gather "
     "of textural heads' keys (device time by the profiler, gather_ms); random lists: the best "
     "blocks of random means, no first-frame sink; FlexAttention compiled with its defaults, on "

@@ -60,7 +60,7 @@ class BlockGrid:
         return out.index_copy_(2, self.positions, x)
 
     def block_mask(self, kept: Tensor) -> BlockMask:
-        """What FlexAttention takes.
+        """Make the mask that FlexAttention takes.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""The lists that FlexAttention computes: heads as ours, in blocks that it can take."""
+"""Make lists for FlexAttention: the same heads as ours, in blocks that it can take."""
 
 from __future__ import annotations
 

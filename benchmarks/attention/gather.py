@@ -1,4 +1,4 @@
-"""Time of the launch that copies the keys of textural heads together: no part of the plan alone."""
+"""Time the gather, the launch that copies the keys of textural heads; `plan_only` leaves it out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ATTENTION, _GATHER = "attention_kernel", "gather_kernel"
 
 
 def gather_milliseconds(run: Callable[[], object]) -> float:
-    """Device time of that launch inside one call of our attention.
+    """Device time of the gather inside one call of our attention.
 
     Raises
     ------

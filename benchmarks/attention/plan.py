@@ -1,4 +1,4 @@
-"""The lists that our kernels compute, read off their plan."""
+"""Read the lists that our kernels compute off their plan."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def draw(records: Sequence[dict[str, Any]], folder: Path) -> Path:
 
 
 def lists_of(row: Row) -> str:
-    """What a row's heads compute: the kinds of the heads, or random lists."""
+    """Name the lists of a row: the kinds of its heads, or random lists."""
     return RANDOM if row["method"] == "rainfusion2" else row["heads"]
 
 

@@ -1,1 +1,1 @@
-"""A transformer as an engine beside eager PyTorch: what the engine benchmarks share."""
+"""Benchmarks of engines against eager PyTorch."""

@@ -1,4 +1,4 @@
-"""What is benchmarked: a model with seeded random weights, at one size, on one device."""
+"""A benchmark case: a model with seeded random weights, at one size, on one device."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Case:
         return self.model.attention_count(self.config)
 
     def facts(self) -> dict[str, Any]:
-        """What every row of a result says."""
+        """Facts that every row of a result repeats."""
         return {
             "model": self.model.name,
             "layers": self.layers or self.config["num_layers"],
@@ -96,7 +96,7 @@ class Case:
         }
 
     def signature(self) -> dict[str, Any]:
-        """What an exported file of this case depends on."""
+        """Everything that an exported file of this case depends on."""
         return {
             **self.facts(),
             "width": self.width,

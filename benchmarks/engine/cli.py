@@ -1,4 +1,4 @@
-"""The real network in TensorRT beside eager PyTorch: agreement, time and memory.
+"""Compare a real network in TensorRT with eager PyTorch: agreement, time and memory.
 
     python scripts/bench_engine.py --workdir /dev/shm/rainfusion [--layers 42] [--steps 4]
 
@@ -59,8 +59,8 @@ def compare_pipelines(eager: Eager, engines: dict[str, PipelineEngine], steps: i
     """Denoising with the engine: each step's output against eager on the same inputs.
 
     The final latents are held against those of diffusers' own run too. There the differences of
-    all steps add up, and guidance multiplies by its scale of 6 what the halves of a batch differ
-    in, which is little where weights are random.
+    all steps add up, and guidance multiplies the difference of the two halves of a batch by 6;
+    that difference is small where weights are random.
     """
     size = eager.case.size
     prompt: dict[str, Any] = prompt_arguments(eager.model, eager.transformer)
@@ -104,7 +104,7 @@ def compare_outputs(eager: Eager, engines: dict[str, PipelineEngine]) -> list[Ro
 
 
 def compare_with_float32(eager: Eager, engine: PipelineEngine) -> list[Row]:
-    """What the rounding to bfloat16 costs eager, as the scale of the other errors."""
+    """Errors of bfloat16 against float32, which put the other errors into scale."""
     outputs = {EAGER: eager(), "engine": engine(0.0)}
     wanted = eager.float32()
     release()

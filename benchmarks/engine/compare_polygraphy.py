@@ -1,6 +1,6 @@
-"""Runs an exported model in ONNX Runtime and as an engine, and lets Polygraphy compare them.
+"""Compare an exported model in ONNX Runtime with its engine, by Polygraphy.
 
-    python export/to_onnx.py --model cogvideox --random-weights --config tiny --dynamic \\
+    rainfusion-trt export --model cogvideox --random-weights --config tiny --dynamic \\
         --dtype fp16 --output out/tiny.onnx
     rainfusion-trt build-engine out/tiny.onnx --profile engines/tiny-cogvideox.yaml --target native
     python scripts/compare_polygraphy.py out/tiny.onnx --engine out/tiny.engine
@@ -39,8 +39,8 @@ Feed = dict[str, np.ndarray]
 class EngineRunner(BaseRunner):
     """An engine folder as a Polygraphy runner.
 
-    Polygraphy's TrtRunner knows `tensorrt` only and no plugin of ours; this one runs what
-    `Pipeline` runs.
+    Polygraphy's TrtRunner knows only `tensorrt` and not our plugin. This one runs the backend of
+    `Pipeline`.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def make_feed(
     clip = parse_size(size or engine.size)
     if engine.model is None or clip is None:
         raise InvalidInputError(
-            "the engine does not say its model and size: export with to_onnx.py"
+            "the engine does not say its model and size: export with rainfusion-trt export"
         )
     first = engine.inputs[0]
     batch = next((r.opt[0] for r in first.profiles.values()), first.shape[0])

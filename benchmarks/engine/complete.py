@@ -1,4 +1,4 @@
-"""A whole model inside its diffusers pipeline: each step with the engine against the operator."""
+"""Run a whole model inside its diffusers pipeline: each step, engine against operator."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rainfusion_trt import Pipeline
 
 
 def measure(case: Case, folder: Path, options: Options, steps: int, save: Save) -> list[Row]:
-    """All rows; `save` is called with those there are whenever a part is done."""
+    """Measure all rows. Whenever a part is done, `save` gets the rows so far."""
     before = used_gib()
     eager = Eager(case)
     prepared = prepare(case, folder, transformer=eager.transformer, target=options.target)

@@ -160,7 +160,7 @@ def _attention(attend: Callable[..., Tensor]) -> Iterator[None]:
 
 
 def attention_kernels(run: Forward, eager: Eager) -> tuple[dict[str, int], dict[str, int]]:
-    """Which of torch's attention kernels a forward calls how often.
+    """Count the calls of each of torch's attention kernels in a forward.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""From a case to its engine: export, build, load."""
+"""Export a case, build its engine and load it."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def prepare(
 
 
 def _earlier(folder: Path, wanted: dict[str, Any]) -> Prepared | None:
-    """What an earlier run left, if it made the same."""
+    """The files of an earlier run, if it prepared the same case."""
     record = folder / _RECORD
     if not record.is_file():
         return None
@@ -148,7 +148,7 @@ class Engine:
     Attributes
     ----------
     sparse
-        Whether it has sparse attention; ONNX Runtime has not.
+        Whether its attention can be sparse; ONNX Runtime's cannot.
     """
 
     def __init__(self, backend: Backend, inputs: Mapping[str, Tensor]) -> None:

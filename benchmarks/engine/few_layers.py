@@ -1,4 +1,4 @@
-"""A few layers of a model at full width: engine against eager and compiled diffusers."""
+"""Compare a few layers at full width: engine, eager diffusers, compiled diffusers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Save = Callable[[list[Row]], None]
 
 @dataclass(frozen=True)
 class Options:
-    """How to measure.
+    """Options of a measurement.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class Options:
     compile_seconds
         When to give up on it.
     target
-        Of the engine; None runs the file in ONNX Runtime, whose attention is dense.
+        Target of the engine; None runs the file in ONNX Runtime, whose attention is dense.
     keep
         Leave the exported file and the engine.
     """
@@ -85,7 +85,7 @@ class Baselines:
 
 
 def measure(case: Case, folder: Path, options: Options, save: Save) -> list[Row]:
-    """All rows of a case; `save` is called with those there are whenever a part is done."""
+    """Measure all rows of a case. Whenever a part is done, `save` gets the rows so far."""
     before = used_gib()
     eager = Eager(case)
     prepared = prepare(case, folder, transformer=eager.transformer, target=options.target)
@@ -205,7 +205,7 @@ def compare(eager: Eager, baselines: Baselines, engine: Engine) -> list[Row]:
 
 
 def _timed(eager: Eager, baselines: Baselines, engine: Engine) -> dict[tuple[str, float], Forward]:
-    """All that is timed in turn; warmed here where it has not run yet."""
+    """Everything that is timed in turn, warmed up here."""
     runs: dict[tuple[str, float], Forward] = {
         (name, 0.0): forward for name, forward in baselines.forwards.items()
     }
@@ -220,7 +220,7 @@ def _timed(eager: Eager, baselines: Baselines, engine: Engine) -> dict[tuple[str
 
 
 def rounding(eager: Eager, baselines: Baselines, engine: Engine) -> list[Row]:
-    """What bfloat16 costs eager and the engine, where a forward in float32 is cheap."""
+    """Errors of eager and engine against float32, where a forward in float32 is cheap."""
     config: Any = eager.transformer.config
     width = config.num_attention_heads * config.attention_head_dim
     flops = 4 * eager.case.batch * eager.case.blocks * eager.tokens**2 * width

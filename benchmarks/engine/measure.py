@@ -1,4 +1,4 @@
-"""Errors, times and device memory, as rows of a result file."""
+"""Measure errors, times and device memory, as rows of a result file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def used_gib() -> float:
 
 
 def memory_rows(run: str, before: float) -> list[Row]:
-    """What `run` added to the device memory in use, its first call included."""
+    """Device memory that `run` added, its first call included."""
     if not torch.cuda.is_available():
         return []
     return [{"what": "device memory", "run": run, "gib": round(used_gib() - before, 2)}]
@@ -120,9 +120,9 @@ def spread(values: list[float]) -> Row:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the main thread once Python gets a turn after `seconds`.
+    """Raise TimeoutError in the main thread as soon as Python runs again after `seconds`.
 
-    And again every second until it gets out: compilers swallow some exceptions.
+    It is raised every second until it gets out, because compilers swallow some exceptions.
     """
 
     def stop(_signal: int, _frame: object) -> None:

@@ -1,4 +1,4 @@
-"""Models at full width with few layers, one model complete, and one engine at two sizes.
+"""Measure models with few layers, one complete model, and one engine at two sizes.
 
     python scripts/bench_models.py --workdir /dev/shm/rf --models hunyuanvideo --models wan2.1-14b
     python scripts/bench_models.py --workdir /dev/shm/rf --complete
@@ -6,10 +6,10 @@
 
 All at the models' standard sizes and in bfloat16, with seeded random weights. The engine is held
 against diffusers' eager transformer (cuDNN attention) at sparsity 0 and against the torch operator
-at 0.5; times are taken in turn, those of torch.compile among them. Each benchmark writes its own
-``models_<name>.json`` as soon as a part of it is done, so that a run that is cut short keeps what
-it has. ``--prepare`` only exports and builds (several can run at the same time); a later run with
-the same folder uses that. ``--tiny`` rehearses all of it: on the CPU in ONNX Runtime.
+at 0.5. Times are taken in turn, those of torch.compile among them. Each benchmark writes its own
+``models_<name>.json`` whenever a part of it is done, so a run that is cut short keeps its rows.
+``--prepare`` only exports and builds (several can run at the same time); a later run with the same
+folder uses the result. ``--tiny`` rehearses all of it, on the CPU in ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Job:
 def jobs_of(
     models: list[str], *, whole: bool, sizes: bool, steps: int, settings: dict[str, Any]
 ) -> list[Job]:
-    """What the command line asks for, checked before any of it starts."""
+    """Jobs of the command line, all checked before the first starts."""
     jobs = []
     for name in models:
         known = get_model(name).name

@@ -19,7 +19,7 @@ SPARSITIES = (0.0, 0.5, 0.64)
 
 
 def render(folder: Path) -> str:
-    """All tables; a benchmark without a file is there as "not run"."""
+    """All tables; a benchmark without a file says "not run"."""
     records = {name: _record(folder, name) for name in (*FEW_LAYERS, COMPLETE, TWO_SIZES)}
     parts = [
         "Milliseconds of one forward call, and in brackets over its number of blocks. Errors are "
@@ -67,7 +67,7 @@ def _errors(rows: list[Row]) -> Row:
 
 
 def _time(rows: Iterable[Row], run: str, sparsity: float) -> str:
-    """Of a forward and a block; "failed" where it was tried."""
+    """Time of a forward and of a block, or "failed" if the run failed."""
     failed = False
     for row in rows:
         if row.get("run") != run:

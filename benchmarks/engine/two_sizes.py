@@ -1,4 +1,4 @@
-"""One engine, built and loaded once, at two resolutions."""
+"""Run one engine, built and loaded once, at two resolutions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rainfusion_trt.models import VideoSize
 def measure(
     case: Case, sizes: dict[str, VideoSize], folder: Path, options: Options, save: Save
 ) -> list[Row]:
-    """All rows; the case's own size is what the graph was traced with."""
+    """Measure all rows. The graph was traced at the case's own size."""
     eager = Eager(case)
     recipe = recipe_of_sizes(case, sizes)
     prepared = prepare(
@@ -51,7 +51,7 @@ def measure(
 
 
 def engine_file(prepared: Prepared) -> Path:
-    """What must not change from size to size."""
+    """The file that must not change from size to size."""
     return prepared.onnx if prepared.engine is None else prepared.engine / ENGINE_FILE
 
 

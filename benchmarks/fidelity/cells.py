@@ -1,4 +1,4 @@
-"""Rows of results and how they look in a table."""
+"""Format rows of results as cells of a table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def find(record: Row, group: str, method: str, sparsity: float, **other: Any) ->
 
 
 def sparsities(record: Row) -> list[float]:
-    """All of a record, ascending, without dense runs."""
+    """The sparsities of a record in ascending order, without 0."""
     return sorted({row["sparsity"] for row in record["rows"] if row["sparsity"] > 0})
 
 

@@ -1,4 +1,4 @@
-"""What a rule makes of an attention call: a mask for every head."""
+"""Choices that a rule makes in an attention call: a mask for every head."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Choice:
-    """What heads of one call attend to.
+    """Masks of the heads of one call.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class Choice:
 
 
 class Chosen(Protocol):
-    """What a rule made of a call: a code for each head, int [B, N], and its attention."""
+    """The choice of a rule in a call: a code for each head, int [B, N], and the attention."""
 
     code: Tensor
 
@@ -53,7 +53,7 @@ class Chosen(Protocol):
 
 
 class Rule(Protocol):
-    """Chooses what the heads of a call attend to."""
+    """Chooses the keys of every head of a call."""
 
     def choose(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Chosen, Tensor]:
         """The choice, and the density float32 [B, N] of every head."""

@@ -1,4 +1,4 @@
-"""Rules that start from ARM's kinds: masks of one's own, or another method, for some of them."""
+"""Rules that start from ARM's kinds and give some of them other masks or another method."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rainfusion_trt.operator.geometry import Kind, Method, TokenLayout
 
 @dataclass
 class Classified:
-    """ARM's kinds, with masks of one's own for them."""
+    """ARM's kinds, with the masks that are given."""
 
     layout: TokenLayout
     config: Config

@@ -1,4 +1,4 @@
-"""How much of the dense video sparse attention keeps, on the trained demo model.
+"""Measure how much of the dense video sparse attention keeps, on the demo model.
 
     python scripts/fidelity.py study --pipeline out/trained/pipeline
     python scripts/fidelity.py confirm --pipeline out/trained/pipeline
@@ -6,7 +6,7 @@
     python scripts/fidelity.py pictures --pipeline out/trained/pipeline
     python scripts/fidelity.py tables
 
-``study``, ``confirm`` and ``tensors`` want a GPU; they write figures as JSON into
+``study``, ``confirm`` and ``tensors`` should have a GPU; they write figures as JSON into
 benchmarks/results and small tensors for pictures into out/fidelity. ``pictures`` and ``tables``
 need none; they write docs/images and the tables of docs/fidelity.md from those files. Needs the
 extra ``study``.

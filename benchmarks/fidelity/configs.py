@@ -1,4 +1,4 @@
-"""Which runs the study makes."""
+"""List the runs of the study."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Config:
 
     @property
     def in_operator(self) -> bool:
-        """Whether `rainfusion_trt.enable` runs it; the others are masked attention."""
+        """Whether `rainfusion_trt.enable` runs it. The others are masked attention."""
         return self.method in METHODS
 
 
@@ -84,7 +84,7 @@ KIND_MAP = Config("methods", "rainfusion", MAIN_SPARSITY, 0.0)  # kinds of all s
 
 
 def study_configs(sparsities: tuple[float, ...] = SPARSITIES) -> list[Config]:
-    """All runs, those the others depend on first, those least missed last."""
+    """All runs: first those that others depend on, last those that matter least."""
     configs = [CONTROL]
     configs += [Config("methods", "rainfusion", s) for s in sparsities]
     configs += _each("baselines", BASELINES, sparsities)

@@ -1,4 +1,4 @@
-"""The table of the runs with more seeds."""
+"""Make the table of the runs with more seeds."""
 
 from __future__ import annotations
 

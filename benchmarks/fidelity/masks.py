@@ -1,7 +1,7 @@
-"""Token masks [S, S] of kinds of heads and of baselines.
+"""Make token masks [S, S] of kinds of heads and of baselines.
 
 The kinds' masks come from the reference itself (`rainfusion_trt.operator.reference.block_mask`,
-`rainfusion_trt.operator.geometry.pair_mask`); what is here puts them together for masked attention.
+`rainfusion_trt.operator.geometry.pair_mask`); this module combines them for masked attention.
 Masks made of blocks take the operator's block shape at the head size.
 """
 
@@ -33,7 +33,7 @@ def kind_mask(
     sparsity: float,
     device: str | torch.device = "cpu",
 ) -> Tensor:
-    """What the operator computes for a head of a kind, bool [S, S], blocks counted whole."""
+    """Pairs that the operator computes for a kind of head, bool [S, S], blocks counted whole."""
     if kind is Kind.DENSE:
         return torch.ones(layout.tokens, layout.tokens, dtype=torch.bool, device=device)
     if kind is Kind.TEXTURAL:
@@ -118,9 +118,9 @@ def window_mask(layout: TokenLayout, width: int, device: str | torch.device = "c
 def random_mask(
     layout: TokenLayout, shape: BlockShape, share: float, generator: torch.Generator
 ) -> Tensor:
-    """What every kind keeps and random other blocks that bring the share of pairs near `share`.
+    """Blocks that every kind keeps, and random others until the share of pairs is near `share`.
 
-    On the generator's device; where what every kind keeps exceeds the share, nothing is added.
+    On the generator's device. Nothing is added if the former exceed the share.
     """
     device = generator.device
     always = always_kept(layout, shape, device)

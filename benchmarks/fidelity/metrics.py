@@ -1,4 +1,4 @@
-"""PSNR and SSIM of videos as scikit-image computes them, in processes beside the GPU's work."""
+"""Score videos by scikit-image's PSNR and SSIM, in processes beside the GPU's work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAME = 100.0  # dB, for videos without a differing pixel, whose PSNR is infinite
 
 @dataclass(frozen=True)
 class Score:
-    """How close one video is to another.
+    """Similarity of one video to another.
 
     Attributes
     ----------
@@ -71,7 +71,7 @@ def score(codec: Path, reference: np.ndarray, latents: np.ndarray) -> Score:
 
 
 def scikit_image_version() -> str:
-    """Its version; the study needs it before any work starts.
+    """The version of scikit-image, checked before any work starts.
 
     Raises
     ------

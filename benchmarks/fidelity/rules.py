@@ -1,7 +1,7 @@
 """Attention that the operator does not offer: ablations, baselines and variants of the contract.
 
-A rule says for every head of a call which mask it takes; all of them run as PyTorch's attention
-with a mask, which is exact and slow.
+A rule chooses a mask for every head of a call. All of them run as PyTorch's attention with a mask,
+which is exact and slow.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def rule_for(
     device : torch.device
         Of the masks.
     seed : int
-        Of what baselines draw.
+        Seed of the baselines' random choices.
     """
     s, method = config.sparsity, config.method
     masks = {int(kind): kind_mask(layout, shape, kind, s, device) for kind in _KINDS}

@@ -1,4 +1,4 @@
-"""Videos of one pipeline from the same noise under different attention."""
+"""Sample videos of one pipeline from the same noise under different attention."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Result:
 
     @property
     def sparse_density(self) -> float | None:
-        """The same over the steps that are not dense by schedule."""
+        """The same over the steps that the schedule does not make dense."""
         sparse = self.densities[self.dense_steps :]
         return sparse.double().mean().item() if len(sparse) else None
 

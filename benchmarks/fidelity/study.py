@@ -1,4 +1,4 @@
-"""The study: every configuration over all seeds, scored against the dense videos."""
+"""Run every configuration over all seeds and score it against the dense videos."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of docs/fidelity.md, from benchmarks/results/fidelity*.json and nothing else."""
+"""Make the tables of docs/fidelity.md from benchmarks/results/fidelity*.json alone."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def pictures(folder: Path) -> str:
 
 
 def setting(record: Row) -> str:
-    """Where, when and how a file was measured."""
+    """Device, date, command and versions of a file."""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return (
         f"{record['device']}, {record['date']}; {record['note']}.\n\nCommand: "
@@ -163,7 +163,7 @@ def baselines(record: Row) -> str:
 
 
 def contract(record: Row) -> str:
-    """Variants of what docs/rainfusion.md leaves to this project."""
+    """Variants of the choices that the papers leave open."""
     masks = _beside(record, {"rainfusion": "as it is: half of the pairs"}, "contract", CONTRACT)
     rows = [
         find(

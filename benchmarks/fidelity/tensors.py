@@ -1,4 +1,4 @@
-"""Errors of single attention calls, on q, k and v of the trained model in mid-denoising."""
+"""Measure errors of single attention calls on q, k and v of the trained model, mid-denoising."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _KINDS = (Kind.SPATIAL, Kind.TEMPORAL, Kind.TEXTURAL)
 
 @dataclass(frozen=True)
 class Call:
-    """q, k and v [B, N, S, D] of one layer, and what dense attention makes of them in float32."""
+    """q, k and v [B, N, S, D] of one layer, and their dense attention in float32."""
 
     layer: int
     step: int
@@ -119,7 +119,7 @@ def run_operator(call: Call, config: Config, layout: TokenLayout) -> tuple[Tenso
 def best_kinds(call: Call, layout: TokenLayout) -> Row:
     """Every head as the kind with the least error at the main sparsity, and how often ARM agrees.
 
-    No rule that a user could run: it needs the dense output.
+    No user could run this rule: it needs the dense output.
     """
     masks = _masks(call, layout)
     errors = []
@@ -138,7 +138,7 @@ def best_kinds(call: Call, layout: TokenLayout) -> Row:
 
 
 def masked_check(call: Call, layout: TokenLayout) -> Row:
-    """The operator against masked attention under the same kinds: what arithmetic alone makes."""
+    """The operator against masked attention of the same kinds: the effect of arithmetic alone."""
     config = Config("control", "rainfusion", MAIN_SPARSITY, 0.0)
     out, plan = run_operator(call, config, layout)
     masks = _masks(call, layout)
@@ -198,7 +198,7 @@ def full_recalls(
 
 
 def attention_maps(calls: list[Call], layout: TokenLayout) -> dict[str, Tensor]:
-    """Of each kind that occurs, the attention of its clearest head and what the kind keeps of it.
+    """Attention of the clearest head of each kind that occurs, and the part that the kind keeps.
 
     Returns
     -------
@@ -235,7 +235,7 @@ def _pooled(values: Tensor) -> Tensor:
 
 
 def _masks(call: Call, layout: TokenLayout) -> dict[int, Tensor]:
-    """What each kind keeps at the main sparsity."""
+    """Mask of each kind at the main sparsity."""
     return {
         int(kind): kind_mask(layout, call.shape, kind, MAIN_SPARSITY, call.q.device)
         for kind in _KINDS

@@ -42,7 +42,7 @@ class Trace:
 
 
 class WatchOperator(TorchFunctionMode):
-    """Puts what ARM makes of every call of the operator into a trace."""
+    """Records ARM's kinds and densities of every call of the operator."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""Training of the demo model: the parts of scripts/train_demo.py."""
+"""Training of the demo model, for scripts/train_demo.py."""

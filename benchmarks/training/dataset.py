@@ -26,7 +26,7 @@ _FORMAT = "rainfusion-demo-clips-1"
 
 @dataclass(frozen=True)
 class Window:
-    """Where a training sample lies in a clip; rows and columns are those of latents."""
+    """Place of a training sample in a clip; rows and columns count latents."""
 
     clip: str
     frame: int

@@ -1,4 +1,4 @@
-"""How near a sample of the demo model comes to the clips it was trained on."""
+"""Find the part of the clips that a sample of the demo model is nearest to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training run leaves: the pipeline, samples and how near they come, the loss curve."""
+"""Write the results of a training run: pipeline, samples, their PSNR, loss curve."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sampling:
-    """How samples are made.
+    """Settings of the samples.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What decides the result of a training run."""
+"""Settings that decide the result of a training run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rainfusion_trt.errors import InvalidInputError
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the result of a run; a checkpoint only goes on with the same.
+    """Settings that decide the result of a run. A checkpoint resumes only with the same ones.
 
     Attributes
     ----------

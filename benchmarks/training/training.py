@@ -1,7 +1,7 @@
-"""Training of the demo model: seeded, resumable, with a moving average of the weights.
+"""Train the demo model: seeded, resumable, with a moving average of the weights.
 
-What a step draws depends on the seed and the step's number alone, so a run that was interrupted
-goes on as if it had not been.
+The random numbers of a step depend on the seed and the number of the step alone, so a run that was
+interrupted continues as if it had not been.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Trainer:
         return len(self.losses) + len(self._pending)
 
     def batch(self, step: int) -> Batch:
-        """What a step trains on."""
+        """Inputs of a step."""
         settings = self.settings
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         windows = [self.data.draw(self.size, generator) for _ in range(settings.batch)]
@@ -179,7 +179,7 @@ class Trainer:
         Raises
         ------
         InvalidInputError
-            One of them is not finite; the weights are spoilt since then.
+            One of them is not finite, so the weights are spoilt.
         """
         if not self._pending:
             return
@@ -231,7 +231,7 @@ class Trainer:
         return self.step >= self.settings.steps
 
     def save(self, path: Path) -> None:
-        """Everything needed to go on, as one safetensors file; none of a run that diverged."""
+        """Write everything that `resume` needs as one safetensors file, unless the run diverged."""
         self.fetch_losses()
         tensors = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
         for index, parameter in enumerate(self.parameters):
@@ -243,7 +243,7 @@ class Trainer:
         save_whole({k: v.contiguous() for k, v in tensors.items()}, path, metadata)
 
     def resume(self, path: Path) -> None:
-        """Go on from a checkpoint.
+        """Continue from a checkpoint.
 
         Raises
         ------

@@ -43,7 +43,7 @@ def export_by_reference(q, k, layout, arguments) -> tuple[HeadPlan, torch.Tensor
 
 
 def attention_by_lists(q, k, v, block_mask: BlockMask) -> torch.Tensor:
-    """What FlexAttention's kernel computes: full blocks whole, in partial ones what the mask says.
+    """Compute as FlexAttention's kernel does: full blocks whole, partial ones under the mask.
 
     Uncompiled, FlexAttention would not look at the lists.
     """
@@ -64,7 +64,7 @@ def attention_by_lists(q, k, v, block_mask: BlockMask) -> torch.Tensor:
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    """Everything that wants a GPU replaced by what computes the same without one."""
+    """Replace every part that needs a GPU by one that computes the same without it."""
     monkeypatch.setattr(plan, "export_plan", export_by_reference)
     monkeypatch.setattr(baselines, "plan_only", lambda *_: lambda: None)
     monkeypatch.setattr(baselines, "cudnn", torch.nn.functional.scaled_dot_product_attention)

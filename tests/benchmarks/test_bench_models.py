@@ -1,4 +1,4 @@
-"""The engine benchmarks on tiny networks, on the CPU: what they compare, and what they write."""
+"""The engine benchmarks on tiny networks, on the CPU: comparisons and result files."""
 
 from __future__ import annotations
 

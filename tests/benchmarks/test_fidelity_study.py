@@ -64,7 +64,7 @@ def sampler_of(pipeline: Path, seeds) -> Sampler:
 
 @pytest.fixture(scope="module")
 def results(pipeline, tmp_path_factory) -> Path:
-    """What study and tensors write, at one sparsity."""
+    """Results of `study` and `tensors` at one sparsity."""
     folder = tmp_path_factory.mktemp("results")
     shared = ["--pipeline", str(pipeline), "--results", str(folder), "--output", str(folder)]
     shared += ["--steps", str(STEPS), "--device", "cpu"]

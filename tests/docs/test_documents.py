@@ -75,7 +75,7 @@ def contributing_lists() -> list[tuple[int, list[str]]]:
 
 
 def exists(path: str) -> bool:
-    """Whether a path is there; ``<...>`` stands for a name, of which there has to be an example."""
+    """Whether a path exists; ``<...>`` stands for any name."""
     return any(ROOT.glob(re.sub("<[^>]*>", "*", path.rstrip("/"))))
 
 

@@ -1,4 +1,4 @@
-"""What an engine takes: optimisation profiles, compatibility, and loading where nothing can run."""
+"""Inputs of an engine: optimisation profiles, compatibility, and loading without a GPU."""
 
 from __future__ import annotations
 

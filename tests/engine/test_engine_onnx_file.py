@@ -1,4 +1,4 @@
-"""What is read off an ONNX file, and which files are refused before TensorRT starts."""
+"""Reading ONNX files, and refusing the wrong ones before TensorRT starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes: what is accepted, and what the error says."""
+"""Recipes: valid ones, and the errors of others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How `export_model` treats files and bad requests."""
+"""`export_model` with files in its way and with bad requests."""
 
 from __future__ import annotations
 

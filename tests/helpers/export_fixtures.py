@@ -1,4 +1,4 @@
-"""What the fixtures of these tests hand out."""
+"""Types that the fixtures of these tests return."""
 
 from __future__ import annotations
 

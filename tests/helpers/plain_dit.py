@@ -76,7 +76,7 @@ def example(
 
 
 def make() -> tuple[nn.Module, Mapping[str, Any]]:
-    """What ``--module plain_dit:make`` calls."""
+    """The function that ``--module plain_dit:make`` calls."""
     torch.manual_seed(0)
     return PlainDiT("last").eval(), {**example(), "gain": 0.5}
 

@@ -1,4 +1,4 @@
-"""The smallest ONNX model with a RainFusionAttention node, and what a real TensorRT makes of it."""
+"""The smallest ONNX model with a RainFusionAttention node, and its build by a real TensorRT."""
 
 from __future__ import annotations
 

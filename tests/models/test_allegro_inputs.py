@@ -1,4 +1,4 @@
-"""Allegro and OpenSoraPlan: what AllegroPipeline passes, and the graph's inputs for it."""
+"""Allegro and OpenSoraPlan: from the arguments of AllegroPipeline to the graph's inputs."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def transformer():
 
 
 class LatentShape:
-    """What the pipeline asks of its VAE when it returns latents."""
+    """The part of a VAE that the pipeline needs when it returns latents."""
 
     config = SimpleNamespace(latent_channels=4)
     temporal_compression_ratio = 4

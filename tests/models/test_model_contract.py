@@ -1,4 +1,4 @@
-"""What every model of the registry inherits: the checks of clip sizes and of checkpoints."""
+"""Checks that every model of the registry inherits: clip sizes and checkpoints."""
 
 from __future__ import annotations
 

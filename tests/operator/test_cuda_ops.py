@@ -1,4 +1,4 @@
-"""What the operator's CUDA face does before it launches anything."""
+"""The operator's CUDA face, up to its launches."""
 
 from __future__ import annotations
 

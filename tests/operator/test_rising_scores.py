@@ -28,7 +28,7 @@ def limit(name: str) -> float:
 
 
 def paths(levels, head_size: int, kv_len: int) -> set[tuple[str, bool]]:
-    """What becomes of a row's tile, and whether it is the last: as softmax_tile decides it."""
+    """The path of a row's tile, as softmax_tile decides it, and whether the tile is the last."""
     q, k, _ = leveled_heads(levels, 1, 1, head_size, torch.bfloat16, "cpu")
     keys = block_shape(head_size).k
     scores = (q.float() @ k.float().transpose(-1, -2))[0, 0, :, :kv_len]

@@ -1,4 +1,4 @@
-"""build_plugin: when it builds, and what it says when it cannot."""
+"""build_plugin: builds, repeats, and errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def checkout(tmp_path, monkeypatch):
 
 @pytest.fixture
 def commands(monkeypatch):
-    """What would be run. Nothing is, but the libraries appear."""
+    """Commands that would run. None does, but the libraries appear."""
     seen = []
 
     def run(command, log, title):

@@ -1,4 +1,4 @@
-"""CMake's CUDA architectures as the targets that the library knows itself by."""
+"""From CMake's CUDA architectures to the targets that the library reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a feed has to be, and what is said where it is not."""
+"""Checks of a feed and their errors."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
-    """Of the same seed as `pipe`'s transformer, with dynamic shapes."""
+    """An export with dynamic shapes, of the same seed as `pipe`'s transformer."""
     from rainfusion_trt.export import export_model
 
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
