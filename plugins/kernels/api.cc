@@ -28,7 +28,7 @@ namespace {
 
 thread_local std::string last_error;
 
-// Runs a call behind the C border: no exception leaves it, and its message is kept.
+// Runs a call behind the C boundary: no exception leaves it, and its message is kept.
 template <typename Call>
 RainfusionStatus guarded(const Call& call, char* message = nullptr, size_t capacity = 0) noexcept {
   try {
@@ -77,7 +77,7 @@ Result plan_heads(const RainfusionProblem& problem, const Geometry& geometry,
     error = launch_select_blocks(geometry, tensors, workspace, stream);
     if (error != cudaSuccess) return cuda_result(error, "launching the choice of blocks");
   } else {
-    error = launch_prepare(geometry, tensors, workspace, stream);
+    error = launch_band_masks(geometry, tensors, workspace, stream);
     if (error != cudaSuccess) return cuda_result(error, "launching the block masks");
     const RecallParams recall{
         tensors.q,        tensors.k,      tensors.q_strides,        tensors.k_strides,
@@ -87,8 +87,8 @@ Result plan_heads(const RainfusionProblem& problem, const Geometry& geometry,
   }
   error = launch_decide(geometry, tensors, workspace, plan, stream);
   if (error != cudaSuccess) return cuda_result(error, "launching the decision");
-  return cuda_result(launch_export_plan(geometry, tensors, workspace, plan, stream),
-                     "launching the export of the plan");
+  return cuda_result(launch_report(geometry, tensors, workspace, plan, stream),
+                     "launching the report of the plan");
 }
 
 AttentionParams attention_params(const Geometry& geometry, const RainfusionTensors& tensors,

@@ -4,6 +4,8 @@
 #include <cuda_fp16.h>
 
 #include "common/launch.h"
+#include "sm80/launch.h"
+#include "sm90/launch.h"
 
 namespace rainfusion {
 namespace {
@@ -22,23 +24,23 @@ constexpr int kAny = 1000;
 // memory, which two CTAs of D = 96 share with one stage only.
 constexpr AttentionKernel kAttentionKernels[] = {
 #ifdef RAINFUSION_SM90
-    {90, 90, RAINFUSION_FLOAT16, 64, launch_attention_sm90<__half, 64>},
-    {90, 90, RAINFUSION_BFLOAT16, 64, launch_attention_sm90<__nv_bfloat16, 64>},
-    {90, 90, RAINFUSION_FLOAT16, 96, launch_attention_sm90<__half, 96>},
-    {90, 90, RAINFUSION_BFLOAT16, 96, launch_attention_sm90<__nv_bfloat16, 96>},
-    {90, 90, RAINFUSION_FLOAT16, 128, launch_attention_sm90<__half, 128>},
-    {90, 90, RAINFUSION_BFLOAT16, 128, launch_attention_sm90<__nv_bfloat16, 128>},
+    {90, 90, RAINFUSION_FLOAT16, 64, sm90::launch_attention<__half, 64>},
+    {90, 90, RAINFUSION_BFLOAT16, 64, sm90::launch_attention<__nv_bfloat16, 64>},
+    {90, 90, RAINFUSION_FLOAT16, 96, sm90::launch_attention<__half, 96>},
+    {90, 90, RAINFUSION_BFLOAT16, 96, sm90::launch_attention<__nv_bfloat16, 96>},
+    {90, 90, RAINFUSION_FLOAT16, 128, sm90::launch_attention<__half, 128>},
+    {90, 90, RAINFUSION_BFLOAT16, 128, sm90::launch_attention<__nv_bfloat16, 128>},
 #endif
-    {80, kAny, RAINFUSION_FLOAT16, 64, launch_attention_sm80<__half, 64, 1>},
-    {80, kAny, RAINFUSION_BFLOAT16, 64, launch_attention_sm80<__nv_bfloat16, 64, 1>},
-    {86, 89, RAINFUSION_FLOAT16, 96, launch_attention_sm80<__half, 96, 1>},
-    {86, 89, RAINFUSION_BFLOAT16, 96, launch_attention_sm80<__nv_bfloat16, 96, 1>},
-    {120, kAny, RAINFUSION_FLOAT16, 96, launch_attention_sm80<__half, 96, 1>},
-    {120, kAny, RAINFUSION_BFLOAT16, 96, launch_attention_sm80<__nv_bfloat16, 96, 1>},
-    {80, kAny, RAINFUSION_FLOAT16, 96, launch_attention_sm80<__half, 96, 2>},
-    {80, kAny, RAINFUSION_BFLOAT16, 96, launch_attention_sm80<__nv_bfloat16, 96, 2>},
-    {80, kAny, RAINFUSION_FLOAT16, 128, launch_attention_sm80<__half, 128, 1>},
-    {80, kAny, RAINFUSION_BFLOAT16, 128, launch_attention_sm80<__nv_bfloat16, 128, 1>},
+    {80, kAny, RAINFUSION_FLOAT16, 64, sm80::launch_attention<__half, 64, 1>},
+    {80, kAny, RAINFUSION_BFLOAT16, 64, sm80::launch_attention<__nv_bfloat16, 64, 1>},
+    {86, 89, RAINFUSION_FLOAT16, 96, sm80::launch_attention<__half, 96, 1>},
+    {86, 89, RAINFUSION_BFLOAT16, 96, sm80::launch_attention<__nv_bfloat16, 96, 1>},
+    {120, kAny, RAINFUSION_FLOAT16, 96, sm80::launch_attention<__half, 96, 1>},
+    {120, kAny, RAINFUSION_BFLOAT16, 96, sm80::launch_attention<__nv_bfloat16, 96, 1>},
+    {80, kAny, RAINFUSION_FLOAT16, 96, sm80::launch_attention<__half, 96, 2>},
+    {80, kAny, RAINFUSION_BFLOAT16, 96, sm80::launch_attention<__nv_bfloat16, 96, 2>},
+    {80, kAny, RAINFUSION_FLOAT16, 128, sm80::launch_attention<__half, 128, 1>},
+    {80, kAny, RAINFUSION_BFLOAT16, 128, sm80::launch_attention<__nv_bfloat16, 128, 1>},
 };
 
 }  // namespace
@@ -59,14 +61,14 @@ cudaError_t launch_recall(const RecallParams& params, RainfusionDtype dtype, int
   const bool half = dtype == RAINFUSION_FLOAT16;
 #ifdef RAINFUSION_SM90
   if (capability == 90) {
-    return half ? launch_recall_sm90<__half>(params, stream)
-                : launch_recall_sm90<__nv_bfloat16>(params, stream);
+    return half ? sm90::launch_recall<__half>(params, stream)
+                : sm90::launch_recall<__nv_bfloat16>(params, stream);
   }
 #else
   static_cast<void>(capability);
 #endif
-  return half ? launch_recall_sm80<__half>(params, stream)
-              : launch_recall_sm80<__nv_bfloat16>(params, stream);
+  return half ? sm80::launch_recall<__half>(params, stream)
+              : sm80::launch_recall<__nv_bfloat16>(params, stream);
 }
 
 }  // namespace rainfusion

@@ -10,7 +10,7 @@ namespace {
 
 using std::to_string;
 
-// A rational limit far above any GPU's memory; products of two extents stay inside 64 bits.
+// A sane limit far above any GPU's memory; products of two extents stay inside 64 bits.
 constexpr int64_t kMaxTokens = INT32_MAX;
 constexpr int64_t kMaxTokenStride = INT64_C(1) << 29;
 constexpr int64_t kMaxBatchHeads = 65535;

@@ -4,7 +4,7 @@
 
 #include <cuda_runtime.h>
 
-#include "common/launch.h"
+#include "common/params.h"
 
 namespace rainfusion {
 

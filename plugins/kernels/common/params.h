@@ -80,6 +80,53 @@ struct Workspace {
   void* gathered_v;
 };
 
+// What the recall kernels take.
+struct RecallParams {
+  const void* q;
+  const void* k;
+  RainfusionStrides q_strides;
+  RainfusionStrides k_strides;
+  const float* sparsity;
+  const int32_t* kv_len;
+  float* partial_recall;
+  Geometry geometry;
+};
+
+// What the attention kernels take.
+struct AttentionParams {
+  const void* q;
+  const void* k;
+  const void* v;
+  void* out;
+  RainfusionStrides q_strides;
+  RainfusionStrides k_strides;
+  RainfusionStrides v_strides;
+  RainfusionStrides out_strides;
+  float* lse;
+  BlockCut q_cut;
+  BlockCut k_cut;
+  int32_t batch;
+  int32_t heads;
+  float softmax_scale;
+  const int32_t* kv_len;
+  const int32_t* kind;
+  const int32_t* mask_index;
+  const uint32_t* masks;
+  int32_t mask_words;
+  int32_t free_begin;  // tokens [free_begin, free_end) are no sinks
+  int32_t free_end;
+  const void* gathered_k;  // null where no head can be textural
+  const void* gathered_v;
+  int32_t gathered_rows;
+  const int32_t* gathered_count;
+  int32_t* next_item;  // 0 before the launch
+
+  RAINFUSION_HOST_DEVICE RainfusionStrides gathered_strides(int head_size) const {
+    const int64_t head = static_cast<int64_t>(gathered_rows) * head_size;
+    return {heads * head, head, head_size};
+  }
+};
+
 // Whether every head is dense; every kernel asks this of the same device value.
 RAINFUSION_HOST_DEVICE inline bool is_dense(const TokenLayout& layout, const float* sparsity) {
   return !(*sparsity > 0.f) || layout.always_dense();

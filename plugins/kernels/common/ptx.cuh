@@ -80,6 +80,8 @@ __device__ __forceinline__ uint32_t pack<__nv_bfloat16>(float low, float high) {
   return packed;
 }
 
+constexpr float kLog2E = 1.4426950408889634f;  // exponentials are powers of 2
+
 // 2^x, 0 for -infinity; relative error about 2^-22.
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;

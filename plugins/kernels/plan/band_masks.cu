@@ -7,7 +7,7 @@
 namespace rainfusion {
 namespace {
 
-constexpr int kPrepareThreads = 256;
+constexpr int kThreads = 256;
 
 // A warp evaluates the 32 key blocks of a mask word.
 __device__ void write_mask_word(const Geometry& g, float sparsity, uint32_t* masks, int64_t word) {
@@ -25,22 +25,22 @@ __device__ void write_mask_word(const Geometry& g, float sparsity, uint32_t* mas
   if (lane == 0) masks[word] = bits;
 }
 
-__global__ void __launch_bounds__(kPrepareThreads)
-    prepare_kernel(const __grid_constant__ Geometry g, const float* sparsity_pointer,
-                   uint32_t* masks, int64_t mask_words) {
+__global__ void __launch_bounds__(kThreads)
+    band_masks_kernel(const __grid_constant__ Geometry g, const float* sparsity_pointer,
+                      uint32_t* masks, int64_t mask_words) {
   if (is_dense(g.layout, sparsity_pointer)) return;
-  const int64_t word = static_cast<int64_t>(blockIdx.x) * (kPrepareThreads / 32) + threadIdx.x / 32;
+  const int64_t word = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (word < mask_words) write_mask_word(g, *sparsity_pointer, masks, word);
 }
 
 }  // namespace
 
-cudaError_t launch_prepare(const Geometry& geometry, const RainfusionTensors& tensors,
-                           const Workspace& workspace, cudaStream_t stream) {
+cudaError_t launch_band_masks(const Geometry& geometry, const RainfusionTensors& tensors,
+                              const Workspace& workspace, cudaStream_t stream) {
   const int64_t words = geometry.mask_rows() * geometry.mask_words;
-  const auto ctas = static_cast<unsigned>(ceil_div(words, kPrepareThreads / 32));
-  prepare_kernel<<<ctas, kPrepareThreads, 0, stream>>>(geometry, tensors.sparsity, workspace.masks,
-                                                       words);
+  const auto ctas = static_cast<unsigned>(ceil_div(words, kThreads / 32));
+  band_masks_kernel<<<ctas, kThreads, 0, stream>>>(geometry, tensors.sparsity, workspace.masks,
+                                                   words);
   return cudaGetLastError();
 }
 

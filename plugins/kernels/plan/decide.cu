@@ -3,7 +3,7 @@
 #include <cuda_runtime.h>
 
 #include "common/launch.h"
-#include "plan/sampled_tokens.cuh"
+#include "plan/recall_task.cuh"
 
 namespace rainfusion {
 namespace {

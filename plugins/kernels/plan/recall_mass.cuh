@@ -2,10 +2,12 @@
 // made them.
 #pragma once
 
-#include "common/online_softmax.h"
 #include "common/ptx.cuh"
 
 namespace rainfusion {
+
+// How far (in powers of two) scores may pass a row's reference before it is moved: rarely.
+constexpr float kMassSlack = 8.f;
 
 // Sums of a thread's kRows rows, of its own columns: all mass, and the mass inside each band. Rows
 // are eight apart.
@@ -59,7 +61,7 @@ struct Mass {
         largest[r] = fmaxf(largest[r], fmaxf(score(r, n, 0), score(r, n, 1)));
       }
       largest[r] = quad_max(largest[r]);
-      grown |= (largest[r] - maximum[r]) * scale_log2 > kRescaleSlack;
+      grown |= (largest[r] - maximum[r]) * scale_log2 > kMassSlack;
     }
     if (!__any_sync(0xffffffffu, grown)) return;
 #pragma unroll

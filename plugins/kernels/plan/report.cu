@@ -7,9 +7,9 @@
 namespace rainfusion {
 namespace {
 
-constexpr int kExportThreads = 256;
+constexpr int kThreads = 256;
 
-struct ExportParams {
+struct ReportParams {
   const int32_t* kv_len;
   Workspace workspace;
   float* density;
@@ -34,8 +34,7 @@ __device__ int64_t attended_keys(const Geometry& g, const Workspace& w, int kind
   return count;
 }
 
-__global__ void __launch_bounds__(kExportThreads)
-    density_kernel(const __grid_constant__ ExportParams p) {
+__global__ void __launch_bounds__(kThreads) density_kernel(const __grid_constant__ ReportParams p) {
   __shared__ unsigned long long total;
   const Geometry& g = p.geometry;
   const int batch = blockIdx.x / g.heads;
@@ -46,7 +45,7 @@ __global__ void __launch_bounds__(kExportThreads)
   if (threadIdx.x == 0) total = 0;
   __syncthreads();
   unsigned long long pairs = 0;
-  for (int q = threadIdx.x; q < cut.blocks; q += kExportThreads) {
+  for (int q = threadIdx.x; q < cut.blocks; q += kThreads) {
     const uint32_t* row = p.workspace.masks + (first_row + q) * g.mask_words;
     pairs += (cut.end(q) - cut.begin(q)) *
              attended_keys(g, p.workspace, kind, batch, row, cut.is_sink(q), keys);
@@ -59,8 +58,8 @@ __global__ void __launch_bounds__(kExportThreads)
   }
 }
 
-__global__ void __launch_bounds__(kExportThreads)
-    block_mask_kernel(const __grid_constant__ ExportParams p) {
+__global__ void __launch_bounds__(kThreads)
+    block_mask_kernel(const __grid_constant__ ReportParams p) {
   const Geometry& g = p.geometry;
   const int batch_head = blockIdx.y;
   const int q = blockIdx.x;
@@ -71,23 +70,23 @@ __global__ void __launch_bounds__(kExportThreads)
   const uint32_t* row = p.workspace.masks + mask_row * g.mask_words;
   uint8_t* out =
       p.block_mask + (static_cast<int64_t>(batch_head) * g.q_cut.blocks + q) * g.k_cut.blocks;
-  for (int k = threadIdx.x; k < g.k_cut.blocks; k += kExportThreads) {
+  for (int k = threadIdx.x; k < g.k_cut.blocks; k += kThreads) {
     out[k] = whole ? 1 : row[k / 32] >> k % 32 & 1;
   }
 }
 
 }  // namespace
 
-cudaError_t launch_export_plan(const Geometry& geometry, const RainfusionTensors& tensors,
-                               const Workspace& workspace, const RainfusionPlan& plan,
-                               cudaStream_t stream) {
-  const ExportParams params{tensors.kv_len, workspace, plan.density, plan.block_mask, geometry};
+cudaError_t launch_report(const Geometry& geometry, const RainfusionTensors& tensors,
+                          const Workspace& workspace, const RainfusionPlan& plan,
+                          cudaStream_t stream) {
+  const ReportParams params{tensors.kv_len, workspace, plan.density, plan.block_mask, geometry};
   if (plan.density != nullptr) {
-    density_kernel<<<geometry.batch_heads(), kExportThreads, 0, stream>>>(params);
+    density_kernel<<<geometry.batch_heads(), kThreads, 0, stream>>>(params);
   }
   if (plan.block_mask != nullptr) {
     const dim3 grid(geometry.q_cut.blocks, geometry.batch_heads());
-    block_mask_kernel<<<grid, kExportThreads, 0, stream>>>(params);
+    block_mask_kernel<<<grid, kThreads, 0, stream>>>(params);
   }
   return cudaGetLastError();
 }

@@ -8,9 +8,10 @@
 
 #include <cuda_runtime.h>
 
+#include "sm80/launch.h"
 #include "sm80/write_output.cuh"
 
-namespace rainfusion {
+namespace rainfusion::sm80 {
 
 // kStages = 2 copies a whole tile ahead; kStages = 1 copies values behind the first product and the
 // next keys behind the second, in half the shared memory.
@@ -156,7 +157,7 @@ __global__ void __launch_bounds__(kThreads, Config::kCtas)
 }
 
 template <typename Element, int kHeadSize, int kStages>
-cudaError_t launch_attention_sm80(const AttentionParams& params, cudaStream_t stream) {
+cudaError_t launch_attention(const AttentionParams& params, cudaStream_t stream) {
   using Config = AttentionConfig<Element, kHeadSize, kStages>;
   const auto kernel = attention_kernel<Config>;
   const cudaError_t error = cudaFuncSetAttribute(
@@ -168,4 +169,4 @@ cudaError_t launch_attention_sm80(const AttentionParams& params, cudaStream_t st
   return cudaGetLastError();
 }
 
-}  // namespace rainfusion
+}  // namespace rainfusion::sm80

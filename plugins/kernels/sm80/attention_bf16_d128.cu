@@ -1,8 +1,7 @@
 #include "sm80/attention.cuh"
 
-namespace rainfusion {
+namespace rainfusion::sm80 {
 
-template cudaError_t launch_attention_sm80<__nv_bfloat16, 128, 1>(const AttentionParams&,
-                                                                  cudaStream_t);
+template cudaError_t launch_attention<__nv_bfloat16, 128, 1>(const AttentionParams&, cudaStream_t);
 
-}  // namespace rainfusion
+}  // namespace rainfusion::sm80

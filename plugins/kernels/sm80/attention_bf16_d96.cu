@@ -1,10 +1,8 @@
 #include "sm80/attention.cuh"
 
-namespace rainfusion {
+namespace rainfusion::sm80 {
 
-template cudaError_t launch_attention_sm80<__nv_bfloat16, 96, 1>(const AttentionParams&,
-                                                                 cudaStream_t);
-template cudaError_t launch_attention_sm80<__nv_bfloat16, 96, 2>(const AttentionParams&,
-                                                                 cudaStream_t);
+template cudaError_t launch_attention<__nv_bfloat16, 96, 1>(const AttentionParams&, cudaStream_t);
+template cudaError_t launch_attention<__nv_bfloat16, 96, 2>(const AttentionParams&, cudaStream_t);
 
-}  // namespace rainfusion
+}  // namespace rainfusion::sm80

@@ -1,7 +1,7 @@
 #include "sm80/attention.cuh"
 
-namespace rainfusion {
+namespace rainfusion::sm80 {
 
-template cudaError_t launch_attention_sm80<__half, 64, 1>(const AttentionParams&, cudaStream_t);
+template cudaError_t launch_attention<__half, 64, 1>(const AttentionParams&, cudaStream_t);
 
-}  // namespace rainfusion
+}  // namespace rainfusion::sm80

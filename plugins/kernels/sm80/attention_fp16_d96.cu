@@ -1,8 +1,8 @@
 #include "sm80/attention.cuh"
 
-namespace rainfusion {
+namespace rainfusion::sm80 {
 
-template cudaError_t launch_attention_sm80<__half, 96, 1>(const AttentionParams&, cudaStream_t);
-template cudaError_t launch_attention_sm80<__half, 96, 2>(const AttentionParams&, cudaStream_t);
+template cudaError_t launch_attention<__half, 96, 1>(const AttentionParams&, cudaStream_t);
+template cudaError_t launch_attention<__half, 96, 2>(const AttentionParams&, cudaStream_t);
 
-}  // namespace rainfusion
+}  // namespace rainfusion::sm80

@@ -6,7 +6,7 @@
 #include "common/key_list.cuh"
 #include "sm80/query_span.cuh"
 
-namespace rainfusion {
+namespace rainfusion::sm80 {
 
 // A mask row in shared memory; where the CTA's rows are of two query blocks, what either keeps. No
 // more than that, so that two CTAs fit where a multiprocessor has 100 KB.
@@ -92,4 +92,4 @@ class KeyTiles {
   int run_ = 0;
 };
 
-}  // namespace rainfusion
+}  // namespace rainfusion::sm80

@@ -4,7 +4,7 @@
 #include "sm80/key_tiles.cuh"
 #include "sm80/tile.cuh"
 
-namespace rainfusion {
+namespace rainfusion::sm80 {
 
 // The rows of a head as a thread copies them. Token strides were checked to fit 32 bits in bytes.
 template <int kHeadSize>
@@ -46,8 +46,7 @@ struct KeyValueCopy {
   static __device__ __forceinline__ RowSource<int32_t> gathered_rows(const void* tensor,
                                                                      const AttentionParams& p,
                                                                      const QuerySpan& q) {
-    const int64_t head = static_cast<int64_t>(p.gathered_rows) * kHeadSize;
-    return head_rows<kHeadSize>(tensor, RainfusionStrides{p.heads * head, head, kHeadSize}, q);
+    return head_rows<kHeadSize>(tensor, p.gathered_strides(kHeadSize), q);
   }
 
   __device__ __forceinline__ void copy(int offset, const RowSource<int32_t>& source,
@@ -59,4 +58,4 @@ struct KeyValueCopy {
   }
 };
 
-}  // namespace rainfusion
+}  // namespace rainfusion::sm80

@@ -3,10 +3,10 @@
 
 #include <cuda_runtime.h>
 
-#include "common/launch.h"
+#include "common/params.h"
 #include "sm80/tile.cuh"
 
-namespace rainfusion {
+namespace rainfusion::sm80 {
 
 // Rows [begin, begin + rows) of a head, at most kTileM: sinks, which come first because they attend
 // to everything and are long, or rows of one query block or of two neighbours. A warp's 32 rows lie
@@ -71,4 +71,4 @@ __device__ __forceinline__ int64_t head_offset(const RainfusionStrides& strides,
   return 2 * (q.batch * strides.batch + q.head * strides.head);
 }
 
-}  // namespace rainfusion
+}  // namespace rainfusion::sm80

@@ -8,9 +8,10 @@
 
 #include "plan/recall_mass.cuh"
 #include "plan/recall_task.cuh"
+#include "sm80/launch.h"
 #include "sm80/tile.cuh"
 
-namespace rainfusion {
+namespace rainfusion::sm80 {
 namespace {
 
 constexpr int kRecallTileN = 64;
@@ -81,13 +82,13 @@ cudaError_t launch(const RecallParams& params, cudaStream_t stream) {
 }  // namespace
 
 template <typename Element>
-cudaError_t launch_recall_sm80(const RecallParams& params, cudaStream_t stream) {
+cudaError_t launch_recall(const RecallParams& params, cudaStream_t stream) {
   return with_recall_constants(params.geometry, [&](auto head_size, auto bands) {
     return launch<Element, head_size(), bands()>(params, stream);
   });
 }
 
-template cudaError_t launch_recall_sm80<__half>(const RecallParams&, cudaStream_t);
-template cudaError_t launch_recall_sm80<__nv_bfloat16>(const RecallParams&, cudaStream_t);
+template cudaError_t launch_recall<__half>(const RecallParams&, cudaStream_t);
+template cudaError_t launch_recall<__nv_bfloat16>(const RecallParams&, cudaStream_t);
 
-}  // namespace rainfusion
+}  // namespace rainfusion::sm80

@@ -1,10 +1,13 @@
 // Online softmax of score tiles held as tensor-core accumulators.
 #pragma once
 
-#include "common/online_softmax.h"
 #include "sm80/tile.cuh"
 
-namespace rainfusion {
+namespace rainfusion::sm80 {
+
+// How far (in powers of two) scores may pass a row's reference before it is moved. Probabilities up
+// to 2^8 keep their relative precision in 16 bits, and rescaling the accumulators becomes rare.
+constexpr float kRescaleSlack = 8.f;
 
 // Per thread: its rows r = 0..3 are warp row r * 8 + lane / 4.
 struct RowStatistics {
@@ -86,4 +89,4 @@ __device__ __forceinline__ void softmax_tile(Scores<kTileN>& s,
   }
 }
 
-}  // namespace rainfusion
+}  // namespace rainfusion::sm80

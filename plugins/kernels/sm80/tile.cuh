@@ -7,7 +7,7 @@
 
 #include "common/ptx.cuh"
 
-namespace rainfusion {
+namespace rainfusion::sm80 {
 
 constexpr int kThreads = 128;
 constexpr int kTileM = 128;    // query rows in a CTA
@@ -174,4 +174,4 @@ __device__ __forceinline__ void mask_keys(Scores<kTileN>& s, int valid) {
   }
 }
 
-}  // namespace rainfusion
+}  // namespace rainfusion::sm80

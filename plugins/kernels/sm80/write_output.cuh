@@ -4,7 +4,7 @@
 #include "sm80/key_value_copy.cuh"
 #include "sm80/softmax.cuh"
 
-namespace rainfusion {
+namespace rainfusion::sm80 {
 
 // Divides the accumulators by the row sums and packs them into the warp's rows of a tile.
 template <typename Element, int kHeadSize>
@@ -60,4 +60,4 @@ __device__ __forceinline__ void write_output(const AttentionParams& p, const Que
   }
 }
 
-}  // namespace rainfusion
+}  // namespace rainfusion::sm80

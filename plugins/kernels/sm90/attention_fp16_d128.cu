@@ -1,7 +1,7 @@
 #include "sm90/attention.cuh"
 
-namespace rainfusion {
+namespace rainfusion::sm90 {
 
-template cudaError_t launch_attention_sm90<__half, 128>(const AttentionParams&, cudaStream_t);
+template cudaError_t launch_attention<__half, 128>(const AttentionParams&, cudaStream_t);
 
-}  // namespace rainfusion
+}  // namespace rainfusion::sm90

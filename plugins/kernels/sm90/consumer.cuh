@@ -4,9 +4,11 @@
 // turns at issuing products, so that the softmax of one hides behind the products of the others.
 #pragma once
 
-#include "sm90/params.h"
+#include "common/params.h"
+#include "sm90/kernel_shape.cuh"
 #include "sm90/scores.cuh"
 #include "sm90/softmax.cuh"
+#include "tma/shared.cuh"
 
 namespace rainfusion::sm90 {
 
@@ -15,9 +17,10 @@ class Consumer {
  public:
   static constexpr int kHeadSize = Shape::kHeadSize;
   static constexpr int kKeys = Shape::kKeys;
-  using Storage = Shared<Shape>;
-  using Queries = QueryTile<Shape>;
-  using Keys = KeyTile<Shape>;
+  using Storage = tma::Shared<Shape>;
+  using Queries = tma::QueryTile<Shape>;
+  using Keys = tma::KeyTile<Shape>;
+  using Work = tma::Work;
   using Scores = float[kKeys / 2];  // of a thread
   using Output = float[kHeadSize / 2];
   using Probabilities = uint32_t[kKeys / 16][4];
@@ -28,7 +31,7 @@ class Consumer {
   __device__ void run() {
     if (group_ == Shape::kConsumers - 1) give_turn();  // the first turn is warpgroup 0's
     for (uint32_t phase = 0;; phase ^= 1) {
-      barrier_wait(shared_.q_full, phase);
+      tma::barrier_wait(shared_.q_full, phase);
       const Work work = read_work();
       if (work.tiles == Work::kEnd) break;
       if (group_ * kGroupRows >= work.rows) {
@@ -95,13 +98,13 @@ class Consumer {
   __device__ void stand_by(const Work& work) {
     release(shared_.q_empty);
     for (int tile = 0; tile < work.tiles; ++tile) {
-      barrier_wait(shared_.k_full[k_.stage], k_.phase);
+      tma::barrier_wait(shared_.k_full[k_.stage], k_.phase);
       release_keys();
       if (tile > 0) {
         take_turn();
         give_turn();
       }
-      barrier_wait(shared_.v_full[v_.stage], v_.phase);
+      tma::barrier_wait(shared_.v_full[v_.stage], v_.phase);
       release_values();
     }
   }
@@ -116,7 +119,7 @@ class Consumer {
   __device__ __forceinline__ void compute_scores(Scores& s, int valid) {
     compute_warp_scores<Element, Queries, Keys>(s, shared_address(shared_.q),
                                                 shared_address(shared_.k[k_.stage]), warp_row());
-    fence_async_proxy();  // the copy engine writes over what was read here
+    tma::fence_async_proxy();  // the copy engine writes over what was read here
     if (valid < kKeys) mask_scores(s, valid);
   }
 
@@ -151,7 +154,7 @@ class Consumer {
 
   // Waits for the values at v_. What is no key has probability 0, which must not meet a NaN.
   __device__ __forceinline__ void wait_values(int valid) {
-    barrier_wait(shared_.v_full[v_.stage], v_.phase);
+    tma::barrier_wait(shared_.v_full[v_.stage], v_.phase);
     if (valid < kKeys) {
       char* tile = shared_.v[v_.stage];
       for (int i = threadIdx.x % kGroupThreads; i < (kKeys - valid) * Keys::kChunks;
@@ -159,14 +162,14 @@ class Consumer {
         const int row = valid + i / Keys::kChunks;
         *reinterpret_cast<uint4*>(tile + Keys::offset(row, i % Keys::kChunks)) = uint4{};
       }
-      fence_async_proxy();
-      named_barrier_sync(kGroupBarrier + group_, kGroupThreads);
+      tma::fence_async_proxy();
+      tma::named_barrier_sync(kGroupBarrier + group_, kGroupThreads);
     }
   }
 
   // What the producer says is read by the lane that gives its place back, for the whole warp.
   static __device__ __forceinline__ int read(const int& shared) {
-    return __shfl_sync(0xffffffffu, load_in_first_lane(shared), 0);
+    return __shfl_sync(0xffffffffu, tma::load_in_first_lane(shared), 0);
   }
 
   __device__ __forceinline__ Work read_work() const {
@@ -176,7 +179,7 @@ class Consumer {
 
   // Waits for the keys at k_. Returns how many are valid.
   __device__ __forceinline__ int wait_keys() const {
-    barrier_wait(shared_.k_full[k_.stage], k_.phase);
+    tma::barrier_wait(shared_.k_full[k_.stage], k_.phase);
     return read(shared_.valid[k_.stage]);
   }
 
@@ -196,19 +199,19 @@ class Consumer {
   }
 
   // One arrival a warp, all of whose lanes and products have read what is given back.
-  __device__ __forceinline__ void release(Barrier& empty) {
+  __device__ __forceinline__ void release(tma::Barrier& empty) {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(empty);
+    if (threadIdx.x % 32 == 0) tma::barrier_arrive(empty);
   }
 
   // A turn's barrier is for the warpgroup that waits for it and the one that gives it.
   __device__ __forceinline__ void take_turn() {
-    named_barrier_sync(kTurnBarrier + group_, 2 * kGroupThreads);
+    tma::named_barrier_sync(kTurnBarrier + group_, 2 * kGroupThreads);
   }
 
   __device__ __forceinline__ void give_turn() {
     const int next = group_ + 1 < Shape::kConsumers ? group_ + 1 : 0;
-    named_barrier_arrive(kTurnBarrier + next, 2 * kGroupThreads);
+    tma::named_barrier_arrive(kTurnBarrier + next, 2 * kGroupThreads);
   }
 
   // Accumulators to out and lse, straight from registers.
@@ -257,8 +260,8 @@ class Consumer {
   Storage& shared_;
   int group_;
   float scale_log2_;
-  RingPlace<Shape::kStages> k_;
-  RingPlace<Shape::kStages> v_;
+  tma::RingPlace<Shape::kStages> k_;
+  tma::RingPlace<Shape::kStages> v_;
 };
 
 }  // namespace rainfusion::sm90

@@ -1,12 +1,15 @@
-// ARM's recalls on Hopper: as recall.cu, with the scores of two warpgroups by wgmma.
+// ARM's recalls on Hopper: as sm80/recall.cu, with the scores of two warpgroups by wgmma.
 
 #include "plan/recall_mass.cuh"
 #include "plan/recall_task.cuh"
+#include "sm90/kernel_shape.cuh"
+#include "sm90/launch.h"
 #include "sm90/scores.cuh"
 #include "sm90/softmax.cuh"
+#include "tma/barrier.cuh"
+#include "tma/tile.cuh"
 
-namespace rainfusion {
-namespace sm90 {
+namespace rainfusion::sm90 {
 namespace {
 
 constexpr int kGroups = 2;  // warpgroups of a CTA, each with 64 sampled queries
@@ -16,8 +19,8 @@ static_assert(kGroups * kGroupRows == kSampleTileRows, "a CTA's queries are a pa
 
 template <int kHeadSize>
 struct RecallShared {
-  using Queries = Tile<kHeadSize, kSampleTileRows>;
-  using Keys = Tile<kHeadSize, kRecallKeys>;
+  using Queries = tma::Tile<kHeadSize, kSampleTileRows>;
+  using Keys = tma::Tile<kHeadSize, kRecallKeys>;
   alignas(1024) char q[Queries::kBytes];
   alignas(1024) char k[2][Keys::kBytes];
 };
@@ -74,7 +77,7 @@ __global__ void __launch_bounds__(kRecallThreads, 2)
   const int tiles = (count + kRecallKeys - 1) / kRecallKeys;
   for (int tile = 0; tile < tiles; ++tile) {
     copy_async_wait<0>();
-    fence_async_proxy();
+    tma::fence_async_proxy();
     __syncthreads();  // this tile is here; the last one is used up
     if (tile + 1 < tiles) copy_keys(tile + 1);
     copy_async_commit();
@@ -103,16 +106,15 @@ cudaError_t launch(const RecallParams& params, cudaStream_t stream) {
 }
 
 }  // namespace
-}  // namespace sm90
 
 template <typename Element>
-cudaError_t launch_recall_sm90(const RecallParams& params, cudaStream_t stream) {
+cudaError_t launch_recall(const RecallParams& params, cudaStream_t stream) {
   return with_recall_constants(params.geometry, [&](auto head_size, auto bands) {
-    return sm90::launch<Element, head_size(), bands()>(params, stream);
+    return launch<Element, head_size(), bands()>(params, stream);
   });
 }
 
-template cudaError_t launch_recall_sm90<__half>(const RecallParams&, cudaStream_t);
-template cudaError_t launch_recall_sm90<__nv_bfloat16>(const RecallParams&, cudaStream_t);
+template cudaError_t launch_recall<__half>(const RecallParams&, cudaStream_t);
+template cudaError_t launch_recall<__nv_bfloat16>(const RecallParams&, cudaStream_t);
 
-}  // namespace rainfusion
+}  // namespace rainfusion::sm90

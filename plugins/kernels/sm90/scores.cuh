@@ -2,7 +2,6 @@
 #pragma once
 
 #include "common/ptx.cuh"
-#include "sm90/shared.cuh"
 #include "sm90/wgmma.cuh"
 
 namespace rainfusion::sm90 {

@@ -4,9 +4,7 @@
 // columns lane % 4 * 2 and the next, of both rows: scores[n * 4 + r * 2 + i].
 #pragma once
 
-#include "common/online_softmax.h"
 #include "common/ptx.cuh"
-#include "sm90/shared.cuh"
 
 namespace rainfusion::sm90 {
 

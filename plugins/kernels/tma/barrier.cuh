@@ -6,7 +6,7 @@
 
 #include "common/ptx.cuh"
 
-namespace rainfusion::sm90 {
+namespace rainfusion::tma {
 
 using Barrier = uint64_t;  // an mbarrier, in shared memory
 
@@ -91,4 +91,4 @@ struct RingPlace {
   }
 };
 
-}  // namespace rainfusion::sm90
+}  // namespace rainfusion::tma

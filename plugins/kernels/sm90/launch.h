@@ -1,0 +1,17 @@
+// Launchers of Hopper's kernels: compute capability 9.0, where the library was built for sm_90a.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "common/params.h"
+
+namespace rainfusion::sm90 {
+
+// One head size and element a source file.
+template <typename Element, int kHeadSize>
+cudaError_t launch_attention(const AttentionParams& params, cudaStream_t stream);
+
+template <typename Element>
+cudaError_t launch_recall(const RecallParams& params, cudaStream_t stream);
+
+}  // namespace rainfusion::sm90
