@@ -163,7 +163,7 @@ Result block_mask(const RainfusionProblem* problem, RainfusionKind kind, float s
   const TokenLayout& layout = geometry.layout;
   const bool dense = kind == RAINFUSION_KIND_DENSE || !(sparsity > 0.f) || layout.always_dense();
   const int64_t band = dense ? 0 : band_of(clamp_sparsity(sparsity));
-  const Axis axis = kind == RAINFUSION_KIND_SPATIAL ? Axis::kSpatial : Axis::kTemporal;
+  const Axis axis = kind == RAINFUSION_KIND_SPATIAL ? kSpatial : kTemporal;
   for (int32_t q = 0; q < geometry.q_cut.blocks; ++q) {
     for (int32_t k = 0; k < geometry.k_cut.blocks; ++k) {
       const bool kept =

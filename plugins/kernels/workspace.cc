@@ -36,7 +36,7 @@ size_t lay_out_workspace(const Geometry& geometry, void* base, Workspace* parts)
   const bool sparse = !geometry.layout.always_dense();
   const bool by_blocks = geometry.by_blocks();
   const int64_t mask_words = geometry.mask_rows() * geometry.mask_words;
-  const int64_t partials = heads * kSamples * kSampleTiles * kMaxBands;
+  const int64_t partials = heads * kAxes * kSampleTiles * kMaxBands;
   const int64_t row = heads * geometry.head_size;  // elements of a token or block, all heads
   const int64_t gathered_bytes = 2 * row * geometry.gathered_rows();
 

@@ -17,7 +17,7 @@
 namespace rainfusion {
 
 constexpr int kSampleTokens = 1024;     // ARM samples at most this many tokens
-constexpr int kMaxBands = 3;            // bands that rainfusion_plus tries
+constexpr int kMaxBands = 3;            // bands that a method tries along an axis
 constexpr int64_t kBandUnit = 1000000;  // bands are integers in millionths, so that all agree
 
 RAINFUSION_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -85,6 +85,10 @@ RAINFUSION_HOST_DEVICE constexpr int64_t pairs_within(int64_t x0, int64_t nx, in
   return pairs_at_least(nx, ny, 1 - width - shift) - pairs_at_least(nx, ny, width - shift);
 }
 
+// What a head may be local along. Samples, recalls and masks of the axes are arrays in this order.
+enum Axis { kSpatial, kTemporal };
+constexpr int kAxes = 2;
+
 // Where the tokens of a problem stand.
 struct TokenLayout {
   int64_t tokens;       // S
@@ -118,6 +122,11 @@ struct TokenLayout {
   // First non-sink token in memory order; the others follow it in the order of the raster.
   RAINFUSION_HOST_DEVICE constexpr int64_t free_begin() const { return video_begin + sink_tokens; }
   RAINFUSION_HOST_DEVICE constexpr int64_t free_end() const { return free_begin() + free_tokens; }
+
+  // Places along an axis, of which a band is a share: raster indices, or places in a frame.
+  RAINFUSION_HOST_DEVICE constexpr int64_t extent(Axis axis) const {
+    return axis == kSpatial ? free_tokens : frame;
+  }
 };
 
 // Text and video cut into blocks of `size` tokens, each from its own first token, in memory order.
@@ -188,8 +197,6 @@ RAINFUSION_HOST_DEVICE constexpr int64_t place_pairs_within(int64_t a0, int64_t 
   return pairs;
 }
 
-enum class Axis { kSpatial, kTemporal };
-
 // Whether a query and a key block share a token.
 RAINFUSION_HOST_DEVICE constexpr bool blocks_meet(const BlockCut& q_cut, const BlockCut& k_cut,
                                                   int32_t q_index, int32_t k_index) {
@@ -209,11 +216,11 @@ RAINFUSION_HOST_DEVICE constexpr bool keeps_block(const TokenLayout& layout, con
   const int64_t k_tokens = k_cut.end(k_index) - k_begin;
   const int64_t q_raster = q_begin - layout.free_begin();
   const int64_t k_raster = k_begin - layout.free_begin();
-  const int64_t pairs = axis == Axis::kSpatial
-                            ? pairs_within(q_raster, q_tokens, k_raster, k_tokens,
-                                           band_width(band, layout.free_tokens))
-                            : place_pairs_within(q_raster, q_tokens, k_raster, k_tokens,
-                                                 layout.frame, band_width(band, layout.frame));
+  const int64_t width = band_width(band, layout.extent(axis));
+  const int64_t pairs =
+      axis == kSpatial
+          ? pairs_within(q_raster, q_tokens, k_raster, k_tokens, width)
+          : place_pairs_within(q_raster, q_tokens, k_raster, k_tokens, layout.frame, width);
   return 2 * pairs >= q_tokens * k_tokens;
 }
 
@@ -232,18 +239,18 @@ RAINFUSION_HOST_DEVICE constexpr int64_t gcd64(int64_t a, int64_t b) {
   return a;
 }
 
-// ARM's local sample: places of the first non-sink frame.
-RAINFUSION_HOST_DEVICE constexpr Sample local_sample(const TokenLayout& layout) {
-  const int64_t step = ceil_div(layout.frame, kSampleTokens);
-  return Sample{step, ceil_div(layout.frame, step)};
-}
-
-// ARM's global sample: all non-sink tokens with a step coprime to W.
-RAINFUSION_HOST_DEVICE constexpr Sample global_sample(const TokenLayout& layout) {
+// ARM's sample for an axis. Temporal, the local sample: places of the first non-sink frame.
+// Spatial, the global sample: all non-sink tokens, with a step coprime to W.
+RAINFUSION_HOST_DEVICE constexpr Sample arm_sample(const TokenLayout& layout, Axis axis) {
+  const int64_t extent = layout.extent(axis);
+  if (axis == kTemporal) {
+    const int64_t step = ceil_div(extent, kSampleTokens);
+    return Sample{step, ceil_div(extent, step)};
+  }
   const int64_t size = min64(layout.frame, kSampleTokens);
-  int64_t step = max64(1, ceil_div(layout.free_tokens, size));
+  int64_t step = max64(1, ceil_div(extent, size));
   while (gcd64(step, layout.width) != 1) ++step;
-  return Sample{step, ceil_div(layout.free_tokens, step)};
+  return Sample{step, ceil_div(extent, step)};
 }
 
 // Checkerboard keys have (y - x) % stride == 0. Number of them in rows [0, y) of a frame: each

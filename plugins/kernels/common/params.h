@@ -10,7 +10,6 @@ namespace rainfusion {
 
 constexpr int kMaxKeyBlocks = 8192;  // of a problem
 constexpr int kMaxMaskWords = kMaxKeyBlocks / 32;
-constexpr int kSamples = 2;           // ARM's samples: 0 local (temporal), 1 global (spatial)
 constexpr int kSampleTileRows = 128;  // sampled queries of a partial recall
 constexpr int kSampleTiles = kSampleTokens / kSampleTileRows;
 
@@ -19,7 +18,7 @@ struct Geometry {
   TokenLayout layout;
   BlockCut q_cut;
   BlockCut k_cut;
-  Sample samples[kSamples];  // found on the host: a search of greatest common divisors
+  Sample samples[kAxes];  // found on the host: a search of greatest common divisors
   int32_t batch;
   int32_t heads;
   int32_t head_size;
@@ -33,7 +32,7 @@ struct Geometry {
                problem.text == RAINFUSION_TEXT_FIRST),
         q_cut(layout, block_shape(problem.head_size).q),
         k_cut(layout, block_shape(problem.head_size).k),
-        samples{local_sample(layout), global_sample(layout)},
+        samples{arm_sample(layout, kSpatial), arm_sample(layout, kTemporal)},
         batch(problem.batch),
         heads(problem.heads),
         head_size(problem.head_size),
@@ -52,7 +51,10 @@ struct Geometry {
   bool by_blocks() const { return method == RAINFUSION_METHOD_RAINFUSION2; }
 
   // Block masks in the workspace: one a head, or one an axis and band for all heads.
-  int masks() const { return by_blocks() ? batch_heads() : 2 * bands(); }
+  int masks() const { return by_blocks() ? batch_heads() : kAxes * bands(); }
+  RAINFUSION_HOST_DEVICE int mask_of(Axis axis, int band) const { return axis * bands() + band; }
+  RAINFUSION_HOST_DEVICE Axis axis_of(int mask) const { return static_cast<Axis>(mask / bands()); }
+  RAINFUSION_HOST_DEVICE int band_of_mask(int mask) const { return mask % bands(); }
   int64_t mask_rows() const { return static_cast<int64_t>(masks()) * q_cut.blocks; }
 
   // Rows of a head's gathered keys, at the smallest stride; 0 where no head can be textural.
@@ -70,7 +72,7 @@ struct Workspace {
   uint32_t* masks;          // [masks, q_blocks, mask_words] bit = key block is kept
   int32_t* gathered_count;  // [batch] checkerboard keys below kv_len
   int32_t* next_item;       // [1] queue of a persistent attention kernel
-  float* partial_recall;    // [batch, heads, kSamples, kSampleTiles, kMaxBands]
+  float* partial_recall;    // [batch, heads, kAxes, kSampleTiles, kMaxBands]
   float* q_means;           // [batch, heads, q_blocks, head_size]
   float* k_means;           // [batch, heads, head_size, k_blocks], read along the blocks
 
@@ -79,6 +81,12 @@ struct Workspace {
   void* gathered_k;
   void* gathered_v;
 };
+
+// Where the partial recalls of a tile of sampled queries stand, a number a band.
+RAINFUSION_HOST_DEVICE inline int64_t partial_recall_place(int64_t batch_head, Axis axis,
+                                                           int tile) {
+  return ((batch_head * kAxes + axis) * kSampleTiles + tile) * kMaxBands;
+}
 
 // What the recall kernels take.
 struct RecallParams {

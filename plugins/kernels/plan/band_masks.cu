@@ -12,15 +12,14 @@ constexpr int kThreads = 256;
 // A warp evaluates the 32 key blocks of a mask word.
 __device__ void write_mask_word(const Geometry& g, float sparsity, uint32_t* masks, int64_t word) {
   const int lane = threadIdx.x % 32;
-  const int bands = g.bands();
   const int64_t row = word / g.mask_words;
   const int q_block = static_cast<int>(row % g.q_cut.blocks);
   const int mask = static_cast<int>(row / g.q_cut.blocks);
   const int k_block = static_cast<int>(word % g.mask_words) * 32 + lane;
-  const Axis axis = mask < bands ? Axis::kSpatial : Axis::kTemporal;
-  const bool keep = k_block < g.k_cut.blocks &&
-                    keeps_block(g.layout, g.q_cut, g.k_cut, axis,
-                                band_at(g.method, sparsity, mask % bands), q_block, k_block);
+  const int64_t band = band_at(g.method, sparsity, g.band_of_mask(mask));
+  const bool keep =
+      k_block < g.k_cut.blocks &&
+      keeps_block(g.layout, g.q_cut, g.k_cut, g.axis_of(mask), band, q_block, k_block);
   const uint32_t bits = __ballot_sync(0xffffffffu, keep);
   if (lane == 0) masks[word] = bits;
 }

@@ -13,17 +13,16 @@ constexpr float kTwoWayRecall = 0.95f;
 struct Decision {
   int kind;
   int mask;
-  float recall_temporal;
-  float recall_spatial;
+  float recall[kAxes];  // NaN where ARM did not run
 };
 
 // Mean over the sampled queries of batch element and head `batch_head`.
 __device__ float mean_recall(const Geometry& g, const Workspace& workspace, int batch_head,
-                             int sample, int band, int keys) {
-  const int count = sampled_tokens(g, sample, keys).count;
+                             Axis axis, int band, int keys) {
+  const int count = sampled_tokens(g, axis, keys).count;
   if (count == 0) return 0.f;
-  const int64_t place = (static_cast<int64_t>(batch_head) * kSamples + sample) * kSampleTiles;
-  const float* partial = workspace.partial_recall + place * kMaxBands + band;
+  const float* partial =
+      workspace.partial_recall + partial_recall_place(batch_head, axis, 0) + band;
   float sum = 0.f;
 #pragma unroll
   for (int tile = 0; tile < kSampleTiles; ++tile) {
@@ -32,30 +31,39 @@ __device__ float mean_recall(const Geometry& g, const Workspace& workspace, int 
   return sum / static_cast<float>(count);
 }
 
+// ARM along an axis: the first band whose recall reaches alpha, -1 if none does, and the last
+// recall that was looked at.
+struct Finding {
+  int band;
+  float recall;
+};
+
+__device__ Finding find_band(const Geometry& g, const Workspace& workspace, int batch_head,
+                             Axis axis, int keys) {
+  Finding found{-1, 0.f};
+  for (int b = 0; b < g.bands() && found.band < 0; ++b) {
+    found.recall = mean_recall(g, workspace, batch_head, axis, b, keys);
+    if (found.recall >= g.alpha) found.band = b;
+  }
+  return found;
+}
+
 __device__ Decision decide(const Geometry& g, const Workspace& workspace, int batch_head,
                            int keys) {
-  const int bands = g.bands();
-  const int last = bands - 1;
-  float recall[kSamples] = {0.f, 0.f};
-  int band[kSamples] = {-1, -1};  // the first band whose recall reaches alpha
-  for (int sample = 0; sample < kSamples; ++sample) {
-    for (int b = 0; b < bands && band[sample] < 0; ++b) {
-      recall[sample] = mean_recall(g, workspace, batch_head, sample, b, keys);
-      if (recall[sample] >= g.alpha) band[sample] = b;
-    }
-  }
-  Decision decision{RAINFUSION_KIND_TEXTURAL, 0, recall[0], recall[1]};
+  Finding spatial = find_band(g, workspace, batch_head, kSpatial, keys);
+  Finding temporal = find_band(g, workspace, batch_head, kTemporal, keys);
   if (g.method == RAINFUSION_METHOD_TWO_WAY) {
-    const bool temporal = recall[0] > kTwoWayRecall || recall[0] > recall[1];
-    band[0] = temporal ? last : -1;
-    band[1] = last;
+    const bool is_temporal = temporal.recall > kTwoWayRecall || temporal.recall > spatial.recall;
+    temporal.band = is_temporal ? 0 : -1;
+    spatial.band = 0;
   }
-  if (band[0] >= 0) {
+  Decision decision{RAINFUSION_KIND_TEXTURAL, 0, {spatial.recall, temporal.recall}};
+  if (temporal.band >= 0) {
     decision.kind = RAINFUSION_KIND_TEMPORAL;
-    decision.mask = bands + band[0];
-  } else if (band[1] >= 0) {
+    decision.mask = g.mask_of(kTemporal, temporal.band);
+  } else if (spatial.band >= 0) {
     decision.kind = RAINFUSION_KIND_SPATIAL;
-    decision.mask = band[1];
+    decision.mask = g.mask_of(kSpatial, spatial.band);
   }
   return decision;
 }
@@ -74,12 +82,12 @@ __global__ void decide_kernel(const __grid_constant__ Geometry g, const float* s
   if (batch_head == 0) *workspace.next_item = 0;
   if (batch_head >= g.batch_heads()) return;
   const float nan = nanf("");
-  Decision decision{RAINFUSION_KIND_DENSE, 0, nan, nan};
+  Decision decision{RAINFUSION_KIND_DENSE, 0, {nan, nan}};
   if (!is_dense(g.layout, sparsity)) {
     const int batch = batch_head / g.heads;
     const int keys = key_count(kv_len, batch, g.q_cut.tokens);
     decision = g.method == RAINFUSION_METHOD_RAINFUSION2
-                   ? Decision{RAINFUSION_KIND_BLOCKS, batch_head, nan, nan}
+                   ? Decision{RAINFUSION_KIND_BLOCKS, batch_head, {nan, nan}}
                    : decide(g, workspace, batch_head, keys);
     if (batch_head % g.heads == 0) {
       workspace.gathered_count[batch] = gathered_keys(g, *sparsity, keys);
@@ -88,8 +96,9 @@ __global__ void decide_kernel(const __grid_constant__ Geometry g, const float* s
   workspace.kind[batch_head] = decision.kind;
   workspace.mask_index[batch_head] = decision.mask;
   if (plan.kind != nullptr) plan.kind[batch_head] = decision.kind;
-  if (plan.recall_temporal != nullptr) plan.recall_temporal[batch_head] = decision.recall_temporal;
-  if (plan.recall_spatial != nullptr) plan.recall_spatial[batch_head] = decision.recall_spatial;
+  const float (&recall)[kAxes] = decision.recall;
+  if (plan.recall_spatial != nullptr) plan.recall_spatial[batch_head] = recall[kSpatial];
+  if (plan.recall_temporal != nullptr) plan.recall_temporal[batch_head] = recall[kTemporal];
 }
 
 }  // namespace

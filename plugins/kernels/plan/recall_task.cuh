@@ -15,8 +15,8 @@ struct SampledTokens {
   int count;
 };
 
-__device__ inline SampledTokens sampled_tokens(const Geometry& g, int sample, int keys) {
-  const Sample& s = g.samples[sample];
+__device__ inline SampledTokens sampled_tokens(const Geometry& g, Axis axis, int keys) {
+  const Sample& s = g.samples[axis];
   const int64_t base = g.layout.free_begin();
   const int64_t below = keys > base ? ceil_div(keys - base, s.step) : 0;
   return {base, s.step, static_cast<int>(min64(s.count, below))};
@@ -31,21 +31,19 @@ struct RecallTask {
   int widths[kBands];  // of the bands, in places of the sample
   float* partial;      // where the sums go
 
-  // Of a grid [query tiles, kSamples, batch * heads].
+  // Of a grid [query tiles, kAxes, batch * heads].
   __device__ explicit RecallTask(const RecallParams& p)
       : batch(blockIdx.z / p.geometry.heads),
         head(blockIdx.z % p.geometry.heads),
         q_begin(blockIdx.x * kSampleTileRows) {
     const Geometry& g = p.geometry;
-    const int sample = blockIdx.y;
-    tokens = sampled_tokens(g, sample, key_count(p.kv_len, batch, g.q_cut.tokens));
+    const Axis axis = static_cast<Axis>(blockIdx.y);
+    tokens = sampled_tokens(g, axis, key_count(p.kv_len, batch, g.q_cut.tokens));
     for (int b = 0; b < kBands; ++b) {
-      const int64_t extent = sample == 0 ? g.layout.frame : g.layout.free_tokens;
-      const int64_t width = band_width(band_at(g.method, *p.sparsity, b), extent);
+      const int64_t width = band_width(band_at(g.method, *p.sparsity, b), g.layout.extent(axis));
       widths[b] = static_cast<int>(ceil_div(width, tokens.step));  // |i - j| * step < width
     }
-    const int64_t place = (blockIdx.z * kSamples + sample) * kSampleTiles + blockIdx.x;
-    partial = p.partial_recall + place * kMaxBands;
+    partial = p.partial_recall + partial_recall_place(blockIdx.z, axis, blockIdx.x);
   }
 
   // The first sampled row of a tensor; the others follow `row_bytes` apart.
@@ -78,8 +76,8 @@ cudaError_t with_recall_constants(const Geometry& g, const Launch& launch) {
 
 // Tiles of queries of the larger sample.
 inline dim3 recall_grid(const Geometry& g) {
-  const int64_t samples = max64(g.samples[0].count, g.samples[1].count);
-  return dim3(static_cast<unsigned>(ceil_div(samples, kSampleTileRows)), kSamples, g.batch_heads());
+  const int64_t samples = max64(g.samples[kSpatial].count, g.samples[kTemporal].count);
+  return dim3(static_cast<unsigned>(ceil_div(samples, kSampleTileRows)), kAxes, g.batch_heads());
 }
 
 }  // namespace rainfusion
