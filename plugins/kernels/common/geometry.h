@@ -1,28 +1,17 @@
-// Tokens, blocks, bands and samples: the one definition of RainFusion's geometry.
+// Tokens, blocks, axes and samples: the one definition of RainFusion's geometry.
 //
 // Plain integer arithmetic, usable on host and device, shared by the kernels, the host-side block
 // rule (rainfusion_block_mask_host) and, through it, by the tests that hold the Python reference
 // against it. docs/rainfusion.md gives the rules in prose.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define RAINFUSION_HOST_DEVICE __host__ __device__
-#else
-#define RAINFUSION_HOST_DEVICE
-#endif
+#include "common/sparsity.h"
 
 namespace rainfusion {
 
-constexpr int kSampleTokens = 1024;     // ARM samples at most this many tokens
-constexpr int kMaxBands = 3;            // bands that a method tries along an axis
-constexpr int64_t kBandUnit = 1000000;  // bands are integers in millionths, so that all agree
-
-RAINFUSION_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-RAINFUSION_HOST_DEVICE constexpr int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-RAINFUSION_HOST_DEVICE constexpr int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr int kSampleTokens = 1024;  // ARM samples at most this many tokens
 
 // Tokens in a query block and in a key block.
 struct BlockShape {
@@ -34,37 +23,6 @@ struct BlockShape {
 // every other kernel and the reference follow, so that all of them keep the same pairs.
 RAINFUSION_HOST_DEVICE constexpr BlockShape block_shape(int32_t head_size) {
   return BlockShape{192, head_size <= 64 ? 128 : head_size <= 96 ? 96 : 80};
-}
-
-// Band b = 1 - sqrt(s) in millionths.
-RAINFUSION_HOST_DEVICE inline int64_t band_of(float sparsity) {
-  const double band = 1.0 - sqrt(static_cast<double>(sparsity));
-  return static_cast<int64_t>(rint(band * static_cast<double>(kBandUnit)));
-}
-
-// Stride tau = max(2, round(1 / (1 - s))), halves to even. s is a float32 whose 0.6 is not quite
-// six tenths, so the quotient is cut to four decimals first: otherwise no half would ever occur.
-RAINFUSION_HOST_DEVICE inline int64_t stride_of(float sparsity) {
-  const double quotient = 1.0 / (1.0 - static_cast<double>(sparsity));
-  return max64(2, static_cast<int64_t>(rint(rint(quotient * 1e4) / 1e4)));
-}
-
-// Key blocks that a query block of rainfusion2 selects: ceil(count * (1 - s)), with the share
-// 1 - s in millionths for the same reason.
-RAINFUSION_HOST_DEVICE inline int64_t kept_blocks(float sparsity, int64_t count) {
-  const double share = (1.0 - static_cast<double>(sparsity)) * static_cast<double>(kBandUnit);
-  return ceil_div(count * static_cast<int64_t>(rint(share)), kBandUnit);
-}
-
-// Sparsity as it is used: values of 1 and more act as the largest float below 1.
-RAINFUSION_HOST_DEVICE inline float clamp_sparsity(float sparsity) {
-  const float largest = 0.99999994f;  // 1 - 2^-24
-  return sparsity < largest ? sparsity : largest;
-}
-
-// Number of integers d >= 0 with d < b * extent, at least 1: |x - y| < band_width is the mask.
-RAINFUSION_HOST_DEVICE constexpr int64_t band_width(int64_t band, int64_t extent) {
-  return max64(1, ceil_div(band * extent, kBandUnit));
 }
 
 // Pairs (x, y), x in [x0, x0 + nx), y in [y0, y0 + ny), with |x - y| < width, in closed form.
@@ -251,61 +209,6 @@ RAINFUSION_HOST_DEVICE constexpr Sample arm_sample(const TokenLayout& layout, Ax
   int64_t step = max64(1, ceil_div(extent, size));
   while (gcd64(step, layout.width) != 1) ++step;
   return Sample{step, ceil_div(extent, step)};
-}
-
-// Checkerboard keys have (y - x) % stride == 0. Number of them in rows [0, y) of a frame: each
-// `stride` consecutive rows hold every column once.
-RAINFUSION_HOST_DEVICE constexpr int64_t checkerboard_before_row(int64_t y, int64_t width,
-                                                                 int64_t stride) {
-  const int64_t rest = y % stride;
-  return y / stride * width + width / stride * rest + min64(width % stride, rest);
-}
-
-RAINFUSION_HOST_DEVICE constexpr int64_t checkerboard_per_frame(const TokenLayout& layout,
-                                                                int64_t stride) {
-  return checkerboard_before_row(layout.frame / layout.width, layout.width, stride);
-}
-
-// Checkerboard keys among all non-sink tokens.
-RAINFUSION_HOST_DEVICE constexpr int64_t checkerboard_keys(const TokenLayout& layout,
-                                                           int64_t stride) {
-  return layout.free_frames * checkerboard_per_frame(layout, stride);
-}
-
-// And those of them below raster index `a`.
-RAINFUSION_HOST_DEVICE constexpr int64_t checkerboard_below(const TokenLayout& layout,
-                                                            int64_t stride, int64_t a) {
-  const int64_t place = a % layout.frame;
-  const int64_t y = place / layout.width;
-  const int64_t x = place % layout.width;
-  const int64_t first = y % stride;  // column of the row's first key
-  return a / layout.frame * checkerboard_per_frame(layout, stride) +
-         checkerboard_before_row(y, layout.width, stride) +
-         (x > first ? ceil_div(x - first, stride) : 0);
-}
-
-// Raster index of checkerboard key `index`; they ascend with the index.
-RAINFUSION_HOST_DEVICE constexpr int64_t checkerboard_raster(const TokenLayout& layout,
-                                                             int64_t stride, int64_t index) {
-  // `stride` rows hold `width` keys: row r of such a group the columns r, r + stride, ...; the
-  // first width % stride rows hold one key more than the others.
-  const int64_t per_frame = checkerboard_per_frame(layout, stride);
-  const int64_t in_frame = index % per_frame;
-  const int64_t in_group = in_frame % layout.width;
-  const int64_t shorter = layout.width / stride;
-  const int64_t longer_rows = layout.width % stride;
-  const int64_t in_longer = longer_rows * (shorter + 1);
-  int64_t row = 0;
-  int64_t column = 0;
-  if (in_group < in_longer) {
-    row = in_group / (shorter + 1);
-    column = row + in_group % (shorter + 1) * stride;
-  } else {
-    row = longer_rows + (in_group - in_longer) / shorter;
-    column = row + (in_group - in_longer) % shorter * stride;
-  }
-  const int64_t y = in_frame / layout.width * stride + row;
-  return index / per_frame * layout.frame + y * layout.width + column;
 }
 
 }  // namespace rainfusion

@@ -3,11 +3,13 @@
 
 #include <cstdint>
 
+#include "common/checkerboard.h"
 #include "common/geometry.h"
 #include "rainfusion/rainfusion.h"
 
 namespace rainfusion {
 
+constexpr int kMaxBands = 3;         // that a method tries along an axis
 constexpr int kMaxKeyBlocks = 8192;  // of a problem
 constexpr int kMaxMaskWords = kMaxKeyBlocks / 32;
 constexpr int kSampleTileRows = 128;  // sampled queries of a partial recall
