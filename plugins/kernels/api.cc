@@ -71,7 +71,7 @@ Result plan_heads(const RainfusionProblem& problem, const Geometry& geometry,
   cudaError_t error = cudaSuccess;
   if (geometry.layout.always_dense()) {
     // Nothing to classify: the heads' kinds alone are written below.
-  } else if (geometry.by_blocks()) {
+  } else if (geometry.method.by_blocks()) {
     error = launch_block_means(geometry, tensors, workspace, problem.dtype, stream);
     if (error != cudaSuccess) return cuda_result(error, "launching the block means");
     error = launch_select_blocks(geometry, tensors, workspace, stream);
@@ -180,6 +180,10 @@ Result block_mask(const RainfusionProblem* problem, RainfusionKind kind, float s
 using namespace rainfusion;
 
 int32_t rainfusion_abi_version(void) { return RAINFUSION_ABI_VERSION; }
+
+const char* rainfusion_method_name(RainfusionMethod method) {
+  return method >= 0 && method < kMethodCount ? kMethods[method].name : nullptr;
+}
 
 const char* rainfusion_build_info(void) {
   return RAINFUSION_VERSION "+" RAINFUSION_SOURCE_HASH " " RAINFUSION_GPU_TARGETS;

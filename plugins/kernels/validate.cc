@@ -48,8 +48,9 @@ Result validate_enums(const RainfusionProblem& p) {
   if (p.text < RAINFUSION_TEXT_NONE || p.text > RAINFUSION_TEXT_LAST) {
     return invalid("text = " + to_string(p.text) + " is not a RainfusionText (0, 1 or 2)");
   }
-  if (p.method < RAINFUSION_METHOD_RAINFUSION || p.method > RAINFUSION_METHOD_RAINFUSION2) {
-    return invalid("method = " + to_string(p.method) + " is not a RainfusionMethod (0 to 3)");
+  if (p.method < 0 || p.method >= kMethodCount) {
+    return invalid("method = " + to_string(p.method) + " is not a RainfusionMethod (0 to " +
+                   to_string(kMethodCount - 1) + ")");
   }
   if (p.dtype != RAINFUSION_FLOAT16 && p.dtype != RAINFUSION_BFLOAT16) {
     return unsupported("dtype = " + to_string(p.dtype) +

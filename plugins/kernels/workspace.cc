@@ -34,7 +34,7 @@ class Cutter {
 size_t lay_out_workspace(const Geometry& geometry, void* base, Workspace* parts) {
   const int64_t heads = geometry.batch_heads();
   const bool sparse = !geometry.layout.always_dense();
-  const bool by_blocks = geometry.by_blocks();
+  const bool by_blocks = geometry.method.by_blocks();
   const int64_t mask_words = geometry.mask_rows() * geometry.mask_words;
   const int64_t partials = heads * kAxes * kSampleTiles * kMaxBands;
   const int64_t row = heads * geometry.head_size;  // elements of a token or block, all heads

@@ -65,6 +65,7 @@ _LAUNCH = [
 _SIGNATURES = {
     "rainfusion_abi_version": (ctypes.c_int32, []),
     "rainfusion_build_info": (ctypes.c_char_p, []),
+    "rainfusion_method_name": (ctypes.c_char_p, [ctypes.c_int]),
     "rainfusion_check": (
         ctypes.c_int,
         [ctypes.POINTER(Problem), ctypes.c_char_p, ctypes.c_size_t],
@@ -142,6 +143,14 @@ class NativeLibrary:
     def build_info(self) -> str:
         """Version, source hash and targets, e.g. ``0.1.0+3f2a9c1d5e0b7a42 sm_80 compute_80``."""
         return self._library.rainfusion_build_info().decode()
+
+    @property
+    def methods(self) -> list[str]:
+        """Names of the methods, in the order of `Method`."""
+        names: list[str] = []
+        while (name := self._library.rainfusion_method_name(len(names))) is not None:
+            names.append(name.decode())
+        return names
 
     def check(self, problem: Problem) -> None:
         """Raise InvalidInputError or UnsupportedError if no kernel can run `problem`."""

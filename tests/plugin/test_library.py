@@ -13,7 +13,7 @@ import yaml
 from rainfusion_trt import __version__
 from rainfusion_trt.errors import InvalidInputError, LibraryNotFoundError, UnsupportedError
 from rainfusion_trt.operator import native, reference
-from rainfusion_trt.operator.geometry import Kind, TokenLayout, band_of, block_shape
+from rainfusion_trt.operator.geometry import METHODS, Kind, TokenLayout, band_of, block_shape
 from rainfusion_trt.plugin.build import (
     STATIC_LIBRARY_NAMES,
     find_library,
@@ -54,6 +54,11 @@ def test_header_and_binding_agree(library):
     assert library.abi_version == native.ABI_VERSION
     header = source_directory() / "plugins" / "include" / "rainfusion" / "rainfusion.h"
     assert f"#define RAINFUSION_ABI_VERSION {native.ABI_VERSION}\n" in header.read_text()
+
+
+def test_methods_of_library_binding_and_operator_agree(library):
+    assert library.methods == [name.lower() for name in native.Method.__members__]
+    assert library.methods == list(METHODS)
 
 
 def test_build_info_names_version_and_sources(library, plugin_library):

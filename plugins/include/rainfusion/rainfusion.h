@@ -120,6 +120,10 @@ RAINFUSION_API int32_t rainfusion_abi_version(void);
  * and what PTX (compute). Static storage. */
 RAINFUSION_API const char* rainfusion_build_info(void);
 
+/* Name of a method as the ONNX attribute spells it, NULL for what is no method: a caller that
+ * counts from 0 finds them all. Static storage. */
+RAINFUSION_API const char* rainfusion_method_name(RainfusionMethod method);
+
 /* Checks shapes and attributes on the host. On failure writes a sentence that names the value and
  * the remedy into message (NUL-terminated, cut to capacity); message may be NULL. */
 RAINFUSION_API RainfusionStatus rainfusion_check(const RainfusionProblem* problem, char* message,

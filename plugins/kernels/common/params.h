@@ -5,11 +5,11 @@
 
 #include "common/checkerboard.h"
 #include "common/geometry.h"
+#include "common/methods.h"
 #include "rainfusion/rainfusion.h"
 
 namespace rainfusion {
 
-constexpr int kMaxBands = 3;         // that a method tries along an axis
 constexpr int kMaxKeyBlocks = 8192;  // of a problem
 constexpr int kMaxMaskWords = kMaxKeyBlocks / 32;
 constexpr int kSampleTileRows = 128;  // sampled queries of a partial recall
@@ -25,9 +25,10 @@ struct Geometry {
   int32_t heads;
   int32_t head_size;
   int32_t mask_words;  // 32-bit words in a row of a block mask
-  RainfusionMethod method;
+  RainfusionDtype dtype;
   float alpha;
   float softmax_scale;
+  MethodTraits method;
 
   explicit Geometry(const RainfusionProblem& problem)
       : layout(problem.tokens, problem.grid_t, problem.grid_h, problem.grid_w, problem.sink_frames,
@@ -39,31 +40,30 @@ struct Geometry {
         heads(problem.heads),
         head_size(problem.head_size),
         mask_words(static_cast<int32_t>(ceil_div(k_cut.blocks, 32))),
-        method(problem.method),
+        dtype(problem.dtype),
         alpha(problem.alpha),
         softmax_scale(problem.softmax_scale != 0.f
                           ? problem.softmax_scale
-                          : 1.f / sqrtf(static_cast<float>(problem.head_size))) {}
+                          : 1.f / sqrtf(static_cast<float>(problem.head_size))),
+        method(kMethods[problem.method].traits) {}
 
   RAINFUSION_HOST_DEVICE int batch_heads() const { return batch * heads; }
-  RAINFUSION_HOST_DEVICE int bands() const {
-    return method == RAINFUSION_METHOD_PLUS ? kMaxBands : 1;
-  }
-
-  bool by_blocks() const { return method == RAINFUSION_METHOD_RAINFUSION2; }
 
   // Block masks in the workspace: one a head, or one an axis and band for all heads.
-  int masks() const { return by_blocks() ? batch_heads() : kAxes * bands(); }
-  RAINFUSION_HOST_DEVICE int mask_of(Axis axis, int band) const { return axis * bands() + band; }
-  RAINFUSION_HOST_DEVICE Axis axis_of(int mask) const { return static_cast<Axis>(mask / bands()); }
-  RAINFUSION_HOST_DEVICE int band_of_mask(int mask) const { return mask % bands(); }
+  int masks() const { return method.by_blocks() ? batch_heads() : kAxes * method.bands; }
+  RAINFUSION_HOST_DEVICE int mask_of(Axis axis, int band) const {
+    return axis * method.bands + band;
+  }
+  RAINFUSION_HOST_DEVICE Axis axis_of(int mask) const {
+    return static_cast<Axis>(mask / method.bands);
+  }
+  RAINFUSION_HOST_DEVICE int band_of_mask(int mask) const { return mask % method.bands; }
   int64_t mask_rows() const { return static_cast<int64_t>(masks()) * q_cut.blocks; }
 
   // Rows of a head's gathered keys, at the smallest stride; 0 where no head can be textural.
   int32_t gathered_rows() const {
-    const bool textural = !by_blocks() && method != RAINFUSION_METHOD_TWO_WAY;
-    return textural && !layout.always_dense() ? static_cast<int32_t>(checkerboard_keys(layout, 2))
-                                              : 0;
+    const bool needed = method.textural && !layout.always_dense();
+    return needed ? static_cast<int32_t>(checkerboard_keys(layout, 2)) : 0;
   }
 };
 
@@ -140,12 +140,6 @@ struct AttentionParams {
 // Whether every head is dense; every kernel asks this of the same device value.
 RAINFUSION_HOST_DEVICE inline bool is_dense(const TokenLayout& layout, const float* sparsity) {
   return !(*sparsity > 0.f) || layout.always_dense();
-}
-
-// Band `index` of a method, in millionths.
-RAINFUSION_HOST_DEVICE inline int64_t band_at(RainfusionMethod method, float sparsity, int index) {
-  if (method == RAINFUSION_METHOD_PLUS) return kBandUnit / (8 >> index);
-  return band_of(clamp_sparsity(sparsity));
 }
 
 RAINFUSION_HOST_DEVICE inline int32_t key_count(const int32_t* kv_len, int batch, int32_t tokens) {

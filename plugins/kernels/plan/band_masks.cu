@@ -16,7 +16,7 @@ __device__ void write_mask_word(const Geometry& g, float sparsity, uint32_t* mas
   const int q_block = static_cast<int>(row % g.q_cut.blocks);
   const int mask = static_cast<int>(row / g.q_cut.blocks);
   const int k_block = static_cast<int>(word % g.mask_words) * 32 + lane;
-  const int64_t band = band_at(g.method, sparsity, g.band_of_mask(mask));
+  const int64_t band = g.method.band_at(sparsity, g.band_of_mask(mask));
   const bool keep =
       k_block < g.k_cut.blocks &&
       keeps_block(g.layout, g.q_cut, g.k_cut, g.axis_of(mask), band, q_block, k_block);

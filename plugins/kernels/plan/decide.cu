@@ -41,18 +41,19 @@ struct Finding {
 __device__ Finding find_band(const Geometry& g, const Workspace& workspace, int batch_head,
                              Axis axis, int keys) {
   Finding found{-1, 0.f};
-  for (int b = 0; b < g.bands() && found.band < 0; ++b) {
+  for (int b = 0; b < g.method.bands && found.band < 0; ++b) {
     found.recall = mean_recall(g, workspace, batch_head, axis, b, keys);
     if (found.recall >= g.alpha) found.band = b;
   }
   return found;
 }
 
-__device__ Decision decide(const Geometry& g, const Workspace& workspace, int batch_head,
-                           int keys) {
+// Of the rules that ask ARM.
+__device__ Decision decide_by_recall(const Geometry& g, const Workspace& workspace, int batch_head,
+                                     int keys) {
   Finding spatial = find_band(g, workspace, batch_head, kSpatial, keys);
   Finding temporal = find_band(g, workspace, batch_head, kTemporal, keys);
-  if (g.method == RAINFUSION_METHOD_TWO_WAY) {
+  if (g.method.rule == Rule::kTwoWay) {
     const bool is_temporal = temporal.recall > kTwoWayRecall || temporal.recall > spatial.recall;
     temporal.band = is_temporal ? 0 : -1;
     spatial.band = 0;
@@ -86,9 +87,8 @@ __global__ void decide_kernel(const __grid_constant__ Geometry g, const float* s
   if (!is_dense(g.layout, sparsity)) {
     const int batch = batch_head / g.heads;
     const int keys = key_count(kv_len, batch, g.q_cut.tokens);
-    decision = g.method == RAINFUSION_METHOD_RAINFUSION2
-                   ? Decision{RAINFUSION_KIND_BLOCKS, batch_head, {nan, nan}}
-                   : decide(g, workspace, batch_head, keys);
+    decision = g.method.by_blocks() ? Decision{RAINFUSION_KIND_BLOCKS, batch_head, {nan, nan}}
+                                    : decide_by_recall(g, workspace, batch_head, keys);
     if (batch_head % g.heads == 0) {
       workspace.gathered_count[batch] = gathered_keys(g, *sparsity, keys);
     }

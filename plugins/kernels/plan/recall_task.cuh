@@ -40,7 +40,7 @@ struct RecallTask {
     const Axis axis = static_cast<Axis>(blockIdx.y);
     tokens = sampled_tokens(g, axis, key_count(p.kv_len, batch, g.q_cut.tokens));
     for (int b = 0; b < kBands; ++b) {
-      const int64_t width = band_width(band_at(g.method, *p.sparsity, b), g.layout.extent(axis));
+      const int64_t width = band_width(g.method.band_at(*p.sparsity, b), g.layout.extent(axis));
       widths[b] = static_cast<int>(ceil_div(width, tokens.step));  // |i - j| * step < width
     }
     partial = p.partial_recall + partial_recall_place(blockIdx.z, axis, blockIdx.x);
@@ -60,8 +60,8 @@ struct RecallTask {
 template <typename Launch>
 cudaError_t with_recall_constants(const Geometry& g, const Launch& launch) {
   const auto with_bands = [&](auto head_size) {
-    return g.bands() == 1 ? launch(head_size, std::integral_constant<int, 1>())
-                          : launch(head_size, std::integral_constant<int, kMaxBands>());
+    return g.method.bands == 1 ? launch(head_size, std::integral_constant<int, 1>())
+                               : launch(head_size, std::integral_constant<int, kMaxBands>());
   };
   switch (g.head_size) {
     case 64:
