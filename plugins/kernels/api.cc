@@ -72,7 +72,7 @@ Result plan_heads(const RainfusionProblem& problem, const Geometry& geometry,
   if (geometry.layout.always_dense()) {
     // Nothing to classify: the heads' kinds alone are written below.
   } else if (geometry.method.by_blocks()) {
-    error = launch_block_means(geometry, tensors, workspace, problem.dtype, stream);
+    error = launch_block_means(geometry, tensors, workspace, stream);
     if (error != cudaSuccess) return cuda_result(error, "launching the block means");
     error = launch_select_blocks(geometry, tensors, workspace, stream);
     if (error != cudaSuccess) return cuda_result(error, "launching the choice of blocks");

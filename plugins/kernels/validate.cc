@@ -1,9 +1,12 @@
 #include "validate.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <iterator>
 
 #include "common/params.h"
+#include "common/variants.h"
 
 namespace rainfusion {
 namespace {
@@ -12,7 +15,7 @@ using std::to_string;
 
 // A sane limit far above any GPU's memory; products of two extents stay inside 64 bits.
 constexpr int64_t kMaxTokens = INT32_MAX;
-constexpr int64_t kMaxTokenStride = INT64_C(1) << 29;
+constexpr int64_t kMaxTokenStrideBytes = INT64_C(1) << 30;  // kernels take it in 32 bits
 constexpr int64_t kMaxBatchHeads = 65535;
 
 std::string grid_text(const RainfusionProblem& p) {
@@ -44,6 +47,15 @@ Result validate_grid(const RainfusionProblem& p) {
   return {};
 }
 
+// "64, 96 and 128"
+std::string head_sizes_text() {
+  std::string text;
+  for (int i = 0; i < kHeadSizeCount; ++i) {
+    text += (i == 0 ? "" : i + 1 < kHeadSizeCount ? ", " : " and ") + to_string(kHeadSizes[i]);
+  }
+  return text;
+}
+
 Result validate_enums(const RainfusionProblem& p) {
   if (p.text < RAINFUSION_TEXT_NONE || p.text > RAINFUSION_TEXT_LAST) {
     return invalid("text = " + to_string(p.text) + " is not a RainfusionText (0, 1 or 2)");
@@ -52,13 +64,14 @@ Result validate_enums(const RainfusionProblem& p) {
     return invalid("method = " + to_string(p.method) + " is not a RainfusionMethod (0 to " +
                    to_string(kMethodCount - 1) + ")");
   }
-  if (p.dtype != RAINFUSION_FLOAT16 && p.dtype != RAINFUSION_BFLOAT16) {
+  if (element_bytes(p.dtype) == 0) {
     return unsupported("dtype = " + to_string(p.dtype) +
                        " has no kernel; cast q, k and v to float16 (0) or bfloat16 (1)");
   }
-  if (p.head_size != 64 && p.head_size != 96 && p.head_size != 128) {
+  const auto* const end = std::end(kHeadSizes);
+  if (std::find(std::begin(kHeadSizes), end, p.head_size) == end) {
     return unsupported("head_size = " + to_string(p.head_size) +
-                       " has no kernel; kernels exist for 64, 96 and 128");
+                       " has no kernel; kernels exist for " + head_sizes_text());
   }
   return {};
 }
@@ -85,16 +98,19 @@ Result validate_rows(const char* name, const void* pointer, const RainfusionStri
   if (!aligned(pointer)) {
     return invalid(std::string(name) + " is not aligned to 16 bytes; copy it to aligned memory");
   }
-  const bool in_chunks = (p.batch == 1 || strides.batch % 8 == 0) &&
-                         (p.heads == 1 || strides.head % 8 == 0) && strides.token % 8 == 0;
+  const int chunk = kChunkBytes / element_bytes(p.dtype);
+  const bool in_chunks = (p.batch == 1 || strides.batch % chunk == 0) &&
+                         (p.heads == 1 || strides.head % chunk == 0) && strides.token % chunk == 0;
   if (!in_chunks) {
     return invalid(std::string(name) + " has strides (batch " + to_string(strides.batch) +
                    ", head " + to_string(strides.head) + ", token " + to_string(strides.token) +
-                   ") that are not all multiples of 8 elements; copy it to a contiguous tensor");
+                   ") that are not all multiples of " + to_string(chunk) +
+                   " elements; copy it to a contiguous tensor");
   }
-  if (strides.token < 0 || strides.token > kMaxTokenStride) {
+  const int64_t most = kMaxTokenStrideBytes / element_bytes(p.dtype);
+  if (strides.token < 0 || strides.token > most) {
     return invalid(std::string(name) + " has token stride " + to_string(strides.token) +
-                   " outside [0, 2^29]; copy it to a contiguous tensor");
+                   " outside [0, " + to_string(most) + "]; copy it to a contiguous tensor");
   }
   return {};
 }

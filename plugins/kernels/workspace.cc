@@ -1,5 +1,7 @@
 #include "workspace.h"
 
+#include "common/element.h"
+
 namespace rainfusion {
 namespace {
 
@@ -38,7 +40,7 @@ size_t lay_out_workspace(const Geometry& geometry, void* base, Workspace* parts)
   const int64_t mask_words = geometry.mask_rows() * geometry.mask_words;
   const int64_t partials = heads * kAxes * kSampleTiles * kMaxBands;
   const int64_t row = heads * geometry.head_size;  // elements of a token or block, all heads
-  const int64_t gathered_bytes = 2 * row * geometry.gathered_rows();
+  const int64_t gathered_bytes = element_bytes(geometry.dtype) * row * geometry.gathered_rows();
 
   Workspace unused;
   Workspace& w = parts != nullptr ? *parts : unused;

@@ -23,8 +23,7 @@ cudaError_t launch_decide(const Geometry& geometry, const RainfusionTensors& ten
 
 // rainfusion2: means of query and key blocks, then each query block's best key blocks.
 cudaError_t launch_block_means(const Geometry& geometry, const RainfusionTensors& tensors,
-                               const Workspace& workspace, RainfusionDtype dtype,
-                               cudaStream_t stream);
+                               const Workspace& workspace, cudaStream_t stream);
 cudaError_t launch_select_blocks(const Geometry& geometry, const RainfusionTensors& tensors,
                                  const Workspace& workspace, cudaStream_t stream);
 

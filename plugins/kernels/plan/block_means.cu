@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "common/launch.h"
-#include "sm80/tile.cuh"
+#include "common/variants.h"
 
 namespace rainfusion {
 namespace {
@@ -21,13 +21,14 @@ struct MeansParams {
   Geometry geometry;
 };
 
-__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
-__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+template <typename Element, int kHeadSize>
+constexpr int kRowChunks = kHeadSize / ElementTraits<Element>::kPerChunk;
 
 template <typename Element, int kHeadSize>
-__global__ void __launch_bounds__(kHeadSize / 8 * kRowGroups)
+__global__ void __launch_bounds__(kRowChunks<Element, kHeadSize>* kRowGroups)
     block_means_kernel(const __grid_constant__ MeansParams p) {
-  constexpr int kChunks = kHeadSize / 8;
+  using Traits = ElementTraits<Element>;
+  constexpr int kChunks = kRowChunks<Element, kHeadSize>;
   __shared__ float sums[kRowGroups][kHeadSize];
   const Geometry& g = p.geometry;
   if (is_dense(g.layout, p.sparsity)) return;
@@ -44,15 +45,16 @@ __global__ void __launch_bounds__(kHeadSize / 8 * kRowGroups)
   const int chunk = threadIdx.x % kChunks;
   const int group = threadIdx.x / kChunks;
 
-  float sum[8] = {};
+  float sum[Traits::kPerChunk] = {};
   for (int token = begin + group; token < end; token += kRowGroups) {
-    const uint4 packed = *reinterpret_cast<const uint4*>(rows + token * strides.token + chunk * 8);
+    const Element* source = rows + token * strides.token + chunk * Traits::kPerChunk;
+    const uint4 packed = *reinterpret_cast<const uint4*>(source);
     const Element* elements = reinterpret_cast<const Element*>(&packed);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) sum[i] += to_float(elements[i]);
+    for (int i = 0; i < Traits::kPerChunk; ++i) sum[i] += Traits::to_float(elements[i]);
   }
 #pragma unroll
-  for (int i = 0; i < 8; ++i) sums[group][chunk * 8 + i] = sum[i];
+  for (int i = 0; i < Traits::kPerChunk; ++i) sums[group][chunk * Traits::kPerChunk + i] = sum[i];
   __syncthreads();
   if (threadIdx.x < kHeadSize) {
     float total = 0.f;
@@ -64,38 +66,24 @@ __global__ void __launch_bounds__(kHeadSize / 8 * kRowGroups)
   }
 }
 
-template <typename Element>
-void launch_for(const MeansParams& params, cudaStream_t stream) {
-  const Geometry& g = params.geometry;
-  const int head_size = g.head_size;
-  const dim3 grid(std::max(g.q_cut.blocks, g.k_cut.blocks), g.batch_heads(), 2);
-  const int threads = head_size / 8 * kRowGroups;
-  if (head_size == 64) {
-    block_means_kernel<Element, 64><<<grid, threads, 0, stream>>>(params);
-  } else if (head_size == 96) {
-    block_means_kernel<Element, 96><<<grid, threads, 0, stream>>>(params);
-  } else {
-    block_means_kernel<Element, 128><<<grid, threads, 0, stream>>>(params);
-  }
-}
-
 }  // namespace
 
 cudaError_t launch_block_means(const Geometry& geometry, const RainfusionTensors& tensors,
-                               const Workspace& workspace, RainfusionDtype dtype,
-                               cudaStream_t stream) {
+                               const Workspace& workspace, cudaStream_t stream) {
   const MeansParams params{{tensors.q, tensors.k},
                            {tensors.q_strides, tensors.k_strides},
                            {workspace.q_means, workspace.k_means},
                            tensors.sparsity,
                            tensors.kv_len,
                            geometry};
-  if (dtype == RAINFUSION_FLOAT16) {
-    launch_for<__half>(params, stream);
-  } else {
-    launch_for<__nv_bfloat16>(params, stream);
-  }
-  return cudaGetLastError();
+  const Geometry& g = geometry;
+  const dim3 grid(std::max(g.q_cut.blocks, g.k_cut.blocks), g.batch_heads(), 2);
+  return with_variant(g.dtype, g.head_size, [&](auto element, auto head_size) {
+    using Element = typename decltype(element)::Type;
+    constexpr int kThreads = kRowChunks<Element, head_size()> * kRowGroups;
+    block_means_kernel<Element, head_size()><<<grid, kThreads, 0, stream>>>(params);
+    return cudaGetLastError();
+  });
 }
 
 }  // namespace rainfusion

@@ -5,6 +5,7 @@
 
 #include <cuda_runtime.h>
 
+#include "common/element.h"
 #include "common/launch.h"
 
 namespace rainfusion {
@@ -24,6 +25,7 @@ struct GatherParams {
   Geometry geometry;
 };
 
+template <int kElementBytes>
 __global__ void __launch_bounds__(kGatherThreads)
     gather_kernel(const __grid_constant__ GatherParams p) {
   __shared__ int32_t tokens[kGatherRows];
@@ -39,17 +41,18 @@ __global__ void __launch_bounds__(kGatherThreads)
     tokens[threadIdx.x] = static_cast<int32_t>(g.layout.free_begin() + raster);
   }
   __syncthreads();
-  const int chunks = g.head_size / 8;  // of 16 bytes, in a row
+  const int chunks = g.head_size / (kChunkBytes / kElementBytes);  // in a row
   const int64_t row = static_cast<int64_t>(batch_head) * p.rows + first;
 #pragma unroll
   for (int which = 0; which < 2; ++which) {
     const RainfusionStrides& strides = p.strides[which];
-    const char* source =
-        static_cast<const char*>(p.source[which]) +
-        2 * (batch_head / g.heads * strides.batch + batch_head % g.heads * strides.head);
+    const char* source = static_cast<const char*>(p.source[which]) +
+                         kElementBytes * (batch_head / g.heads * strides.batch +
+                                          batch_head % g.heads * strides.head);
     uint4* gathered = static_cast<uint4*>(p.gathered[which]) + row * chunks;
     for (int i = threadIdx.x; i < rows * chunks; i += kGatherThreads) {
-      const char* from = source + 2 * tokens[i / chunks] * strides.token + i % chunks * 16;
+      const char* from =
+          source + kElementBytes * tokens[i / chunks] * strides.token + i % chunks * kChunkBytes;
       gathered[i] = __ldg(reinterpret_cast<const uint4*>(from));
     }
   }
@@ -70,8 +73,11 @@ cudaError_t launch_gather(const Geometry& geometry, const RainfusionTensors& ten
                             rows,
                             geometry};
   const dim3 grid(static_cast<unsigned>(ceil_div(rows, kGatherRows)), geometry.batch_heads());
-  gather_kernel<<<grid, kGatherThreads, 0, stream>>>(params);
-  return cudaGetLastError();
+  return with_element(geometry.dtype, cudaErrorInvalidValue, [&](auto element) {
+    constexpr int kElementBytes = ElementTraits<typename decltype(element)::Type>::kBytes;
+    gather_kernel<kElementBytes><<<grid, kGatherThreads, 0, stream>>>(params);
+    return cudaGetLastError();
+  });
 }
 
 }  // namespace rainfusion

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "common/params.h"
+#include "common/variants.h"
 
 namespace rainfusion {
 
@@ -22,8 +23,10 @@ __device__ inline SampledTokens sampled_tokens(const Geometry& g, Axis axis, int
   return {base, s.step, static_cast<int>(min64(s.count, below))};
 }
 
-template <int kBands>
+template <typename Element, int kBands>
 struct RecallTask {
+  static constexpr int kBytes = ElementTraits<Element>::kBytes;
+
   SampledTokens tokens;
   int batch;
   int head;
@@ -49,10 +52,10 @@ struct RecallTask {
   // The first sampled row of a tensor; the others follow `row_bytes` apart.
   __device__ const char* rows(const void* tensor, const RainfusionStrides& strides) const {
     return static_cast<const char*>(tensor) +
-           2 * (batch * strides.batch + head * strides.head + tokens.base * strides.token);
+           kBytes * (batch * strides.batch + head * strides.head + tokens.base * strides.token);
   }
   __device__ int64_t row_bytes(const RainfusionStrides& strides) const {
-    return 2 * strides.token * tokens.step;
+    return kBytes * strides.token * tokens.step;
   }
 };
 

@@ -13,8 +13,8 @@
 
 namespace rainfusion::sm80 {
 
-// kStages = 2 copies a whole tile ahead; kStages = 1 copies values behind the first product and the
-// next keys behind the second, in half the shared memory.
+// kStages = 2 copies a whole tile ahead; kStages = 1 copies values after the first product and the
+// next keys after the second, in half the shared memory.
 template <typename Element_, int kHeadSize_, int kStages_>
 struct AttentionConfig {
   using Element = Element_;
@@ -24,8 +24,9 @@ struct AttentionConfig {
   static constexpr int kTileN = kHeadSize == 96 ? 48 : block_shape(kHeadSize).k;
   static constexpr int kCtas = 2;  // on a multiprocessor; 255 registers a thread
 
-  static constexpr int kTileBytes = kTileN * TileShape<kHeadSize>::kRowBytes;
-  static constexpr int kKeyOffset = kTileM * TileShape<kHeadSize>::kRowBytes;
+  using Shape = TileShape<Element, kHeadSize>;
+  static constexpr int kTileBytes = kTileN * Shape::kRowBytes;
+  static constexpr int kKeyOffset = kTileM * Shape::kRowBytes;
   static constexpr int kValueOffset = kKeyOffset + kStages * kTileBytes;
   static constexpr int kMaskOffset = kValueOffset + kStages * kTileBytes;
   static constexpr int kSharedBytes = kMaskOffset + sizeof(StagedMask);
@@ -116,24 +117,24 @@ __device__ __forceinline__ void attend_double(Accumulators<Config>& acc, const F
 template <typename Config>
 __device__ __forceinline__ void attend(const AttentionParams& p, const QuerySpan& q,
                                        Accumulators<Config>& acc, char* smem) {
-  constexpr int kHeadSize = Config::kHeadSize;
+  using Shape = typename Config::Shape;
   const KeyList keys(p, q.batch, q.head, q.block, q.begin, q.sink);
   KeyTiles<Config::kTileN> tiles(p, q, keys,
                                  *reinterpret_cast<StagedMask*>(smem + Config::kMaskOffset));
   const KeyValueCopy<Config> copies(p, q, smem);
   const bool more = tiles.first(p.k_cut);
 
-  copy_rows<kHeadSize, kTileM>(copies.shared, head_rows<kHeadSize>(p.q, p.q_strides, q), q.begin,
-                               q.rows);
+  const auto queries = head_rows<typename Config::Element, Config::kHeadSize>(p.q, p.q_strides, q);
+  copy_rows<Shape, kTileM>(copies.shared, queries, q.begin, q.rows);
   if (more) copies.copy_keys(tiles, 0);
   if (more && Config::kStages == 2) copies.copy_values(tiles, 0);
   copy_async_commit();
 
   const uint32_t shared = shared_address(smem);
   const FragmentLanes lanes{
-      shared + query_lane_offset<kHeadSize>(),
-      shared + Config::kKeyOffset + key_lane_offset<kHeadSize>(),
-      shared + Config::kValueOffset + value_lane_offset<kHeadSize>(),
+      shared + query_lane_offset<Shape>(),
+      shared + Config::kKeyOffset + key_lane_offset<Shape>(),
+      shared + Config::kValueOffset + value_lane_offset<Shape>(),
   };
   const float scale_log2 = p.softmax_scale * kLog2E;
   if constexpr (Config::kStages == 1) {

@@ -66,9 +66,10 @@ struct QuerySpan {
 };
 
 // Offset in bytes of a head's first row.
+template <typename Element>
 __device__ __forceinline__ int64_t head_offset(const RainfusionStrides& strides,
                                                const QuerySpan& q) {
-  return 2 * (q.batch * strides.batch + q.head * strides.head);
+  return ElementTraits<Element>::kBytes * (q.batch * strides.batch + q.head * strides.head);
 }
 
 }  // namespace rainfusion::sm80

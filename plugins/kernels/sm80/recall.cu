@@ -20,31 +20,30 @@ static_assert(kTileM == kSampleTileRows, "a CTA's queries are those of a partial
 template <typename Element, int kHeadSize, int kBands>
 __global__ void __launch_bounds__(kThreads, 2)
     recall_kernel(const __grid_constant__ RecallParams p) {
-  using Shape = TileShape<kHeadSize>;
+  using Shape = TileShape<Element, kHeadSize>;
   constexpr int kWarps = kThreads / 32;
   constexpr int kTileBytes = kRecallTileN * Shape::kRowBytes;
   extern __shared__ __align__(1024) char smem[];
   __shared__ float warp_sums[kBands * kWarps];
 
   if (is_dense(p.geometry.layout, p.sparsity)) return;
-  const RecallTask<kBands> task(p);
+  const RecallTask<Element, kBands> task(p);
   const int count = task.tokens.count;
   if (task.q_begin >= count) return;
 
-  const auto queries =
-      row_source<kHeadSize>(task.rows(p.q, p.q_strides), task.row_bytes(p.q_strides));
-  const auto keys = row_source<kHeadSize>(task.rows(p.k, p.k_strides), task.row_bytes(p.k_strides));
+  const auto queries = row_source<Shape>(task.rows(p.q, p.q_strides), task.row_bytes(p.q_strides));
+  const auto keys = row_source<Shape>(task.rows(p.k, p.k_strides), task.row_bytes(p.k_strides));
   const uint32_t shared = shared_address(smem);
   const uint32_t key_tiles = shared + kTileM * Shape::kRowBytes;
   const auto copy_keys = [&](int tile) {
-    copy_rows<kHeadSize, kRecallTileN>(key_tiles + tile % 2 * kTileBytes + copy_offset<kHeadSize>(),
-                                       keys, tile * kRecallTileN, count - tile * kRecallTileN);
+    copy_rows<Shape, kRecallTileN>(key_tiles + tile % 2 * kTileBytes + copy_offset<Shape>(), keys,
+                                   tile * kRecallTileN, count - tile * kRecallTileN);
   };
-  copy_rows<kHeadSize, kTileM>(shared + copy_offset<kHeadSize>(), queries, task.q_begin,
-                               count - task.q_begin);
+  copy_rows<Shape, kTileM>(shared + copy_offset<Shape>(), queries, task.q_begin,
+                           count - task.q_begin);
   copy_keys(0);
   copy_async_commit();
-  const uint32_t query_lane = shared + query_lane_offset<kHeadSize>();
+  const uint32_t query_lane = shared + query_lane_offset<Shape>();
 
   Mass<kBands, kWarpTiles * 2> mass;
   const int lane = threadIdx.x % 32;
@@ -58,7 +57,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     copy_async_commit();
     Scores<kRecallTileN> s;
     multiply_keys<Element, kHeadSize, kRecallTileN>(
-        s, query_lane, key_tiles + tile % 2 * kTileBytes + key_lane_offset<kHeadSize>());
+        s, query_lane, key_tiles + tile % 2 * kTileBytes + key_lane_offset<Shape>());
     const int valid = count - tile * kRecallTileN;
     if (valid < kRecallTileN) mask_keys<kRecallTileN>(s, valid);
     const auto score = [&](int r, int n, int i) { return s[r / 2][n][r % 2 * 2 + i]; };
@@ -70,7 +69,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <typename Element, int kHeadSize, int kBands>
 cudaError_t launch(const RecallParams& params, cudaStream_t stream) {
-  constexpr int kBytes = (kTileM + 2 * kRecallTileN) * TileShape<kHeadSize>::kRowBytes;
+  constexpr int kBytes = (kTileM + 2 * kRecallTileN) * TileShape<Element, kHeadSize>::kRowBytes;
   const auto kernel = recall_kernel<Element, kHeadSize, kBands>;
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);

@@ -1,10 +1,11 @@
 // Tiles of q, k and v in shared memory and the two products of attention on them.
 //
-// A tile holds rows of D 16-bit elements. Its 16-byte chunks are swizzled so that eight consecutive
+// A tile holds rows of D elements. Its 16-byte chunks are swizzled so that eight consecutive
 // rows at one logical chunk, as ldmatrix reads them, lie in distinct banks. Every function below
 // is written for a CTA of four warps, each of which owns 32 of 128 query rows.
 #pragma once
 
+#include "common/element.h"
 #include "common/ptx.cuh"
 
 namespace rainfusion::sm80 {
@@ -13,24 +14,25 @@ constexpr int kThreads = 128;
 constexpr int kTileM = 128;    // query rows in a CTA
 constexpr int kWarpTiles = 2;  // 16-row tiles in a warp
 
-template <int kHeadSize>
+template <typename Element, int kHeadSize>
 struct TileShape {
-  static constexpr int kRowBytes = kHeadSize * 2;
-  static constexpr int kChunks = kHeadSize / 8;
-  static constexpr int kThreadsPerRow = kHeadSize == 96 ? 4 : 8;
+  static constexpr int kRowBytes = kHeadSize * ElementTraits<Element>::kBytes;
+  static constexpr int kChunks = kRowBytes / kChunkBytes;
+  static constexpr bool kByFours = kChunks % 8 != 0;  // chunks are swizzled among eight, or four
+  static_assert(kChunks % 4 == 0, "a row is made of whole swizzles");
+  static constexpr int kThreadsPerRow = kByFours ? 4 : 8;
   static constexpr int kRowsPerPass = kThreads / kThreadsPerRow;
   static constexpr int kChunksPerThread = kChunks / kThreadsPerRow;
 
   // Byte offset of a chunk in a tile. Only the low 2 (D = 96) or 3 bits of the chunk change.
   static __device__ __forceinline__ uint32_t offset(int row, int chunk) {
-    const int key = kHeadSize == 96 ? (row >> 1) & 3 : row & 7;
+    const int key = kByFours ? (row >> 1) & 3 : row & 7;
     return row * kRowBytes + ((chunk ^ key) << 4);
   }
 
   // From the address of a lane's chunk c (0 or 1) to that of chunk c + 2 * step.
   static __device__ __forceinline__ uint32_t advance(uint32_t address, int step) {
-    return kHeadSize == 96 ? (address ^ ((step & 1) << 5)) + (step >> 1) * 64
-                           : address ^ (step << 5);
+    return kByFours ? (address ^ ((step & 1) << 5)) + (step >> 1) * 64 : address ^ (step << 5);
   }
 };
 
@@ -41,25 +43,22 @@ struct RowSource {
   Stride stride;     // bytes between rows
 };
 
-template <int kHeadSize, typename Stride>
+template <typename Shape, typename Stride>
 __device__ __forceinline__ RowSource<Stride> row_source(const void* rows, Stride stride) {
-  using Shape = TileShape<kHeadSize>;
   const int chunk = threadIdx.x % Shape::kThreadsPerRow;
-  return {static_cast<const char*>(rows) + chunk * 16, stride};
+  return {static_cast<const char*>(rows) + chunk * kChunkBytes, stride};
 }
 
 // The thread's place in every tile it copies.
-template <int kHeadSize>
+template <typename Shape>
 __device__ __forceinline__ uint32_t copy_offset() {
-  using Shape = TileShape<kHeadSize>;
   return Shape::offset(threadIdx.x / Shape::kThreadsPerRow, threadIdx.x % Shape::kThreadsPerRow);
 }
 
 // Starts the copy of rows [first, first + valid) to a tile of kRows rows, the rest zeroed.
-template <int kHeadSize, int kRows, typename Stride>
+template <typename Shape, int kRows, typename Stride>
 __device__ __forceinline__ void copy_rows(uint32_t tile, const RowSource<Stride>& source, int first,
                                           int valid) {
-  using Shape = TileShape<kHeadSize>;
   const int lane_row = threadIdx.x / Shape::kThreadsPerRow;
 #pragma unroll
   for (int pass = 0; pass * Shape::kRowsPerPass < kRows; ++pass) {
@@ -70,29 +69,29 @@ __device__ __forceinline__ void copy_rows(uint32_t tile, const RowSource<Stride>
     const uint32_t shared = tile + pass * Shape::kRowsPerPass * Shape::kRowBytes;
 #pragma unroll
     for (int i = 0; i < Shape::kChunksPerThread; ++i) {
-      const int step = i * Shape::kThreadsPerRow * 16;
+      const int step = i * Shape::kThreadsPerRow * kChunkBytes;
       copy_async_16(shared + step, global + step, keep);
     }
   }
 }
 
 // Where a lane reads its 8x8 matrices of a tile.
-template <int kHeadSize>
+template <typename Shape>
 __device__ __forceinline__ uint32_t query_lane_offset() {  // A operand
   const int lane = threadIdx.x % 32;
-  return TileShape<kHeadSize>::offset(threadIdx.x / 32 * 32 + lane % 16, lane / 16);
+  return Shape::offset(threadIdx.x / 32 * 32 + lane % 16, lane / 16);
 }
 
-template <int kHeadSize>
+template <typename Shape>
 __device__ __forceinline__ uint32_t key_lane_offset() {  // B operand of q k^T
   const int lane = threadIdx.x % 32;
-  return TileShape<kHeadSize>::offset(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+  return Shape::offset(lane / 16 * 8 + lane % 8, lane / 8 % 2);
 }
 
-template <int kHeadSize>
+template <typename Shape>
 __device__ __forceinline__ uint32_t value_lane_offset() {  // B operand of p v, transposed
   const int lane = threadIdx.x % 32;
-  return TileShape<kHeadSize>::offset(lane % 16, lane / 16);
+  return Shape::offset(lane % 16, lane / 16);
 }
 
 template <int kTileN>
@@ -102,7 +101,7 @@ using Scores = float[kWarpTiles][kTileN / 8][4];
 template <typename T, int kHeadSize, int kTileN>
 __device__ __forceinline__ void multiply_keys(Scores<kTileN>& s, uint32_t query_lane,
                                               uint32_t key_lane) {
-  using Shape = TileShape<kHeadSize>;
+  using Shape = TileShape<T, kHeadSize>;
 #pragma unroll
   for (int m = 0; m < kWarpTiles; ++m) {
 #pragma unroll
@@ -112,7 +111,7 @@ __device__ __forceinline__ void multiply_keys(Scores<kTileN>& s, uint32_t query_
     }
   }
 #pragma unroll
-  for (int step = 0; step < kHeadSize / 16; ++step) {
+  for (int step = 0; step < Shape::kRowBytes / kStepBytes; ++step) {
     uint32_t a[kWarpTiles][4];
 #pragma unroll
     for (int m = 0; m < kWarpTiles; ++m) {
@@ -135,7 +134,7 @@ __device__ __forceinline__ void multiply_keys(Scores<kTileN>& s, uint32_t query_
 template <typename T, int kHeadSize, int kTileN>
 __device__ __forceinline__ void multiply_values(float (&o)[kWarpTiles][kHeadSize / 8][4],
                                                 const Scores<kTileN>& p, uint32_t value_lane) {
-  using Shape = TileShape<kHeadSize>;
+  using Shape = TileShape<T, kHeadSize>;
 #pragma unroll
   for (int step = 0; step < kTileN / 16; ++step) {
     uint32_t a[kWarpTiles][4];

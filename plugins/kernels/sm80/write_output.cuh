@@ -10,6 +10,8 @@ namespace rainfusion::sm80 {
 template <typename Element, int kHeadSize>
 __device__ __forceinline__ void normalize(float (&o)[kWarpTiles][kHeadSize / 8][4],
                                           const float (&sums)[kWarpTiles * 2], char* tile) {
+  using Shape = TileShape<Element, kHeadSize>;
+  static_assert(ElementTraits<Element>::kPerChunk == 8, "a chunk has an accumulator's columns");
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int r = 0; r < kWarpTiles * 2; ++r) {
@@ -18,7 +20,7 @@ __device__ __forceinline__ void normalize(float (&o)[kWarpTiles][kHeadSize / 8][
 #pragma unroll
     for (int d = 0; d < kHeadSize / 8; ++d) {
       const int column = r % 2 * 2;
-      *reinterpret_cast<uint32_t*>(tile + TileShape<kHeadSize>::offset(row, d) + lane % 4 * 4) =
+      *reinterpret_cast<uint32_t*>(tile + Shape::offset(row, d) + lane % 4 * 4) =
           pack<Element>(o[r / 2][d][column] * inverse, o[r / 2][d][column + 1] * inverse);
     }
   }
@@ -29,7 +31,8 @@ template <typename Element, int kHeadSize>
 __device__ __forceinline__ void write_output(const AttentionParams& p, const QuerySpan& q,
                                              float (&o)[kWarpTiles][kHeadSize / 8][4],
                                              const RowStatistics& statistics, char* tile) {
-  using Shape = TileShape<kHeadSize>;
+  using Shape = TileShape<Element, kHeadSize>;
+  constexpr int kBytes = ElementTraits<Element>::kBytes;
   const int lane = threadIdx.x % 32;
   const int warp_row = threadIdx.x / 32 * 32;
   const int begin = q.begin;
@@ -47,14 +50,14 @@ __device__ __forceinline__ void write_output(const AttentionParams& p, const Que
   }
   normalize<Element, kHeadSize>(o, sums, tile);
   __syncwarp();
-  char* out = static_cast<char*>(p.out) + head_offset(p.out_strides, q);
+  char* out = static_cast<char*>(p.out) + head_offset<Element>(p.out_strides, q);
 #pragma unroll
   for (int i = lane; i < 32 * Shape::kChunks; i += 32) {
     const int row = warp_row + i / Shape::kChunks;
     const int chunk = i % Shape::kChunks;
     if (row < length) {
       const int64_t token = begin + row;
-      *reinterpret_cast<uint4*>(out + 2 * token * p.out_strides.token + chunk * 16) =
+      *reinterpret_cast<uint4*>(out + kBytes * token * p.out_strides.token + chunk * kChunkBytes) =
           *reinterpret_cast<const uint4*>(tile + Shape::offset(row, chunk));
     }
   }

@@ -11,7 +11,7 @@
 
 namespace rainfusion::sm90 {
 
-template <typename Element, typename Shape>
+template <typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     attention_kernel(const __grid_constant__ tma::Params params) {
   extern __shared__ __align__(1024) char memory[];
@@ -24,23 +24,18 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     if (threadIdx.x < 32) tma::Producer<Shape>(params, shared).run();
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(Shape::kConsumerRegisters));
-    Consumer<Element, Shape>(params.attention, shared, group - 1).run();
+    Consumer<Shape>(params.attention, shared, group - 1).run();
   }
 }
 
-template <typename Element>
-constexpr RainfusionDtype kDtype = RAINFUSION_FLOAT16;
-template <>
-constexpr RainfusionDtype kDtype<__nv_bfloat16> = RAINFUSION_BFLOAT16;
-
 template <typename Element, int kHeadSize>
 cudaError_t launch_attention(const AttentionParams& attention, cudaStream_t stream) {
-  using Shape = KernelShape<kHeadSize>;
+  using Shape = KernelShape<Element, kHeadSize>;
   constexpr tma::TileSizes kTiles{kHeadSize, tma::QueryTile<Shape>::kColumnElements,
                                   Shape::kQueries, Shape::kKeys};
   const int32_t items = attention.batch * attention.heads * attention.q_cut.blocks;
   tma::Params params{{}, {}, {}, {}, {}, attention, items};
-  cudaError_t error = tma::describe_tensors(kDtype<Element>, kTiles, &params);
+  cudaError_t error = tma::describe_tensors(ElementTraits<Element>::kDtype, kTiles, &params);
   if (error != cudaSuccess) return error;
   int device = 0;
   int processors = 0;
@@ -48,7 +43,7 @@ cudaError_t launch_attention(const AttentionParams& attention, cudaStream_t stre
   if (error != cudaSuccess) return error;
   error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
-  const auto kernel = attention_kernel<Element, Shape>;
+  const auto kernel = attention_kernel<Shape>;
   constexpr int kBytes = sizeof(tma::Shared<Shape>);
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;

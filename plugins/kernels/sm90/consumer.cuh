@@ -12,18 +12,20 @@
 
 namespace rainfusion::sm90 {
 
-template <typename Element, typename Shape>
+template <typename Shape>
 class Consumer {
  public:
+  using Element = typename Shape::Element;
   static constexpr int kHeadSize = Shape::kHeadSize;
   static constexpr int kKeys = Shape::kKeys;
+  static constexpr int kStepKeys = ElementTraits<Element>::kPerStep;
   using Storage = tma::Shared<Shape>;
   using Queries = tma::QueryTile<Shape>;
   using Keys = tma::KeyTile<Shape>;
   using Work = tma::Work;
   using Scores = float[kKeys / 2];  // of a thread
   using Output = float[kHeadSize / 2];
-  using Probabilities = uint32_t[kKeys / 16][4];
+  using Probabilities = uint32_t[kKeys / kStepKeys][4];
 
   __device__ Consumer(const AttentionParams& p, Storage& shared, int group)
       : p_(p), shared_(shared), group_(group), scale_log2_(p.softmax_scale * kLog2E) {}
@@ -130,8 +132,8 @@ class Consumer {
     pin_registers(o);
     wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < kKeys / 16; ++step) {
-      multiply_values<Element>(o, p[step], advance(v, step * 16 * Keys::kRowBytes));
+    for (int step = 0; step < kKeys / kStepKeys; ++step) {
+      multiply_values<Element>(o, p[step], advance(v, step * kStepKeys * Keys::kRowBytes));
     }
     wgmma_commit();
     pin_registers(o);
@@ -144,7 +146,7 @@ class Consumer {
 
   __device__ __forceinline__ void pack_probabilities(const Scores& s, Probabilities& p) {
 #pragma unroll
-    for (int step = 0; step < kKeys / 16; ++step) {
+    for (int step = 0; step < kKeys / kStepKeys; ++step) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         p[step][i] = pack<Element>(s[step * 8 + i * 2], s[step * 8 + i * 2 + 1]);
@@ -220,8 +222,10 @@ class Consumer {
     const int lane = threadIdx.x % 32;
     const int first_row = warp_row() + lane / 4;
     const RainfusionStrides& strides = p_.out_strides;
-    char* out =
-        static_cast<char*>(p_.out) + 2 * (work.batch * strides.batch + work.head * strides.head);
+    constexpr int kBytes = ElementTraits<Element>::kBytes;
+    static_assert(kBytes == 2, "two columns are packed into 32 bits");
+    char* out = static_cast<char*>(p_.out) +
+                kBytes * (work.batch * strides.batch + work.head * strides.head);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const float sum = quad_sum(rows.sum[r]);
@@ -236,8 +240,8 @@ class Consumer {
       const int row = first_row + r * 8;
       if (row >= work.rows) continue;
       const int64_t token = work.begin + row;
-      auto* out_row =
-          reinterpret_cast<uint2*>(out + 2 * token * strides.token) + lane % 2 * 2 + lane % 4 / 2;
+      auto* out_row = reinterpret_cast<uint2*>(out + kBytes * token * strides.token) +
+                      lane % 2 * 2 + lane % 4 / 2;
 #pragma unroll
       for (int n = 0; n < kHeadSize / 16; ++n) out_row[n * 4] = columns[n];
       if (p_.lse != nullptr && lane % 4 == 0) {

@@ -14,8 +14,9 @@ enum NamedBarrier { kTurnBarrier = 1, kGroupBarrier = kTurnBarrier + kMaxConsume
 
 // Tiles are blocks. Three consumers of 160 registers a thread and a producer of 32 fill the
 // register file; the tiles of four stages fit at every head size.
-template <int kHeadSize_>
+template <typename Element_, int kHeadSize_>
 struct KernelShape {
+  using Element = Element_;
   static constexpr int kHeadSize = kHeadSize_;
   static constexpr int kQueries = block_shape(kHeadSize).q;
   static constexpr int kKeys = block_shape(kHeadSize).k;

@@ -17,10 +17,10 @@ constexpr int kRecallThreads = kGroups * kGroupThreads;
 constexpr int kRecallKeys = 128;  // of a tile
 static_assert(kGroups * kGroupRows == kSampleTileRows, "a CTA's queries are a partial recall's");
 
-template <int kHeadSize>
+template <typename Element, int kHeadSize>
 struct RecallShared {
-  using Queries = tma::Tile<kHeadSize, kSampleTileRows>;
-  using Keys = tma::Tile<kHeadSize, kRecallKeys>;
+  using Queries = tma::Tile<Element, kHeadSize, kSampleTileRows>;
+  using Keys = tma::Tile<Element, kHeadSize, kRecallKeys>;
   alignas(1024) char q[Queries::kBytes];
   alignas(1024) char k[2][Keys::kBytes];
 };
@@ -37,15 +37,15 @@ __device__ __forceinline__ void copy_rows(char* tile, const char* rows, int64_t 
     const int i = pass * kRecallThreads + threadIdx.x;
     const int row = i / Rows::kChunks;
     const int chunk = i % Rows::kChunks;
-    copy_async_16(shared + Rows::offset(row, chunk), rows + (first + row) * row_bytes + chunk * 16,
-                  row < valid);
+    copy_async_16(shared + Rows::offset(row, chunk),
+                  rows + (first + row) * row_bytes + chunk * kChunkBytes, row < valid);
   }
 }
 
 template <typename Element, int kHeadSize, int kBands>
 __global__ void __launch_bounds__(kRecallThreads, 2)
     recall_kernel(const __grid_constant__ RecallParams p) {
-  using Storage = RecallShared<kHeadSize>;
+  using Storage = RecallShared<Element, kHeadSize>;
   using Queries = typename Storage::Queries;
   using Keys = typename Storage::Keys;
   constexpr int kWarps = kRecallThreads / 32;
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kRecallThreads, 2)
   auto& shared = *reinterpret_cast<Storage*>(memory);
 
   if (is_dense(p.geometry.layout, p.sparsity)) return;
-  const RecallTask<kBands> task(p);
+  const RecallTask<Element, kBands> task(p);
   const int count = task.tokens.count;
   if (task.q_begin >= count) return;
 
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kRecallThreads, 2)
 
 template <typename Element, int kHeadSize, int kBands>
 cudaError_t launch(const RecallParams& params, cudaStream_t stream) {
-  constexpr int kBytes = sizeof(RecallShared<kHeadSize>);
+  constexpr int kBytes = sizeof(RecallShared<Element, kHeadSize>);
   const auto kernel = recall_kernel<Element, kHeadSize, kBands>;
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);

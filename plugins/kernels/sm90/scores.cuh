@@ -1,6 +1,7 @@
 // The product q k^T of a warpgroup, or of one of its warps.
 #pragma once
 
+#include "common/element.h"
 #include "common/ptx.cuh"
 #include "sm90/wgmma.cuh"
 
@@ -10,15 +11,15 @@ namespace rainfusion::sm90 {
 // on return.
 template <typename Element, typename Queries, typename Keys>
 __device__ __forceinline__ void start_scores(float (&s)[Keys::kRows / 2], uint32_t q, uint32_t k) {
-  constexpr int kSteps = Keys::kColumnElements / 16;
+  constexpr int kSteps = Keys::kRowBytes / kStepBytes;  // of a column
   const uint64_t q_operand = descriptor<Queries::kRowBytes>(q);
   const uint64_t k_operand = descriptor<Keys::kRowBytes>(k);
   pin_registers(s);
   wgmma_fence();
 #pragma unroll
-  for (int step = 0; step < Keys::kHeadSize / 16; ++step) {
+  for (int step = 0; step < kSteps * Keys::kColumns; ++step) {
     const int column = step / kSteps;
-    const uint32_t offset = step % kSteps * 32;
+    const uint32_t offset = step % kSteps * kStepBytes;
     multiply_keys<Element>(s, advance(q_operand, column * Queries::kColumnBytes + offset),
                            advance(k_operand, column * Keys::kColumnBytes + offset), step > 0);
   }

@@ -1,7 +1,7 @@
 // The work of a CTA in shared memory: tiles, barriers and what the producer tells the consumers.
 //
-// `Shape` says how an architecture's kernel uses a multiprocessor: kHeadSize, kQueries and kKeys
-// (rows of its tiles), kStages, and kConsumerWarps (each gives a tile back by one arrival).
+// `Shape` says how an architecture's kernel uses a multiprocessor: Element, kHeadSize, kQueries and
+// kKeys (rows of its tiles), kStages, and kConsumerWarps (each gives a tile back by one arrival).
 #pragma once
 
 #include "tma/barrier.cuh"
@@ -21,9 +21,9 @@ struct Work {
 };
 
 template <typename Shape>
-using QueryTile = Tile<Shape::kHeadSize, Shape::kQueries>;
+using QueryTile = Tile<typename Shape::Element, Shape::kHeadSize, Shape::kQueries>;
 template <typename Shape>
-using KeyTile = Tile<Shape::kHeadSize, Shape::kKeys>;
+using KeyTile = Tile<typename Shape::Element, Shape::kHeadSize, Shape::kKeys>;
 
 template <typename Shape>
 struct Shared {

@@ -1,5 +1,7 @@
 #include "tma/tensor_map.h"
 
+#include "common/element.h"
+
 namespace rainfusion::tma {
 namespace {
 
@@ -22,8 +24,13 @@ Driver find_driver() {
 }
 
 // Bytes between neighbours; where there is one element alone its stride is free, and may be odd.
-cuuint64_t stride_bytes(int64_t stride, int64_t extent, int64_t head_size) {
-  return static_cast<cuuint64_t>(2 * (extent > 1 ? stride : head_size));
+cuuint64_t stride_bytes(int64_t stride, int64_t extent, int64_t head_size, int element_bytes) {
+  return static_cast<cuuint64_t>(element_bytes * (extent > 1 ? stride : head_size));
+}
+
+CUtensorMapDataType data_type(RainfusionDtype dtype) {
+  return dtype == RAINFUSION_FLOAT16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                     : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
 }
 
 // Describes [batch, heads, tokens, head_size] as columns of `tiles.column_elements` in tiles of
@@ -36,24 +43,25 @@ cudaError_t encode(CUtensorMap* map, const void* tensor, const RainfusionStrides
   constexpr cuuint32_t kRank = 5;  // element, token, column, head, batch
   const int column = tiles.column_elements;
   const int columns = tiles.head_size / column;
+  const int element = element_bytes(dtype);
+  const int column_bytes = element * column;
   const cuuint64_t extents[kRank] = {
       static_cast<cuuint64_t>(column), static_cast<cuuint64_t>(tokens),
       static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(p.heads),
       static_cast<cuuint64_t>(p.batch)};
-  const cuuint64_t bytes[kRank - 1] = {stride_bytes(strides.token, tokens, tiles.head_size),
-                                       static_cast<cuuint64_t>(2 * column),
-                                       stride_bytes(strides.head, p.heads, tiles.head_size),
-                                       stride_bytes(strides.batch, p.batch, tiles.head_size)};
+  const cuuint64_t bytes[kRank - 1] = {
+      stride_bytes(strides.token, tokens, tiles.head_size, element),
+      static_cast<cuuint64_t>(column_bytes),
+      stride_bytes(strides.head, p.heads, tiles.head_size, element),
+      stride_bytes(strides.batch, p.batch, tiles.head_size, element)};
   const cuuint32_t box[kRank] = {static_cast<cuuint32_t>(column), static_cast<cuuint32_t>(rows),
                                  static_cast<cuuint32_t>(columns), 1, 1};
   const cuuint32_t steps[kRank] = {1, 1, 1, 1, 1};
-  const CUresult result = driver.encode(
-      map,
-      dtype == RAINFUSION_FLOAT16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                  : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-      kRank, const_cast<void*>(tensor), extents, bytes, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      column == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      driver.encode(map, data_type(dtype), kRank, const_cast<void*>(tensor), extents, bytes, box,
+                    steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                    column_bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 

@@ -3,20 +3,24 @@
 
 #include <cstdint>
 
+#include "common/element.h"
+
 namespace rainfusion::tma {
 
-// Columns of rows with 64 or (where 64 does not divide the head size) 32 elements, 16-byte chunks
-// swizzled in each row.
-template <int kHeadSize_, int kRows_>
+// Columns of rows as wide as a swizzle: 128 bytes or, where these do not divide a head's row, 64.
+// The 16-byte chunks are swizzled in each row.
+template <typename Element, int kHeadSize_, int kRows_>
 struct Tile {
   static constexpr int kHeadSize = kHeadSize_;
   static constexpr int kRows = kRows_;
-  static constexpr int kColumnElements = kHeadSize % 64 == 0 ? 64 : 32;
-  static constexpr int kColumns = kHeadSize / kColumnElements;
-  static constexpr int kRowBytes = 2 * kColumnElements;
+  static constexpr int kHeadBytes = kHeadSize * ElementTraits<Element>::kBytes;
+  static constexpr int kRowBytes = kHeadBytes % 128 == 0 ? 128 : 64;
+  static_assert(kHeadBytes % kRowBytes == 0, "columns are as wide as a swizzle");
+  static constexpr int kColumns = kHeadBytes / kRowBytes;
+  static constexpr int kColumnElements = kRowBytes / ElementTraits<Element>::kBytes;
   static constexpr int kColumnBytes = kRows * kRowBytes;
   static constexpr int kBytes = kColumns * kColumnBytes;
-  static constexpr int kRowChunks = kRowBytes / 16;  // of one column
+  static constexpr int kRowChunks = kRowBytes / kChunkBytes;  // of one column
   static constexpr int kChunks = kColumns * kRowChunks;
 
   // Byte offset of a row's 16-byte chunk.
