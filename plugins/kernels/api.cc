@@ -65,9 +65,9 @@ Result check_workspace(const Geometry& geometry, void* workspace, size_t bytes, 
 }
 
 // ARM, or the choice of blocks, up to the heads' kinds and masks.
-Result plan_heads(const RainfusionProblem& problem, const Geometry& geometry,
-                  const RainfusionTensors& tensors, const RainfusionPlan& plan,
-                  const Workspace& workspace, int capability, cudaStream_t stream) {
+Result plan_heads(const Geometry& geometry, const RainfusionTensors& tensors,
+                  const RainfusionPlan& plan, const Workspace& workspace, int capability,
+                  cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
   if (geometry.layout.always_dense()) {
     // Nothing to classify: the heads' kinds alone are written below.
@@ -82,7 +82,7 @@ Result plan_heads(const RainfusionProblem& problem, const Geometry& geometry,
     const RecallParams recall{
         tensors.q,        tensors.k,      tensors.q_strides,        tensors.k_strides,
         tensors.sparsity, tensors.kv_len, workspace.partial_recall, geometry};
-    error = launch_recall(recall, problem.dtype, capability, stream);
+    error = launch_recall(recall, capability, stream);
     if (error != cudaSuccess) return cuda_result(error, "launching the recalls");
   }
   error = launch_decide(geometry, tensors, workspace, plan, stream);
@@ -137,15 +137,15 @@ Result run(const RainfusionProblem* problem, const RainfusionTensors* tensors,
   Workspace parts{};
   result = check_workspace(geometry, workspace, workspace_bytes, &parts);
   if (!result.ok()) return result;
-  result = plan_heads(*problem, geometry, *tensors, plan != nullptr ? *plan : RainfusionPlan{},
-                      parts, capability, stream);
+  result = plan_heads(geometry, *tensors, plan != nullptr ? *plan : RainfusionPlan{}, parts,
+                      capability, stream);
   if (result.ok() && attention) {
     result = cuda_result(launch_gather(geometry, *tensors, parts, stream), "launching the gather");
   }
   if (result.ok() && attention) {
-    result = cuda_result(launch_attention(attention_params(geometry, *tensors, parts),
-                                          problem->dtype, problem->head_size, capability, stream),
-                         "launching the attention");
+    result = cuda_result(
+        launch_attention(geometry, attention_params(geometry, *tensors, parts), capability, stream),
+        "launching the attention");
   }
   return explain_launch(result, capability);
 }

@@ -13,8 +13,7 @@ cudaError_t launch_band_masks(const Geometry& geometry, const RainfusionTensors&
                               const Workspace& workspace, cudaStream_t stream);
 
 // ARM's recalls, as partial sums, through the kernel of a compute capability (major * 10 + minor).
-cudaError_t launch_recall(const RecallParams& params, RainfusionDtype dtype, int capability,
-                          cudaStream_t stream);
+cudaError_t launch_recall(const RecallParams& params, int capability, cudaStream_t stream);
 
 // Every head's kind and block mask, from the recalls.
 cudaError_t launch_decide(const Geometry& geometry, const RainfusionTensors& tensors,
@@ -37,7 +36,7 @@ cudaError_t launch_report(const Geometry& geometry, const RainfusionTensors& ten
                           cudaStream_t stream);
 
 // Picks the attention kernel of a compute capability (major * 10 + minor).
-cudaError_t launch_attention(const AttentionParams& params, RainfusionDtype dtype, int head_size,
+cudaError_t launch_attention(const Geometry& geometry, const AttentionParams& params,
                              int capability, cudaStream_t stream);
 
 }  // namespace rainfusion

@@ -2,8 +2,6 @@
 // keys.
 #pragma once
 
-#include <type_traits>
-
 #include "common/params.h"
 #include "common/variants.h"
 
@@ -59,22 +57,10 @@ struct RecallTask {
   }
 };
 
-// Calls launch with head size and number of bands as constants.
+// Launches with the number of bands as a constant.
 template <typename Launch>
-cudaError_t with_recall_constants(const Geometry& g, const Launch& launch) {
-  const auto with_bands = [&](auto head_size) {
-    return g.method.bands == 1 ? launch(head_size, std::integral_constant<int, 1>())
-                               : launch(head_size, std::integral_constant<int, kMaxBands>());
-  };
-  switch (g.head_size) {
-    case 64:
-      return with_bands(std::integral_constant<int, 64>());
-    case 96:
-      return with_bands(std::integral_constant<int, 96>());
-    case 128:
-      return with_bands(std::integral_constant<int, 128>());
-  }
-  return cudaErrorInvalidValue;
+cudaError_t with_bands(int bands, const Launch& launch) {
+  return bands == 1 ? launch(Constant<1>()) : launch(Constant<kMaxBands>());
 }
 
 // Tiles of queries of the larger sample.

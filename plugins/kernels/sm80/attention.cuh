@@ -157,9 +157,8 @@ __global__ void __launch_bounds__(kThreads, Config::kCtas)
   write_output<typename Config::Element, Config::kHeadSize>(p, q, acc.o, acc.statistics, smem);
 }
 
-template <typename Element, int kHeadSize, int kStages>
-cudaError_t launch_attention(const AttentionParams& params, cudaStream_t stream) {
-  using Config = AttentionConfig<Element, kHeadSize, kStages>;
+template <typename Config>
+cudaError_t launch_config(const AttentionParams& params, cudaStream_t stream) {
   const auto kernel = attention_kernel<Config>;
   const cudaError_t error = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSharedBytes);
@@ -168,6 +167,17 @@ cudaError_t launch_attention(const AttentionParams& params, cudaStream_t stream)
                         static_cast<unsigned>(QuerySpan::count(params.q_cut));
   kernel<<<ctas, kThreads, Config::kSharedBytes, stream>>>(params);
   return cudaGetLastError();
+}
+
+template <typename Element, int kHeadSize>
+cudaError_t launch_attention(const AttentionParams& params, int capability, cudaStream_t stream) {
+  if constexpr (kHeadSize == 96) {
+    // Two stages are faster where two CTAs of them still fit on a multiprocessor: not where it has
+    // 100 KB of shared memory.
+    const bool small = (capability >= 86 && capability <= 89) || capability >= 120;
+    if (!small) return launch_config<AttentionConfig<Element, kHeadSize, 2>>(params, stream);
+  }
+  return launch_config<AttentionConfig<Element, kHeadSize, 1>>(params, stream);
 }
 
 }  // namespace rainfusion::sm80

@@ -1,4 +1,4 @@
-// Launchers of the portable kernels: compute capability 8.0 and newer.
+// Launchers of the portable kernels: compute capability 8.0 and newer. The build instantiates them.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,12 +7,10 @@
 
 namespace rainfusion::sm80 {
 
-// One head size and element a source file. Two stages are faster where two CTAs still fit on a
-// multiprocessor.
-template <typename Element, int kHeadSize, int kStages>
-cudaError_t launch_attention(const AttentionParams& params, cudaStream_t stream);
+template <typename Element, int kHeadSize>
+cudaError_t launch_attention(const AttentionParams& params, int capability, cudaStream_t stream);
 
-template <typename Element>
+template <typename Element, int kHeadSize>
 cudaError_t launch_recall(const RecallParams& params, cudaStream_t stream);
 
 }  // namespace rainfusion::sm80

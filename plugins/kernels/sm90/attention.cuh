@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
 }
 
 template <typename Element, int kHeadSize>
-cudaError_t launch_attention(const AttentionParams& attention, cudaStream_t stream) {
+cudaError_t launch_attention(const AttentionParams& attention, int, cudaStream_t stream) {
   using Shape = KernelShape<Element, kHeadSize>;
   constexpr tma::TileSizes kTiles{kHeadSize, tma::QueryTile<Shape>::kColumnElements,
                                   Shape::kQueries, Shape::kKeys};

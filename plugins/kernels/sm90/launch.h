@@ -1,4 +1,5 @@
 // Launchers of Hopper's kernels: compute capability 9.0, where the library was built for sm_90a.
+// The build instantiates them.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,11 +8,10 @@
 
 namespace rainfusion::sm90 {
 
-// One head size and element a source file.
 template <typename Element, int kHeadSize>
-cudaError_t launch_attention(const AttentionParams& params, cudaStream_t stream);
+cudaError_t launch_attention(const AttentionParams& params, int capability, cudaStream_t stream);
 
-template <typename Element>
+template <typename Element, int kHeadSize>
 cudaError_t launch_recall(const RecallParams& params, cudaStream_t stream);
 
 }  // namespace rainfusion::sm90

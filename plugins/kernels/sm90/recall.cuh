@@ -1,4 +1,5 @@
-// ARM's recalls on Hopper: as sm80/recall.cu, with the scores of two warpgroups by wgmma.
+// ARM's recalls on Hopper: as sm80/recall.cuh, with the scores of two warpgroups by wgmma.
+#pragma once
 
 #include "plan/recall_mass.cuh"
 #include "plan/recall_task.cuh"
@@ -10,7 +11,6 @@
 #include "tma/tile.cuh"
 
 namespace rainfusion::sm90 {
-namespace {
 
 constexpr int kGroups = 2;  // warpgroups of a CTA, each with 64 sampled queries
 constexpr int kRecallThreads = kGroups * kGroupThreads;
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kRecallThreads, 2)
 }
 
 template <typename Element, int kHeadSize, int kBands>
-cudaError_t launch(const RecallParams& params, cudaStream_t stream) {
+cudaError_t launch_bands(const RecallParams& params, cudaStream_t stream) {
   constexpr int kBytes = sizeof(RecallShared<Element, kHeadSize>);
   const auto kernel = recall_kernel<Element, kHeadSize, kBands>;
   const cudaError_t error =
@@ -105,16 +105,11 @@ cudaError_t launch(const RecallParams& params, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-}  // namespace
-
-template <typename Element>
+template <typename Element, int kHeadSize>
 cudaError_t launch_recall(const RecallParams& params, cudaStream_t stream) {
-  return with_recall_constants(params.geometry, [&](auto head_size, auto bands) {
-    return launch<Element, head_size(), bands()>(params, stream);
+  return with_bands(params.geometry.method.bands, [&](auto bands) {
+    return launch_bands<Element, kHeadSize, bands()>(params, stream);
   });
 }
-
-template cudaError_t launch_recall<__half>(const RecallParams&, cudaStream_t);
-template cudaError_t launch_recall<__nv_bfloat16>(const RecallParams&, cudaStream_t);
 
 }  // namespace rainfusion::sm90

@@ -3,6 +3,7 @@
 // A CTA takes 128 sampled queries of one head and walks over all sampled keys: scores on tensor
 // cores, online sums of the whole mass and of the mass in each band, no values. It leaves the sum
 // of its queries' recalls; decide.cu adds them up in a fixed order.
+#pragma once
 
 #include <cuda_runtime.h>
 
@@ -12,7 +13,6 @@
 #include "sm80/tile.cuh"
 
 namespace rainfusion::sm80 {
-namespace {
 
 constexpr int kRecallTileN = 64;
 static_assert(kTileM == kSampleTileRows, "a CTA's queries are those of a partial recall");
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 template <typename Element, int kHeadSize, int kBands>
-cudaError_t launch(const RecallParams& params, cudaStream_t stream) {
+cudaError_t launch_bands(const RecallParams& params, cudaStream_t stream) {
   constexpr int kBytes = (kTileM + 2 * kRecallTileN) * TileShape<Element, kHeadSize>::kRowBytes;
   const auto kernel = recall_kernel<Element, kHeadSize, kBands>;
   const cudaError_t error =
@@ -78,16 +78,11 @@ cudaError_t launch(const RecallParams& params, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-}  // namespace
-
-template <typename Element>
+template <typename Element, int kHeadSize>
 cudaError_t launch_recall(const RecallParams& params, cudaStream_t stream) {
-  return with_recall_constants(params.geometry, [&](auto head_size, auto bands) {
-    return launch<Element, head_size(), bands()>(params, stream);
+  return with_bands(params.geometry.method.bands, [&](auto bands) {
+    return launch_bands<Element, kHeadSize, bands()>(params, stream);
   });
 }
-
-template cudaError_t launch_recall<__half>(const RecallParams&, cudaStream_t);
-template cudaError_t launch_recall<__nv_bfloat16>(const RecallParams&, cudaStream_t);
 
 }  // namespace rainfusion::sm80

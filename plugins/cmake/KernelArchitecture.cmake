@@ -1,0 +1,78 @@
+# Element types (name in file names, C++ type) and head sizes that kernels are instantiated for:
+# those of kernels/common/variants.h.
+set(RAINFUSION_ELEMENTS fp16:__half bf16:__nv_bfloat16)
+set(RAINFUSION_HEAD_SIZES 64 96 128)
+
+# What all targets with device code are compiled with.
+function(rainfusion_kernel_target target)
+  target_include_directories(${target}
+    PUBLIC ${CMAKE_CURRENT_SOURCE_DIR}/../include
+    PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
+  target_link_libraries(${target} PUBLIC CUDA::cudart_static)
+  target_compile_features(${target} PUBLIC cxx_std_17 PRIVATE cuda_std_17)
+  target_compile_options(${target} PRIVATE
+    $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>
+    $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra>)
+  set_target_properties(${target} PROPERTIES
+    POSITION_INDEPENDENT_CODE ON
+    CUDA_RUNTIME_LIBRARY Static
+    CUDA_VISIBILITY_PRESET hidden
+    CXX_VISIBILITY_PRESET hidden
+    VISIBILITY_INLINES_HIDDEN ON)
+endfunction()
+
+# rainfusion_arch(<name> [ARCHITECTURE <architecture> WHEN <regex>])
+#
+# Adds the kernels of kernels/<name> to the library: attention.cuh and recall.cuh there define the
+# launchers that launch.h declares in namespace rainfusion::<name>. They are instantiated for every
+# element type and head size, a source file each, which compile side by side.
+#
+# They are compiled for the architectures of the build, or for ARCHITECTURE alone (machine code) if
+# one of those matches WHEN; otherwise they are left out. dispatch.cc, where the kernels have a row,
+# is compiled with RAINFUSION_<NAME> if they are there, and `gpu_targets` of the caller gets
+# ARCHITECTURE.
+function(rainfusion_arch name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "ARCHITECTURE;WHEN" "")
+  set(architectures ${CMAKE_CUDA_ARCHITECTURES})
+  if(arg_ARCHITECTURE)
+    list(FILTER architectures INCLUDE REGEX "${arg_WHEN}")
+    if(NOT architectures)
+      return()
+    endif()
+    set(architectures ${arg_ARCHITECTURE}-real)
+    list(APPEND gpu_targets sm_${arg_ARCHITECTURE})
+    list(REMOVE_DUPLICATES gpu_targets)
+    set(gpu_targets ${gpu_targets} PARENT_SCOPE)
+  endif()
+
+  set(sources)
+  foreach(element IN LISTS RAINFUSION_ELEMENTS)
+    string(REGEX MATCH "^(.*):(.*)$" matched ${element})
+    set(element ${CMAKE_MATCH_2})
+    foreach(head_size IN LISTS RAINFUSION_HEAD_SIZES)
+      set(source ${CMAKE_CURRENT_BINARY_DIR}/${name}/${CMAKE_MATCH_1}_d${head_size}.cu)
+      file(CONFIGURE OUTPUT ${source} @ONLY CONTENT
+[[// Written by rainfusion_arch.
+#include "@name@/attention.cuh"
+#include "@name@/recall.cuh"
+
+namespace rainfusion::@name@ {
+
+template cudaError_t launch_attention<@element@, @head_size@>(
+    const AttentionParams&, int, cudaStream_t);
+template cudaError_t launch_recall<@element@, @head_size@>(const RecallParams&, cudaStream_t);
+
+}  // namespace rainfusion::@name@
+]])
+      list(APPEND sources ${source})
+    endforeach()
+  endforeach()
+
+  set(target rainfusion_kernels_${name})
+  add_library(${target} OBJECT ${sources})
+  set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${architectures}")
+  rainfusion_kernel_target(${target})
+  target_sources(rainfusion_kernels PRIVATE $<TARGET_OBJECTS:${target}>)
+  string(TOUPPER RAINFUSION_${name} definition)
+  set_property(SOURCE dispatch.cc APPEND PROPERTY COMPILE_DEFINITIONS ${definition})
+endfunction()

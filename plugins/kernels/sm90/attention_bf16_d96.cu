@@ -1,7 +1,0 @@
-#include "sm90/attention.cuh"
-
-namespace rainfusion::sm90 {
-
-template cudaError_t launch_attention<__nv_bfloat16, 96>(const AttentionParams&, cudaStream_t);
-
-}  // namespace rainfusion::sm90
