@@ -11,13 +11,14 @@ namespace {
 struct Architecture {
   int first_capability;  // major * 10 + minor
   int last_capability;
+  bool (*runs)(int head_size, const BlockShape& blocks);
   cudaError_t (*attention)(const Geometry&, const AttentionParams&, int, cudaStream_t);
   cudaError_t (*recall)(const RecallParams&, cudaStream_t);
 };
 
 // A row with the launchers of namespace `arch`, which are chosen by element type and head size.
 #define RAINFUSION_ARCHITECTURE(arch, first_capability, last_capability)                       \
-  {first_capability, last_capability,                                                          \
+  {first_capability, last_capability, arch::runs,                                              \
    [](const Geometry& g, const AttentionParams& params, int capability, cudaStream_t stream) { \
      return with_variant(g.dtype, g.head_size, [&](auto element, auto head_size) {             \
        using Element = typename decltype(element)::Type;                                       \
@@ -43,25 +44,30 @@ constexpr Architecture kArchitectures[] = {
 };
 #undef RAINFUSION_ARCHITECTURE
 
-const Architecture* find_architecture(int capability) {
-  for (const Architecture& row : kArchitectures) {
-    if (row.first_capability <= capability && capability <= row.last_capability) return &row;
-  }
-  return nullptr;
+bool covers(const Architecture& row, int capability) {
+  return row.first_capability <= capability && capability <= row.last_capability;
 }
 
 }  // namespace
 
+// A shape that the kernel of the architecture does not compute goes to a later row: the portable
+// kernel computes every shape that a problem may ask for (validate.cc).
 cudaError_t launch_attention(const Geometry& geometry, const AttentionParams& params,
                              int capability, cudaStream_t stream) {
-  const Architecture* found = find_architecture(capability);
-  return found != nullptr ? found->attention(geometry, params, capability, stream)
-                          : cudaErrorNoKernelImageForDevice;
+  const BlockShape blocks{geometry.q_cut.size, geometry.k_cut.size};
+  for (const Architecture& row : kArchitectures) {
+    if (covers(row, capability) && row.runs(geometry.head_size, blocks)) {
+      return row.attention(geometry, params, capability, stream);
+    }
+  }
+  return cudaErrorNoKernelImageForDevice;
 }
 
 cudaError_t launch_recall(const RecallParams& params, int capability, cudaStream_t stream) {
-  const Architecture* found = find_architecture(capability);
-  return found != nullptr ? found->recall(params, stream) : cudaErrorNoKernelImageForDevice;
+  for (const Architecture& row : kArchitectures) {
+    if (covers(row, capability)) return row.recall(params, stream);
+  }
+  return cudaErrorNoKernelImageForDevice;
 }
 
 }  // namespace rainfusion

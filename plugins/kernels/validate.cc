@@ -7,6 +7,7 @@
 
 #include "common/params.h"
 #include "common/variants.h"
+#include "sm80/launch.h"
 
 namespace rainfusion {
 namespace {
@@ -90,6 +91,23 @@ Result validate_attributes(const RainfusionProblem& p) {
   return {};
 }
 
+// A shape belongs to the problem and not to a GPU: it must be one that the portable kernel
+// computes.
+Result validate_blocks(const RainfusionProblem& p) {
+  const BlockShape usual = block_shape(p.head_size);
+  if (p.block_k < 0) {
+    return invalid("block_k = " + to_string(p.block_k) + " is below 1; 0 means the default, " +
+                   to_string(usual.k) + " at head size " + to_string(p.head_size));
+  }
+  if (p.block_q < 0 || !sm80::runs(p.head_size, block_shape(p))) {
+    return unsupported("block_q = " + to_string(p.block_q) + " has no kernel; use a multiple of " +
+                       to_string(sm80::kWarpRows) + " that is at least " +
+                       to_string(sm80::kTileM / 2) + ", or 0 for the default, " +
+                       to_string(usual.q));
+  }
+  return {};
+}
+
 bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 Result validate_rows(const char* name, const void* pointer, const RainfusionStrides& strides,
@@ -129,6 +147,7 @@ Result validate_problem(const RainfusionProblem& p) {
   Result result = validate_enums(p);
   if (result.ok()) result = validate_grid(p);
   if (result.ok()) result = validate_attributes(p);
+  if (result.ok()) result = validate_blocks(p);
   if (!result.ok()) return result;
   const Geometry geometry(p);
   const BlockCut& keys = geometry.k_cut;

@@ -79,10 +79,10 @@ class BlockShape(NamedTuple):
 
 
 def block_shape(head_size: int) -> BlockShape:
-    """Blocks of spatial and temporal heads and of rainfusion2 at a head size.
+    """Default blocks of spatial and temporal heads and of rainfusion2 at a head size.
 
     Chosen by what the Hopper kernel computes fastest, at the head sizes that have kernels: 64, 96
-    and 128. The kernels' definition is ``block_shape`` in geometry.h.
+    and 128. The kernels' definition is ``block_shape`` in geometry.h; a problem may ask for others.
     """
     return BlockShape(192, 128 if head_size <= 64 else 96 if head_size <= 96 else 80)
 

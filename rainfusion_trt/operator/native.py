@@ -48,7 +48,7 @@ __all__ = [
     "load_library",
 ]
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 """RAINFUSION_ABI_VERSION of the header these structs were written from."""
 
 _MESSAGE_BYTES = 1024

@@ -62,6 +62,8 @@ class Problem(ctypes.Structure):
         ("text", ctypes.c_int),
         ("method", ctypes.c_int),
         ("dtype", ctypes.c_int),
+        ("block_q", ctypes.c_int32),  # 0 = the default of the head size, geometry.block_shape
+        ("block_k", ctypes.c_int32),
     ]
 
     @classmethod

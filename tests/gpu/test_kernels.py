@@ -15,8 +15,8 @@ import torch
 
 from helpers.rising_scores import GRID, LEVELS, SHORT, TOKENS, leveled_heads
 from rainfusion_trt import classify_heads, rainfusion_attention
-from rainfusion_trt.operator import reference
-from rainfusion_trt.operator.geometry import METHODS, Kind, TokenLayout
+from rainfusion_trt.operator import native, reference
+from rainfusion_trt.operator.geometry import METHODS, BlockShape, Kind, TokenLayout
 from rainfusion_trt.testing import synthetic_heads
 
 pytestmark = pytest.mark.gpu
@@ -93,6 +93,24 @@ def test_all_kinds(head_size, dtype, text, text_tokens):
 def test_sparsities(head_size, sparsity):
     layout, q, k, v = make((9, 16, 24), 226, "first", 1, head_size, torch.bfloat16)
     check(layout, q, k, v, sparsity=sparsity)
+
+
+@pytest.mark.parametrize("blocks", [(64, 32), (96, 77), (192, 64), (256, 128), (384, 200)], ids=str)
+@pytest.mark.parametrize("head_size", [64, 96, 128])
+def test_blocks_that_a_problem_asks_for(monkeypatch, head_size, blocks):
+    """On Hopper its own kernel runs the first three, the portable one the others."""
+    default_problem = native.Problem.of
+
+    def problem_of(*args, **kwargs):
+        problem = default_problem(*args, **kwargs)
+        problem.block_q, problem.block_k = blocks
+        return problem
+
+    monkeypatch.setattr(native.Problem, "of", problem_of)
+    monkeypatch.setattr(reference, "block_shape", lambda head_size: BlockShape(*blocks))
+    layout, q, k, v = make((9, 17, 25), 226, "last", 1, head_size, torch.bfloat16)
+    for method in ("rainfusion", "rainfusion2"):
+        check(layout, q, k, v, sparsity=0.7, method=method)
 
 
 @pytest.mark.parametrize("method", METHODS)

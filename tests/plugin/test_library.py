@@ -102,6 +102,11 @@ def test_links_neither_tensorrt_nor_a_shared_cuda_runtime(plugin_library):
         ({"method": 9}, InvalidInputError, r"method = 9"),
         ({"dtype": 7}, UnsupportedError, r"dtype = 7"),
         ({"grid_w": 0}, InvalidInputError, r"\(5, 9, 0\)"),
+        ({"block_q": 40}, UnsupportedError, r"block_q = 40 .* multiple of 32 .* default, 192"),
+        ({"block_q": 32}, UnsupportedError, r"block_q = 32 .* at least 64"),
+        ({"block_q": -64}, UnsupportedError, r"block_q = -64 has no kernel"),
+        ({"block_k": -1}, InvalidInputError, r"block_k = -1 .* default, 128 at head size 64"),
+        ({"block_k": 1, "grid_t": 200, "tokens": 19837}, UnsupportedError, r"key blocks of 1;"),
     ],
 )
 def test_check_names_value_and_remedy(library, changes, error, words):

@@ -25,7 +25,7 @@ extern "C" {
 #endif
 
 /* Bumped whenever a struct or a signature below changes. */
-#define RAINFUSION_ABI_VERSION 1
+#define RAINFUSION_ABI_VERSION 2
 
 /* Same layout as cudaStream_t, so that callers need no CUDA header. */
 typedef struct CUstream_st* RainfusionStream;
@@ -78,6 +78,8 @@ typedef struct {
   RainfusionText text;
   RainfusionMethod method;
   RainfusionDtype dtype;
+  int32_t block_q; /* tokens in a query block, a multiple of 32 and at least 64; 0 = the default */
+  int32_t block_k; /* tokens in a key block; 0 = the default of the head size */
 } RainfusionProblem;
 
 /* Elements between neighbours; the head dimension itself is always contiguous. */

@@ -19,8 +19,9 @@ struct BlockShape {
   int32_t k;
 };
 
-// The shape a head size is computed in: the tiles of the Hopper kernel (docs/kernels.md), which
-// every other kernel and the reference follow, so that all of them keep the same pairs.
+// The definition's default by head size, where a problem asks for no other shape. No kernel's
+// constant: it is what Hopper's computes fastest (docs/kernels.md), but a shape decides which pairs
+// are kept, and so belongs to the problem, whatever GPU it runs on.
 RAINFUSION_HOST_DEVICE constexpr BlockShape block_shape(int32_t head_size) {
   return BlockShape{192, head_size <= 64 ? 128 : head_size <= 96 ? 96 : 80};
 }

@@ -15,6 +15,13 @@ constexpr int kMaxMaskWords = kMaxKeyBlocks / 32;
 constexpr int kSampleTileRows = 128;  // sampled queries of a partial recall
 constexpr int kSampleTiles = kSampleTokens / kSampleTileRows;
 
+// Blocks as a problem asks for them.
+inline BlockShape block_shape(const RainfusionProblem& problem) {
+  const BlockShape usual = block_shape(problem.head_size);
+  return {problem.block_q != 0 ? problem.block_q : usual.q,
+          problem.block_k != 0 ? problem.block_k : usual.k};
+}
+
 // A problem as the kernels see it.
 struct Geometry {
   TokenLayout layout;
@@ -33,8 +40,8 @@ struct Geometry {
   explicit Geometry(const RainfusionProblem& problem)
       : layout(problem.tokens, problem.grid_t, problem.grid_h, problem.grid_w, problem.sink_frames,
                problem.text == RAINFUSION_TEXT_FIRST),
-        q_cut(layout, block_shape(problem.head_size).q),
-        k_cut(layout, block_shape(problem.head_size).k),
+        q_cut(layout, block_shape(problem).q),
+        k_cut(layout, block_shape(problem).k),
         samples{arm_sample(layout, kSpatial), arm_sample(layout, kTemporal)},
         batch(problem.batch),
         heads(problem.heads),

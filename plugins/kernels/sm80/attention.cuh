@@ -21,7 +21,7 @@ struct AttentionConfig {
   static constexpr int kHeadSize = kHeadSize_;
   static constexpr int kStages = kStages_;
   // As large as 255 registers and the shared memory of two CTAs allow.
-  static constexpr int kTileN = kHeadSize == 96 ? 48 : block_shape(kHeadSize).k;
+  static constexpr int kTileN = kHeadSize == 64 ? 128 : kHeadSize == 96 ? 48 : 80;
   static constexpr int kCtas = 2;  // on a multiprocessor; 255 registers a thread
 
   using Shape = TileShape<Element, kHeadSize>;
@@ -33,7 +33,7 @@ struct AttentionConfig {
   // Of the 100 KB of compute capabilities 8.6, 8.9 and 12.x, each CTA costs one more.
   static_assert(kStages == 2 || kHeadSize == 128 || kCtas * (kSharedBytes + 1024) <= 100 * 1024,
                 "two CTAs fit everywhere");
-  static_assert(block_shape(kHeadSize).q % 32 == 0, "a warp's rows are of one query block");
+  static_assert(runs(kHeadSize, block_shape(kHeadSize)), "the default is for every kernel");
 };
 
 // Registers of a CTA's query block.

@@ -7,12 +7,12 @@
 
 #include "common/element.h"
 #include "common/ptx.cuh"
+#include "sm80/launch.h"
 
 namespace rainfusion::sm80 {
 
-constexpr int kThreads = 128;
-constexpr int kTileM = 128;    // query rows in a CTA
-constexpr int kWarpTiles = 2;  // 16-row tiles in a warp
+constexpr int kThreads = kTileM / kWarpRows * 32;
+constexpr int kWarpTiles = kWarpRows / 16;  // of 16 rows
 
 template <typename Element, int kHeadSize>
 struct TileShape {

@@ -1,7 +1,7 @@
 // How Hopper's attention kernel uses a multiprocessor.
 #pragma once
 
-#include "common/geometry.h"
+#include "sm90/launch.h"
 
 namespace rainfusion::sm90 {
 
@@ -12,14 +12,14 @@ constexpr int kGroupRows = 64;      // query rows of a consumer warpgroup
 constexpr int kMaxConsumers = 3;
 enum NamedBarrier { kTurnBarrier = 1, kGroupBarrier = kTurnBarrier + kMaxConsumers };
 
-// Tiles are blocks. Three consumers of 160 registers a thread and a producer of 32 fill the
+// Three consumers of 160 registers a thread and a producer of 32 fill the
 // register file; the tiles of four stages fit at every head size.
 template <typename Element_, int kHeadSize_>
 struct KernelShape {
   using Element = Element_;
   static constexpr int kHeadSize = kHeadSize_;
-  static constexpr int kQueries = block_shape(kHeadSize).q;
-  static constexpr int kKeys = block_shape(kHeadSize).k;
+  static constexpr int kQueries = tile_shape(kHeadSize).q;
+  static constexpr int kKeys = tile_shape(kHeadSize).k;
   static constexpr int kConsumers = kQueries / kGroupRows;
   static constexpr int kConsumerWarps = kConsumers * kGroupThreads / 32;
   static constexpr int kThreads = (1 + kConsumers) * kGroupThreads;
@@ -27,7 +27,8 @@ struct KernelShape {
   static constexpr int kProducerRegisters = 32;
   static constexpr int kConsumerRegisters = 160;
   static_assert(kQueries % kGroupRows == 0 && kConsumers <= kMaxConsumers,
-                "consumers share the rows of a block");
+                "consumers share the rows of a tile");
+  static_assert(runs(kHeadSize, block_shape(kHeadSize)), "the default is for every kernel");
   static_assert(kGroupThreads * (kProducerRegisters + kConsumers * kConsumerRegisters) <= 65536,
                 "a multiprocessor has no more registers");
 };

@@ -109,7 +109,7 @@ __device__ void multiply_values(float (&d)[kSums], const uint32_t (&a)[4], uint6
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                     \
   }
 
-// Tiles of block_shape() keys, and head sizes.
+// Keys of tile_shape(), and head sizes.
 #define RAINFUSION_WGMMA(Element, TYPE)                                             \
   RAINFUSION_MULTIPLY_KEYS(Element, TYPE, 64, "n128", "%64", "%65", "%66")          \
   RAINFUSION_MULTIPLY_KEYS(Element, TYPE, 48, "n96", "%48", "%49", "%50")           \
