@@ -80,7 +80,7 @@ struct Workspace {
   int32_t* mask_index;      // [batch, heads] block mask of the head
   uint32_t* masks;          // [masks, q_blocks, mask_words] bit = key block is kept
   int32_t* gathered_count;  // [batch] checkerboard keys below kv_len
-  int32_t* next_item;       // [1] queue of a persistent attention kernel
+  int32_t* next_item;       // [1] queue of persistent attention kernels, common/queue.cuh
   float* partial_recall;    // [batch, heads, kAxes, kSampleTiles, kMaxBands]
   float* q_means;           // [batch, heads, q_blocks, head_size]
   float* k_means;           // [batch, heads, head_size, k_blocks], read along the blocks
@@ -136,7 +136,7 @@ struct AttentionParams {
   const void* gathered_v;
   int32_t gathered_rows;
   const int32_t* gathered_count;
-  int32_t* next_item;  // 0 before the launch
+  int32_t* next_item;  // of the queue, common/queue.cuh
 
   RAINFUSION_HOST_DEVICE RainfusionStrides gathered_strides(int head_size) const {
     const int64_t head = static_cast<int64_t>(gathered_rows) * head_size;

@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include "common/launch.h"
+#include "common/queue.cuh"
 #include "plan/recall_task.cuh"
 
 namespace rainfusion {
@@ -80,7 +81,7 @@ __global__ void decide_kernel(const __grid_constant__ Geometry g, const float* s
                               const int32_t* kv_len, const __grid_constant__ Workspace workspace,
                               const __grid_constant__ RainfusionPlan plan) {
   const int batch_head = blockIdx.x * blockDim.x + threadIdx.x;
-  if (batch_head == 0) *workspace.next_item = 0;
+  if (batch_head == 0) reset_queue(workspace.next_item);  // for the attention of this call
   if (batch_head >= g.batch_heads()) return;
   const float nan = nanf("");
   Decision decision{RAINFUSION_KIND_DENSE, 0, {nan, nan}};

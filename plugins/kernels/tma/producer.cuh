@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/key_list.cuh"
+#include "common/queue.cuh"
 #include "tma/shared.cuh"
 #include "tma/tensor_map.h"
 
@@ -53,11 +54,11 @@ class Producer {
       : params_(params), p_(params.attention), shared_(shared) {}
 
   __device__ void run() {
-    int upcoming = leads() ? atomicAdd(p_.next_item, 1) : 0;
+    int upcoming = leads() ? take_item(p_.next_item) : 0;
     for (;;) {
       const int item = __shfl_sync(0xffffffffu, upcoming, 0);
       if (item >= params_.items) break;
-      if (leads()) upcoming = atomicAdd(p_.next_item, 1);
+      if (leads()) upcoming = take_item(p_.next_item);
       const QueryBlock q(p_, item);
       const int begin = p_.q_cut.begin(q.block);
       const KeyList keys(p_, q.batch, q.head, q.block, begin, q.sink);
