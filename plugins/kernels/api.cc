@@ -64,33 +64,6 @@ Result check_workspace(const Geometry& geometry, void* workspace, size_t bytes, 
   return {};
 }
 
-// ARM, or the choice of blocks, up to the heads' kinds and masks.
-Result plan_heads(const Geometry& geometry, const RainfusionTensors& tensors,
-                  const RainfusionPlan& plan, const Workspace& workspace, int capability,
-                  cudaStream_t stream) {
-  cudaError_t error = cudaSuccess;
-  if (geometry.layout.always_dense()) {
-    // Nothing to classify: the heads' kinds alone are written below.
-  } else if (geometry.method.by_blocks()) {
-    error = launch_block_means(geometry, tensors, workspace, stream);
-    if (error != cudaSuccess) return cuda_result(error, "launching the block means");
-    error = launch_select_blocks(geometry, tensors, workspace, stream);
-    if (error != cudaSuccess) return cuda_result(error, "launching the choice of blocks");
-  } else {
-    error = launch_band_masks(geometry, tensors, workspace, stream);
-    if (error != cudaSuccess) return cuda_result(error, "launching the block masks");
-    const RecallParams recall{
-        tensors.q,        tensors.k,      tensors.q_strides,        tensors.k_strides,
-        tensors.sparsity, tensors.kv_len, workspace.partial_recall, geometry};
-    error = launch_recall(recall, capability, stream);
-    if (error != cudaSuccess) return cuda_result(error, "launching the recalls");
-  }
-  error = launch_decide(geometry, tensors, workspace, plan, stream);
-  if (error != cudaSuccess) return cuda_result(error, "launching the decision");
-  return cuda_result(launch_report(geometry, tensors, workspace, plan, stream),
-                     "launching the report of the plan");
-}
-
 AttentionParams attention_params(const Geometry& geometry, const RainfusionTensors& tensors,
                                  const Workspace& workspace) {
   return AttentionParams{tensors.q,
@@ -119,6 +92,33 @@ AttentionParams attention_params(const Geometry& geometry, const RainfusionTenso
                          geometry.gathered_rows(),
                          workspace.gathered_count,
                          workspace.next_item};
+}
+
+// ARM, or the choice of blocks, up to the heads' kinds and masks.
+Result plan_heads(const Geometry& geometry, const RainfusionTensors& tensors,
+                  const RainfusionPlan& plan, const Workspace& workspace, int capability,
+                  cudaStream_t stream) {
+  cudaError_t error = cudaSuccess;
+  if (geometry.layout.always_dense()) {
+    // Nothing to classify: the heads' kinds alone are written below.
+  } else if (geometry.method.by_blocks()) {
+    error = launch_block_means(geometry, tensors, workspace, stream);
+    if (error != cudaSuccess) return cuda_result(error, "launching the block means");
+    error = launch_select_blocks(geometry, tensors, workspace, stream);
+    if (error != cudaSuccess) return cuda_result(error, "launching the choice of blocks");
+  } else {
+    error = launch_band_masks(geometry, tensors, workspace, stream);
+    if (error != cudaSuccess) return cuda_result(error, "launching the block masks");
+    const RecallParams recall{
+        tensors.q,        tensors.k,      tensors.q_strides,        tensors.k_strides,
+        tensors.sparsity, tensors.kv_len, workspace.partial_recall, geometry};
+    error = launch_recall(recall, capability, stream);
+    if (error != cudaSuccess) return cuda_result(error, "launching the recalls");
+  }
+  error = launch_decide(geometry, tensors, workspace, plan, stream);
+  if (error != cudaSuccess) return cuda_result(error, "launching the decision");
+  const AttentionParams attention = attention_params(geometry, tensors, workspace);
+  return cuda_result(launch_report(attention, plan, stream), "launching the report of the plan");
 }
 
 Result run(const RainfusionProblem* problem, const RainfusionTensors* tensors,

@@ -1,5 +1,4 @@
-// Which keys a query block attends to: the one rule of every attention kernel. (plan/report.cu
-// counts the same keys without walking over them.)
+// Which keys a query block attends to: the one rule of every attention kernel and of the report.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -48,6 +47,19 @@ struct KeyList {
     if (index == 0) return {0, before, false};
     if (index == 1) return {0, gathered, true};
     return {after, limit, false};
+  }
+
+  // How many they are, counted by one thread.
+  __device__ int64_t count(const BlockCut& cut) const {
+    int64_t keys = 0;
+    if (mask == nullptr) {
+      for (int i = 0; i < kRuns; ++i) keys += run(i).stop - run(i).start;
+      return keys;
+    }
+    for (int k = 0; k < cut.blocks && cut.begin(k) < limit; ++k) {
+      if (mask[k / 32] >> k % 32 & 1) keys += min(cut.end(k), limit) - cut.begin(k);
+    }
+    return keys;
   }
 };
 

@@ -30,9 +30,8 @@ cudaError_t launch_select_blocks(const Geometry& geometry, const RainfusionTenso
 cudaError_t launch_gather(const Geometry& geometry, const RainfusionTensors& tensors,
                           const Workspace& workspace, cudaStream_t stream);
 
-// Density and block masks for callers that ask.
-cudaError_t launch_report(const Geometry& geometry, const RainfusionTensors& tensors,
-                          const Workspace& workspace, const RainfusionPlan& plan,
+// Density and block masks for callers that ask: what attention will do with the plan.
+cudaError_t launch_report(const AttentionParams& attention, const RainfusionPlan& plan,
                           cudaStream_t stream);
 
 // Picks the attention kernel of a compute capability (major * 10 + minor).
