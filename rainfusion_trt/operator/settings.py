@@ -1,0 +1,193 @@
+"""The operator's settings: their names, defaults and checks.
+
+Nothing here imports torch, so that reading an engine's metadata stays quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from rainfusion_trt.errors import InvalidInputError
+
+__all__ = [
+    "ATTRIBUTES",
+    "METHODS",
+    "OPERATOR_V1_DEFAULTS",
+    "RECORDED",
+    "TEXT_PLACES",
+    "AttentionSettings",
+    "Method",
+    "TextPlace",
+]
+
+TextPlace = Literal["none", "first", "last"]
+Method = Literal["rainfusion", "rainfusion_two_way", "rainfusion_plus", "rainfusion2"]
+
+TEXT_PLACES: tuple[str, ...] = get_args(TextPlace)
+METHODS: tuple[str, ...] = get_args(Method)
+
+ATTRIBUTES = ("text", "method", "alpha", "sink_frames", "scale")
+"""Settings in the order in which the torch operator and the ONNX node have them."""
+
+RECORDED = ("method", "alpha", "sink_frames")
+"""Settings of a whole model. Text and scale belong to each of its attentions."""
+
+
+@dataclass(frozen=True)
+class AttentionSettings:
+    """What stays fixed over a generation: the attributes of the operator.
+
+    The values here are the defaults of every Python function and of the command line. A call's
+    sparsity is no setting, since it may change from step to step.
+
+    Parameters
+    ----------
+    method : str
+        "rainfusion" (spatial, temporal, textural), "rainfusion_two_way" (no textural heads),
+        "rainfusion_plus" (band chosen per head) or "rainfusion2" (best blocks by block means).
+    alpha : float
+        Recall in [0, 1] from which a head counts as temporal or spatial.
+    sink_frames : int
+        Leading latent frames that every token attends to and that attend to every token.
+    text : str
+        Where the text tokens stand: "none", "first" or "last". In a model its layout says it.
+    scale : float
+        Softmax scale; 0 is 1 / sqrt(D). In a model each attention says it.
+
+    Raises
+    ------
+    InvalidInputError
+        A value of the wrong type or out of range.
+    """
+
+    method: Method = "rainfusion"
+    alpha: float = 0.9
+    sink_frames: int = 1
+    text: TextPlace = "none"
+    scale: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_choice("method", self.method, METHODS)
+        _check_number("alpha", self.alpha)
+        if not 0.0 <= self.alpha <= 1.0:
+            raise InvalidInputError(f"alpha={self.alpha} must be in [0, 1]; it is a share of mass")
+        check_sink_frames(self.sink_frames)
+        check_text(self.text)
+        _check_number("scale", self.scale)
+        if not (math.isfinite(self.scale) and self.scale >= 0.0):
+            raise InvalidInputError(
+                f"scale={self.scale} must be positive; leave it out for 1/sqrt(D)"
+            )
+
+    def replace(self, **changes: Any) -> AttentionSettings:
+        """These settings with some changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def softmax_scale(self, head_size: int) -> float:
+        """The factor of the scores: `scale`, or 1 / sqrt(D) where that is 0."""
+        return self.scale or 1.0 / math.sqrt(head_size)
+
+    def attributes(self) -> dict[str, Any]:
+        """All settings by name, in the operator's order."""
+        return {name: getattr(self, name) for name in ATTRIBUTES}
+
+    def flat(self) -> tuple[str, str, float, int, float]:
+        """The values alone, as the torch operator takes them."""
+        return (self.text, self.method, self.alpha, self.sink_frames, self.scale)
+
+    @staticmethod
+    def from_flat(*values: Any) -> AttentionSettings:
+        """The settings of a call of the torch operator; the reverse of :meth:`flat`."""
+        return _from_flat(*values)
+
+    def check_model_wide(self) -> None:
+        """Raise InvalidInputError for a text place or a scale, which no whole model has."""
+        for name in ("text", "scale"):
+            value = getattr(self, name)
+            if value != getattr(AttentionSettings, name):
+                raise InvalidInputError(
+                    f"{name}={value!r} cannot be set for a whole model: its layout and its "
+                    f"attentions say it; leave {name} out of the settings"
+                )
+
+    def record(self) -> dict[str, Any]:
+        """The settings of a whole model, as an exported file and an engine's metadata hold them.
+
+        Raises
+        ------
+        InvalidInputError
+            They have a text place or a scale, which would be lost.
+        """
+        self.check_model_wide()
+        return {name: getattr(self, name) for name in RECORDED}
+
+    @classmethod
+    def from_record(cls, values: Mapping[str, Any]) -> AttentionSettings:
+        """Read what :meth:`record` gave.
+
+        Parameters
+        ----------
+        values : mapping
+            Such as ``{"method": "rainfusion", "alpha": 0.9, "sink_frames": 1}``. What is missing
+            has the value of version 1 of the ONNX operator.
+
+        Raises
+        ------
+        InvalidInputError
+            No mapping, an unknown name, or a value that does not fit.
+        """
+        if not isinstance(values, Mapping):
+            raise InvalidInputError(
+                f"attention settings {values!r} must be a mapping of {', '.join(RECORDED)}"
+            )
+        unknown = [repr(name) for name in values if name not in RECORDED]
+        if unknown:
+            raise InvalidInputError(
+                f"attention settings have {', '.join(unknown)}; they are {', '.join(RECORDED)}"
+            )
+        return OPERATOR_V1_DEFAULTS.replace(**values)
+
+
+def check_text(value: object) -> None:
+    """Raise InvalidInputError for a text place there is not."""
+    _check_choice("text", value, TEXT_PLACES)
+
+
+def check_sink_frames(value: object) -> None:
+    """Raise InvalidInputError for a number of sink frames there cannot be."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise InvalidInputError(f"sink_frames={value!r} must be a whole number")
+    if value < 0:
+        raise InvalidInputError(f"sink_frames={value} must be 0 or more")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InvalidInputError(f"{name}={value!r} is not one of {', '.join(choices)}")
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InvalidInputError(f"{name}={value!r} must be a number")
+
+
+@functools.lru_cache(typed=True)
+def _from_flat(*values: Any) -> AttentionSettings:
+    # Cached, so that the settings of a call are checked where they are made and not in each call.
+    return AttentionSettings(**dict(zip(ATTRIBUTES, values, strict=True)))
+
+
+OPERATOR_V1_DEFAULTS = AttentionSettings(
+    text="none", method="rainfusion", alpha=0.9, sink_frames=1, scale=0.0
+)
+"""What a node of version 1 of the ONNX operator means by an attribute that it lacks.
+
+Frozen: graphs that were written with it rely on it. Python's defaults are those of
+:class:`AttentionSettings` and may move; the TensorRT plugin's are in ``tensorrt/attributes.h``.
+"""
