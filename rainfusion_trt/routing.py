@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,42 +18,36 @@ from torch.overrides import TorchFunctionMode
 
 from rainfusion_trt.errors import InvalidInputError, RainFusionError, UnsupportedError
 from rainfusion_trt.models import AttentionLayout, VideoModel, get_model, model_of
-from rainfusion_trt.operator.geometry import METHODS, Method
+from rainfusion_trt.operator.ops import rainfusion_attention
+from rainfusion_trt.operator.settings import AttentionSettings, Method
 
-__all__ = ["AttentionRoute", "RainFusionSettings", "Routing", "disable", "enable"]
+__all__ = [
+    "AttentionRoute",
+    "AttentionSettings",
+    "RainFusionSettings",
+    "Routing",
+    "disable",
+    "enable",
+]
 
 _HANDLE = "_rainfusion_routing"
 
 
-@dataclass(frozen=True)
-class RainFusionSettings:
-    """What stays fixed over a generation; attributes of the ONNX node.
-
-    Attributes
-    ----------
-    method
-        "rainfusion", "rainfusion_two_way", "rainfusion_plus" or "rainfusion2".
-    alpha
-        Recall in [0, 1] from which a head counts as temporal or spatial.
-    sink_frames
-        Leading latent frames that every token attends to.
-    """
-
-    method: Method = "rainfusion"
-    alpha: float = 0.9
-    sink_frames: int = 1
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InvalidInputError(f"method={self.method!r} is not one of {', '.join(METHODS)}")
-        if not 0.0 <= self.alpha <= 1.0:
-            raise InvalidInputError(f"alpha={self.alpha} must be in [0, 1]; it is a share of mass")
-        if self.sink_frames < 0:
-            raise InvalidInputError(f"sink_frames={self.sink_frames} must be 0 or more")
+RainFusionSettings = AttentionSettings
+"""The name of version 0.1."""
 
 
 class AttentionRoute(TorchFunctionMode):
     """While entered, self-attention over the layout's tokens is RainFusion attention.
+
+    Parameters
+    ----------
+    layout : AttentionLayout
+        Of the forward call; it says where the text tokens stand.
+    sparsity : Tensor
+        float32 [1].
+    settings : AttentionSettings
+        Of the whole model, without text and scale.
 
     Attributes
     ----------
@@ -67,14 +60,15 @@ class AttentionRoute(TorchFunctionMode):
     """
 
     def __init__(
-        self, layout: AttentionLayout, sparsity: Tensor, settings: RainFusionSettings
+        self, layout: AttentionLayout, sparsity: Tensor, settings: AttentionSettings
     ) -> None:
         super().__init__()
+        settings.check_model_wide()
         frames, height, width = layout.grid.shape
         self.tokens = frames * height * width + layout.text_tokens
         self._layout = layout
         self._sparsity = sparsity
-        self._settings = settings
+        self._settings = settings.replace(text=layout.text)
         self.count = 0
         self.others: list[tuple[int, int]] = []
 
@@ -126,18 +120,14 @@ class AttentionRoute(TorchFunctionMode):
             )
         self._check_kv_len(query)
         self.count += 1
-        return torch.ops.rainfusion.attention(
+        return rainfusion_attention(
             query,
             key,
             value,
             self._layout.grid,
-            self._sparsity.to(query.device),
-            self._layout.kv_len,
-            self._layout.text,
-            self._settings.method,
-            self._settings.alpha,
-            self._settings.sink_frames,
-            scale or 0.0,
+            sparsity=self._sparsity.to(query.device),
+            kv_len=self._layout.kv_len,
+            **self._settings.replace(scale=scale or 0.0).attributes(),
         )
 
     def _check_kv_len(self, query: Tensor) -> None:
@@ -159,14 +149,14 @@ class Routing:
     ----------
     model : VideoModel
         How the transformer's inputs are read.
-    settings : RainFusionSettings
+    settings : AttentionSettings
         Fixed until :func:`disable`.
     routed : int
         Self-attentions routed in the latest forward.
     """
 
     def __init__(
-        self, model: VideoModel, settings: RainFusionSettings, sparsity: float, device: torch.device
+        self, model: VideoModel, settings: AttentionSettings, sparsity: float, device: torch.device
     ) -> None:
         self.model = model
         self.settings = settings
@@ -217,9 +207,9 @@ def enable(
     transformer: nn.Module,
     *,
     sparsity: float = 0.5,
-    method: Method = "rainfusion",
-    alpha: float = 0.9,
-    sink_frames: int = 1,
+    method: Method = AttentionSettings.method,
+    alpha: float = AttentionSettings.alpha,
+    sink_frames: int = AttentionSettings.sink_frames,
     model: str | VideoModel | None = None,
 ) -> Routing:
     """Route the self-attention of a diffusers transformer through RainFusion.
@@ -251,8 +241,6 @@ def enable(
     >>> video = pipe("a red fox in the snow").frames[0]
     >>> rainfusion_trt.disable(pipe.transformer)
     """
-    from rainfusion_trt.operator import ops  # noqa: F401  (registers torch.ops.rainfusion)
-
     if hasattr(transformer, _HANDLE):
         raise InvalidInputError(
             "RainFusion is on already for this transformer; set .sparsity of what enable() "
@@ -262,7 +250,7 @@ def enable(
         model = model_of(transformer)
     elif isinstance(model, str):
         model = get_model(model)
-    settings = RainFusionSettings(method, alpha, sink_frames)
+    settings = AttentionSettings(method=method, alpha=alpha, sink_frames=sink_frames)
     device = next(transformer.parameters()).device
     routing = Routing(model, settings, sparsity, device)
     routing.put_into(transformer)

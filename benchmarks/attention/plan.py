@@ -16,6 +16,7 @@ from rainfusion_trt.operator import native
 from rainfusion_trt.operator.cuda_ops import launch
 from rainfusion_trt.operator.geometry import BlockShape, Kind, TokenLayout, block_shape
 from rainfusion_trt.operator.plan import HeadPlan
+from rainfusion_trt.operator.settings import AttentionSettings
 
 ALPHA = 0.7
 """Recall from which a head is temporal or spatial.
@@ -121,10 +122,13 @@ def plan_only(
     plan: native.Plan | None = None,
 ) -> Callable[[], None]:
     """ARM, plan and the table of gathered rows, without attention."""
-    sparsity = torch.full((1,), float(arguments["sparsity"]), device=q.device)
-    on_device = {**arguments, "sparsity": sparsity, "kv_len": None, "scale": None}
+    given = dict(arguments)
+    sparsity = torch.full((1,), float(given.pop("sparsity")), device=q.device)
+    settings = AttentionSettings(**given)
     target = native.Plan() if plan is None else plan
-    return lambda: launch("classify", (q, k, k, None), layout.grid, target, on_device)
+    return lambda: launch(
+        "classify", (q, k, k, None), layout.grid, sparsity, None, settings, plan=target
+    )
 
 
 def sparsity_for(density: float, density_of: Callable[[float], float]) -> float:

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.fidelity.configs import MAIN_SETTINGS
+
 Row = dict[str, Any]
 NOTHING = "Not run yet.\n"
-MAIN = {"dense_fraction": 0.1, "sink_frames": 1, "alpha": 0.9}
+MAIN = {
+    "dense_fraction": 0.1,
+    "sink_frames": MAIN_SETTINGS.sink_frames,
+    "alpha": MAIN_SETTINGS.alpha,
+}
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -13,7 +13,7 @@ from benchmarks.fidelity.choice import Choice
 from benchmarks.fidelity.configs import Config
 from benchmarks.fidelity.masks import density
 from rainfusion_trt import HeadPlan, classify_heads, rainfusion_attention
-from rainfusion_trt.operator.geometry import Kind, Method, TokenLayout
+from rainfusion_trt.operator.geometry import Kind, TokenLayout
 
 
 @dataclass
@@ -60,21 +60,9 @@ class TexturalBlocks:
         plan = _plan(q, k, self.layout, self.config)
         blocks = _plan(q, k, self.layout, self.config, method="rainfusion2")
         density = torch.where(plan.kind == Kind.TEXTURAL, blocks.density, plan.density)
-        arguments = {"grid": self.layout.grid} | _settings(self.layout, self.config)
+        arguments = {"grid": self.layout.grid} | self.config.arguments(self.layout)
         return TwoMethods(plan.kind, arguments, "rainfusion2"), density
 
 
-def _settings(layout: TokenLayout, config: Config) -> dict[str, Any]:
-    """Keyword arguments of the operator, `method` being `rainfusion`."""
-    return {
-        "text": layout.text,
-        "sparsity": config.sparsity,
-        "alpha": config.alpha,
-        "sink_frames": layout.sink_frames,
-    }
-
-
-def _plan(
-    q: Tensor, k: Tensor, layout: TokenLayout, config: Config, method: Method = "rainfusion"
-) -> HeadPlan:
-    return classify_heads(q, k, layout.grid, method=method, **_settings(layout, config))
+def _plan(q: Tensor, k: Tensor, layout: TokenLayout, config: Config, **changes: Any) -> HeadPlan:
+    return classify_heads(q, k, layout.grid, **(config.arguments(layout) | changes))

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import TYPE_CHECKING, Any
 
 from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.operator.geometry import METHODS
+from rainfusion_trt.operator.settings import METHODS, OPERATOR_V1_DEFAULTS, AttentionSettings
+
+if TYPE_CHECKING:
+    from rainfusion_trt.operator.geometry import TokenLayout
 
 SPARSITIES = (0.3, 0.5, 0.64, 0.8)
 DENSE_FRACTIONS = (0.1, 0.0, 0.25)
 SINK_FRAMES = (1, 0)
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.95, 0.99)
 MAIN_SPARSITY = 0.5
+# Results are looked up by these values, which do not move with Python's defaults.
+MAIN_SETTINGS = OPERATOR_V1_DEFAULTS
 CONFIRMED_ALPHAS = (0.9, 0.8, 0.7)
 
 # Attention that the operator does not offer, run as masked attention: name -> what it is.
@@ -62,8 +68,8 @@ class Config:
     method: str
     sparsity: float
     dense_fraction: float = 0.1
-    sink_frames: int = 1
-    alpha: float = 0.9
+    sink_frames: int = MAIN_SETTINGS.sink_frames
+    alpha: float = MAIN_SETTINGS.alpha
 
     @property
     def name(self) -> str:
@@ -77,6 +83,17 @@ class Config:
     def in_operator(self) -> bool:
         """Whether `rainfusion_trt.enable` runs it. The others are masked attention."""
         return self.method in METHODS
+
+    @property
+    def settings(self) -> AttentionSettings:
+        """The operator's; a method that it lacks starts from the heads of `rainfusion`."""
+        method = self.method if self.in_operator else MAIN_SETTINGS.method
+        return MAIN_SETTINGS.replace(method=method, alpha=self.alpha, sink_frames=self.sink_frames)
+
+    def arguments(self, layout: TokenLayout) -> dict[str, Any]:
+        """Keyword arguments of one call of the operator over `layout`."""
+        settings = self.settings.replace(text=layout.text, sink_frames=layout.sink_frames)
+        return {"sparsity": self.sparsity, **settings.attributes()}
 
 
 CONTROL = Config("control", "rainfusion", 0.0, 0.0)

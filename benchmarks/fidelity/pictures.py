@@ -15,11 +15,13 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.fidelity.cells import MAIN
 from benchmarks.fidelity.configs import BASELINES, DENSE_FRACTIONS, MAIN_SPARSITY
 from rainfusion_trt.demo.codec import PatchCodec
 from rainfusion_trt.demo.sampling import decode_video
 from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.operator.geometry import METHODS, Kind
+from rainfusion_trt.operator.geometry import Kind
+from rainfusion_trt.operator.settings import METHODS
 
 Row = dict[str, Any]
 LIMIT = 300_000  # bytes of a picture in the repository
@@ -57,7 +59,7 @@ def psnr_figure(rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for method in (*METHODS, *BASELINES):
-        line = _line(rows, method=method, dense_fraction=0.1, sink_frames=1, alpha=0.9)
+        line = _line(rows, **MAIN, method=method)
         look = {"marker": "o"} if method in METHODS else {"marker": "x", "linestyle": "--"}
         _plot(left, line, label=method, **look)
     left.set_title("the first 10 % of the steps dense, first frame a sink")
@@ -65,7 +67,9 @@ def psnr_figure(rows: Sequence[Row]) -> Figure:
     for fraction in sorted(DENSE_FRACTIONS):
         for sink, style in ((1, "-"), (0, ":")):
             line = _line(
-                rows, method="rainfusion", dense_fraction=fraction, sink_frames=sink, alpha=0.9
+                rows,
+                **{**MAIN, "dense_fraction": fraction, "sink_frames": sink},
+                method="rainfusion",
             )
             label = f"{fraction:.0%} dense steps, {'first frame' if sink else 'no frame'} a sink"
             _plot(right, line, label=label, linestyle=style, marker="o")
@@ -189,8 +193,5 @@ def _plot(axes: Axes, line: Sequence[Row], **style: Any) -> None:
 def _frame_title(rows: Sequence[Row], name: str) -> str:
     if name == "dense":
         return "dense"
-    found = _line(
-        rows, method=name, sparsity=MAIN_SPARSITY, dense_fraction=0.1, sink_frames=1, alpha=0.9
-    )
-    row = found[0]
+    row = _line(rows, **MAIN, method=name, sparsity=MAIN_SPARSITY)[0]
     return f"{name}\ndensity {row['density']:.2f}, {row['psnr_per_seed'][0]:.1f} dB"

@@ -128,12 +128,7 @@ class Sampler:
 
     def operator(self, config: Config) -> Result:
         """A configuration of the operator, through `rainfusion_trt.enable`."""
-        routing = rainfusion_trt.enable(
-            self.transformer,
-            method=config.method,
-            alpha=config.alpha,
-            sink_frames=config.sink_frames,
-        )
+        routing = rainfusion_trt.enable(self.transformer, **config.settings.record())
         schedule, values = self._schedule(config)
         trace = Trace()
 

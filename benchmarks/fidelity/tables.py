@@ -26,9 +26,9 @@ from benchmarks.fidelity.configs import (
     MAIN_SPARSITY,
 )
 from benchmarks.fidelity.confirmed import confirmed
+from rainfusion_trt.operator.settings import METHODS
 
 RECORDS = ("fidelity", "fidelity_confirm", "fidelity_tensors")
-_METHODS = ("rainfusion", "rainfusion_two_way", "rainfusion_plus", "rainfusion2")
 
 
 PICTURES = {
@@ -114,14 +114,14 @@ def verdict(record: Row) -> str:
 
 def methods(record: Row) -> str:
     """All methods at the default schedule."""
-    rows = [find(record, "methods", m, s) for m in _METHODS for s in sparsities(record)]
+    rows = [find(record, "methods", m, s) for m in METHODS for s in sparsities(record)]
     return markdown([run_cells(row) | kind_cells(row) for row in rows if row is not None])
 
 
 def sinks(record: Row) -> str:
     """With and without the first-frame sink."""
     table = []
-    for method in _METHODS:
+    for method in METHODS:
         for s in sparsities(record):
             cells: Row = {"method": method, "s": f"{s:g}"}
             for sink, name in ((1, "with"), (0, "without")):
@@ -138,7 +138,7 @@ def sinks(record: Row) -> str:
 def dense_steps(record: Row) -> str:
     """With 0, 10 and 25 % of the steps dense."""
     table = []
-    for method in _METHODS:
+    for method in METHODS:
         for s in sparsities(record):
             cells: Row = {"method": method, "s": f"{s:g}"}
             for fraction in sorted(DENSE_FRACTIONS):

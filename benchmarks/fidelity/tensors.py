@@ -24,7 +24,6 @@ from benchmarks.fidelity.masks import kind_mask
 from benchmarks.fidelity.rules import FixedMask, rule_for
 from rainfusion_trt import classify_heads, rainfusion_attention
 from rainfusion_trt.operator.geometry import (
-    METHODS,
     BlockShape,
     Kind,
     TokenLayout,
@@ -33,9 +32,10 @@ from rainfusion_trt.operator.geometry import (
     pair_mask,
 )
 from rainfusion_trt.operator.plan import HeadPlan
+from rainfusion_trt.operator.settings import METHODS
 
 Row = dict[str, Any]
-ALPHA = Config("", "rainfusion", MAIN_SPARSITY).alpha
+_MAIN = Config("methods", "rainfusion", MAIN_SPARSITY)
 MAP_CELLS = 261  # rows and columns of a saved attention map
 _KINDS = (Kind.SPATIAL, Kind.TEMPORAL, Kind.TEXTURAL)
 
@@ -105,13 +105,7 @@ def measure(call: Call, layout_of: Callable[[int], TokenLayout], seed: int = 0) 
 
 def run_operator(call: Call, config: Config, layout: TokenLayout) -> tuple[Tensor, HeadPlan]:
     """The operator's output and plan."""
-    arguments: Row = {
-        "text": layout.text,
-        "sparsity": config.sparsity,
-        "method": config.method,
-        "alpha": config.alpha,
-        "sink_frames": layout.sink_frames,
-    }
+    arguments = config.arguments(layout)
     out = rainfusion_attention(call.q, call.k, call.v, layout.grid, **arguments)
     return out, classify_heads(call.q, call.k, layout.grid, **arguments)
 
@@ -161,8 +155,8 @@ def sample_check(call: Call, layout: TokenLayout) -> Row:
     plan = _plan(call, layout)
     temporal, spatial = full_recalls(call.q, call.k, layout, MAIN_SPARSITY)
     kind = torch.full_like(plan.kind, int(Kind.TEXTURAL))
-    kind[spatial >= ALPHA] = int(Kind.SPATIAL)
-    kind[temporal >= ALPHA] = int(Kind.TEMPORAL)
+    kind[spatial >= _MAIN.alpha] = int(Kind.SPATIAL)
+    kind[temporal >= _MAIN.alpha] = int(Kind.TEMPORAL)
     return {
         "group": "arm",
         "method": "sample against all tokens",
@@ -243,15 +237,7 @@ def _masks(call: Call, layout: TokenLayout) -> dict[int, Tensor]:
 
 
 def _plan(call: Call, layout: TokenLayout) -> HeadPlan:
-    return classify_heads(
-        call.q,
-        call.k,
-        layout.grid,
-        text=layout.text,
-        sparsity=MAIN_SPARSITY,
-        alpha=ALPHA,
-        sink_frames=layout.sink_frames,
-    )
+    return classify_heads(call.q, call.k, layout.grid, **_MAIN.arguments(layout))
 
 
 def _row(call: Call, config: Config, out: Tensor, share: float) -> Row:

@@ -14,6 +14,7 @@ from benchmarks.fidelity.choice import Rule
 from rainfusion_trt import classify_heads
 from rainfusion_trt.errors import UnsupportedError
 from rainfusion_trt.operator.geometry import Kind
+from rainfusion_trt.operator.settings import AttentionSettings
 
 
 class Trace:
@@ -56,19 +57,9 @@ class WatchOperator(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is torch.ops.rainfusion.attention:
-            q, k, _, grid, sparsity, kv_len, text, method, alpha, sink_frames, scale = args
-            plan = classify_heads(
-                q,
-                k,
-                grid,
-                text=text,
-                sparsity=sparsity,
-                kv_len=kv_len,
-                method=method,
-                alpha=alpha,
-                sink_frames=sink_frames,
-                scale=scale or None,
-            )
+            q, k, _, grid, sparsity, kv_len, *flat = args
+            settings = AttentionSettings.from_flat(*flat).attributes()
+            plan = classify_heads(q, k, grid, sparsity=sparsity, kv_len=kv_len, **settings)
             self.trace.add(plan.kind, plan.density)
         return func(*args, **(kwargs or {}))
 

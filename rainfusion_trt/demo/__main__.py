@@ -23,7 +23,7 @@ from rainfusion_trt.demo.steps import Shot, build_demo_engine, export_once, on_c
 from rainfusion_trt.demo.trained import TRAINED_PROMPT, TRAINED_SIZE, load_trained
 from rainfusion_trt.errors import RainFusionError
 from rainfusion_trt.models import get_model
-from rainfusion_trt.routing import RainFusionSettings
+from rainfusion_trt.operator.settings import METHODS, AttentionSettings
 from rainfusion_trt.runtime.schedule import check_sparsity
 from rainfusion_trt.video import save_video, side_by_side
 
@@ -39,8 +39,8 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     sparsity: Annotated[float, typer.Option(help="Of the RainFusion half.")] = 0.5,
     method: Annotated[
-        str, typer.Option(help="rainfusion, rainfusion_two_way, rainfusion_plus or rainfusion2.")
-    ] = "rainfusion",
+        str, typer.Option(help=f"{', '.join(METHODS[:-1])} or {METHODS[-1]}.")
+    ] = AttentionSettings.method,
 ) -> None:
     """Every step of the project, once: dense beside RainFusion from the same noise."""
     handler = RichHandler(console=console, show_path=False, show_time=False)
@@ -51,7 +51,7 @@ def main(
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec", FutureWarning)
     try:
         check_sparsity(sparsity, "--sparsity")
-        settings = RainFusionSettings(method)  # type: ignore[arg-type]
+        settings = AttentionSettings(method)  # type: ignore[arg-type]
         demo(output, Shot(TRAINED_PROMPT, TRAINED_SIZE, steps, seed, sparsity, settings))
     except RainFusionError as error:
         console.print("[red]error:[/red]", str(error), soft_wrap=True, highlight=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -14,10 +13,12 @@ import torch
 
 from rainfusion_trt.errors import BackendUnavailableError, EngineBuildError
 from rainfusion_trt.models import VideoModel, VideoSize
-from rainfusion_trt.routing import RainFusionSettings
+from rainfusion_trt.operator.settings import AttentionSettings
 
 logger = logging.getLogger("rainfusion_trt.demo")
 
+_PACKAGE = Path(__file__).parents[1]
+_AFTER_EXPORT = ("demo", "engine", "plugin", "runtime")  # folders without a part in the export
 _TARGETS = ("sm80", "sm120")  # what TensorRT for RTX builds for where there is no GPU
 
 
@@ -31,7 +32,7 @@ class Shot:
         As for `rainfusion_trt.Pipeline`; there is no guidance.
     sparsity : float
         Of the RainFusion half, in [0, 1), after a first tenth of dense steps.
-    settings : RainFusionSettings
+    settings : AttentionSettings
         Of the RainFusion half.
     """
 
@@ -40,7 +41,7 @@ class Shot:
     steps: int
     seed: int
     sparsity: float = 0.5
-    settings: RainFusionSettings = RainFusionSettings()
+    settings: AttentionSettings = AttentionSettings()
 
 
 def export_once(model: VideoModel, pipe: Any, path: Path, dtype: torch.dtype, shot: Shot) -> Path:
@@ -129,7 +130,7 @@ def run_pair(dense: dict[str, Any], sparse: dict[str, Any], shot: Shot) -> tuple
 
 def on_cpu(pipe: Any, onnx: Path, shot: Shot) -> tuple[dict[str, Any], dict[str, Any]]:
     """Where the halves run without a GPU: ONNX Runtime has dense attention only."""
-    settings = dataclasses.asdict(shot.settings)
+    settings = shot.settings.record()
     return (
         {"pipe": pipe, "onnx": onnx, "backend": "onnxruntime", "device": "cpu"},
         {"pipe": pipe, "backend": "torch", "device": "cpu", **settings},
@@ -146,12 +147,12 @@ def _fingerprint(transformer: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _sources() -> str:
-    """Hash of the code that decides what an exported file holds."""
-    from rainfusion_trt import export, models
-
+def _sources(package: Path = _PACKAGE) -> str:
+    """Hash of the code that decides what an exported file holds: all but what comes after it."""
     digest = hashlib.sha256()
-    for package in (export, models):
-        for file in sorted(Path(package.__file__).parent.glob("*.py")):
+    for file in sorted(package.rglob("*.py")):
+        place = file.relative_to(package)
+        if place.parts[0] not in _AFTER_EXPORT:
+            digest.update(place.as_posix().encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()

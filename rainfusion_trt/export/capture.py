@@ -10,14 +10,14 @@ from torch.export import Dim, ExportedProgram
 
 from rainfusion_trt.errors import ExportError, RainFusionError, UnsupportedError
 from rainfusion_trt.export.source import GraphSource
-from rainfusion_trt.operator import ops  # noqa: F401  (registers torch.ops.rainfusion)
-from rainfusion_trt.routing import AttentionRoute, RainFusionSettings
+from rainfusion_trt.operator.settings import AttentionSettings
+from rainfusion_trt.routing import AttentionRoute
 
 
 class RoutedTransformer(nn.Module):
     """The module as the graph sees it: tensors in, one tensor out, sparsity an input."""
 
-    def __init__(self, source: GraphSource, settings: RainFusionSettings) -> None:
+    def __init__(self, source: GraphSource, settings: AttentionSettings) -> None:
         super().__init__()
         self.transformer = source.module
         self._source = source
@@ -57,7 +57,7 @@ def _seen(route: AttentionRoute) -> str:
     return f"other calls had these query x key lengths: {', '.join(calls)}"
 
 
-def capture(source: GraphSource, sparsity: Tensor, settings: RainFusionSettings) -> ExportedProgram:
+def capture(source: GraphSource, sparsity: Tensor, settings: AttentionSettings) -> ExportedProgram:
     """Trace the module; functional, not yet decomposed.
 
     Raises

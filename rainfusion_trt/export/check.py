@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from rainfusion_trt.errors import ExportError, InvalidInputError
-from rainfusion_trt.export.operator import DOMAIN, OP_TYPE, PLUGIN_ATTRIBUTES
+from rainfusion_trt.export.operator import DEFAULTS, DOMAIN, OP_TYPE, PLUGIN_ATTRIBUTES
 
 # Operators that appear when a pattern escaped the rewrites: index tables as large as the tokens,
 # control flow and sequences, which TensorRT runs slowly or refuses.
@@ -28,7 +28,6 @@ FORBIDDEN = frozenset(
         "SplitToSequence",
     }
 )
-ATTRIBUTES = ("text", "method", "alpha", "sink_frames", "scale", *PLUGIN_ATTRIBUTES)
 FORBIDDEN_TYPES = (TensorProto.COMPLEX64, TensorProto.COMPLEX128, TensorProto.DOUBLE)
 
 
@@ -101,7 +100,7 @@ def _with_weights_as_inputs(model: ModelProto) -> ModelProto:
 
 def _check_attention(path: Path, node: NodeProto) -> None:
     found = {attribute.name: attribute for attribute in node.attribute}
-    for name in ATTRIBUTES:
+    for name in DEFAULTS:
         if name not in found:
             raise ExportError(
                 f"{path}: node {node.name!r} lacks the attribute {name}; TensorRT would run its "

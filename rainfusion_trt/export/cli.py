@@ -10,6 +10,7 @@ import typer
 
 from rainfusion_trt.errors import RainFusionError
 from rainfusion_trt.export import options
+from rainfusion_trt.operator.settings import AttentionSettings, check_text
 
 if TYPE_CHECKING:
     from rainfusion_trt.export.exporter import ExportReport
@@ -31,7 +32,7 @@ def main(
     model: options.Model = None,
     module: options.Module = None,
     grid: options.Grid = None,
-    text: options.TextPlace = options.Text.none,
+    text: options.TextPlace = AttentionSettings.text,
     text_tokens: options.TextTokens = 0,
     kv_len: options.KvLen = None,
     attentions: options.Attentions = None,
@@ -49,9 +50,9 @@ def main(
     batch: options.Batch = None,
     dtype: options.Dtype = None,
     dynamic: options.Dynamic = False,
-    method: options.Method = "rainfusion",
-    alpha: options.Alpha = 0.9,
-    sink_frames: options.SinkFrames = 1,
+    method: options.Method = AttentionSettings.method,
+    alpha: options.Alpha = AttentionSettings.alpha,
+    sink_frames: options.SinkFrames = AttentionSettings.sink_frames,
     output: options.Output = None,
     compare: options.Compare = False,
     device: options.Device = "cpu",
@@ -60,10 +61,10 @@ def main(
     with _errors_on_one_line():
         from rainfusion_trt.export.job import check_kind, model_job, module_job
         from rainfusion_trt.export.request import WeightRequest, lora_files
-        from rainfusion_trt.routing import RainFusionSettings
 
         check_kind(model, module, _given(context))
-        settings = RainFusionSettings(method, alpha, sink_frames)  # type: ignore[arg-type]
+        check_text(text)
+        settings = AttentionSettings(method, alpha, sink_frames)  # type: ignore[arg-type]
         if model is not None:
             loras = lora_files(lora)
             weights = WeightRequest(
@@ -80,7 +81,7 @@ def main(
             clip = (frames, height, width)
             job = model_job(model, weights, clip, batch=batch, dtype=dtype, dynamic=dynamic)
         else:
-            place = {"text": text.value, "text_tokens": text_tokens, "kv_len": kv_len}
+            place = {"text": text, "text_tokens": text_tokens, "kv_len": kv_len}
             job = module_job(module, grid=grid, attentions=attentions, **place)
         with _progress() as progress:
             report = job.run(

@@ -30,7 +30,7 @@ from rainfusion_trt.export.rewrites import rewrite
 from rainfusion_trt.export.source import GraphSource, source_of_model
 from rainfusion_trt.export.weightless import is_fake, leave_out_weights
 from rainfusion_trt.models import VideoModel, VideoSize
-from rainfusion_trt.routing import RainFusionSettings
+from rainfusion_trt.operator.settings import AttentionSettings
 
 OPSET = 20  # the newest whose operators every supported runtime has
 
@@ -75,7 +75,7 @@ def export_model(
     *,
     output: str | Path,
     batch: int | None = None,
-    settings: RainFusionSettings | None = None,
+    settings: AttentionSettings | None = None,
     dynamic: bool = False,
     component: str | None = None,
     run_compare: bool = False,
@@ -125,7 +125,7 @@ def export_model(
     return export_source(
         source,
         output=Path(output),
-        settings=settings or RainFusionSettings(),
+        settings=settings or AttentionSettings(),
         run_compare=run_compare,
         stage=stage,
         progress=progress,
@@ -146,7 +146,7 @@ def export_source(
     source: GraphSource,
     *,
     output: Path,
-    settings: RainFusionSettings,
+    settings: AttentionSettings,
     run_compare: bool,
     stage: Stage,
     progress: writer.Progress | None,
@@ -177,7 +177,7 @@ def export_source(
     )
 
 
-def _graph(source: GraphSource, settings: RainFusionSettings, stage: Stage) -> tuple[ir.Model, int]:
+def _graph(source: GraphSource, settings: AttentionSettings, stage: Stage) -> tuple[ir.Model, int]:
     """The traced module as ONNX, and the number of its self-attentions."""
     stage("trace")
     sparsity = torch.zeros(1, device=next(source.module.parameters()).device)
@@ -204,14 +204,14 @@ def _to_onnx(program: ExportedProgram) -> ir.Model:
 
 
 def _properties(
-    source: GraphSource, settings: RainFusionSettings, attentions: int
+    source: GraphSource, settings: AttentionSettings, attentions: int
 ) -> dict[str, str]:
     properties = {
         "model": source.name,
         **source.properties,
         "dtype": str(source.dtype).removeprefix("torch."),
         "attention_nodes": str(attentions),
-        "settings": json.dumps(dataclasses.asdict(settings), sort_keys=True),
+        "settings": json.dumps(settings.record(), sort_keys=True),
         "dynamic": json.dumps(bool(source.axes)),
         "version": __version__,
     }

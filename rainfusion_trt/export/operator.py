@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import onnx
@@ -9,11 +10,23 @@ import onnx_ir as ir
 import torch
 from onnxscript.values import Op, Opset
 
+from rainfusion_trt.operator.settings import OPERATOR_V1_DEFAULTS, AttentionSettings
+
 DOMAIN = "rainfusion"
 OP_TYPE = "RainFusionAttention"
 VERSION = 1
 PLUGIN_ATTRIBUTES = {"plugin_namespace": "rainfusion", "plugin_version": "1"}
 
+DEFAULTS = {**OPERATOR_V1_DEFAULTS.attributes(), **PLUGIN_ATTRIBUTES}
+"""Attributes of the node, each with what it means where it is missing."""
+
+_MEANINGS = {
+    "text": "none, first or last",
+    "method": "rainfusion and its variants",
+    "alpha": "recall from which a head has a kind",
+    "sink_frames": "leading frames attended by all",
+    "scale": "softmax scale, 0 is 1 / sqrt(D)",
+}
 _FLOATS = ["tensor(float16)", "tensor(bfloat16)", "tensor(float)"]
 _ANY = [*_FLOATS, "tensor(int32)", "tensor(int64)", "tensor(bool)"]
 
@@ -21,7 +34,6 @@ _ANY = [*_FLOATS, "tensor(int32)", "tensor(int64)", "tensor(bool)"]
 def _schema() -> onnx.defs.OpSchema:
     formal, attribute = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
     option = onnx.defs.OpSchema.FormalParameterOption
-    kind = onnx.defs.OpSchema.AttrType
     return onnx.defs.OpSchema(
         OP_TYPE,
         DOMAIN,
@@ -37,12 +49,10 @@ def _schema() -> onnx.defs.OpSchema:
         outputs=[formal("output", "T", "[B, N, S, D]")],
         type_constraints=[("T", _FLOATS, ""), ("G", _ANY, "")],
         attributes=[
-            attribute("text", kind.STRING, "none, first or last"),
-            attribute("method", kind.STRING, "rainfusion and its variants"),
-            attribute("alpha", kind.FLOAT, "recall from which a head has a kind"),
-            attribute("sink_frames", kind.INT, "leading frames attended by all"),
-            attribute("scale", kind.FLOAT, "softmax scale, 0 is 1 / sqrt(D)"),
-            *(attribute(name, kind.STRING, "") for name in PLUGIN_ATTRIBUTES),
+            *(
+                attribute(name, onnx.helper.make_attribute(name, value), _MEANINGS.get(name, ""))
+                for name, value in DEFAULTS.items()
+            ),
         ],
     )
 
@@ -52,20 +62,11 @@ def _schema() -> onnx.defs.OpSchema:
 _attention = Op(Opset(DOMAIN, VERSION), OP_TYPE, _schema())
 
 
-def translate(
-    q, k, v, grid, sparsity, kv_len, text, method, alpha, sink_frames, scale
-):  # called by torch.onnx with graph values
-    """``torch.ops.rainfusion.attention`` -> the ONNX node."""
+def translate(q, k, v, grid, sparsity, kv_len, *settings):  # called with values of the graph
+    """``torch.ops.rainfusion.attention`` -> the ONNX node, every attribute written out."""
     inputs = (q, k, v, grid, sparsity) if kv_len is None else (q, k, v, grid, sparsity, kv_len)
-    return _attention(
-        *inputs,
-        text=text,
-        method=method,
-        alpha=alpha,
-        sink_frames=sink_frames,
-        scale=scale,
-        **PLUGIN_ATTRIBUTES,
-    )
+    attributes = AttentionSettings.from_flat(*settings).attributes()
+    return _attention(*inputs, **attributes, **PLUGIN_ATTRIBUTES)
 
 
 def translation_table() -> dict[Callable, Callable]:
@@ -77,10 +78,7 @@ def translation_table() -> dict[Callable, Callable]:
 # Softmax is in float32, since its sum over 100 000 keys would overflow float16.
 _BODY = """
 <domain: "rainfusion", opset_import: ["" : 20]>
-RainFusionAttention <
-  text: string = "none", method: string = "rainfusion", alpha: float = 0.9, sink_frames: int = 1,
-  scale: float = 0.0, plugin_namespace: string = "rainfusion", plugin_version: string = "1"
-> (query, key, value, grid, sparsity{kv_len}) => (output)
+RainFusionAttention <{attributes}> (query, key, value, grid, sparsity{kv_len}) => (output)
 {{
   head_shape = Shape <start: int = 3, end: int = 4> (query)
   head_size = Cast <to: int = 1> (head_shape)
@@ -119,11 +117,18 @@ _MASK = """
 def dense_function(*, kv_len: bool) -> ir.Function:
     """The operator as dense attention, for any ONNX runtime; with or without the last input."""
     text = _BODY.format(
+        attributes=", ".join(_declared(name, value) for name, value in DEFAULTS.items()),
         kv_len=", kv_len" if kv_len else "",
         mask=_MASK if kv_len else "",
         scores="masked" if kv_len else "scores",
     )
     return ir.serde.deserialize_function(onnx.parser.parse_function(text))
+
+
+def _declared(name: str, value: str | float | int) -> str:
+    """An attribute with its default, in the language of onnx's parser."""
+    kind = {str: "string", float: "float", int: "int"}[type(value)]
+    return f"{name}: {kind} = {json.dumps(value)}"
 
 
 def is_attention(node: ir.Node) -> bool:

@@ -8,20 +8,14 @@ from typing import Annotated
 
 import typer
 
+from rainfusion_trt.operator.settings import METHODS, TEXT_PLACES
+
 
 class Config(str, Enum):
     """Which constructor arguments random weights are made for."""
 
     full = "full"
     tiny = "tiny"
-
-
-class Text(str, Enum):
-    """Where the text tokens stand in the sequence of a module of one's own."""
-
-    none = "none"
-    first = "first"
-    last = "last"
 
 
 Model = Annotated[
@@ -35,7 +29,12 @@ Module = Annotated[
     ),
 ]
 Grid = Annotated[str | None, typer.Option(metavar="T,H,W", help="Token grid, with --module.")]
-TextPlace = Annotated[Text, typer.Option(help="Where its text tokens stand, with --module.")]
+TextPlace = Annotated[
+    str,
+    typer.Option(
+        metavar=f"[{'|'.join(TEXT_PLACES)}]", help="Where its text tokens stand, with --module."
+    ),
+]
 TextTokens = Annotated[int, typer.Option(help="How many they are, with --module.")]
 KvLen = Annotated[
     str | None,
@@ -77,9 +76,7 @@ Dtype = Annotated[str | None, typer.Option(help="bf16, fp16 or fp32 (default: mo
 Dynamic = Annotated[
     bool, typer.Option("--dynamic/--fixed", help="One graph for many sizes, or for one.")
 ]
-Method = Annotated[
-    str, typer.Option(help="rainfusion, rainfusion_two_way, rainfusion_plus, rainfusion2.")
-]
+Method = Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")]
 Alpha = Annotated[float, typer.Option(help="Recall from which a head has a kind.")]
 SinkFrames = Annotated[int, typer.Option(help="Leading frames all tokens attend to.")]
 Output = Annotated[

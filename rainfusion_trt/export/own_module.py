@@ -15,8 +15,7 @@ from rainfusion_trt.export.exporter import ExportReport, Stage, check_request, e
 from rainfusion_trt.export.place import Call, GivenPlace, Grid
 from rainfusion_trt.export.source import Axes, GraphSource, check_axes
 from rainfusion_trt.export.writer import Progress
-from rainfusion_trt.operator.geometry import TextPlace
-from rainfusion_trt.routing import RainFusionSettings
+from rainfusion_trt.operator.settings import AttentionSettings, TextPlace
 
 _RESERVED = {"sparsity": "an input", "sample": "the output"}
 
@@ -27,13 +26,13 @@ def export_module(
     *,
     grid: Grid,
     output: str | Path,
-    text: TextPlace = "none",
+    text: TextPlace = AttentionSettings.text,
     text_tokens: int | Callable[[Call], int] = 0,
     kv_len: str | Callable[[Call], Tensor] | None = None,
     attentions: int | None = None,
     name: str | None = None,
     dynamic: Axes | None = None,
-    settings: RainFusionSettings | None = None,
+    settings: AttentionSettings | None = None,
     run_compare: bool = False,
     stage: Stage = lambda _name: None,
     progress: Progress | None = None,
@@ -91,7 +90,7 @@ def export_module(
     return export_source(
         source,
         output=Path(output),
-        settings=settings or RainFusionSettings(),
+        settings=settings or AttentionSettings(),
         run_compare=run_compare,
         stage=stage,
         progress=progress,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models import AttentionLayout
-from rainfusion_trt.operator.geometry import TextPlace
+from rainfusion_trt.operator.settings import TextPlace, check_text
 
 Call = Mapping[str, Any]  # keyword arguments of the module's forward
 Grid = tuple[int, int, int] | Callable[[Call], Tensor | Sequence[int]]
@@ -46,10 +46,7 @@ class GivenPlace:
         return torch.zeros(1, dtype=self.like.dtype, device=self.like.device).expand(*sizes)
 
     def _text_tokens(self, call: Call) -> int:
-        if self.text not in get_args(TextPlace):
-            raise InvalidInputError(
-                f"text={self.text!r} is not one of {', '.join(get_args(TextPlace))}"
-            )
+        check_text(self.text)
         count = self.text_tokens(call) if callable(self.text_tokens) else self.text_tokens
         if not _is_count(count) or (count < 1) != (self.text == "none") or count < 0:
             wanted = "0" if self.text == "none" else "the number of text tokens in the sequence"

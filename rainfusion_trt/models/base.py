@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models.weights import load_transformer, random_transformer
+from rainfusion_trt.operator.settings import TextPlace
 
-TextPlace = Literal["none", "first", "last"]
 ConfigSize = Literal["full", "tiny"]
 
 

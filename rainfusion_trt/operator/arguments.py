@@ -1,15 +1,15 @@
-"""What a call of the operator may be given: conversions, and every check the host can make."""
+"""What a call of the operator may be given beside its settings: conversions and checks."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.operator.geometry import METHODS, TokenLayout
+from rainfusion_trt.operator.geometry import TokenLayout
+from rainfusion_trt.operator.settings import AttentionSettings
 
 
 def grid_tensor(grid: Sequence[int] | Tensor, q: Tensor) -> Tensor:
@@ -36,13 +36,12 @@ def check_call(
     grid: Tensor,
     sparsity: Tensor,
     kv_len: Tensor | None,
-    text: str,
-    method: str,
-    alpha: float,
-    sink_frames: int,
-    scale: float,
+    settings: AttentionSettings,
 ) -> None:
-    """Raise InvalidInputError for what does not fit together, before any work starts."""
+    """Raise InvalidInputError for what does not fit together, before any work starts.
+
+    The settings checked themselves when they were made.
+    """
     if q.dim() != 4 or 0 in q.shape:
         raise InvalidInputError(f"q has shape {tuple(q.shape)}; expected [B, N, S, D], none 0")
     for other in others:
@@ -53,15 +52,9 @@ def check_call(
             )
     if not q.is_floating_point():
         raise InvalidInputError(f"q has dtype {q.dtype}; attention needs a floating dtype")
-    if method not in METHODS:
-        raise InvalidInputError(f"method={method!r} is not one of {', '.join(METHODS)}")
-    if not 0.0 <= alpha <= 1.0:
-        raise InvalidInputError(f"alpha={alpha} must be in [0, 1]; it is a share of mass")
-    if not (math.isfinite(scale) and scale >= 0.0):
-        raise InvalidInputError(f"scale={scale} must be positive; leave it out for 1/sqrt(D)")
     if grid.dim() != 3:
         raise InvalidInputError(f"grid has {grid.dim()} dimensions; its shape must be [T, H, W]")
-    TokenLayout(tuple(grid.shape), q.shape[2], text, sink_frames)
+    TokenLayout.of(grid.shape, q.shape[2], settings)
     if sparsity.shape != (1,) or sparsity.dtype != torch.float32 or sparsity.device != q.device:
         raise InvalidInputError(
             f"sparsity is {tuple(sparsity.shape)} {sparsity.dtype} on {sparsity.device}; expected "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,52 +14,76 @@ from rainfusion_trt.operator.plan import HeadPlan
 
 if TYPE_CHECKING:
     from rainfusion_trt.operator.native import NativeLibrary, Plan
+    from rainfusion_trt.operator.settings import AttentionSettings
 
 _ROW_ALIGNMENT = 16  # bytes; the kernels copy rows of q, k, v and out in 16-byte chunks
 
 
-def rainfusion_attention(
-    q: Tensor, k: Tensor, v: Tensor, grid, *, return_lse: bool = False, **arguments
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Launch ARM, plan and attention; arguments as ``reference.rainfusion_attention``, checked."""
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: Sequence[int],
+    sparsity: Tensor,
+    kv_len: Tensor | None,
+    settings: AttentionSettings,
+    *,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Launch ARM, plan and attention; arguments as ``reference.attention``, checked."""
     q, k, v = (_aligned(x) for x in (q, k, v))
     out = torch.empty_like(q)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
-    launch("attention", (q, k, v, out), grid, None, arguments, lse)
-    return out if lse is None else (out, lse)
+    launch("attention", (q, k, v, out), grid, sparsity, kv_len, settings, lse=lse)
+    return out, lse
 
 
-def classify_heads(q: Tensor, k: Tensor, grid, **arguments) -> HeadPlan:
-    """Launch ARM and plan; arguments as ``reference.classify_heads``, checked."""
+def classify(
+    q: Tensor,
+    k: Tensor,
+    grid: Sequence[int],
+    sparsity: Tensor,
+    kv_len: Tensor | None,
+    settings: AttentionSettings,
+) -> HeadPlan:
+    """Launch ARM and plan; arguments as ``reference.classify``, checked."""
     q, k = (_aligned(x) for x in (q, k))
     kind = torch.empty(q.shape[:2], dtype=torch.int32, device=q.device)
     plan = HeadPlan(kind, *(torch.empty_like(kind, dtype=torch.float32) for _ in range(3)))
-    launch("classify", (q, k, k, None), grid, plan, arguments)
+    launch("classify", (q, k, k, None), grid, sparsity, kv_len, settings, plan=plan)
     return plan
 
 
 def launch(
     entry: str,
     tensors: tuple[Tensor, Tensor, Tensor, Tensor | None],
-    grid,
-    plan: Plan | HeadPlan | None,
-    arguments: dict[str, Any],
+    grid: Sequence[int],
+    sparsity: Tensor,
+    kv_len: Tensor | None,
+    settings: AttentionSettings,
+    *,
+    plan: Plan | HeadPlan | None = None,
     lse: Tensor | None = None,
 ) -> None:
     """Enqueue an entry of the library on torch's current stream.
 
     Parameters
     ----------
-    entry
+    entry : str
         "attention" or "classify".
-    tensors
+    tensors : tuple of Tensor
         q, k, v and out, [B, N, S, D]; classify needs no out.
-    plan
+    grid, sparsity, kv_len, settings
+        Of the call, checked.
+    plan : Plan or HeadPlan, optional
         What to report; an empty ``native.Plan()`` plans without reporting.
-    arguments
-        Those of ``reference.rainfusion_attention``, checked.
-    lse
+    lse : Tensor, optional
         Where attention writes the log-sum-exp, float32 [B, N, S], contiguous.
+
+    Raises
+    ------
+    InvalidInputError, UnsupportedError
+        The library has no kernel for this, and says why.
     """
     from rainfusion_trt.operator import native
 
@@ -69,12 +94,9 @@ def launch(
             "run rainfusion_trt.operator.reference.rainfusion_attention"
         )
     library = _library_for(q.device)
-    problem = native.Problem.of(q, grid, **arguments)
-    library.check(problem)
-    addresses = native.Tensors.of(
-        *tensors, sparsity=arguments["sparsity"], kv_len=arguments["kv_len"], lse=lse
-    )
-    size = library.workspace_size(problem)
+    problem = native.Problem.of(q, grid, settings)
+    addresses = native.Tensors.of(*tensors, sparsity=sparsity, kv_len=kv_len, lse=lse)
+    size = library.workspace_size(problem)  # refuses a problem without a kernel
     with torch.cuda.device(q.device):
         workspace = torch.empty(size, dtype=torch.uint8, device=q.device)
         getattr(library, entry)(

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rainfusion_trt.errors import InvalidInputError
-
-TextPlace = Literal["none", "first", "last"]
-Method = Literal["rainfusion", "rainfusion_two_way", "rainfusion_plus", "rainfusion2"]
-
-TEXT_PLACES: tuple[str, ...] = get_args(TextPlace)
-METHODS: tuple[str, ...] = get_args(Method)
+from rainfusion_trt.operator.settings import METHODS as METHODS  # all four were defined here once
+from rainfusion_trt.operator.settings import TEXT_PLACES as TEXT_PLACES
+from rainfusion_trt.operator.settings import AttentionSettings, check_sink_frames, check_text
+from rainfusion_trt.operator.settings import Method as Method
+from rainfusion_trt.operator.settings import TextPlace as TextPlace
 
 SAMPLE_TOKENS = 1024
 BAND_UNIT = 1_000_000
@@ -114,18 +114,21 @@ class TokenLayout:
 
     grid: tuple[int, int, int]
     tokens: int
-    text: TextPlace = "none"
-    sink_frames: int = 1
+    text: TextPlace = AttentionSettings.text
+    sink_frames: int = AttentionSettings.sink_frames
+
+    @classmethod
+    def of(cls, grid: Sequence[int], tokens: int, settings: AttentionSettings) -> TokenLayout:
+        """The layout of a call's `tokens` under its settings."""
+        return cls(tuple(grid), tokens, settings.text, settings.sink_frames)
 
     def __post_init__(self) -> None:
-        if self.text not in TEXT_PLACES:
-            raise InvalidInputError(f"text={self.text!r} is not one of {', '.join(TEXT_PLACES)}")
+        check_text(self.text)
+        check_sink_frames(self.sink_frames)
         if len(self.grid) != 3 or min(self.grid) < 1:
             raise InvalidInputError(
                 f"grid={tuple(self.grid)} must be three positive sizes (T, H, W)"
             )
-        if self.sink_frames < 0:
-            raise InvalidInputError(f"sink_frames={self.sink_frames} must be 0 or more")
         if self.text_tokens < 0:
             raise InvalidInputError(
                 f"S={self.tokens} tokens are fewer than T*H*W={self.video_tokens} of grid "

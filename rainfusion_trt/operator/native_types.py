@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rainfusion_trt.operator.plan import HeadPlan
+    from rainfusion_trt.operator.settings import AttentionSettings
 
 
 class Status(enum.IntEnum):
@@ -67,19 +68,8 @@ class Problem(ctypes.Structure):
     ]
 
     @classmethod
-    def of(
-        cls,
-        q: Tensor,
-        grid: Sequence[int],
-        *,
-        text: str,
-        method: str,
-        alpha: float,
-        sink_frames: int,
-        scale: float | None,
-        **_: object,
-    ) -> Problem:
-        """The problem of `q` [B, N, S, D]; keywords as ``rainfusion_trt.rainfusion_attention``."""
+    def of(cls, q: Tensor, grid: Sequence[int], settings: AttentionSettings) -> Problem:
+        """The problem of `q` [B, N, S, D]."""
         batch, heads, tokens, head_size = q.shape
         return cls(
             batch=batch,
@@ -89,11 +79,11 @@ class Problem(ctypes.Structure):
             grid_t=grid[0],
             grid_h=grid[1],
             grid_w=grid[2],
-            sink_frames=sink_frames,
-            alpha=alpha,
-            softmax_scale=scale or 0.0,
-            text=_member(Text, text, "text"),
-            method=_member(Method, method, "method"),
+            sink_frames=settings.sink_frames,
+            alpha=settings.alpha,
+            softmax_scale=settings.scale,
+            text=Text[settings.text.upper()],
+            method=Method[settings.method.upper()],
             dtype=_member(Dtype, str(q.dtype).removeprefix("torch."), "dtype"),
         )
 

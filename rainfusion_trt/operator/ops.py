@@ -7,6 +7,7 @@ operator, ``rainfusion::attention_lse``, also returns the log-sum-exp; it has no
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, Literal, overload
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from rainfusion_trt.operator import cuda_ops, reference
 from rainfusion_trt.operator.arguments import check_call, grid_tensor, sparsity_tensor
-from rainfusion_trt.operator.geometry import Method, TextPlace
 from rainfusion_trt.operator.plan import HeadPlan
+from rainfusion_trt.operator.settings import AttentionSettings, Method, TextPlace
 
 __all__ = ["classify_heads", "rainfusion_attention"]
 
@@ -52,12 +53,12 @@ def rainfusion_attention(
     v: Tensor,
     grid: Sequence[int] | Tensor,
     *,
-    text: TextPlace = "none",
+    text: TextPlace = AttentionSettings.text,
     sparsity: float | Tensor = 0.5,
     kv_len: Tensor | None = None,
-    method: Method = "rainfusion",
-    alpha: float = 0.9,
-    sink_frames: int = 1,
+    method: Method = AttentionSettings.method,
+    alpha: float = AttentionSettings.alpha,
+    sink_frames: int = AttentionSettings.sink_frames,
     scale: float | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -115,19 +116,12 @@ def rainfusion_attention(
     >>> rainfusion_attention(q, k, v, (4, 8, 8), sparsity=0.5).shape
     torch.Size([1, 2, 256, 64])
     """
+    settings = AttentionSettings.of(
+        text=text, method=method, alpha=alpha, sink_frames=sink_frames, scale=scale
+    )
     operator = torch.ops.rainfusion.attention_lse if return_lse else torch.ops.rainfusion.attention
     return operator(
-        q,
-        k,
-        v,
-        grid_tensor(grid, q),
-        sparsity_tensor(sparsity, q),
-        kv_len,
-        text,
-        method,
-        alpha,
-        sink_frames,
-        0.0 if scale is None else scale,
+        q, k, v, grid_tensor(grid, q), sparsity_tensor(sparsity, q), kv_len, *settings.flat()
     )
 
 
@@ -136,12 +130,12 @@ def classify_heads(
     k: Tensor,
     grid: Sequence[int] | Tensor,
     *,
-    text: TextPlace = "none",
+    text: TextPlace = AttentionSettings.text,
     sparsity: float | Tensor = 0.5,
     kv_len: Tensor | None = None,
-    method: Method = "rainfusion",
-    alpha: float = 0.9,
-    sink_frames: int = 1,
+    method: Method = AttentionSettings.method,
+    alpha: float = AttentionSettings.alpha,
+    sink_frames: int = AttentionSettings.sink_frames,
     scale: float | None = None,
 ) -> HeadPlan:
     """What ARM makes of every head: its kind, the recalls behind it and the density computed.
@@ -153,22 +147,25 @@ def classify_heads(
     HeadPlan
         Tensors of shape [B, N] on the device of `q`.
     """
-    grid = grid_tensor(grid, q)
-    sparsity = sparsity_tensor(sparsity, q)
-    arguments: dict[str, Any] = {
-        "text": text,
-        "sparsity": sparsity,
-        "kv_len": kv_len,
-        "method": method,
-        "alpha": alpha,
-        "sink_frames": sink_frames,
-        "scale": scale,
-    }
-    check_call(q, (k,), grid, sparsity, kv_len, text, method, alpha, sink_frames, scale or 0.0)
-    return _face_of(q).classify_heads(q, k, tuple(grid.shape), **arguments)
+    settings = AttentionSettings.of(
+        text=text, method=method, alpha=alpha, sink_frames=sink_frames, scale=scale
+    )
+    grid, sparsity = grid_tensor(grid, q), sparsity_tensor(sparsity, q)
+    check_call(q, (k,), grid, sparsity, kv_len, settings)
+    return _face_of(q).classify(q, k, tuple(grid.shape), sparsity, kv_len, settings)
 
 
-@torch.library.custom_op("rainfusion::attention", mutates_args=(), device_types=("cpu", "cuda"))
+_operator = functools.partial(
+    torch.library.custom_op, mutates_args=(), device_types=("cpu", "cuda")
+)
+# A schema holds no objects: the settings are flat in it, in the order of `AttentionSettings.flat`.
+_ARGUMENTS = (
+    "(Tensor q, Tensor k, Tensor v, Tensor grid, Tensor sparsity, Tensor? kv_len, "
+    "str text, str method, float alpha, SymInt sink_frames, float scale)"
+)
+
+
+@_operator("rainfusion::attention", schema=f"{_ARGUMENTS} -> Tensor")
 def _attention(
     q: Tensor,
     k: Tensor,
@@ -176,17 +173,12 @@ def _attention(
     grid: Tensor,
     sparsity: Tensor,
     kv_len: Tensor | None,
-    text: str,
-    method: str,
-    alpha: float,
-    sink_frames: int,
-    scale: float,
+    *settings: Any,
 ) -> Tensor:
-    options = (text, method, alpha, sink_frames, scale)
-    return _run(q, k, v, grid, sparsity, kv_len, *options, return_lse=False)
+    return _run(q, k, v, grid, sparsity, kv_len, settings, return_lse=False)[0]
 
 
-@torch.library.custom_op("rainfusion::attention_lse", mutates_args=(), device_types=("cpu", "cuda"))
+@_operator("rainfusion::attention_lse", schema=f"{_ARGUMENTS} -> (Tensor, Tensor)")
 def _attention_lse(
     q: Tensor,
     k: Tensor,
@@ -194,33 +186,26 @@ def _attention_lse(
     grid: Tensor,
     sparsity: Tensor,
     kv_len: Tensor | None,
-    text: str,
-    method: str,
-    alpha: float,
-    sink_frames: int,
-    scale: float,
+    *settings: Any,
 ) -> tuple[Tensor, Tensor]:
-    options = (text, method, alpha, sink_frames, scale)
-    return _run(q, k, v, grid, sparsity, kv_len, *options, return_lse=True)
+    return _run(q, k, v, grid, sparsity, kv_len, settings, return_lse=True)
 
 
 def _run(
-    q, k, v, grid, sparsity, kv_len, text, method, alpha, sink_frames, scale, *, return_lse
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: Tensor,
+    sparsity: Tensor,
+    kv_len: Tensor | None,
+    flat: tuple[Any, ...],
+    *,
+    return_lse: bool,
 ) -> Any:
-    check_call(q, (k, v), grid, sparsity, kv_len, text, method, alpha, sink_frames, scale)
-    return _face_of(q).rainfusion_attention(
-        q,
-        k,
-        v,
-        tuple(grid.shape),
-        text=text,
-        sparsity=sparsity,
-        kv_len=kv_len,
-        method=method,
-        alpha=alpha,
-        sink_frames=sink_frames,
-        scale=scale,
-        return_lse=return_lse,
+    settings = AttentionSettings.from_flat(*flat)
+    check_call(q, (k, v), grid, sparsity, kv_len, settings)
+    return _face_of(q).attention(
+        q, k, v, tuple(grid.shape), sparsity, kv_len, settings, return_lse=return_lse
     )
 
 
@@ -229,10 +214,10 @@ def _face_of(q: Tensor) -> ModuleType:
 
 
 @_attention.register_fake
-def _attention_fake(q, k, v, grid, sparsity, kv_len, text, method, alpha, sink_frames, scale):
+def _attention_fake(q: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(q)
 
 
 @_attention_lse.register_fake
-def _attention_lse_fake(q, k, v, grid, sparsity, kv_len, text, method, alpha, sink_frames, scale):
+def _attention_lse_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,8 +31,9 @@ from rainfusion_trt.operator.geometry import (
     stride_of,
 )
 from rainfusion_trt.operator.plan import HeadPlan
+from rainfusion_trt.operator.settings import AttentionSettings
 
-__all__ = ["block_mask", "classify_heads", "rainfusion_attention"]
+__all__ = ["attention", "block_mask", "classify", "classify_heads", "rainfusion_attention"]
 
 _NAN = float("nan")
 
@@ -225,11 +227,19 @@ def _density(call: _Call, head: _Head, kv_len: int) -> float:
     return pairs / max(1, call.layout.tokens * kv_len)
 
 
-def _start(q: Tensor, grid, text, sparsity, method, alpha, sink_frames, scale) -> _Call:
-    layout = TokenLayout(tuple(grid), q.shape[2], text, sink_frames)
-    softmax_scale = scale if scale else 1.0 / math.sqrt(q.shape[-1])
-    shape = block_shape(q.shape[-1])
-    return _Call(layout, shape, float(sparsity), method, alpha, softmax_scale, q.device)
+def _start(
+    q: Tensor, grid: Sequence[int], sparsity: float | Tensor, settings: AttentionSettings
+) -> _Call:
+    head_size = q.shape[-1]
+    return _Call(
+        TokenLayout.of(grid, q.shape[2], settings),
+        block_shape(head_size),
+        float(sparsity),
+        settings.method,
+        settings.alpha,
+        settings.softmax_scale(head_size),
+        q.device,
+    )
 
 
 def _lengths(q: Tensor, kv_len: Tensor | None) -> list[int]:
@@ -238,62 +248,38 @@ def _lengths(q: Tensor, kv_len: Tensor | None) -> list[int]:
     return kv_len.clamp(0, q.shape[2]).tolist()
 
 
-def rainfusion_attention(
+def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     grid: Sequence[int],
+    sparsity: float | Tensor,
+    kv_len: Tensor | None,
+    settings: AttentionSettings,
     *,
-    text: str = "none",
-    sparsity: float | Tensor = 0.5,
-    kv_len: Tensor | None = None,
-    method: str = "rainfusion",
-    alpha: float = 0.9,
-    sink_frames: int = 1,
-    scale: float | None = None,
-    return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """RainFusion attention; arguments as :func:`rainfusion_trt.rainfusion_attention`.
-
-    Returns
-    -------
-    Tensor
-        [B, N, S, D] in the dtype of `q`; rows that attend to no key are 0.
-    Tensor, with `return_lse`
-        float32 [B, N, S]: log-sum-exp of the scaled scores; rows that attend to no key are
-        -infinity.
-    """
-    call = _start(q, grid, text, sparsity, method, alpha, sink_frames, scale)
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """RainFusion attention under collected settings: output and, if asked for, log-sum-exp."""
+    call = _start(q, grid, sparsity, settings)
     out = torch.empty_like(q)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     for b, length in enumerate(_lengths(q, kv_len)):
         for h in range(q.shape[1]):
             head = _choose(call, q[b, h], k[b, h], length)
             out[b, h], lse[b, h] = _attend(call, head, q[b, h], k[b, h], v[b, h], length)
-    return (out, lse) if return_lse else out
+    return out, lse if return_lse else None
 
 
-def classify_heads(
+def classify(
     q: Tensor,
     k: Tensor,
     grid: Sequence[int],
-    *,
-    text: str = "none",
-    sparsity: float | Tensor = 0.5,
-    kv_len: Tensor | None = None,
-    method: str = "rainfusion",
-    alpha: float = 0.9,
-    sink_frames: int = 1,
-    scale: float | None = None,
+    sparsity: float | Tensor,
+    kv_len: Tensor | None,
+    settings: AttentionSettings,
 ) -> HeadPlan:
-    """ARM alone; arguments as :func:`rainfusion_trt.classify_heads`.
-
-    Returns
-    -------
-    HeadPlan
-        Tensors of shape [B, N] on the device of `q`.
-    """
-    call = _start(q, grid, text, sparsity, method, alpha, sink_frames, scale)
+    """ARM alone, under collected settings."""
+    call = _start(q, grid, sparsity, settings)
     rows = []
     for b, length in enumerate(_lengths(q, kv_len)):
         for h in range(q.shape[1]):
@@ -309,3 +295,48 @@ def classify_heads(
     table = torch.tensor(rows, dtype=torch.float64, device=q.device).view(*q.shape[:2], 4)
     kind, temporal, spatial, density = table.unbind(-1)
     return HeadPlan(kind.int(), temporal.float(), spatial.float(), density.float())
+
+
+def rainfusion_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: Sequence[int],
+    *,
+    sparsity: float | Tensor = 0.5,
+    kv_len: Tensor | None = None,
+    return_lse: bool = False,
+    **settings: Any,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """RainFusion attention; arguments as :func:`rainfusion_trt.rainfusion_attention`.
+
+    Returns
+    -------
+    Tensor
+        [B, N, S, D] in the dtype of `q`; rows that attend to no key are 0.
+    Tensor, with `return_lse`
+        float32 [B, N, S]: log-sum-exp of the scaled scores; rows that attend to no key are
+        -infinity.
+    """
+    collected = AttentionSettings.of(**settings)
+    out, lse = attention(q, k, v, grid, sparsity, kv_len, collected, return_lse=return_lse)
+    return out if lse is None else (out, lse)
+
+
+def classify_heads(
+    q: Tensor,
+    k: Tensor,
+    grid: Sequence[int],
+    *,
+    sparsity: float | Tensor = 0.5,
+    kv_len: Tensor | None = None,
+    **settings: Any,
+) -> HeadPlan:
+    """ARM alone; arguments as :func:`rainfusion_trt.classify_heads`.
+
+    Returns
+    -------
+    HeadPlan
+        Tensors of shape [B, N] on the device of `q`.
+    """
+    return classify(q, k, grid, sparsity, kv_len, AttentionSettings.of(**settings))

@@ -84,6 +84,15 @@ class AttentionSettings:
             raise InvalidInputError(
                 f"scale={self.scale} must be positive; leave it out for 1/sqrt(D)"
             )
+        # A node's attribute has one type, and 1 is not 1.0 there.
+        object.__setattr__(self, "alpha", float(self.alpha))
+        object.__setattr__(self, "sink_frames", int(self.sink_frames))
+        object.__setattr__(self, "scale", float(self.scale))
+
+    @classmethod
+    def of(cls, *, scale: float | None = None, **settings: Any) -> AttentionSettings:
+        """Collect the keyword arguments of a public function, where no scale is None."""
+        return cls(scale=scale or 0.0, **settings)
 
     def replace(self, **changes: Any) -> AttentionSettings:
         """These settings with some changed, checked again."""

@@ -12,6 +12,7 @@ import torch
 
 from rainfusion_trt.errors import EngineLoadError, InvalidInputError, UnsupportedError
 from rainfusion_trt.models.base import VideoModel, VideoSize
+from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.runtime.denoiser import EngineTransformer, with_defaults
 from rainfusion_trt.runtime.graphs import Graph, read_engine, read_onnx
 from rainfusion_trt.runtime.select import Sources
@@ -74,7 +75,7 @@ class Artifacts:
     pipe: Any
     size: VideoSize | None
     dynamic: bool
-    settings: dict[str, Any]
+    settings: AttentionSettings
     dtype: torch.dtype | None
 
     @property
@@ -124,6 +125,7 @@ class Artifacts:
             graph.check_settings(given)
         parts = _parts_of(chosen, parts, from_pipe=pipe is not None)
         first = exported[0] if exported else None
+        exported_settings = first.settings if first else None
         artifacts = cls(
             model=chosen,
             parts=tuple(parts),
@@ -131,7 +133,7 @@ class Artifacts:
             pipe=pipe,
             size=first.size if first else None,
             dynamic=all(graph.dynamic for graph in exported),
-            settings={**(first.settings if first else {}), **given},
+            settings=(exported_settings or AttentionSettings()).replace(**given),
             dtype=dtype,
         )
         _check_alike(exported)

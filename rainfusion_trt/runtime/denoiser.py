@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models.base import VideoModel
+from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.runtime.base import Backend
 
 Hook = Callable[[], None]
@@ -73,12 +74,12 @@ class TorchDenoiser(Denoiser):
     name = "torch"
 
     def __init__(
-        self, transformer: nn.Module, model: VideoModel, settings: Mapping[str, Any]
+        self, transformer: nn.Module, model: VideoModel, settings: AttentionSettings
     ) -> None:
         from rainfusion_trt.routing import enable
 
         self.component = transformer
-        self._handle = enable(transformer, sparsity=0.0, model=model.name, **settings)
+        self._handle = enable(transformer, sparsity=0.0, model=model.name, **settings.record())
 
     @property
     def device(self) -> torch.device:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rainfusion_trt.errors import EngineLoadError, InvalidInputError
 from rainfusion_trt.models.base import VideoSize
+from rainfusion_trt.operator.settings import AttentionSettings
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Graph:
     model, component
         Registry name, and which of its pipeline's transformers.
     config, settings
-        Of the transformer and of its attention.
+        Of the transformer and of its attention; no settings where nothing says them.
     size, dynamic
         Clip it was exported for, and whether it takes others.
     flavour
@@ -35,13 +36,13 @@ class Graph:
     config: dict[str, Any]
     size: VideoSize | None
     dynamic: bool
-    settings: dict[str, Any]
+    settings: AttentionSettings | None
     flavour: str | None = None
 
     def check_settings(self, given: dict[str, Any]) -> None:
         """Raise InvalidInputError where another setting is asked for than it was exported with."""
         for name, value in given.items():
-            fixed = self.settings.get(name, value)
+            fixed = getattr(self.settings, name, value)
             if fixed != value:
                 raise InvalidInputError(
                     f"{name}={value!r} was asked for, but {self.origin} was exported with "
@@ -71,7 +72,7 @@ def read_engine(path: str | Path) -> Graph:
         config=found.config,
         size=parse_size(found.size),
         dynamic=not all(r.fixed for t in found.inputs for r in t.profiles.values()),
-        settings=found.settings,
+        settings=_settings(found.settings),
         flavour=found.flavour,
     )
 
@@ -107,8 +108,12 @@ def read_onnx(path: str | Path) -> Graph:
         config=json.loads(found["rainfusion.config"]),
         size=parse_size(found.get("rainfusion.size")),
         dynamic=found.get("rainfusion.dynamic") == "true",
-        settings=json.loads(found.get("rainfusion.settings", "{}")),
+        settings=_settings(json.loads(found.get("rainfusion.settings", "{}"))),
     )
+
+
+def _settings(record: dict[str, Any]) -> AttentionSettings | None:
+    return AttentionSettings.from_record(record) if record else None
 
 
 def parse_size(text: str | None) -> VideoSize | None:

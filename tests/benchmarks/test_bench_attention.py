@@ -17,6 +17,7 @@ from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.operator import reference
 from rainfusion_trt.operator.geometry import BlockShape, Kind, band_of, block_shape
 from rainfusion_trt.operator.plan import HeadPlan
+from rainfusion_trt.operator.settings import AttentionSettings
 
 CPU = torch.device("cpu")
 SQUARE = BlockShape(128, 128)
@@ -31,8 +32,9 @@ small_shapes = pytest.mark.parametrize("shape", SMALL.values(), ids=SMALL)
 def export_by_reference(q, k, layout, arguments) -> tuple[HeadPlan, torch.Tensor]:
     """`plan.export_plan` without the library: the reference's plan and block masks."""
     heads = reference.classify_heads(q, k, layout.grid, **arguments)
-    settings = ("text", "sparsity", "method", "alpha", "sink_frames")
-    call = reference._start(q, layout.grid, *(arguments[name] for name in settings), None)
+    names = ("text", "method", "alpha", "sink_frames")
+    settings = AttentionSettings(**{name: arguments[name] for name in names})
+    call = reference._start(q, layout.grid, arguments["sparsity"], settings)
     everything = reference.block_mask(layout, Kind.DENSE, 0, block_shape(q.shape[-1]))
     masks = [
         reference._choose(call, q[b, h], k[b, h], layout.tokens).mask

@@ -12,6 +12,7 @@ import torch
 
 from rainfusion_trt.errors import UnsupportedError
 from rainfusion_trt.operator import native
+from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.plugin.build import (
     LIBRARY_NAME,
     compile_targets,
@@ -95,8 +96,7 @@ def test_foreign_code_is_refused_by_a_launch_that_nobody_checked(foreign, capabi
     library = native.load_library(foreign)
     q = torch.randn(1, 1, 256, 64, device="cuda", dtype=torch.float16)
     sparsity = torch.tensor([0.5], device="cuda")
-    options = {"text": "none", "method": "rainfusion", "alpha": 0.9, "sink_frames": 1}
-    problem = native.Problem.of(q, (4, 8, 8), scale=None, **options)
+    problem = native.Problem.of(q, (4, 8, 8), AttentionSettings())
     size = library.workspace_size(problem)
     workspace = torch.empty(size, dtype=torch.uint8, device="cuda")
     tensors = native.Tensors.of(q, q, q, torch.empty_like(q), sparsity=sparsity)
