@@ -13,6 +13,7 @@ __version__ = "0.2.0"
 # Public names and where they live; imported on first use, so that reading an engine's metadata
 # does not import torch and `import rainfusion_trt` does not import TensorRT or diffusers.
 _EXPORTS = {
+    "AttentionSettings": "operator.settings",
     "HeadPlan": "operator.plan",
     "Kind": "operator.geometry",
     "Pipeline": "runtime.pipeline",

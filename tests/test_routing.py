@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 
 import rainfusion_trt
+from rainfusion_trt import routing
 from rainfusion_trt.errors import InvalidInputError, RainFusionError, UnsupportedError
 from rainfusion_trt.models import AttentionLayout, VideoSize, get_model
+from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.routing import AttentionRoute, RainFusionSettings
 
 SIZE = VideoSize(25, 128, 128)  # 7 x 8 x 8 tokens: enough blocks for sparsity to show
@@ -251,3 +253,25 @@ def test_attention_that_rainfusion_has_not(options):
     q = torch.randn(1, 2, 29, 16)
     with pytest.raises(UnsupportedError, match=next(iter(options))), route():
         F.scaled_dot_product_attention(q, q, q, **options)
+
+
+def test_text_is_the_layouts_and_scale_the_calls(monkeypatch):
+    seen = []
+
+    def record(*arguments, **options):
+        seen.append((options["text"], options["scale"]))
+        return arguments[0]
+
+    monkeypatch.setattr(routing, "rainfusion_attention", record)
+    q = torch.randn(1, 2, 29, 16)
+    with route(text_tokens=5):
+        F.scaled_dot_product_attention(q, q, q)
+        F.scaled_dot_product_attention(q, q, q, scale=0.5)
+    assert seen == [("last", 0.0), ("last", 0.5)]
+
+
+@pytest.mark.parametrize("change", [{"text": "first"}, {"scale": 0.5}])
+def test_settings_of_a_model_say_neither(change):
+    layout = AttentionLayout(torch.empty(2, 3, 4), "last", text_tokens=5)
+    with pytest.raises(InvalidInputError, match="cannot be set for a whole model"):
+        AttentionRoute(layout, torch.zeros(1), AttentionSettings(**change))

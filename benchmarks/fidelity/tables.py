@@ -194,7 +194,7 @@ def layers(record: Row) -> str:
             row
             for row in rows
             if (row["group"], row["method"]) == (group, method)
-            and row.get("sink_frames") == 1
+            and row.get("sink_frames") == MAIN["sink_frames"]
             and "relative_error" in row
         ]
         if group not in wanted or not mine:

@@ -86,7 +86,7 @@ def measure(call: Call, layout_of: Callable[[int], TokenLayout], seed: int = 0) 
                 config = Config("methods", method, s, 0.0, sink_frames)
                 out, plan = run_operator(call, config, layout_of(sink_frames))
                 share = plan.density.double().mean().item()
-                if method == "rainfusion" and sink_frames == 1:
+                if (method, sink_frames) == (_MAIN.method, _MAIN.sink_frames):
                     shares[s] = share
                 yield _row(call, config, out, share) | _kind_shares(plan.kind)
     others = {"ablations": ABLATIONS, "baselines": BASELINES, "contract": CONTRACT}

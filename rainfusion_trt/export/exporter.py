@@ -101,7 +101,8 @@ def export_model(
         By default what the model's diffusers pipeline gives with guidance: 2 where both prompts go
         into the same call, else 1.
     settings
-        Attributes of the nodes. The sparsity is an input of the graph.
+        Attributes of the nodes, without text and scale, which the model has. The sparsity is an
+        input of the graph.
     dynamic
         Let batch, frames, height, width and text length vary.
     component
@@ -152,6 +153,7 @@ def export_source(
     progress: writer.Progress | None,
 ) -> ExportReport:
     """Trace, convert, tidy, write and check, whatever the source; see :func:`export_model`."""
+    settings.check_model_wide()
     started = time.monotonic()
     graph, attentions = _graph(source, settings, stage)
     stage("optimize")

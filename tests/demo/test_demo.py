@@ -6,8 +6,10 @@ import dataclasses
 import logging
 import math
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,9 +64,37 @@ def test_other_weights_and_settings_are_exported_again(pipe, tmp_path):
     assert len({first, second, path.read_bytes()}) == 3
 
 
+@pytest.mark.parametrize(
+    ("module", "decides"),
+    [
+        ("routing.py", True),  # which attentions are captured
+        ("operator/settings.py", True),  # the attributes of their nodes
+        ("operator/ops.py", True),
+        ("models/cogvideox.py", True),
+        ("export/finish.py", True),
+        ("demo/steps.py", False),
+        ("runtime/pipeline.py", False),
+        ("engine/build.py", False),
+    ],
+)
+def test_code_that_decides_what_is_exported_is_hashed(tmp_path, module, decides):
+    package = tmp_path / "rainfusion_trt"
+    shutil.copytree(
+        Path(steps.__file__).parents[1],
+        package,
+        ignore=lambda _, names: [n for n in names if "." in n and not n.endswith(".py")],
+    )
+    before = steps._sources(package)
+    assert before == steps._sources()
+    with (package / module).open("a") as file:
+        file.write("# changed\n")
+    assert (steps._sources(package) != before) is decides
+
+
 def test_fingerprint_is_the_same_in_another_process(pipe):
     code = (
-        "from cogvideox_pipeline import tiny_pipeline; from rainfusion_trt.demo import steps; "
+        "from helpers.cogvideox_pipeline import tiny_pipeline; "
+        "from rainfusion_trt.demo import steps; "
         "from rainfusion_trt.models import VideoSize, get_model; "
         "pipe = tiny_pipeline(get_model('cogvideox'), size=VideoSize(9, 128, 192)); "
         "print(steps._fingerprint(pipe.transformer))"

@@ -113,6 +113,8 @@ def test_check_names_value_and_remedy(library, changes, error, words):
     library.check(problem())
     with pytest.raises(error, match=words):
         library.check(problem(**changes))
+    with pytest.raises(error, match=words):  # by which PyTorch's calls learn of it
+        library.workspace_size(problem(**changes))
 
 
 # For other lists of targets than this library's: plugins/conformance/target_checks.cc.

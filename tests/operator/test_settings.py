@@ -1,0 +1,238 @@
+"""The settings' one type: checks, conversions, and who relies on its defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import rainfusion_trt
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.operator import cuda_ops, native_types, ops, reference
+from rainfusion_trt.operator.geometry import TokenLayout
+from rainfusion_trt.operator.settings import (
+    ATTRIBUTES,
+    METHODS,
+    OPERATOR_V1_DEFAULTS,
+    RECORDED,
+    TEXT_PLACES,
+    AttentionSettings,
+)
+from rainfusion_trt.routing import RainFusionSettings
+
+OTHER = AttentionSettings("rainfusion2", 0.75, 3, "last", 0.125)
+RECORD = {"method": "rainfusion2", "alpha": 0.75, "sink_frames": 3}
+
+
+def test_names_are_those_of_the_type():
+    fields = [field.name for field in dataclasses.fields(AttentionSettings)]
+    assert sorted(fields) == sorted(ATTRIBUTES) and set(RECORDED) < set(ATTRIBUTES)
+
+
+def test_version_1_is_what_it_was():
+    assert OPERATOR_V1_DEFAULTS.attributes() == {
+        "text": "none",
+        "method": "rainfusion",
+        "alpha": 0.9,
+        "sink_frames": 1,
+        "scale": 0.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("method", "flash", "method='flash' is not one of rainfusion, rainfusion_two_way"),
+        ("method", None, "method=None is not one of"),
+        ("text", "middle", "text='middle' is not one of none, first, last"),
+        ("alpha", 1.5, r"alpha=1\.5 must be in \[0, 1\]"),
+        ("alpha", float("nan"), r"alpha=nan must be in \[0, 1\]"),
+        ("alpha", "0.9", "alpha='0.9' must be a number"),
+        ("alpha", True, "alpha=True must be a number"),
+        ("sink_frames", -1, "sink_frames=-1 must be 0 or more"),
+        ("sink_frames", 1.0, r"sink_frames=1\.0 must be a whole number"),
+        ("sink_frames", None, "sink_frames=None must be a whole number"),
+        ("sink_frames", False, "sink_frames=False must be a whole number"),
+        ("scale", -1.0, r"scale=-1\.0 must be positive"),
+        ("scale", float("inf"), "scale=inf must be positive"),
+        ("scale", None, "scale=None must be a number"),
+    ],
+)
+def test_bad_values_are_named(name, value, words):
+    with pytest.raises(InvalidInputError, match=words):
+        AttentionSettings(**{name: value})
+    with pytest.raises(InvalidInputError, match=words):
+        OTHER.replace(**{name: value})
+
+
+def test_numbers_have_the_types_of_a_nodes_attributes():
+    settings = AttentionSettings(alpha=1, sink_frames=np.int64(2), scale=np.float32(0.5))
+    kinds = [type(value) for value in settings.flat()]
+    assert kinds == [str, str, float, int, float] and settings.flat()[2:] == (1.0, 2, 0.5)
+
+
+def test_settings_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        OTHER.alpha = 0.5
+
+
+def test_flat_is_the_order_of_the_torch_operators():
+    for operator in (torch.ops.rainfusion.attention, torch.ops.rainfusion.attention_lse):
+        names = [argument.name for argument in operator.default._schema.arguments]
+        assert names == ["q", "k", "v", "grid", "sparsity", "kv_len", *ATTRIBUTES]
+    assert OTHER.flat() == tuple(OTHER.attributes().values())
+    assert list(OTHER.attributes()) == list(ATTRIBUTES)
+    assert AttentionSettings.from_flat(*OTHER.flat()) == OTHER
+
+
+def test_a_record_is_what_older_files_hold():
+    assert OTHER.replace(text="none", scale=0.0).record() == RECORD
+    read = AttentionSettings.from_record(RECORD)
+    assert read.record() == RECORD and (read.text, read.scale) == ("none", 0.0)
+
+
+def test_a_record_without_a_setting_means_version_1():
+    assert AttentionSettings.from_record({}) == OPERATOR_V1_DEFAULTS
+    read = AttentionSettings.from_record({"alpha": 0.5})
+    assert read == OPERATOR_V1_DEFAULTS.replace(alpha=0.5)
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({**RECORD, "band": 1}, "have 'band'; they are method, alpha, sink_frames"),
+        ({**RECORD, "text": "last"}, "have 'text'; they are"),
+        ({**RECORD, "alpha": "0.9"}, "alpha='0.9' must be a number"),
+        ({**RECORD, "method": "fast"}, "method='fast'"),
+        ([0.9], r"settings \[0\.9\] must be a mapping"),
+        ("rainfusion", "settings 'rainfusion' must be a mapping"),
+    ],
+)
+def test_a_record_that_does_not_fit_is_refused_in_one_line(record, words):
+    with pytest.raises(InvalidInputError, match=words) as caught:
+        AttentionSettings.from_record(record)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{"text": "last"}, {"scale": 0.5}])
+def test_text_and_scale_are_no_settings_of_a_whole_model(change):
+    settings = AttentionSettings(**change)
+    with pytest.raises(InvalidInputError, match="cannot be set for a whole model"):
+        settings.record()
+
+
+def test_binding_has_the_same_names_in_the_same_order():
+    assert [m.name.lower() for m in native_types.Method] == list(METHODS)
+    assert [t.name.lower() for t in native_types.Text] == list(TEXT_PLACES)
+    assert [int(m) for m in native_types.Method] == list(range(len(METHODS)))
+
+
+def test_problem_of_settings():
+    q = torch.zeros(2, 3, 5 * 4 * 4 + 6, 64, dtype=torch.bfloat16)
+    problem = native_types.Problem.of(q, (5, 4, 4), OTHER)
+    found = {name: getattr(problem, name) for name, _ in problem._fields_}
+    assert found == {
+        "batch": 2,
+        "heads": 3,
+        "tokens": 86,
+        "head_size": 64,
+        "grid_t": 5,
+        "grid_h": 4,
+        "grid_w": 4,
+        "sink_frames": 3,
+        "alpha": 0.75,
+        "softmax_scale": 0.125,
+        "text": native_types.Text.LAST,
+        "method": native_types.Method.RAINFUSION2,
+        "dtype": native_types.Dtype.BFLOAT16,
+    }
+
+
+def test_layout_of_settings():
+    assert TokenLayout.of([5, 4, 4], 86, OTHER) == TokenLayout((5, 4, 4), 86, "last", 3)
+
+
+def test_softmax_scale():
+    assert OTHER.softmax_scale(64) == 0.125
+    assert AttentionSettings().softmax_scale(64) == 0.125
+    assert AttentionSettings().softmax_scale(16) == 0.25
+
+
+def test_the_name_of_version_0_1_still_is_a_settings_type():
+    assert RainFusionSettings("rainfusion2", 0.75, 3) == AttentionSettings.from_record(RECORD)
+
+
+# -- one call, checked once ------------------------------------------------------------------------
+
+GRID = (4, 8, 8)
+
+
+def qkv(dtype=torch.float32):
+    return torch.randn(3, 1, 2, 4 * 8 * 8, 16).to(dtype).unbind(0)
+
+
+def test_a_call_is_checked_once(monkeypatch):
+    made, checked = [], []
+    post_init, check_call = AttentionSettings.__post_init__, ops.check_call
+
+    def count_made(self):
+        made.append(self)
+        post_init(self)
+
+    def count_checked(*arguments):
+        checked.append(arguments)
+        check_call(*arguments)
+
+    monkeypatch.setattr(AttentionSettings, "__post_init__", count_made)
+    monkeypatch.setattr(ops, "check_call", count_checked)
+    q, k, v = qkv()
+    for _ in range(3):
+        rainfusion_trt.rainfusion_attention(q, k, v, GRID, alpha=0.625)
+    assert len(checked) == 3
+    assert len(made) <= 4  # in each call, and once where the operator puts them together again
+    rainfusion_trt.classify_heads(q, k, GRID, alpha=0.625)
+    assert len(checked) == 4
+
+
+def test_the_torch_operator_itself_refuses_bad_settings():
+    q, k, v = qkv()
+    given = (q, k, v, torch.empty(GRID), torch.tensor([0.5]), None)
+    with pytest.raises(InvalidInputError, match=r"alpha=1\.5"):
+        torch.ops.rainfusion.attention(*given, "none", "rainfusion", 1.5, 1, 0.0)
+
+
+def test_faces_get_the_settings_whole(monkeypatch):
+    seen = []
+    whole = reference.attention
+
+    def record(*arguments, **options):
+        seen.append(arguments[-1])
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(reference, "attention", record)
+    rainfusion_trt.rainfusion_attention(*qkv(), GRID, **OTHER.attributes())
+    assert seen == [OTHER]
+
+
+class Library:
+    """Refuses every problem, as the library does at its first call."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def workspace_size(self, problem):
+        self.calls.append("workspace_size")
+        raise UnsupportedError("head_size = 16 has no kernel; kernels exist for 64, 96 and 128")
+
+
+def test_a_launch_leaves_the_checks_to_the_library(monkeypatch):
+    library = Library()
+    monkeypatch.setattr(cuda_ops, "_library_for", lambda device: library)
+    q, k, v = qkv(torch.float16)
+    with pytest.raises(UnsupportedError, match="head_size = 16 has no kernel"):
+        cuda_ops.launch(
+            "attention", (q, k, v, q), GRID, torch.tensor([0.5]), None, AttentionSettings()
+        )
+    assert library.calls == ["workspace_size"]
