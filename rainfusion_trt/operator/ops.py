@@ -47,7 +47,7 @@ def rainfusion_attention(
 ) -> Tensor: ...
 
 
-def rainfusion_attention(
+def rainfusion_attention(  # type: ignore[misc]  # the overloads leave the settings to this one
     q: Tensor,
     k: Tensor,
     v: Tensor,
