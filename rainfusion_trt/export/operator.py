@@ -49,10 +49,8 @@ def _schema() -> onnx.defs.OpSchema:
         outputs=[formal("output", "T", "[B, N, S, D]")],
         type_constraints=[("T", _FLOATS, ""), ("G", _ANY, "")],
         attributes=[
-            *(
-                attribute(name, onnx.helper.make_attribute(name, value), _MEANINGS.get(name, ""))
-                for name, value in DEFAULTS.items()
-            ),
+            attribute(name, onnx.helper.make_attribute(name, value), _MEANINGS.get(name, ""))
+            for name, value in DEFAULTS.items()
         ],
     )
 
