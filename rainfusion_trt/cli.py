@@ -198,8 +198,8 @@ def info(
     table = Table(box=None)
     for title in ("part", "found", "otherwise"):
         table.add_column(title, overflow="fold")
-    for part in survey():
-        table.add_row(part.name, part.found or "no", "" if part.found else part.remedy)
+    for row in survey():
+        table.add_row(row.name, row.found or "no", "" if row.found else row.remedy)
     Console().print(table)
 
 
@@ -215,9 +215,10 @@ def _print_engine(folder: Path) -> None:
         include={"model", "component", "size", "precision", "flavour", "version", "device", "date"}
     )
     rows["targets"], rows["profiles"] = ", ".join(found.targets), ", ".join(found.profiles)
-    rows |= {f"attention {key}": value for key, value in found.settings.items()}
+    settings = found.settings.record() if found.settings else {}
+    rows |= {f"attention {key}": value for key, value in settings.items()}
     for lora in found.loras:
-        rows[f"LoRA {lora['file']}"] = f"scale {lora['scale']:g}, sha256 {lora['sha256']}"
+        rows[f"LoRA {lora.file}"] = f"scale {lora.scale:g}, sha256 {lora.sha256}"
     for name, value in rows.items():
         table.add_row(name, "" if value is None else str(value))
     Console().print(table)

@@ -14,8 +14,8 @@ from rainfusion_trt.errors import RainFusionError
 
 
 @dataclass(frozen=True)
-class Part:
-    """One thing to find.
+class Finding:
+    """One thing that was looked for.
 
     Attributes
     ----------
@@ -32,9 +32,9 @@ class Part:
     remedy: str = ""
 
 
-def survey() -> Iterator[Part]:
+def survey() -> Iterator[Finding]:
     """Everything, in the order a user needs it; imports torch and TensorRT."""
-    yield Part("Python", platform.python_version())
+    yield Finding("Python", platform.python_version())
     yield _torch()
     yield _gpu()
     yield _package("diffusers", "pip install 'rainfusion-trt[pipeline]'")
@@ -48,41 +48,41 @@ def survey() -> Iterator[Part]:
     yield _package("av", "to write mp4: pip install 'rainfusion-trt[pipeline]'")
 
 
-def _package(name: str, remedy: str) -> Part:
+def _package(name: str, remedy: str) -> Finding:
     try:
-        return Part(name, metadata.version(name))
+        return Finding(name, metadata.version(name))
     except metadata.PackageNotFoundError:
-        return Part(name, "", remedy)
+        return Finding(name, "", remedy)
 
 
-def _torch() -> Part:
+def _torch() -> Finding:
     import torch
 
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
-    return Part("torch", f"{torch.__version__} ({built})")
+    return Finding("torch", f"{torch.__version__} ({built})")
 
 
-def _gpu() -> Part:
+def _gpu() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
         wanted = "an NVIDIA GPU of compute capability 8.0 or newer, its driver and a CUDA torch"
-        return Part("GPU", "", f"{wanted}; engines and kernels need one, the rest does not")
+        return Finding("GPU", "", f"{wanted}; engines and kernels need one, the rest does not")
     major, minor = torch.cuda.get_device_capability()
-    return Part("GPU", f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}")
+    return Finding("GPU", f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}")
 
 
-def _onnxruntime() -> Part:
+def _onnxruntime() -> Finding:
     if importlib.util.find_spec("onnxruntime") is None:
-        return Part("onnxruntime", "", "pip install onnxruntime, or onnxruntime-gpu on a GPU")
+        return Finding("onnxruntime", "", "pip install onnxruntime, or onnxruntime-gpu on a GPU")
     import onnxruntime
 
     providers = onnxruntime.get_available_providers()
     place = "CUDA" if "CUDAExecutionProvider" in providers else "CPU only"
-    return Part("onnxruntime", f"{onnxruntime.__version__} ({place}; attention runs dense)")
+    return Finding("onnxruntime", f"{onnxruntime.__version__} ({place}; attention runs dense)")
 
 
-def _tensorrt() -> Iterator[Part]:
+def _tensorrt() -> Iterator[Finding]:
     from rainfusion_trt.engine.flavour import available_flavours, load_tensorrt
 
     remedies = {
@@ -91,25 +91,25 @@ def _tensorrt() -> Iterator[Part]:
     }
     for name, remedy in remedies.items():
         if name not in available_flavours():
-            yield Part(name, "", remedy)
+            yield Finding(name, "", remedy)
             continue
         try:
-            yield Part(name, str(load_tensorrt(name)))
+            yield Finding(name, str(load_tensorrt(name)))
         except RainFusionError as error:
-            yield Part(name, "", str(error))
+            yield Finding(name, "", str(error))
 
 
-def _plugin() -> Part:
+def _plugin() -> Finding:
     from rainfusion_trt.operator import native
 
     try:
         library = native.load_library()
     except RainFusionError as error:
-        return Part("plugin library", "", str(error))
-    return Part("plugin library", f"{library.path} ({library.build_info})")
+        return Finding("plugin library", "", str(error))
+    return Finding("plugin library", f"{library.path} ({library.build_info})")
 
 
-def _nvcc() -> Part:
+def _nvcc() -> Finding:
     from rainfusion_trt.plugin.toolkit import find_cuda_toolkit
 
     name = "nvcc, to build the plugin"
@@ -117,6 +117,6 @@ def _nvcc() -> Part:
         try:
             toolkit = find_cuda_toolkit(Path(scratch))
         except RainFusionError as error:
-            return Part(name, "", str(error))
+            return Finding(name, "", str(error))
     place = "wheels" if toolkit.root is not None else str(toolkit.nvcc)
-    return Part(name, f"{'.'.join(map(str, toolkit.version))} ({place})")
+    return Finding(name, f"{'.'.join(map(str, toolkit.version))} ({place})")

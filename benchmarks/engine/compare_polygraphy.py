@@ -29,8 +29,8 @@ from polygraphy.comparator import Comparator, CompareFunc
 from rainfusion_trt.engine import EngineMetadata, load_metadata
 from rainfusion_trt.engine.shapes import example_inputs
 from rainfusion_trt.errors import InvalidInputError, RainFusionError
+from rainfusion_trt.graph_file import parse_size, read_onnx
 from rainfusion_trt.runtime.base import torch_dtype
-from rainfusion_trt.runtime.graphs import parse_size
 from rainfusion_trt.runtime.tensorrt import TensorRTBackend
 
 Feed = dict[str, np.ndarray]
@@ -109,15 +109,7 @@ def make_feed(
 
 def onnx_dtypes(path: Path) -> dict[str, torch.dtype]:
     """Inputs of an ONNX file."""
-    import onnx
-
-    model = onnx.load(path, load_external_data=False)
-    return {
-        value.name: torch_dtype(
-            onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
-        )
-        for value in model.graph.input
-    }
+    return {tensor.name: torch_dtype(tensor.dtype) for tensor in read_onnx(path).inputs}
 
 
 def onnx_runner(path: Path) -> OnnxrtRunner:

@@ -18,10 +18,11 @@ from rainfusion_trt.engine.metadata import (
     PluginRecord,
     file_sha256,
 )
-from rainfusion_trt.engine.onnx_file import OnnxFile, read_onnx
+from rainfusion_trt.engine.onnx_file import OnnxFile, read_for_build
 from rainfusion_trt.engine.profile import EngineProfile, load_profile
 from rainfusion_trt.engine.shapes import Shapes, resolve_profiles
 from rainfusion_trt.engine.target import (
+    check_graph,
     check_kernels,
     choose_flavour,
     choose_targets,
@@ -124,11 +125,12 @@ def _checked(
 ) -> _Build:
     """Read and check everything before a folder is touched."""
     recipe = profile if isinstance(profile, EngineProfile) else load_profile(profile)
-    file = read_onnx(onnx)
+    file = read_for_build(onnx)
+    library = load_library(plugin)
+    check_graph(library, file)
     _check_recipe(recipe, file)
     shapes = resolve_profiles(recipe, file)
     targets = choose_targets(recipe.target if target is None else target)
-    library = load_library(plugin)
     tensorrt = choose_flavour(flavour, targets)
     device = native_device() if targets is None else None
     check_kernels(library, targets or (device[0],))
@@ -175,13 +177,14 @@ def _request(build: _Build, folder: Path) -> BuildRequest:
 def _facts(build: _Build, sources: _Sources) -> dict[str, Any]:
     """What the metadata says before the engine is built."""
     file, recipe, device = build.file, build.recipe, build.device
+    account = file.account
     return {
-        "model": file.model or recipe.model,
-        "component": file.properties.get("component", "transformer"),
-        "config": file.json_property("config"),
-        "size": file.properties.get("size"),
-        "settings": file.json_property("settings"),
-        "loras": file.json_list("loras"),
+        "model": account.model or recipe.model,
+        "component": account.component,
+        "config": account.config,
+        "size": account.size,
+        "settings": account.settings,
+        "loras": account.loras,
         "precision": file.precision or recipe.precision,
         "flavour": build.tensorrt.name,
         "version": build.tensorrt.version,
@@ -198,11 +201,12 @@ def _facts(build: _Build, sources: _Sources) -> dict[str, Any]:
 
 
 def _check_recipe(recipe: EngineProfile, file: OnnxFile) -> None:
+    model = file.account.model
     if recipe.model is not None:
         expected = get_model(recipe.model).name
-        if file.model is not None and file.model != expected:
+        if model is not None and model != expected:
             raise InvalidInputError(
-                f"{file.path} holds {file.model}, the engine profile is for {expected}: use the "
+                f"{file.path} holds {model}, the engine profile is for {expected}: use the "
                 "profile of that model"
             )
     if file.precision is not None and file.precision != recipe.precision:

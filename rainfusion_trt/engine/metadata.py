@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rainfusion_trt.engine.profile import BuilderSettings, ShapeRange
 from rainfusion_trt.errors import EngineLoadError
+from rainfusion_trt.graph_file import FusedLora, GraphAccount, RecordedSettings, RecordedSize
 
 ENGINE_FILE = "engine.plan"
 METADATA_FILE = "metadata.json"
@@ -85,9 +86,9 @@ class EngineMetadata(_Record):
     model: str | None
     component: str = "transformer"
     config: dict[str, Any]
-    size: str | None
-    settings: dict[str, Any]
-    loras: tuple[dict[str, Any], ...] = ()
+    size: RecordedSize
+    settings: RecordedSettings
+    loras: tuple[FusedLora, ...] = ()
     precision: str
     flavour: Literal["tensorrt", "tensorrt_rtx"]
     version: str
@@ -108,6 +109,20 @@ class EngineMetadata(_Record):
     date: str
     build_seconds: float
     command: str
+
+    @property
+    def account(self) -> GraphAccount:
+        """What the exported file said about itself, and the engine still does."""
+        return GraphAccount(
+            model=self.model,
+            component=self.component,
+            config=self.config,
+            size=self.size,
+            dtype=self.precision,
+            settings=self.settings,
+            dynamic=not all(r.fixed for t in self.inputs for r in t.profiles.values()),
+            loras=self.loras,
+        )
 
 
 def load_metadata(folder: str | Path, *, verify: bool = True) -> EngineMetadata:

@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError, UnsupportedError
+from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.graph_file import (
+    DOMAIN,
+    OP_TYPE,
+    PLUGIN_ATTRIBUTES,
+    GraphAccount,
+    GraphFile,
+    GraphTensor,
+    read_onnx,
+)
 
 if TYPE_CHECKING:
     import onnx
 
-DOMAIN = "rainfusion"
-OP_TYPE = "RainFusionAttention"
-PLUGIN_ATTRIBUTES = {"plugin_namespace": "rainfusion", "plugin_version": "1"}
-HEAD_SIZES = (64, 96, 128)  # head sizes with a kernel
-PRECISIONS = ("float16", "bfloat16")
-
-
-@dataclass(frozen=True)
-class GraphTensor:
-    """A graph input or output; dynamic extents are names, unknown ones None."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str | None, ...]
-
-    @property
-    def dynamic(self) -> bool:
-        return any(not isinstance(extent, int) for extent in self.shape)
-
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """Facts read from an ONNX file without its weights.
+    """Facts of an ONNX file, without its content.
 
     Attributes
     ----------
@@ -47,10 +36,10 @@ class OnnxFile:
         Graph inputs and outputs in graph order.
     attention_nodes
         Names of the RainFusionAttention nodes.
-    attention_dtype
-        Element type of their queries where the file says it, else None.
-    properties
-        The exporter's ``rainfusion.*`` metadata, without the prefix.
+    queries
+        Their first inputs, as far as the file says what these are.
+    account
+        What it says about itself; empty where this exporter did not write it.
     """
 
     path: Path
@@ -58,99 +47,52 @@ class OnnxFile:
     inputs: tuple[GraphTensor, ...]
     outputs: tuple[GraphTensor, ...]
     attention_nodes: tuple[str, ...]
-    attention_dtype: str | None
-    properties: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def model(self) -> str | None:
-        """Registry name of the model, None for a file that this exporter did not write."""
-        return self.properties.get("model")
+    queries: tuple[GraphTensor, ...]
+    account: GraphAccount = GraphAccount()
 
     @property
     def precision(self) -> str | None:
         """Element type of weights and activations, None if the file does not say."""
-        return self.properties.get("dtype") or self.attention_dtype
+        return self.account.dtype or (self.queries[0].dtype if self.queries else None)
 
-    def json_property(self, key: str) -> dict[str, Any]:
-        """A property that holds a JSON object; empty if absent."""
-        value = self._json(key, "{}")
-        return value if isinstance(value, dict) else {key: value}
-
-    def json_list(self, key: str) -> list[Any]:
-        """A property that holds a JSON array; empty if absent."""
-        value = self._json(key, "[]")
-        return value if isinstance(value, list) else [value]
-
-    def _json(self, key: str, absent: str) -> Any:
-        try:
-            return json.loads(self.properties.get(key, absent))
-        except json.JSONDecodeError as error:
-            raise InvalidInputError(
-                f"{self.path}: metadata rainfusion.{key} is not JSON ({error}): export it again"
-            ) from error
+    @property
+    def head_sizes(self) -> tuple[int, ...]:
+        """Head sizes of its attentions, as far as the file says them."""
+        sizes = [query.shape[-1] for query in self.queries if len(query.shape) == 4]
+        sizes.append(self.account.config.get("attention_head_dim"))
+        return tuple(dict.fromkeys(size for size in sizes if isinstance(size, int)))
 
 
-def read_onnx(path: str | Path) -> OnnxFile:
-    """Read and check an exported model; weights stay on disk.
+def read_for_build(path: str | Path) -> OnnxFile:
+    """Read an exported model and check that TensorRT will find the plugin; weights stay on disk.
 
     Raises
     ------
     InvalidInputError
         The file is missing, corrupt, lacks external data, holds no RainFusionAttention node, or one
         of its nodes lacks the attributes by which TensorRT finds the plugin.
-    UnsupportedError
-        A head size or an element type without a kernel.
     BackendUnavailableError
         The ``onnx`` package is not installed.
     """
-    path = Path(path)
-    model = _load(path)
-    nodes = [n for n in model.graph.node if n.domain == DOMAIN and n.op_type == OP_TYPE]
-    properties = {
-        entry.key.removeprefix("rainfusion."): entry.value
-        for entry in model.metadata_props
-        if entry.key.startswith("rainfusion.")
-    }
-    _check_nodes(path, nodes, properties)
-    values = {value.name: value for value in (*model.graph.value_info, *model.graph.input)}
-    queries = [_graph_tensor(values[n.input[0]]) for n in nodes if n.input[0] in values]
-    weights = {tensor.name for tensor in model.graph.initializer}
-    file = OnnxFile(
-        path=path,
-        data_files=_data_files(path, model),
-        inputs=tuple(_graph_tensor(v) for v in model.graph.input if v.name not in weights),
-        outputs=tuple(_graph_tensor(v) for v in model.graph.output),
+    file = read_onnx(path)
+    nodes = file.attentions
+    _check_nodes(file, nodes)
+    graph = file.proto.graph
+    values = {value.name: value for value in (*graph.value_info, *graph.input)}
+    queries = [values[node.input[0]] for node in nodes if node.input[0] in values]
+    return OnnxFile(
+        path=file.path,
+        data_files=_data_files(file),
+        inputs=file.inputs,
+        outputs=file.outputs,
         attention_nodes=tuple(node.name or node.output[0] for node in nodes),
-        attention_dtype=queries[0].dtype if queries else None,
-        properties=properties,
+        queries=tuple(GraphTensor.of(query) for query in queries),
+        account=file.account,
     )
-    _check_kernels(file, queries)
-    return file
 
 
-def _load(path: Path) -> onnx.ModelProto:
-    try:
-        import onnx
-        from google.protobuf.message import DecodeError
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"building an engine reads the model with the `onnx` package ({error}): "
-            "pip install onnx"
-        ) from error
-    if not path.is_file():
-        raise InvalidInputError(f"no ONNX file at {path}: write one with rainfusion-trt export")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
-        raise InvalidInputError(
-            f"{path} is not a readable ONNX file ({error}): export the model again"
-        ) from error
-    if not model.graph.node:
-        raise InvalidInputError(f"{path} holds no graph: export the model again")
-    return model
-
-
-def _check_nodes(path: Path, nodes: list[onnx.NodeProto], properties: dict[str, str]) -> None:
+def _check_nodes(file: GraphFile, nodes: list[onnx.NodeProto]) -> None:
+    path, expected_count = file.path, file.account.attention_nodes
     if not nodes:
         raise InvalidInputError(
             f"{path} holds no {DOMAIN}::{OP_TYPE} node: export the model with rainfusion-trt export"
@@ -164,60 +106,29 @@ def _check_nodes(path: Path, nodes: list[onnx.NodeProto], properties: dict[str, 
                     f"{found.get(name)!r} instead of {expected!r}, so TensorRT would take its "
                     "dense body instead of the plugin: export the model again"
                 )
-    expected_count = properties.get("attention_nodes")
-    if expected_count is not None and int(expected_count) != len(nodes):
+    if expected_count is not None and expected_count != len(nodes):
         raise InvalidInputError(
             f"{path} holds {len(nodes)} {OP_TYPE} nodes, its metadata says {expected_count}: "
             "the file was changed after the export; export the model again"
         )
 
 
-def _check_kernels(file: OnnxFile, queries: list[GraphTensor]) -> None:
-    sizes = [query.shape[-1] for query in queries if len(query.shape) == 4]
-    sizes.append(file.json_property("config").get("attention_head_dim"))
-    for size in sizes:
-        if isinstance(size, int) and size not in HEAD_SIZES:
-            raise UnsupportedError(
-                f"{file.path}: head size {size} has no kernel; supported head sizes are "
-                f"{', '.join(map(str, HEAD_SIZES))}"
-            )
-    if file.precision is not None and file.precision not in PRECISIONS:
-        raise UnsupportedError(
-            f"{file.path} is in {file.precision}; the plugin computes in float16 and bfloat16: "
-            "export the model with --dtype fp16 or --dtype bf16"
-        )
-
-
-def _graph_tensor(value: onnx.ValueInfoProto) -> GraphTensor:
-    import onnx
-
-    tensor = value.type.tensor_type
-    shape = tuple(
-        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
-        for dim in tensor.shape.dim
-    )
-    dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
-    return GraphTensor(
-        value.name, {"float": "float32", "double": "float64"}.get(dtype, dtype), shape
-    )
-
-
-def _data_files(path: Path, model: onnx.ModelProto) -> tuple[str, ...]:
+def _data_files(file: GraphFile) -> tuple[str, ...]:
     """External data files; raises if one is missing or shorter than the model says."""
     needed: dict[str, int] = {}
-    for tensor in _tensors(model):
+    for tensor in _tensors(file.proto):
         entries = {entry.key: entry.value for entry in tensor.external_data}
         if "location" in entries:
             end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
             needed[entries["location"]] = max(end, needed.get(entries["location"], 0))
     for name, size in needed.items():
-        file = path.parent / name
-        actual = file.stat().st_size if file.is_file() else None
+        data = file.path.parent / name
+        actual = data.stat().st_size if data.is_file() else None
         if actual is None or actual < size:
             state = "is missing" if actual is None else f"has {actual} of {size} bytes"
             raise InvalidInputError(
-                f"{path}: its weights file {file} {state}: export the model again, or copy both "
-                "files together"
+                f"{file.path}: its weights file {data} {state}: export the model again, or copy "
+                "both files together"
             )
     return tuple(sorted(needed))
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rainfusion_trt.engine.onnx_file import GraphTensor, OnnxFile
+from rainfusion_trt.engine.onnx_file import OnnxFile
 from rainfusion_trt.engine.profile import EngineProfile, ShapeRange, VideoRange
 from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError
+from rainfusion_trt.graph_file import GraphTensor
 from rainfusion_trt.models import get_model
 from rainfusion_trt.models.base import VideoSize
 
@@ -115,7 +116,7 @@ def _from_size(profile: EngineProfile, name: str, video: VideoRange, file: OnnxF
         batch = getattr(video.batch, bound)
         try:
             shapes[bound] = input_shapes(
-                profile.model, file.json_property("config"), VideoSize(*extents), batch
+                profile.model, file.account.config, VideoSize(*extents), batch
             )
         except InvalidInputError as error:
             raise InvalidInputError(f"profile {name!r}, {bound} size: {error}") from error

@@ -7,9 +7,10 @@ import logging
 import torch
 
 from rainfusion_trt.engine.flavour import TensorRTFlavour, available_flavours, load_tensorrt
+from rainfusion_trt.engine.onnx_file import OnnxFile
 from rainfusion_trt.engine.profile import check_targets
 from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError, UnsupportedError
-from rainfusion_trt.operator.native import NativeLibrary
+from rainfusion_trt.operator.native import Dtype, NativeLibrary, Problem
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,34 @@ def native_device() -> tuple[str, str]:
         )
     major, minor = torch.cuda.get_device_capability()
     return f"sm{major}{minor}", torch.cuda.get_device_name()
+
+
+def check_graph(library: NativeLibrary, file: OnnxFile) -> None:
+    """Raise UnsupportedError for a head size or an element type without a kernel."""
+    precision = file.precision
+    if precision is not None and precision.upper() not in Dtype.__members__:
+        raise UnsupportedError(
+            f"{file.path} is in {precision}; the plugin computes in "
+            f"{' and '.join(name.lower() for name in Dtype.__members__)}: "
+            "export the model with --dtype fp16 or --dtype bf16"
+        )
+    dtype = Dtype.FLOAT16 if precision is None else Dtype[precision.upper()]
+    for size in file.head_sizes:
+        if not _has_kernel(library, size, dtype):
+            sizes = [n for n in range(8, 513, 8) if _has_kernel(library, n, dtype)]
+            raise UnsupportedError(
+                f"{file.path}: head size {size} has no kernel; supported head sizes are "
+                f"{', '.join(map(str, sizes))}"
+            )
+
+
+def _has_kernel(library: NativeLibrary, head_size: int, dtype: Dtype) -> bool:
+    one_token = {"batch": 1, "heads": 1, "tokens": 1, "grid_t": 1, "grid_h": 1, "grid_w": 1}
+    try:
+        library.check(Problem(head_size=head_size, dtype=dtype, **one_token))
+    except UnsupportedError:
+        return False
+    return True
 
 
 def check_kernels(library: NativeLibrary, targets: tuple[str, ...]) -> None:

@@ -7,11 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from rainfusion_trt.errors import ExportError, InvalidInputError
-from rainfusion_trt.export.operator import DEFAULTS, DOMAIN, OP_TYPE, PLUGIN_ATTRIBUTES
+from rainfusion_trt.export.operator import DEFAULTS
+from rainfusion_trt.graph_file import (
+    DOMAIN,
+    METADATA_PREFIX,
+    OP_TYPE,
+    PLUGIN_ATTRIBUTES,
+    GraphFile,
+    read_onnx,
+)
 
 # Operators that appear when a pattern escaped the rewrites: index tables as large as the tokens,
 # control flow and sequences, which TensorRT runs slowly or refuses.
@@ -56,32 +63,39 @@ def check_model(path: str | Path) -> GraphFacts:
     Raises
     ------
     InvalidInputError
-        No such file, or no ONNX file.
+        No such file.
     ExportError
-        The ONNX checker refuses it; a RainFusionAttention node lacks an attribute (named in the
-        message) or the dense body; the number of nodes differs from the model's attentions; an
-        operator is left that TensorRT cannot run well.
+        It is no ONNX file, or the ONNX checker refuses it; a RainFusionAttention node lacks an
+        attribute (named in the message) or the dense body; the number of nodes differs from the
+        model's attentions; an operator is left that TensorRT cannot run well.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InvalidInputError(f"no ONNX file at {path}")
+    file = _read(path)
+    model, attentions = file.proto, file.attentions
     try:
-        model = onnx.load(path, load_external_data=False)
-        if _property(model, "weights") == "none":
+        if file.account.weights == "none":
             onnx.checker.check_model(_with_weights_as_inputs(model))
         else:
             onnx.checker.check_model(str(path))  # by path: weights may lie beside it
-    except (onnx.checker.ValidationError, DecodeError) as error:
+    except onnx.checker.ValidationError as error:
         raise ExportError(f"{path}: the ONNX checker refuses it: {error}") from error
-    attentions = [n for n in model.graph.node if (n.domain, n.op_type) == (DOMAIN, OP_TYPE)]
     for node in attentions:
         _check_attention(path, node)
     _check_function(path, model)
-    _check_count(path, model, len(attentions))
-    _check_dtypes(path, model, attentions)
+    _check_count(file, len(attentions))
+    _check_dtypes(file, attentions)
     _check_operators(path, model)
     operators = Counter(node.op_type for node in model.graph.node)
     return GraphFacts(len(model.graph.node), len(attentions), dict(operators))
+
+
+def _read(path: Path) -> GraphFile:
+    try:
+        return read_onnx(path)
+    except InvalidInputError as error:
+        if path.is_file():  # what the exporter wrote there is wrong, not what it was given
+            raise ExportError(str(error)) from error
+        raise
 
 
 def _with_weights_as_inputs(model: ModelProto) -> ModelProto:
@@ -122,31 +136,27 @@ def _check_function(path: Path, model: ModelProto) -> None:
         )
 
 
-def _check_count(path: Path, model: ModelProto, count: int) -> None:
-    expected = _property(model, "attention_nodes")
-    if expected is None or count != int(expected) or count == 0:
+def _check_count(file: GraphFile, count: int) -> None:
+    expected = file.account.attention_nodes
+    if count != expected or count == 0:
         raise ExportError(
-            f"{path}: has {count} {OP_TYPE} nodes, its metadata (rainfusion.attention_nodes) says "
-            f"{expected}"
+            f"{file.path}: has {count} {OP_TYPE} nodes, its metadata "
+            f"({METADATA_PREFIX}attention_nodes) says {expected}"
         )
 
 
-def _check_dtypes(path: Path, model: ModelProto, attentions: list[NodeProto]) -> None:
+def _check_dtypes(file: GraphFile, attentions: list[NodeProto]) -> None:
     """q, k and v in the model's dtype: a float32 island before attention has no fast kernel."""
-    expected = _property(model, "dtype")
-    known = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
+    expected = file.account.dtype
+    known = {v.name: v.type.tensor_type.elem_type for v in file.proto.graph.value_info}
     for node in attentions:
         for name in node.input[:3]:
             if name in known and helper.tensor_dtype_to_np_dtype(known[name]).name != expected:
                 raise ExportError(
-                    f"{path}: node {node.name!r} reads {name!r} as "
+                    f"{file.path}: node {node.name!r} reads {name!r} as "
                     f"{helper.tensor_dtype_to_string(known[name])}, the model is {expected}; cast "
                     "it back before attention"
                 )
-
-
-def _property(model: ModelProto, key: str) -> str | None:
-    return {p.key: p.value for p in model.metadata_props}.get(f"rainfusion.{key}")
 
 
 def _check_operators(path: Path, model: ModelProto) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import time
 import warnings
@@ -11,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -25,10 +23,11 @@ from rainfusion_trt.export.capture import attention_count, capture
 from rainfusion_trt.export.check import GraphFacts, check_model
 from rainfusion_trt.export.compare import check_comparable, compare
 from rainfusion_trt.export.extents import gather_extents
-from rainfusion_trt.export.lora import FusedLora, refuse_unfused
+from rainfusion_trt.export.lora import refuse_unfused
 from rainfusion_trt.export.rewrites import rewrite
 from rainfusion_trt.export.source import GraphSource, source_of_model
 from rainfusion_trt.export.weightless import is_fake, leave_out_weights
+from rainfusion_trt.graph_file import FusedLora, GraphAccount
 from rainfusion_trt.models import VideoModel, VideoSize
 from rainfusion_trt.operator.settings import AttentionSettings
 
@@ -62,7 +61,7 @@ class ExportReport:
     path: Path
     facts: GraphFacts
     weight_bytes: int
-    weights: Literal["inside", "beside", "none"]
+    weights: writer.WeightsPlace
     seconds: float
     error: float | None
     loras: tuple[FusedLora, ...] = ()
@@ -161,18 +160,16 @@ def export_source(
     gather_extents(graph)
     finish.transpose_weights(graph)
     finish.name_values(graph, list(source.inputs), source.axes)
-    properties = _properties(source, settings, attentions)
-    weight_bytes = writer.weight_bytes(graph)
     if is_fake(source.module):
-        properties["weights"] = "none"
         leave_out_weights(graph, writer.data_path(output).name)
-    finish.describe(graph, properties)
+    place = writer.weights_place(graph)
+    finish.describe(graph, _account(source, settings, attentions, place))
     facts, error = _write(graph, source, output, stage, progress, run_compare=run_compare)
     return ExportReport(
         path=output,
         facts=facts,
-        weight_bytes=weight_bytes,
-        weights=_weights_place(source.module, output),
+        weight_bytes=writer.weight_bytes(graph),
+        weights=place,
         seconds=time.monotonic() - started,
         error=error,
         loras=source.loras,
@@ -205,21 +202,20 @@ def _to_onnx(program: ExportedProgram) -> ir.Model:
     return result.model
 
 
-def _properties(
-    source: GraphSource, settings: AttentionSettings, attentions: int
-) -> dict[str, str]:
-    properties = {
-        "model": source.name,
-        **source.properties,
-        "dtype": str(source.dtype).removeprefix("torch."),
-        "attention_nodes": str(attentions),
-        "settings": json.dumps(settings.record(), sort_keys=True),
-        "dynamic": json.dumps(bool(source.axes)),
-        "version": __version__,
-    }
-    if source.loras:
-        properties["loras"] = json.dumps([dataclasses.asdict(lora) for lora in source.loras])
-    return properties
+def _account(
+    source: GraphSource, settings: AttentionSettings, attentions: int, place: writer.WeightsPlace
+) -> GraphAccount:
+    return GraphAccount(
+        model=source.name,
+        **source.identity,
+        dtype=str(source.dtype).removeprefix("torch."),
+        attention_nodes=attentions,
+        settings=settings,
+        dynamic=bool(source.axes),
+        loras=source.loras,
+        weights="none" if place == "none" else None,
+        version=__version__,
+    )
 
 
 def _write(
@@ -237,12 +233,6 @@ def _write(
         writer.write(graph, path, progress)
         stage("check")
         return check_model(path), compare(path, source) if run_compare else None
-
-
-def _weights_place(module: nn.Module, output: Path) -> Literal["inside", "beside", "none"]:
-    if is_fake(module):
-        return "none"
-    return "beside" if writer.data_path(output).exists() else "inside"
 
 
 @contextmanager

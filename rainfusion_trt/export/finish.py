@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from rainfusion_trt import __version__
 from rainfusion_trt.export import operator
+from rainfusion_trt.graph_file import DOMAIN, OP_VERSION, GraphAccount, is_attention
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _ROOT = "transformer."  # where capture.RoutedTransformer keeps the model
@@ -142,15 +143,14 @@ def _module(node: ir.Node) -> str:
     return inside[-1] if inside else ""
 
 
-def describe(model: ir.Model, properties: Mapping[str, str]) -> None:
-    """Add the dense body and the metadata; drop what only a debugger of the exporter reads."""
+def describe(model: ir.Model, account: GraphAccount) -> None:
+    """Add the dense body and the account; drop what only a debugger of the exporter reads."""
     passes.ClearMetadataAndDocStringPass()(model)
-    has_kv_len = any(len(n.inputs) > 5 for n in model.graph if operator.is_attention(n))
+    has_kv_len = any(len(n.inputs) > 5 for n in model.graph if is_attention(n))
     function = operator.dense_function(kv_len=has_kv_len)
     model.functions[function.identifier()] = function
-    model.opset_imports[operator.DOMAIN] = operator.VERSION
+    model.opset_imports[DOMAIN] = OP_VERSION
     model.producer_name = "rainfusion-trt"
     model.producer_version = __version__
     model.metadata_props.clear()
-    for key, value in properties.items():
-        model.metadata_props[f"rainfusion.{key}"] = value
+    model.metadata_props.update(account.to_metadata())

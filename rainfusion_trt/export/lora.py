@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -13,33 +12,12 @@ from torch import Tensor, nn
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.export.lora_file import LoraFile, read_adapter
 from rainfusion_trt.export.weightless import is_fake
+from rainfusion_trt.graph_file import FusedLora
 from rainfusion_trt.models import VideoModel
 
 _RECORD = "_rainfusion_loras"
 _TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.(?P<kind>weight|bias)")
 _LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d)
-
-
-@dataclass(frozen=True)
-class FusedLora:
-    """One LoRA that is part of the weights.
-
-    Attributes
-    ----------
-    file
-        Its name, without folder.
-    scale
-        The factor it was added with.
-    sha256
-        Of the file.
-    layers
-        How many layers it changed.
-    """
-
-    file: str
-    scale: float
-    sha256: str
-    layers: int
 
 
 def fuse_loras(

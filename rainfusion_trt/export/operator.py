@@ -10,12 +10,8 @@ import onnx_ir as ir
 import torch
 from onnxscript.values import Op, Opset
 
+from rainfusion_trt.graph_file import DOMAIN, OP_TYPE, OP_VERSION, PLUGIN_ATTRIBUTES
 from rainfusion_trt.operator.settings import OPERATOR_V1_DEFAULTS, AttentionSettings
-
-DOMAIN = "rainfusion"
-OP_TYPE = "RainFusionAttention"
-VERSION = 1
-PLUGIN_ATTRIBUTES = {"plugin_namespace": "rainfusion", "plugin_version": "1"}
 
 DEFAULTS = {**OPERATOR_V1_DEFAULTS.attributes(), **PLUGIN_ATTRIBUTES}
 """Attributes of the node, each with what it means where it is missing."""
@@ -37,7 +33,7 @@ def _schema() -> onnx.defs.OpSchema:
     return onnx.defs.OpSchema(
         OP_TYPE,
         DOMAIN,
-        VERSION,
+        OP_VERSION,
         inputs=[
             formal("query", "T", "[B, N, S, D]"),
             formal("key", "T", "[B, N, S, D]"),
@@ -57,7 +53,7 @@ def _schema() -> onnx.defs.OpSchema:
 
 # The schema is handed to this Op alone: registered with onnx it would hide from the checks what
 # everybody else's onnx sees, a node that only the model's own function explains.
-_attention = Op(Opset(DOMAIN, VERSION), OP_TYPE, _schema())
+_attention = Op(Opset(DOMAIN, OP_VERSION), OP_TYPE, _schema())
 
 
 def translate(q, k, v, grid, sparsity, kv_len, *settings):  # called with values of the graph
@@ -75,8 +71,8 @@ def translation_table() -> dict[Callable, Callable]:
 # Opset 20 knows no `Attention`: ONNX Runtime runs this on its CPU, and TensorRT fuses the pattern.
 # Softmax is in float32, since its sum over 100 000 keys would overflow float16.
 _BODY = """
-<domain: "rainfusion", opset_import: ["" : 20]>
-RainFusionAttention <{attributes}> (query, key, value, grid, sparsity{kv_len}) => (output)
+<domain: "{domain}", opset_import: ["" : 20]>
+{op_type} <{attributes}> (query, key, value, grid, sparsity{kv_len}) => (output)
 {{
   head_shape = Shape <start: int = 3, end: int = 4> (query)
   head_size = Cast <to: int = 1> (head_shape)
@@ -115,6 +111,8 @@ _MASK = """
 def dense_function(*, kv_len: bool) -> ir.Function:
     """The operator as dense attention, for any ONNX runtime; with or without the last input."""
     text = _BODY.format(
+        domain=DOMAIN,
+        op_type=OP_TYPE,
         attributes=", ".join(_declared(name, value) for name, value in DEFAULTS.items()),
         kv_len=", kv_len" if kv_len else "",
         mask=_MASK if kv_len else "",
@@ -127,8 +125,3 @@ def _declared(name: str, value: str | float | int) -> str:
     """An attribute with its default, in the language of onnx's parser."""
     kind = {str: "string", float: "float", int: "int"}[type(value)]
     return f"{name}: {kind} = {json.dumps(value)}"
-
-
-def is_attention(node: ir.Node) -> bool:
-    """Whether a node of an IR graph is the operator."""
-    return node.domain == DOMAIN and node.op_type == OP_TYPE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
-from rainfusion_trt.export.lora import FusedLora, fused_loras
+from rainfusion_trt.export.lora import fused_loras
+from rainfusion_trt.graph_file import FusedLora
 from rainfusion_trt.models import AttentionLayout, VideoModel, VideoSize
 
 Axes = Mapping[str, Mapping[int, str]]
@@ -44,8 +44,8 @@ class GraphSource:
         Keyword arguments of the call -> grid, text place and valid length of its self-attention.
     attentions
         How many self-attentions there are; None takes what there is, if it is any.
-    properties
-        More metadata.
+    identity
+        Component, configuration and size, as :class:`GraphAccount` has them; of known models.
     loras
         What was added to its weights.
     """
@@ -60,7 +60,7 @@ class GraphSource:
     eager: Callable[[dict[str, Any]], Tensor]
     layout: Callable[[dict[str, Any]], AttentionLayout]
     attentions: int | None = None
-    properties: Mapping[str, str] = field(default_factory=dict)
+    identity: Mapping[str, Any] = field(default_factory=dict)
     loras: tuple[FusedLora, ...] = ()
 
 
@@ -101,11 +101,7 @@ def source_of_model(
         eager=eager,
         layout=partial(model.layout, transformer),
         attentions=model.attention_count(transformer.config),
-        properties={
-            "config": json.dumps(config, sort_keys=True),
-            "size": str(size),
-            "component": component,
-        },
+        identity={"component": component, "config": config, "size": str(size)},
         loras=fused_loras(transformer),
     )
 

@@ -15,17 +15,20 @@ from rainfusion_trt.errors import InvalidInputError
 
 EMBEDDED_BYTES = 1_500_000_000  # protobuf ends at 2 GiB
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
+WeightsPlace = Literal["inside", "beside", "none"]
 
 
-def weight_bytes(model: ir.Model, *, external: bool = True) -> int:
-    """Bytes of all weights, with or without those that are only references to a file."""
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all weights, those that were left out included."""
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values())
+
+
+def weights_place(model: ir.Model) -> WeightsPlace:
+    """Where :func:`write` puts the weights: nowhere if they were left out, else by their size."""
     tensors = [value.const_value for value in model.graph.initializers.values()]
-    return sum(t.nbytes for t in tensors if external or not isinstance(t, ir.ExternalTensor))
-
-
-def weights_place(model: ir.Model) -> Literal["inside", "beside"]:
-    """Where :func:`write` puts the weights."""
-    return "inside" if weight_bytes(model, external=False) <= EMBEDDED_BYTES else "beside"
+    if any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors):
+        return "none"
+    return "inside" if weight_bytes(model) <= EMBEDDED_BYTES else "beside"
 
 
 def check_output(output: Path) -> None:
@@ -64,7 +67,7 @@ def staged(output: Path) -> Iterator[Path]:
 
 def write(model: ir.Model, path: Path, progress: Progress | None = None) -> None:
     """Write to `path`, weights beside it where they are too large to be in it."""
-    if weights_place(model) == "inside":
+    if weights_place(model) != "beside":
         ir.save(model, path)
         return
     done, total = 0, weight_bytes(model)

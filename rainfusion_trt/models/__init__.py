@@ -17,6 +17,7 @@ __all__ = [
     "GenerationDefaults",
     "VideoModel",
     "VideoSize",
+    "component_names",
     "get_model",
     "model_names",
     "model_of",
@@ -40,6 +41,11 @@ _MODELS: tuple[VideoModel, ...] = (
 def model_names() -> list[str]:
     """Registry names, without aliases."""
     return [model.name for model in _MODELS]
+
+
+def component_names() -> tuple[str, ...]:
+    """Names that transformers have in diffusers pipelines, the first one's first."""
+    return tuple(dict.fromkeys(name for model in _MODELS for name in model.components))
 
 
 def get_model(name: str) -> VideoModel:

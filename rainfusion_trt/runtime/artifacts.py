@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,49 @@ from typing import Any
 import torch
 
 from rainfusion_trt.errors import EngineLoadError, InvalidInputError, UnsupportedError
+from rainfusion_trt.models import component_names, get_model, model_names, model_of
 from rainfusion_trt.models.base import VideoModel, VideoSize
 from rainfusion_trt.operator.settings import AttentionSettings
-from rainfusion_trt.runtime.denoiser import EngineTransformer, with_defaults
-from rainfusion_trt.runtime.graphs import Graph, read_engine, read_onnx
+from rainfusion_trt.runtime.denoiser import GraphTransformer, complete_config
+from rainfusion_trt.runtime.graphs import Graph, graph_of_engine, graph_of_onnx
 from rainfusion_trt.runtime.select import Sources
 
 # What makes two transformers of one class different networks. Sample sizes are defaults for the
 # pipeline only, so that a tiny or reduced clip does not count as another network.
 _NOT_ARCHITECTURE = ("sample_width", "sample_height", "sample_frames")
-_COMPONENTS = ("transformer", "transformer_2")  # in the order of engine= and engine_2=
 
 OptionalPath = str | Path | None
+Files = OptionalPath | Mapping[str, OptionalPath]
+
+
+def files_by_component(form: str, first: Files, second: OptionalPath) -> dict[str, Path]:
+    """Component -> file, of ``engine=`` and ``engine_2=``, or of a mapping as ``engine=``.
+
+    Parameters
+    ----------
+    form
+        "engine" or "onnx", for messages.
+    first, second
+        What was given.
+
+    Raises
+    ------
+    InvalidInputError
+        Both ways at once, or a component that no pipeline has.
+    """
+    names = component_names()
+    if not isinstance(first, Mapping):
+        first = dict(zip(names, (first, second), strict=False))
+    elif second is not None:
+        raise InvalidInputError(
+            f"{form}= names its transformers, so {form}_2= has no place: put {second} into it"
+        )
+    for name in first:
+        if name not in names:
+            raise InvalidInputError(
+                f"{form}= names {name!r}; transformers of a pipeline are {', '.join(names)}"
+            )
+    return {name: Path(path) for name, path in first.items() if path is not None}
 
 
 @dataclass(frozen=True)
@@ -50,7 +81,7 @@ class Part:
     @property
     def config(self) -> dict[str, Any] | None:
         """Configuration of the exported graph, None where only PyTorch is given."""
-        return self.graphs[0].config if self.graphs else None
+        return self.graphs[0].account.config if self.graphs else None
 
 
 @dataclass(frozen=True)
@@ -96,8 +127,8 @@ class Artifacts:
         cls,
         *,
         model: str | None,
-        engines: Sequence[OptionalPath],
-        onnx: Sequence[OptionalPath],
+        engine: Mapping[str, Path],
+        onnx: Mapping[str, Path],
         checkpoint: str | Path | None,
         pipe: Any,
         settings: dict[str, Any],
@@ -117,23 +148,23 @@ class Artifacts:
                 "give either checkpoint= (a diffusers directory or hub id) or pipe= (a loaded "
                 "diffusers pipeline): scheduler, text encoder and VAE come from it"
             )
-        parts = [_part(*given, pipe) for given in zip(_COMPONENTS, engines, onnx, strict=True)]
+        parts = [_part(name, engine.get(name), onnx.get(name), pipe) for name in component_names()]
         exported = [graph for part in parts for graph in part.graphs]
         chosen = _choose_model(model, exported, [p.original for p in parts if p.original])
         given = {name: value for name, value in settings.items() if value is not None}
         for graph in exported:
             graph.check_settings(given)
         parts = _parts_of(chosen, parts, from_pipe=pipe is not None)
-        first = exported[0] if exported else None
-        exported_settings = first.settings if first else None
+        first = exported[0].account if exported else None
+        recorded = (first.settings if first else None) or AttentionSettings()
         artifacts = cls(
             model=chosen,
             parts=tuple(parts),
             checkpoint=None if checkpoint is None else str(checkpoint),
             pipe=pipe,
-            size=first.size if first else None,
-            dynamic=all(graph.dynamic for graph in exported),
-            settings=(exported_settings or AttentionSettings()).replace(**given),
+            size=first.clip if first else None,
+            dynamic=all(graph.account.dynamic for graph in exported),
+            settings=recorded.replace(**given),
             dtype=dtype,
         )
         _check_alike(exported)
@@ -148,7 +179,7 @@ class Artifacts:
             return
         # Both through JSON, in which the exported one was kept: tuples become lists.
         mine, beside = (
-            json.loads(json.dumps(c)) for c in (with_defaults(self.model, part.config), beside)
+            json.loads(json.dumps(c)) for c in (complete_config(self.model, part.config), beside)
         )
         differ = [
             f"{key} {mine[key]!r} instead of {beside[key]!r}"
@@ -173,22 +204,19 @@ class Artifacts:
         return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _part(component: str, engine: OptionalPath, onnx: OptionalPath, pipe: Any) -> Part:
+def _part(component: str, engine: Path | None, onnx: Path | None, pipe: Any) -> Part:
     original = getattr(pipe, component, None)
-    if isinstance(original, EngineTransformer):
+    if isinstance(original, GraphTransformer):
         raise InvalidInputError(
             "this diffusers pipeline already belongs to a Pipeline: close() that one first"
         )
-    graphs = [] if engine is None else [read_engine(engine)]
-    graphs += [] if onnx is None else [read_onnx(onnx)]
-    paths = (None if path is None else Path(path) for path in (engine, onnx))
-    return Part(component, *paths, tuple(graphs), original)
+    graphs = [] if engine is None else [graph_of_engine(engine)]
+    graphs += [] if onnx is None else [graph_of_onnx(onnx)]
+    return Part(component, engine, onnx, tuple(graphs), original)
 
 
 def _choose_model(model: str | None, graphs: Iterable[Graph], originals: list[Any]) -> VideoModel:
-    from rainfusion_trt.models import get_model, model_names, model_of
-
-    names = {graph.origin: get_model(graph.model) for graph in graphs}
+    names = {graph.origin: get_model(graph.account.model) for graph in graphs}
     if model is not None:
         names = {"model=": get_model(model), **names}
     if not names and originals:
@@ -209,8 +237,10 @@ def _choose_model(model: str | None, graphs: Iterable[Graph], originals: list[An
 
 def _parts_of(model: VideoModel, parts: list[Part], *, from_pipe: bool) -> list[Part]:
     """The model's own parts, each of them there in every form that one of them has."""
-    mine, others = parts[: len(model.components)], parts[len(model.components) :]
-    for part in others:
+    mine = [part for part in parts if part.component in model.components]
+    for part in parts:
+        if part in mine:
+            continue
         if part.graphs:
             raise InvalidInputError(
                 f"{model.name} has one transformer: leave out {part.graphs[0].origin}"
@@ -224,17 +254,19 @@ def _parts_of(model: VideoModel, parts: list[Part], *, from_pipe: bool) -> list[
         missing = [part.component for part in mine if getattr(part, form) is None]
         if 0 < len(missing) < len(mine):
             raise InvalidInputError(
-                f"{model.name} has two transformers that take turns: give {form}= and {form}_2=; "
-                f"that of {missing[0]} is missing (export it with --component {missing[0]})"
+                f"{model.name} has {len(mine)} transformers that take turns: give {form}= and "
+                f"{form}_2=, or a mapping; that of {missing[0]} is missing (export it with "
+                f"--component {missing[0]})"
             )
     for part in mine:
         if from_pipe and part.original is None and len(mine) > 1:
             raise InvalidInputError(f"{model.name} needs pipe.{part.component}, which is not there")
         for graph in part.graphs:
-            if graph.component != part.component:
+            held = graph.account.component
+            if held != part.component:
                 raise InvalidInputError(
-                    f"{graph.origin} holds {graph.component} in the place of {part.component}: "
-                    "engine= and onnx= take transformer, engine_2= and onnx_2= transformer_2"
+                    f"{graph.origin} holds {held} in the place of {part.component}: name them, as "
+                    f"in engine={{{held!r}: ...}}, or swap engine= and engine_2=, onnx= and onnx_2="
                 )
     return mine
 
@@ -244,7 +276,8 @@ def _check_alike(graphs: list[Graph]) -> None:
     flavours = sorted({graph.flavour for graph in graphs if graph.flavour})
     if len(flavours) > 1:
         raise InvalidInputError(f"the engines are of {' and '.join(flavours)}: build both with one")
-    sizes = {str(graph.size): graph.origin for graph in graphs if not graph.dynamic}
+    fixed = [graph for graph in graphs if not graph.account.dynamic]
+    sizes = {str(graph.account.size): graph.origin for graph in fixed}
     if len(sizes) > 1:
         found = ", ".join(f"{origin} for {size}" for size, origin in sizes.items())
         raise InvalidInputError(f"exported for different clips: {found}")

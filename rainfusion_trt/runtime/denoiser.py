@@ -98,7 +98,7 @@ class TorchDenoiser(Denoiser):
         disable(self.component)
 
 
-class EngineTransformer(nn.Module):
+class GraphTransformer(nn.Module):
     """Stands for a diffusers transformer and runs an exported graph.
 
     It has what diffusers pipelines use of a transformer: `config`, `dtype`, `device`,
@@ -122,7 +122,7 @@ class EngineTransformer(nn.Module):
         super().__init__()
         self.backend = backend
         self.model = model
-        self.config = FrozenDict(with_defaults(model, config))
+        self.config = FrozenDict(complete_config(model, config))
         self.device = backend.device
         self.dtype = next(
             info.dtype for info in backend.inputs.values() if info.dtype.is_floating_point
@@ -191,7 +191,7 @@ class EngineTransformer(nn.Module):
         return tensor.to(self.backend.inputs[name].dtype).contiguous()
 
 
-class EngineDenoiser(Denoiser):
+class GraphDenoiser(Denoiser):
     """An exported graph in the place of the transformer."""
 
     def __init__(self, backend: Backend, model: VideoModel, config: Mapping[str, Any]) -> None:
@@ -199,7 +199,7 @@ class EngineDenoiser(Denoiser):
         self.name = backend.name
         self.device = backend.device
         self.sparse = backend.sparse
-        self.component = EngineTransformer(backend, model, config)
+        self.component = GraphTransformer(backend, model, config)
 
     def set_sparsity(self, value: float) -> None:
         self.component.sparsity.fill_(value)
@@ -211,7 +211,7 @@ class EngineDenoiser(Denoiser):
         self.backend.close()
 
 
-def with_defaults(model: VideoModel, config: Mapping[str, Any]) -> dict[str, Any]:
+def complete_config(model: VideoModel, config: Mapping[str, Any]) -> dict[str, Any]:
     """The transformer's configuration with the defaults of its diffusers class filled in."""
     import inspect
 

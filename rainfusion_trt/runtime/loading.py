@@ -8,7 +8,7 @@ import torch
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.runtime.artifacts import Artifacts, Part
-from rainfusion_trt.runtime.denoiser import Denoiser, EngineDenoiser, TorchDenoiser
+from rainfusion_trt.runtime.denoiser import Denoiser, GraphDenoiser, TorchDenoiser
 from rainfusion_trt.runtime.experts import ExpertsDenoiser
 from rainfusion_trt.runtime.ort import OnnxRuntimeBackend
 
@@ -50,7 +50,7 @@ def _load_part(
         from rainfusion_trt.runtime.tensorrt import TensorRTBackend
 
         backend = TensorRTBackend(part.engine, device=place, cuda_graph=cuda_graph)
-    return EngineDenoiser(backend, artifacts.model, part.config)
+    return GraphDenoiser(backend, artifacts.model, part.config)
 
 
 def _default_device() -> torch.device:

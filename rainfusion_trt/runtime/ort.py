@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError, UnsupportedError
+from rainfusion_trt.graph_file import read_onnx
 from rainfusion_trt.runtime.base import Backend, TensorInfo, check_feed, torch_dtype
 
 _CUDA = "CUDAExecutionProvider"
@@ -103,11 +104,7 @@ class OnnxRuntimeBackend(Backend):
         return [(_CUDA, options), _CPU]
 
     def _refuse_bfloat16(self) -> None:
-        import onnx
-
-        graph = onnx.load(self._path, load_external_data=False).graph
-        inputs = {value.type.tensor_type.elem_type for value in graph.input}
-        if onnx.TensorProto.BFLOAT16 in inputs:
+        if any(tensor.dtype == "bfloat16" for tensor in read_onnx(self._path).inputs):
             raise UnsupportedError(
                 f"{self._path} is in bfloat16, for which ONNX Runtime has no CPU kernels: export "
                 "with --dtype fp32 for the CPU, or use a GPU"

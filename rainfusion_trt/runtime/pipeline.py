@@ -11,16 +11,16 @@ import torch
 
 from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError, RainFusionError
 from rainfusion_trt.models.base import VideoModel
-from rainfusion_trt.runtime.arguments import (
+from rainfusion_trt.runtime.artifacts import Artifacts, Files, files_by_component
+from rainfusion_trt.runtime.call_arguments import (
     callback_tensors,
     check_known,
     check_size,
     choose_generator,
+    complete_arguments,
     step_count,
     takes_callback,
-    with_defaults,
 )
-from rainfusion_trt.runtime.artifacts import Artifacts
 from rainfusion_trt.runtime.denoiser import Denoiser
 from rainfusion_trt.runtime.loading import load_denoiser, load_pipe
 from rainfusion_trt.runtime.schedule import (
@@ -69,12 +69,13 @@ class Pipeline:
     model : str, optional
         Registry name such as ``"cogvideox"``; by default what the engine, the ONNX file or the
         pipeline's transformer says.
-    engine : path, optional
-        Folder with engine.plan and metadata.json.
-    onnx : path, optional
-        Exported ONNX file.
+    engine : path or mapping, optional
+        Folder with engine.plan and metadata.json. For models with several transformers
+        (``wan2.2-a14b``) one of each: ``{"transformer": a, "transformer_2": b}``.
+    onnx : path or mapping, optional
+        Exported ONNX file, or one of each transformer.
     engine_2, onnx_2 : path, optional
-        The same of the second transformer, for models that have two (``wan2.2-a14b``).
+        Of the second transformer, instead of a mapping.
     checkpoint : str, optional
         Diffusers directory or hub id. Its transformer is only loaded for the torch backend.
     pipe : DiffusionPipeline, optional
@@ -119,8 +120,8 @@ class Pipeline:
         self,
         model: str | None = None,
         *,
-        engine: str | Path | None = None,
-        onnx: str | Path | None = None,
+        engine: Files = None,
+        onnx: Files = None,
         engine_2: str | Path | None = None,
         onnx_2: str | Path | None = None,
         checkpoint: str | Path | None = None,
@@ -144,8 +145,8 @@ class Pipeline:
         self.allow_dense = allow_dense
         self.artifacts = Artifacts.read(
             model=model,
-            engines=(engine, engine_2),
-            onnx=(onnx, onnx_2),
+            engine=files_by_component("engine", engine, engine_2),
+            onnx=files_by_component("onnx", onnx, onnx_2),
             checkpoint=checkpoint,
             pipe=pipe,
             settings={"method": method, "alpha": alpha, "sink_frames": sink_frames},
@@ -309,7 +310,7 @@ class Pipeline:
 
     def _arguments(self, given: dict[str, Any], callback: StepCallback | None) -> dict[str, Any]:
         """Arguments of the diffusers pipeline, with defaults, checked."""
-        arguments = with_defaults(self.pipe, self.artifacts.size, given)
+        arguments = complete_arguments(self.pipe, self.artifacts.size, given)
         asked = {} if callback is None else {"callback_on_step_end": None}
         check_known(self.pipe, {**arguments, **asked})
         any_size = self.artifacts.dynamic or self.backend == "torch"

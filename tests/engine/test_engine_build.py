@@ -13,7 +13,7 @@ from helpers.engine_models import PROFILE, write_model
 from rainfusion_trt.engine import build_engine, load_metadata, load_profile
 from rainfusion_trt.engine.flavour import available_flavours
 from rainfusion_trt.engine.messages import BuildRequest
-from rainfusion_trt.engine.onnx_file import read_onnx
+from rainfusion_trt.engine.onnx_file import read_for_build
 from rainfusion_trt.engine.process import run_worker
 from rainfusion_trt.engine.profile import BuilderSettings, EngineProfile
 from rainfusion_trt.engine.shapes import resolve_profiles
@@ -59,7 +59,7 @@ def test_cogvideox_for_two_architectures(exported, tmp_path, plugin_library, dty
     built = load_metadata(folder)
     assert built.plugin_layers == 2
     assert built.model == "cogvideox-5b" and built.config["num_layers"] == 2
-    assert built.settings["method"] == "rainfusion" and built.size == "9x64x96"
+    assert built.settings.method == "rainfusion" and built.size == "9x64x96"
     assert built.precision == dtype and built.flavour == "tensorrt_rtx"
     assert built.targets == ("sm80", "sm120") and built.device is None
     inputs = {tensor.name: tensor for tensor in built.inputs}
@@ -154,7 +154,7 @@ def test_folder_that_is_no_engine_is_left_alone(tmp_path, plugin_library, recipe
 
 def request(onnx, recipe, plugin, **changes) -> BuildRequest:
     """A request past the checks of `build_engine`, to see what the worker itself notices."""
-    file = read_onnx(onnx)
+    file = read_for_build(onnx)
     fields = {
         "onnx": onnx,
         "plugin": plugin,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from rainfusion_trt.engine.onnx_file import GraphTensor, OnnxFile
+from rainfusion_trt.engine.onnx_file import OnnxFile
 from rainfusion_trt.engine.profile import EngineProfile
 from rainfusion_trt.engine.shapes import resolve_profiles
 from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.graph_file import GraphAccount, GraphTensor
 
 X = GraphTensor("x", "float16", ("batch", "tokens", 64))
 Y = GraphTensor("y", "float32", ("batch", None))
@@ -17,7 +19,8 @@ SPARSITY = GraphTensor("sparsity", "float32", (1,))
 
 
 def onnx_file(*inputs: GraphTensor, config: str = "{}") -> OnnxFile:
-    return OnnxFile(Path("m.onnx"), (), inputs, (), ("attn",), "float16", {"config": config})
+    account = GraphAccount(dtype="float16", config=json.loads(config))
+    return OnnxFile(Path("m.onnx"), (), inputs, (), ("attn",), (), account)
 
 
 def recipe(**shapes) -> EngineProfile:

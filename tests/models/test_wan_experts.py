@@ -18,6 +18,7 @@ from rainfusion_trt.engine.flavour import available_flavours
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.export import export_model
 from rainfusion_trt.export.cli import app as exporter
+from rainfusion_trt.graph_file import FusedLora
 from rainfusion_trt.models import VideoSize, get_model, model_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -102,10 +103,18 @@ def test_pytorch_routes_both_and_gives_both_back(pipe, experts):
     assert torch.equal(plain(pipe), expected)
 
 
-def test_two_files_in_onnx_runtime(pipe, experts, exported):
+@pytest.mark.parametrize(
+    "files",
+    [
+        lambda first, second: {"onnx": first, "onnx_2": second},
+        lambda first, second: {"onnx": {"transformer_2": second, "transformer": str(first)}},
+    ],
+    ids=["keywords", "mapping"],
+)
+def test_two_files_in_onnx_runtime(pipe, experts, exported, files):
     expected = plain(pipe)
     first, second = exported
-    with Pipeline(pipe=pipe, onnx=first, onnx_2=second, sparsity=0.0) as pipeline:
+    with Pipeline(pipe=pipe, **files(first, second), sparsity=0.0) as pipeline:
         assert pipeline.backend == "onnxruntime" and pipeline.model is MODEL
         result = pipeline(**CALL, seed=0).frames
     # Relative 1e-5 of two float32 implementations, through guidance and four steps.
@@ -119,6 +128,12 @@ def test_parts_that_do_not_fit(pipe, experts, exported):
         Pipeline(pipe=pipe, onnx=first, sparsity=0.0)
     with pytest.raises(InvalidInputError, match="holds transformer_2 in the place of transformer:"):
         Pipeline(pipe=pipe, onnx=second, onnx_2=first, sparsity=0.0)
+    with pytest.raises(InvalidInputError, match=r"that of transformer is missing"):
+        Pipeline(pipe=pipe, onnx={"transformer_2": second}, sparsity=0.0)
+    with pytest.raises(InvalidInputError, match="'transformer_3'; .* transformer, transformer_2"):
+        Pipeline(pipe=pipe, onnx={"transformer_3": first}, sparsity=0.0)
+    with pytest.raises(InvalidInputError, match="onnx_2= has no place"):
+        Pipeline(pipe=pipe, onnx={"transformer": first}, onnx_2=second, sparsity=0.0)
     with pytest.raises(UnsupportedError, match=r"has a transformer_2, which wan2\.1-14b does not"):
         Pipeline("wan2.1-14b", pipe=pipe, backend="torch")
     alone = tiny_pipeline(experts[0])
@@ -180,7 +195,7 @@ def test_an_engine_says_which_one_and_what_was_added(pipe, tmp_path, plugin_libr
     recipe = EngineProfile(model="wan2.2-a14b", precision="float16")
     engine = build_engine(path, profile=recipe, plugin=plugin_library, target="sm80")
     metadata = load_metadata(engine)
-    assert metadata.component == "transformer_2" and metadata.loras == (lora,)
+    assert metadata.component == "transformer_2" and metadata.loras == (FusedLora(**lora),)
     shown = CliRunner().invoke(app, ["info", "--engine", str(engine)])
     assert shown.exit_code == 0
     assert all(word in shown.output for word in ("transformer_2", "style.safetensors", "0.5"))

@@ -17,8 +17,9 @@ from rainfusion_trt.errors import (
     InvalidInputError,
     UnsupportedError,
 )
+from rainfusion_trt.graph_file import parse_size
 from rainfusion_trt.models import VideoSize, get_model
-from rainfusion_trt.runtime.graphs import parse_size, read_onnx
+from rainfusion_trt.runtime.graphs import graph_of_onnx
 from rainfusion_trt.runtime.ort import OnnxRuntimeBackend
 
 onnx = pytest.importorskip("onnx")
@@ -194,11 +195,11 @@ def test_cuda_without_its_provider(tmp_path):
 def test_files_that_are_no_exported_models(tmp_path):
     plain = small_graph(tmp_path / "plain.onnx", onnx.TensorProto.FLOAT)
     with pytest.raises(InvalidInputError, match="no rainfusion.model"):
-        read_onnx(plain)
+        graph_of_onnx(plain)
     garbage = tmp_path / "garbage.onnx"
     garbage.write_bytes(b"\xff" * 100)
     with pytest.raises(InvalidInputError, match="not a readable ONNX file"):
-        read_onnx(garbage)
+        graph_of_onnx(garbage)
     with pytest.raises(InvalidInputError, match="cannot load"):
         OnnxRuntimeBackend(with_unknown_operator(tmp_path / "unknown.onnx"))
 

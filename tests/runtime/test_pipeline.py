@@ -219,18 +219,18 @@ def test_neither_checkpoint_nor_pipe():
 
 def test_fallback_only_when_asked_for(pipe, tmp_path, monkeypatch, caplog):
     """An ONNX file whose runtime is missing: an error, or the torch backend with a warning."""
+    from rainfusion_trt.graph_file import GraphAccount
     from rainfusion_trt.runtime import artifacts, graphs, ort
 
-    exported = graphs.Graph(
-        origin="the file",
+    account = GraphAccount(
         model="cogvideox-5b",
         component="transformer",
         config=dict(pipe.transformer.config),
-        size=SIZE,
+        size=str(SIZE),
         dynamic=True,
-        settings={},
     )
-    monkeypatch.setattr(artifacts, "read_onnx", lambda path: exported)
+    exported = graphs.Graph("the file", account)
+    monkeypatch.setattr(artifacts, "graph_of_onnx", lambda path: exported)
 
     def missing():
         raise BackendUnavailableError("onnxruntime is not installed")

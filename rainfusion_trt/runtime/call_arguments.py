@@ -23,7 +23,7 @@ def choose_generator(generator: Generators, seed: int | None) -> Generators:
     return torch.Generator("cpu").manual_seed(seed)
 
 
-def with_defaults(
+def complete_arguments(
     pipe: Any, size: VideoSize | None, arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What was given, and the clip size and text length the graph was exported for.

@@ -1,0 +1,305 @@
+"""An exported ONNX file: its operator, its account of itself, and the one function that reads it.
+
+Exporter, checker, engine builder and runtime meet here. Reading needs the `onnx` package, but
+neither torch nor diffusers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    PlainSerializer,
+    PlainValidator,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+)
+
+from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError
+from rainfusion_trt.operator.settings import AttentionSettings
+
+if TYPE_CHECKING:
+    import onnx
+
+    from rainfusion_trt.models.base import VideoSize
+
+DOMAIN, OP_TYPE, OP_VERSION = "rainfusion", "RainFusionAttention", 1
+"""The ONNX operator."""
+
+# TensorRT looks for a plugin of the node's type, in the namespace and version that it carries.
+PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE = OP_TYPE, "1", DOMAIN
+PLUGIN_ATTRIBUTES = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": PLUGIN_VERSION}
+
+METADATA_PREFIX = "rainfusion."
+_TEXTS = frozenset(("model", "component", "size", "dtype", "version", "weights"))  # else JSON
+_SIZE = re.compile(r"(\d+)x(\d+)x(\d+)")
+
+
+@dataclass(frozen=True)
+class FusedLora:
+    """One LoRA that is part of the weights.
+
+    Attributes
+    ----------
+    file
+        Its name, without folder.
+    scale
+        The factor it was added with.
+    sha256
+        Of the file.
+    layers
+        How many layers it changed.
+    """
+
+    file: str
+    scale: float
+    sha256: str
+    layers: int
+
+
+def _settings(value: Any) -> AttentionSettings | None:
+    if value is None or value == {}:
+        return None
+    return value if isinstance(value, AttentionSettings) else AttentionSettings.from_record(value)
+
+
+def _recorded(settings: AttentionSettings | None) -> dict[str, Any]:
+    return {} if settings is None else settings.record()
+
+
+def _size(text: str | None) -> str | None:
+    if text is not None and not _SIZE.fullmatch(text):
+        raise ValueError("not FRAMESxHEIGHTxWIDTH")
+    return text
+
+
+RecordedSettings = Annotated[
+    AttentionSettings | None, PlainValidator(_settings), PlainSerializer(_recorded)
+]
+"""Settings of a whole model; None, in JSON an empty object, where nothing says them."""
+
+RecordedSize = Annotated[str | None, AfterValidator(_size)]
+"""Clip size as ``"49x480x720"``: frames, height and width."""
+
+
+class GraphAccount(BaseModel):
+    """What an exported file says about itself, in its metadata.
+
+    Every field may be missing: other programs write files with our nodes too.
+
+    Attributes
+    ----------
+    model, component
+        Registry name, or a class's name, and which of its pipeline's transformers.
+    config
+        Of the transformer; empty for a module of no registry.
+    size
+        Clip it was exported for.
+    dtype
+        Element type of its attention, such as ``"float16"``.
+    attention_nodes
+        How many RainFusionAttention nodes it was written with.
+    settings
+        Attention settings of all nodes.
+    dynamic
+        Whether it takes other sizes.
+    loras
+        What was added to its weights.
+    weights
+        "none" where only the graph was written.
+    version
+        Of this package, which wrote it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = None
+    component: str = "transformer"
+    config: dict[str, Any] = {}
+    size: RecordedSize = None
+    dtype: str | None = None
+    attention_nodes: StrictInt | None = None
+    settings: RecordedSettings = None
+    dynamic: StrictBool = False
+    loras: tuple[FusedLora, ...] = ()
+    weights: Literal["none"] | None = None
+    version: str | None = None
+
+    @property
+    def clip(self) -> VideoSize | None:
+        """The clip it was exported for."""
+        return parse_size(self.size)
+
+    def to_metadata(self) -> dict[str, str]:
+        """Metadata of the ONNX file; what nobody set is left out."""
+        said = {k: v for k, v in self.model_dump(exclude_unset=True).items() if _is_said(v)}
+        return {
+            METADATA_PREFIX + name: value if name in _TEXTS else json.dumps(value, sort_keys=True)
+            for name, value in said.items()
+        }
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], origin: str | Path) -> GraphAccount:
+        """Read an ONNX file's metadata, other programs' entries left aside.
+
+        Parameters
+        ----------
+        metadata
+            Key -> text.
+        origin
+            The file, for the message of an error.
+
+        Raises
+        ------
+        InvalidInputError
+            An entry does not hold what it must; the message names its key.
+        """
+        found = {}
+        for name in cls.model_fields:
+            text = metadata.get(METADATA_PREFIX + name)
+            if text is not None:
+                found[name] = text if name in _TEXTS else _from_json(name, text, origin)
+        try:
+            return cls.model_validate(found)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = str(first["loc"][0])
+            reason = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            raise InvalidInputError(
+                f"{origin}: metadata {METADATA_PREFIX}{name} is {reprlib.repr(found[name])}, "
+                f"{reason}: export it again"
+            ) from error
+
+
+def _is_said(value: Any) -> bool:
+    return value is not None and value not in ([], (), {})
+
+
+def _from_json(name: str, text: str, origin: str | Path) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidInputError(
+            f"{origin}: metadata {METADATA_PREFIX}{name} is not JSON ({error}): export it again"
+        ) from error
+
+
+def parse_size(text: str | None) -> VideoSize | None:
+    """``"49x480x720"`` as a VideoSize; None if there is none."""
+    if not text:
+        return None
+    from rainfusion_trt.models.base import VideoSize
+
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise InvalidInputError(f"size {text!r} is not FRAMESxHEIGHTxWIDTH")
+    return VideoSize(*map(int, match.groups()))
+
+
+@dataclass(frozen=True)
+class GraphTensor:
+    """A graph input or output; dynamic extents are names, unknown ones None."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+    @property
+    def dynamic(self) -> bool:
+        return any(not isinstance(extent, int) for extent in self.shape)
+
+    @classmethod
+    def of(cls, value: onnx.ValueInfoProto) -> GraphTensor:
+        """An input, output or value of an ONNX graph."""
+        import onnx
+
+        tensor = value.type.tensor_type
+        shape = tuple(
+            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+            for dim in tensor.shape.dim
+        )
+        dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+        names = {"float": "float32", "double": "float64"}
+        return cls(value.name, names.get(dtype, dtype), shape)
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """An ONNX file as read, without weights that lie beside it.
+
+    Attributes
+    ----------
+    path
+        The ``.onnx`` file.
+    account
+        What it says about itself; empty where another program wrote it.
+    proto
+        Its content.
+    """
+
+    path: Path
+    account: GraphAccount
+    proto: onnx.ModelProto
+
+    @property
+    def inputs(self) -> tuple[GraphTensor, ...]:
+        """Graph inputs in graph order, without weights."""
+        weights = {tensor.name for tensor in self.proto.graph.initializer}
+        return tuple(GraphTensor.of(v) for v in self.proto.graph.input if v.name not in weights)
+
+    @property
+    def outputs(self) -> tuple[GraphTensor, ...]:
+        """Graph outputs in graph order."""
+        return tuple(GraphTensor.of(value) for value in self.proto.graph.output)
+
+    @property
+    def attentions(self) -> list[onnx.NodeProto]:
+        """Its RainFusionAttention nodes."""
+        return [node for node in self.proto.graph.node if is_attention(node)]
+
+
+def is_attention(node: Any) -> bool:
+    """Whether a node, of `onnx` or of `onnx_ir`, is the operator."""
+    return (node.domain, node.op_type) == (DOMAIN, OP_TYPE)
+
+
+def read_onnx(path: str | Path) -> GraphFile:
+    """Read an ONNX file; weights beside it stay on disk.
+
+    Raises
+    ------
+    InvalidInputError
+        The file is missing, no ONNX or without a graph, or its metadata does not hold what it must.
+    BackendUnavailableError
+        The ``onnx`` package is not installed.
+    """
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"exported models are read with the `onnx` package ({error}): pip install onnx"
+        ) from error
+    path = Path(path)
+    if not path.is_file():
+        raise InvalidInputError(f"no ONNX file at {path}: write one with rainfusion-trt export")
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise InvalidInputError(
+            f"{path} is not a readable ONNX file, onnx refuses it ({error}): export it again"
+        ) from error
+    if not proto.graph.node:
+        raise InvalidInputError(f"{path} holds no graph: export it again")
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    return GraphFile(path, GraphAccount.from_metadata(metadata, path), proto)
