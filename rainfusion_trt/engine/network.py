@@ -12,6 +12,7 @@ from rainfusion_trt.engine.messages import (
     BuildRequest,
     Built,
     Event,
+    LogLine,
     PhaseFinished,
     PhaseStarted,
     StepDone,
@@ -20,6 +21,12 @@ from rainfusion_trt.engine.metadata import TensorRecord
 from rainfusion_trt.engine.plugin_registry import register_plugin
 from rainfusion_trt.engine.profile import BuilderSettings, ShapeRange
 from rainfusion_trt.errors import EngineBuildError
+from rainfusion_trt.graph_file import (
+    PLUGIN_ATTRIBUTES,
+    PLUGIN_NAME,
+    PLUGIN_NAMESPACE,
+    PLUGIN_VERSION,
+)
 
 Emit = Callable[[Event], None]
 
@@ -45,7 +52,7 @@ def build(request: BuildRequest, emit: Emit) -> Built:
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(request.onnx)):
         raise EngineBuildError(f"{flavour} cannot parse {request.onnx}: {_parser_errors(parser)}")
-    plugin_layers = count_plugin_layers(trt, network, request.attention_nodes)
+    plugin_layers = count_plugin_layers(trt, network, request.attention_nodes, emit)
     config = builder.create_builder_config()
     monitor = make_progress_monitor(trt, emit)
     config.progress_monitor = monitor
@@ -70,20 +77,43 @@ def build(request: BuildRequest, emit: Emit) -> Built:
     )
 
 
-def count_plugin_layers(trt: Any, network: Any, expected: tuple[str, ...]) -> int:
-    """Number of plugin layers; raises if a node of `expected` did not become one."""
-    layers = (network.get_layer(index) for index in range(network.num_layers))
-    plugins = [layer.name for layer in layers if layer.type == trt.LayerType.PLUGIN_V3]
-    if len(plugins) == len(expected):
-        return len(plugins)
-    missing = [node for node in expected if not any(node in name for name in plugins)]
+def count_plugin_layers(trt: Any, network: Any, expected: tuple[str, ...], emit: Emit) -> int:
+    """Number of layers of our plugin; raises if a node of `expected` did not become one.
+
+    Layers of other plugins are not counted.
+    """
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    plugins = [layer for layer in layers if layer.type == trt.LayerType.PLUGIN_V3]
+    ours = [layer.name for layer in plugins if _is_ours(trt, layer, expected, emit)]
+    if len(ours) == len(expected):
+        return len(ours)
+    if len(ours) > len(expected):
+        raise EngineBuildError(
+            f"{len(ours)} {PLUGIN_NAME} layers came of {len(expected)} nodes of the graph; it has "
+            "more of them inside a function or a branch: export the model again"
+        )
+    missing = [node for node in expected if not any(node in name for name in ours)]
     raise EngineBuildError(
-        f"only {len(plugins)} of {len(expected)} RainFusionAttention nodes became plugin layers; "
+        f"only {len(ours)} of {len(expected)} {PLUGIN_NAME} nodes became plugin layers; "
         f"TensorRT would run the dense body of {', '.join(missing[:3]) or 'the others'}"
         f"{' ...' if len(missing) > 3 else ''}. Either the plugin library does not provide "
-        "RainFusionAttention version 1, or the nodes lack the attributes plugin_namespace and "
-        "plugin_version: build the plugin and export the model again"
+        f"{PLUGIN_NAME} version {PLUGIN_VERSION}, or the nodes lack the attributes "
+        f"{' and '.join(PLUGIN_ATTRIBUTES)}: build the plugin and export the model again"
     )
+
+
+def _is_ours(trt: Any, layer: Any, expected: tuple[str, ...], emit: Emit) -> bool:
+    """Whether a plugin layer is RainFusionAttention, by its plugin's name and namespace."""
+    try:
+        # The bindings hand out every layer as the base class, which does not know its plugin.
+        layer.__class__ = trt.IPluginV3Layer
+        core = layer.plugin.get_capability_interface(trt.PluginCapabilityType.CORE)
+        found = core.plugin_name, core.plugin_namespace
+    except (AttributeError, TypeError) as error:
+        text = f"TensorRT does not say whose plugin layer {layer.name} is ({error}): judged by name"
+        emit(LogLine(severity="warning", text=text))
+        return layer.name in expected
+    return found == (PLUGIN_NAME, PLUGIN_NAMESPACE)
 
 
 def make_progress_monitor(trt: Any, emit: Emit) -> Any:
