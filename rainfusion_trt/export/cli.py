@@ -59,8 +59,13 @@ def main(
 ) -> None:
     """Export a video transformer to ONNX, attention as RainFusionAttention nodes."""
     with _errors_on_one_line():
-        from rainfusion_trt.export.job import check_kind, model_job, module_job
-        from rainfusion_trt.export.request import WeightRequest, lora_files
+        from rainfusion_trt.export.request import (
+            WeightRequest,
+            check_kind,
+            lora_files,
+            model_job,
+            module_job,
+        )
 
         check_kind(model, module, _given(context))
         check_text(text)

@@ -20,9 +20,7 @@ from rainfusion_trt import __version__
 from rainfusion_trt.errors import ExportError
 from rainfusion_trt.export import finish, operator, writer
 from rainfusion_trt.export.capture import attention_count, capture
-from rainfusion_trt.export.check import GraphFacts, check_model
-from rainfusion_trt.export.compare import check_comparable, compare
-from rainfusion_trt.export.extents import gather_extents
+from rainfusion_trt.export.check import GraphFacts, check_comparable, check_model, compare
 from rainfusion_trt.export.lora import refuse_unfused
 from rainfusion_trt.export.rewrites import rewrite
 from rainfusion_trt.export.source import GraphSource, source_of_model
@@ -157,7 +155,7 @@ def export_source(
     graph, attentions = _graph(source, settings, stage)
     stage("optimize")
     finish.optimize(graph)
-    gather_extents(graph)
+    finish.gather_extents(graph)
     finish.transpose_weights(graph)
     finish.name_values(graph, list(source.inputs), source.axes)
     if is_fake(source.module):

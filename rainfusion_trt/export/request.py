@@ -1,21 +1,117 @@
-"""What the command line asks for, checked before any work and made into a transformer."""
+"""What the command line asks for, checked before any work and made into an export."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import importlib
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.export.exporter import ExportReport, export_model
 from rainfusion_trt.export.lora import fuse_loras
 from rainfusion_trt.export.lora_file import LoraFile
+from rainfusion_trt.export.own_module import export_module
 from rainfusion_trt.export.weightless import fake_transformer
-from rainfusion_trt.models import VideoModel, VideoSize
+from rainfusion_trt.models import VideoModel, VideoSize, get_model
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+# Parameters of the command line that only one of the two kinds has.
+_OF_MODELS = frozenset(
+    (
+        "checkpoint",
+        "component",
+        "lora",
+        "random_weights",
+        "no_weights",
+        "config",
+        "layers",
+        "seed",
+        "frames",
+        "height",
+        "width",
+        "batch",
+        "dtype",
+        "dynamic",
+        "device",
+    )
+)
+_OF_MODULES = frozenset(("grid", "text", "text_tokens", "kv_len", "attentions"))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be exported.
+
+    Attributes
+    ----------
+    run
+        :func:`export_model` or :func:`export_module` with what makes the graph; takes the rest.
+    output
+        The file where none is named.
+    """
+
+    run: Callable[..., ExportReport]
+    output: Path
+
+
+def check_kind(model: str | None, module: str | None, given: Collection[str]) -> None:
+    """Exactly one kind of export, and of the options `given` none of the other kind."""
+    if (model is None) == (module is None):
+        raise InvalidInputError(
+            "give one of --model NAME, a known model such as cogvideox-5b, and --module "
+            "PACKAGE.MOD:FACTORY, a module of your own"
+        )
+    kind, foreign = ("--module", _OF_MODELS) if module else ("--model", _OF_MODULES)
+    wrong = [f"--{name.replace('_', '-')}" for name in sorted(foreign.intersection(given))]
+    if wrong:
+        hint = "the factory decides that" if module else "the model knows that"
+        raise InvalidInputError(f"{', '.join(wrong)} cannot go with {kind}: {hint}")
+
+
+def model_job(
+    name: str,
+    weights: WeightRequest,
+    clip: tuple[int | None, int | None, int | None],
+    *,
+    batch: int | None,
+    dtype: str | None,
+    dynamic: bool,
+) -> Job:
+    """A model of the registry; makes or loads its weights."""
+    model = get_model(name)
+    component = model.component(weights.component)
+    precision = dtype_of(model, dtype)
+    size = weights.size(model, *clip)
+    shape = "dynamic" if dynamic else size
+    transformer = weights.transformer(model, precision)
+    which = f"-{component}" if len(model.components) > 1 else ""
+    options = {"batch": batch, "dynamic": dynamic, "component": component}
+    return Job(
+        partial(export_model, model, transformer, size, **options),
+        Path(f"{model.name}{which}-{shape}-{str(precision).removeprefix('torch.')}.onnx"),
+    )
+
+
+def module_job(name: str, *, grid: str | None, **place: Any) -> Job:
+    """A module that a factory makes; the place of its tokens as in :func:`export_module`."""
+    sizes = parse_grid(grid)
+    module, inputs = make_module(name)
+    return Job(
+        partial(export_module, module, inputs, grid=sizes, **place),
+        Path(f"{name.rpartition(':')[2]}.onnx"),
+    )
+
+
+# -- models and their weights ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -100,3 +196,66 @@ def dtype_of(model: VideoModel, name: str | None) -> torch.dtype:
         if name in (short, str(dtype).removeprefix("torch.")):
             return dtype
     raise InvalidInputError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
+
+
+# -- modules of one's own --------------------------------------------------------------------------
+
+
+def make_module(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
+    """Call the factory and take the module and its example keyword arguments.
+
+    Raises
+    ------
+    InvalidInputError
+        No such factory, or it gives something else. What it raises itself goes through.
+    """
+    package, colon, attribute = name.partition(":")
+    if not (package and colon and attribute):
+        raise InvalidInputError(
+            f"--module {name!r} must be package.module:factory, a function without parameters that "
+            "gives a torch module and its example keyword arguments"
+        )
+    with _working_directory_importable():
+        try:
+            found = importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{package}.".startswith(f"{error.name}."):
+                raise  # an import inside it
+            raise InvalidInputError(
+                f"--module {name!r}: there is no module {error.name!r} here or on PYTHONPATH"
+            ) from error
+        factory = getattr(found, attribute, None)
+        if not callable(factory):
+            raise InvalidInputError(f"--module {name!r}: {package} has no function {attribute!r}")
+        made = factory()
+    is_pair = isinstance(made, tuple) and len(made) == 2
+    if not (is_pair and isinstance(made[0], nn.Module) and isinstance(made[1], Mapping)):
+        raise InvalidInputError(
+            f"--module {name!r} gives {type(made).__name__}, expected a pair: a torch module and a "
+            "dictionary of example keyword arguments"
+        )
+    return made
+
+
+@contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    """As with ``python -m``: a script only finds what lies beside it."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def parse_grid(text: str | None) -> tuple[int, int, int]:
+    """``T,H,W`` as numbers."""
+    parts = (text or "").split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
+        raise InvalidInputError(
+            f"--grid {text!r} must be T,H,W, the token grid after patching, such as 13,30,45"
+            if text
+            else "--module needs --grid T,H,W, the token grid after patching, such as 13,30,45"
+        )
+    frames, height, width = (int(part) for part in parts)
+    return frames, height, width

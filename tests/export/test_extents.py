@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from rainfusion_trt.export.extents import gather_extents
+from rainfusion_trt.export.finish import gather_extents
 
 TEXT = """
 <ir_version: 9, opset_import: ["" : 20]>
