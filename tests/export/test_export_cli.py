@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from rainfusion_trt.export.cli import app
 
 SCRIPT = Path(__file__).parents[2] / "export" / "to_onnx.py"
-OWN = ["--module", "plain_dit:make", "--grid", "3,4,6", "--text", "last", "--text-tokens", "7"]
+MODULE = "helpers.plain_dit"
+OWN = ["--module", f"{MODULE}:make", "--grid", "3,4,6", "--text", "last", "--text-tokens", "7"]
 TINY = ["--config", "tiny", "--layers", "1", "--random-weights"]
 
 
@@ -59,12 +60,12 @@ def test_exports_and_says_what_it_wrote(tmp_path):
             "--grid, --text can",
         ),
         ([*OWN, "--layers", "1", "--dtype", "bf16"], "--dtype, --layers cannot go with --module"),
-        (["--module", "plain_dit", "--grid", "3,4,6"], "must be package.module:factory"),
+        (["--module", MODULE, "--grid", "3,4,6"], "must be package.module:factory"),
         (["--module", "no_such:make", "--grid", "3,4,6"], "no module 'no_such' here"),
-        (["--module", "plain_dit:no_such", "--grid", "3,4,6"], "no function 'no_such'"),
-        (["--module", "plain_dit:make_nothing", "--grid", "3,4,6"], "gives int, expected a pair"),
-        (["--module", "plain_dit:make"], "--module needs --grid T,H,W"),
-        (["--module", "plain_dit:make", "--grid", "3x4x6"], "'3x4x6'"),
+        (["--module", f"{MODULE}:no_such", "--grid", "3,4,6"], "no function 'no_such'"),
+        (["--module", f"{MODULE}:make_nothing", "--grid", "3,4,6"], "gives int, expected a pair"),
+        (["--module", f"{MODULE}:make"], "--module needs --grid T,H,W"),
+        (["--module", f"{MODULE}:make", "--grid", "3x4x6"], "'3x4x6'"),
         ([*OWN, "--attentions", "3"], "2 attentions of PlainDiT"),
         ([*OWN, "--text-tokens", "8"], "79 x 79 (2 times), 79 x 7 (2 times)"),
     ],
@@ -79,7 +80,7 @@ def test_bad_arguments_end_in_one_clear_error(tmp_path, monkeypatch, arguments, 
 
 def test_exports_a_module_of_ones_own_from_the_working_directory(tmp_path):
     shutil.copy(Path(__file__).parents[1] / "helpers" / "plain_dit.py", tmp_path / "my_project.py")
-    arguments = [argument.replace("plain_dit", "my_project") for argument in OWN]
+    arguments = [argument.replace(MODULE, "my_project") for argument in OWN]
     result = subprocess.run(
         [sys.executable, str(SCRIPT), *arguments, "--compare"],
         cwd=tmp_path,
