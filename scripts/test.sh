@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup_venv.sh
 
-setup_venv "export,pipeline,rtx,build,study,test"
+setup_venv "export,pipeline,rtx,build,study,film,test"
 say "building the plugin"
 rainfusion-trt build-plugin
 say "checking style and types"

@@ -1,0 +1,1 @@
+"""Which rule of sparse attention keeps the picture, on a model trained on film."""

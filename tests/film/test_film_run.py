@@ -1,0 +1,111 @@
+"""The whole benchmark, tiny, on one and two processes."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from film_clips import write_autoencoder, write_clip
+
+from benchmarks.film.catalogue import SPARSITIES, Catalogue
+from benchmarks.film.coverage import keys_for
+from benchmarks.film.data import Shot
+from benchmarks.film.evaluate import TIMES, compare, make_cases, summary
+from benchmarks.film.scene import TINY
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(processes, folder, *options):
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone"]
+        launcher += ["--nproc-per-node", str(processes)]
+    command = ["-m", "benchmarks.film", "--dry", "--data", folder, "--output", folder / "out"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
+        environment.pop(name, None)
+    words = [*launcher, *command, "--hold-out", "2", "--shots", "2", *options]
+    subprocess.run([str(w) for w in words], cwd=ROOT, env=environment, check=True, timeout=300)
+    return json.loads((folder / "out" / "film.json").read_text())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_clip(tmp_path / "clip.avi")
+    write_autoencoder(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_two_processes_measure_every_rule(folder):
+    report = run(2, folder)
+    names = [(e.name, e.sparsity) for e in Catalogue(TINY, torch.device("cpu")).entries()]
+    assert [(r["rule"], r["sparsity"]) for r in report["rules"]] == names
+    assert report["complete"]
+    assert report["processes"] == 2
+    assert len(report["cases"]) == 2 * len(TIMES)
+    for rule in report["rules"]:
+        assert len(rule["velocity"]["cases"]) == len(report["cases"])
+        assert all(
+            math.isfinite(x) for m in ("velocity", "loss", "flicker") for x in rule[m]["cases"]
+        )
+        assert 0 < rule["density"] <= rule["density_with_pseudo_keys"] + 1e-9
+    assert report["rules"][0]["velocity"]["mean"] < 1e-4  # everything kept
+    assert report["rules"][1]["velocity"]["mean"] > report["rules"][0]["velocity"]["mean"]
+    assert {r["sparsity"] for r in report["rules"][1:]} == set(SPARSITIES)
+    assert cv2.imread(str(folder / "out" / "sample.png")).shape[1] == 4 * 16 * TINY.grid[2]
+    assert not list((folder / "out").glob("*.partial"))
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_early_goes_on_from_its_weights(folder):
+    weights = folder / "weights"
+    early = run(1, folder, "--evaluation", "0", "--save-weights", weights)
+    assert early["rules"] == []
+    assert not early["complete"]
+    cut = folder / "out" / "film.json"
+    early["rules"] = [{"rule": "everything kept", "sparsity": 0.0, "mark": 1}]
+    cut.write_text(json.dumps(early))
+    later = run(1, folder, "--load-weights", weights)
+    assert later["complete"]
+    assert later["rules"][0] == early["rules"][0]
+    assert len(later["rules"]) == len(list(Catalogue(TINY, torch.device("cpu")).entries()))
+    assert later["training"] == early["training"]
+
+
+def test_cases_are_crossed():
+    held = [Shot(100 * i, 100 * i + 21) for i in range(9)]
+    cases = make_cases(held, 13, 3)
+    assert [(c.shot, c.t) for c in cases] == [(i, t) for i in (0, 3, 6) for t in TIMES]
+    assert [c.start for c in cases[::3]] == [4, 304, 604]
+
+
+def test_measures_by_hand():
+    dense = torch.zeros(3, 1, 1, 1)
+    dense[1] = 2.0
+    dense[2] = 1.0
+    sparse = dense.clone()
+    sparse[2] = 0.0
+    velocity, loss, flicker = compare(sparse, 1.5, dense, 1.0)
+    assert velocity == pytest.approx(1 / math.sqrt(5))
+    assert loss == pytest.approx(0.5)
+    assert flicker == pytest.approx(1 / math.sqrt(5))
+
+
+def test_standard_errors_by_hand():
+    found = summary([1.0, 3.0, 2.0, 6.0], [0, 0, 1, 1])
+    assert found["mean"] == 3.0
+    assert found["stderr"] == pytest.approx(math.sqrt(14 / 3 / 4))
+    assert found["stderr_of_shots"] == pytest.approx(1.0)
+
+
+def test_keys_for_a_mass():
+    weights = torch.tensor([[0.5, 0.3, 0.1, 0.1], [0.96, 0.02, 0.01, 0.01], [0.25] * 4])
+    assert keys_for(weights, 0.95).tolist() == [1.0, 0.25, 1.0]
+    assert keys_for(weights, 0.7).tolist() == [0.5, 0.25, 0.75]
