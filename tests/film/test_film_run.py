@@ -91,11 +91,11 @@ def test_measures_by_hand():
     dense[1] = 2.0
     dense[2] = 1.0
     sparse = dense.clone()
-    sparse[2] = 0.0
+    sparse[1] = 1.0
     velocity, loss, flicker = compare(sparse, 1.5, dense, 1.0)
     assert velocity == pytest.approx(1 / math.sqrt(5))
     assert loss == pytest.approx(0.5)
-    assert flicker == pytest.approx(1 / math.sqrt(5))
+    assert flicker == pytest.approx(math.sqrt(2 / 5))  # steps 1, 0 instead of 2, -1
 
 
 def test_standard_errors_by_hand():
