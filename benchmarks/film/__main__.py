@@ -38,7 +38,7 @@ def main() -> None:
     options = parse()
     import torch.distributed as dist
 
-    from .run import run
+    from benchmarks.film.run import run
 
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .scores import Heads
-from .windows import Windows
+from benchmarks.film.scores import Heads
+from benchmarks.film.windows import Windows
 
 RESTS = ("drop", "means", "first")
 

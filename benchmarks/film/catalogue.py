@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from .kinds import KindRule
-from .rules import Rule, ShapeRule, WindowRule
-from .scene import ONLINE, Scene
-from .windows import Windows, boxes, runs
+from benchmarks.film.kinds import KindRule
+from benchmarks.film.rules import Rule, ShapeRule, WindowRule
+from benchmarks.film.scene import ONLINE, Scene
+from benchmarks.film.windows import Windows, boxes, runs
 
 SPARSITIES = (0.8, 0.9, 0.64)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .evaluate import Evaluator, dense_attention, gather
+from benchmarks.film.evaluate import Evaluator, dense_attention, gather
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SHARES = (0.2, 0.36, 0.5)

@@ -129,7 +129,7 @@ def load_film(
     shots: list[Shot] = []
     total = 0
     for path in clip_paths(folder):
-        bars = []
+        bars: list[np.ndarray] = []
         for frame in read_clip(path):
             if limit is not None and len(bars) >= limit:
                 break

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attend import attend_dense, fast_products
-from .rules import CHUNK, Tally
-from .scene import Scene
-from .scores import Heads
-from .windows import Windows
+from benchmarks.film.attend import attend_dense, fast_products
+from benchmarks.film.rules import CHUNK, Tally
+from benchmarks.film.scene import Scene
+from benchmarks.film.scores import Heads
+from benchmarks.film.windows import Windows
 
 SAMPLE = 1024
 

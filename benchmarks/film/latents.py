@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .autoencoder import Autoencoder
+from benchmarks.film.autoencoder import Autoencoder
 
 
 @dataclass(frozen=True)

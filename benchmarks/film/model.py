@@ -12,7 +12,7 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .scene import Scene, Shape
+from benchmarks.film.scene import Scene, Shape
 
 CHANNELS = 32
 TEXT_SIZE = 64

@@ -9,10 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .attend import attend_dense, attend_windows
-from .scene import Scene
-from .scores import SCORES, Heads
-from .windows import Windows, sharing
+from benchmarks.film.attend import attend_dense, attend_windows
+from benchmarks.film.scene import Scene
+from benchmarks.film.scores import SCORES, Heads
+from benchmarks.film.windows import Windows, sharing
 
 CHUNK = 4  # heads attended at once, for memory
 

@@ -8,10 +8,10 @@ import cv2
 import torch
 from torch import Tensor, nn
 
-from .autoencoder import Autoencoder
-from .latents import Latents
-from .model import CHANNELS, Rotary, velocity
-from .scene import Scene
+from benchmarks.film.autoencoder import Autoencoder
+from benchmarks.film.latents import Latents
+from benchmarks.film.model import CHANNELS, Rotary, velocity
+from benchmarks.film.scene import Scene
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .windows import PARTS, Windows
+from benchmarks.film.windows import PARTS, Windows
 
 
 @dataclass(frozen=True)

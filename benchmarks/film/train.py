@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .data import Shot
-from .latents import Latents
-from .model import TEXT_SIZE, Rotary, velocity
-from .scene import Scene
+from benchmarks.film.data import Shot
+from benchmarks.film.latents import Latents
+from benchmarks.film.model import TEXT_SIZE, Rotary, velocity
+from benchmarks.film.scene import Scene
 
 logger = logging.getLogger(__name__)
 UNCONDITIONAL = 0.1
@@ -74,7 +74,7 @@ class Trainer:
         ids = [self.device.index] if cuda else None
         self.parallel = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
         if cuda:
-            for block in model.transformer_blocks:
+            for block in model.get_submodule("transformer_blocks").children():
                 block.compile(dynamic=False)
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01, fused=cuda

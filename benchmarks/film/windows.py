@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .scene import Shape
+from benchmarks.film.scene import Shape
 
 PARTS = 4
 

@@ -4,10 +4,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from film_clips import COLOURS, LENGTHS, write_autoencoder, write_clip
 
 from benchmarks.film.autoencoder import load_autoencoder
 from benchmarks.film.data import Shot, find_cuts, fit, load_film, read_clip, split_shots
+from helpers.film_clips import COLOURS, LENGTHS, write_autoencoder, write_clip
 
 
 def test_cuts_are_found_where_the_scene_changes(tmp_path):

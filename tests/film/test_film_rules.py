@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from film_reference import attention
 
 from benchmarks.film.catalogue import Catalogue
 from benchmarks.film.evaluate import dense_attention
@@ -14,6 +13,7 @@ from benchmarks.film.rules import WindowRule, budget, choose_layer, choose_rows
 from benchmarks.film.scene import TINY
 from benchmarks.film.scores import Heads, covariance_scores, mass_scores, place_scores
 from benchmarks.film.windows import boxes, runs, sharing, sub_shape
+from helpers.film_reference import attention
 
 GRID, SINKS = TINY.free_grid, TINY.sinks
 CPU = torch.device("cpu")

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from film_reference import box_tables, parts_of
 
 from benchmarks.film.scene import FULL, ONLINE, TINY
 from benchmarks.film.windows import boxes, runs, sharing, sub_shape
+from helpers.film_reference import box_tables, parts_of
 
 SHAPES = [(scene, s) for scene in (FULL, TINY) for pair in scene.shapes.values() for s in pair]
 
