@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,26 @@ def _without_folder(argument: str) -> str:
     return path.name if path.is_absolute() else argument
 
 
+def _command() -> str:
+    """The command of this process as a reader would repeat it."""
+    words = ["python"]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        words = ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None:
+        words.append(_without_folder(sys.argv[0]))
+    else:
+        words += ["-m", spec.name.removesuffix(".__main__")]
+    return shlex.join([*words, *map(_without_folder, sys.argv[1:])])
+
+
 def write_result(
-    name: str, rows: Iterable[dict[str, Any]], *, note: str = "", folder: Path | None = None
+    name: str,
+    rows: Iterable[dict[str, Any]],
+    *,
+    note: str = "",
+    facts: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
 ) -> Path:
     """Write ``<folder>/<name>.json``: device, date, command, versions and rows.
 
@@ -65,6 +83,8 @@ def write_result(
         One flat dictionary a measurement.
     note
         Facts about the set-up that a reader must know.
+    facts
+        What else holds for all rows, by name.
     folder
         Default ``benchmarks/results``.
     """
@@ -73,9 +93,10 @@ def write_result(
     record = {
         "name": name,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "command": shlex.join(["python", *map(_without_folder, sys.argv)]),
+        "command": _command(),
         "note": note,
         **environment(),
+        **(facts or {}),
         "rows": list(rows),
     }
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,12 +15,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .catalogue import Entry
-from .data import Shot
-from .latents import Latents
-from .model import Attending, Attention, Rotary, velocity
-from .rules import Rule
-from .scene import Scene
+from benchmarks.film.catalogue import Entry
+from benchmarks.film.data import Shot
+from benchmarks.film.latents import Latents
+from benchmarks.film.model import Attending, Attention, Rotary, velocity
+from benchmarks.film.report import Report
+from benchmarks.film.rules import Rule
+from benchmarks.film.scene import Scene
 
 logger = logging.getLogger(__name__)
 TIMES = (0.9, 0.6, 0.3)
@@ -162,19 +161,8 @@ def gather(value: Any) -> list[Any]:
     return objects
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    partial.replace(path)
-
-
 def compare_rules(
-    evaluator: Evaluator,
-    entries: Iterable[Entry],
-    report: dict[str, Any],
-    path: Path,
-    until: float,
+    evaluator: Evaluator, entries: Iterable[Entry], report: Report, until: float
 ) -> bool:
     """Measure rules until the time (monotonic) is up, and write the report after each.
 
@@ -186,7 +174,7 @@ def compare_rules(
         Whether all rules have been measured.
     """
     device, longest = evaluator.device, 0.0
-    done = {(r["rule"], r["sparsity"]) for r in report["rules"]}
+    done = {(r["rule"], r["sparsity"]) for r in report.rows}
     for entry in entries:
         if (entry.name, entry.sparsity) in done:
             continue
@@ -196,9 +184,9 @@ def compare_rules(
             return False
         result = evaluator.measure(entry.make())
         longest = max(longest, result["seconds"])
-        report["rules"].append(result)
+        report.rows.append(result)
         if evaluator.rank == 0:
-            write_json(path, report)
+            report.write()
             logger.info(
                 "s = %.2f %-40s velocity %.4f loss %+.2f %% density %.3f (%.1f s)",
                 entry.sparsity,

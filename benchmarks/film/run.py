@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import time
@@ -16,16 +15,17 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .autoencoder import load_autoencoder
-from .catalogue import Catalogue
-from .coverage import coverage
-from .data import Film, load_film, split_shots
-from .evaluate import Evaluator, compare_rules, make_cases, write_json
-from .latents import Latents, make_latents
-from .model import build_model, rotary_of
-from .sample import draw, write_strip
-from .scene import FULL, TINY, Scene
-from .train import Stage, Trainer, text_table
+from benchmarks.film.autoencoder import load_autoencoder
+from benchmarks.film.catalogue import Catalogue
+from benchmarks.film.coverage import coverage
+from benchmarks.film.data import load_film, split_shots
+from benchmarks.film.evaluate import Evaluator, compare_rules, make_cases
+from benchmarks.film.latents import Latents, make_latents
+from benchmarks.film.model import build_model, rotary_of
+from benchmarks.film.report import Report
+from benchmarks.film.sample import draw, write_strip
+from benchmarks.film.scene import FULL, TINY, Scene
+from benchmarks.film.train import Stage, Trainer, text_table
 
 logger = logging.getLogger(__name__)
 DRY_STEPS = 3
@@ -71,20 +71,19 @@ def run(options: argparse.Namespace, started: float) -> None:
 
     if rank == 0:
         drawn = draw(model, scene, rotary, text[0], scene.decode_steps, options.seed)
-        write_strip(options.output / "sample.png", autoencoder, full, drawn)
+        write_strip(options.output / f"seed_{options.seed}.png", autoencoder, full, drawn)
     begin = time.monotonic()
     until = min(begin + options.evaluation, started + options.limit)
     cases = make_cases(held, scene.grid[0], options.shots)
     evaluator = Evaluator(model, scene, full, rotary, text, cases, options.seed)
-    path = options.output / "film.json"
-    report = _report(options, scene, film, evaluator, log, path)
+    report = _report(options, scene, evaluator, log)
+    report.facts |= {"frames": film.frames, "shots": len(film.shots)}
     catalogue = Catalogue(scene, device)
-    finished = compare_rules(evaluator, catalogue.entries(), report, path, until)
-    report["complete"] = finished
-    report["seconds"] = round(time.monotonic() - started, 1)
+    finished = compare_rules(evaluator, catalogue.entries(), report, until)
+    report.facts |= {"complete": finished, "seconds": round(time.monotonic() - started, 1)}
     if rank == 0:
-        write_json(path, report)
-        logger.info("%d rules, %.0f s in all", len(report["rules"]), report["seconds"])
+        report.write()
+        logger.info("%d rules, %.0f s in all", len(report.rows), report.facts["seconds"])
 
 
 def save_weights(folder: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -123,36 +122,37 @@ def _for_evaluation(
 
 
 def _report(
-    options: argparse.Namespace,
-    scene: Scene,
-    film: Film,
-    evaluator: Evaluator,
-    log: list[dict[str, Any]],
-    path: Path,
-) -> dict[str, Any]:
-    """What is known before any rule; rules of an earlier run with the same weights are kept."""
+    options: argparse.Namespace, scene: Scene, evaluator: Evaluator, log: list[dict[str, Any]]
+) -> Report:
+    """What is known before any rule, and what an earlier run with the same weights measured."""
     share = coverage(evaluator)
     logger.info("share of keys for 95 %% of the mass: %s", share["quantiles"])
     losses = evaluator.dense_loss()
     logger.info("dense held-out loss %.4f", sum(losses) / len(losses))
-    report: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    facts: dict[str, Any] = {
         "processes": dist.get_world_size(),
-        "torch": torch.__version__,
         "seed": options.seed,
-        "grid": scene.grid,
-        "frames": film.frames,
-        "shots": len(film.shots),
+        "grid": list(scene.grid),
         "cases": [[case.shot, case.start, case.t] for case in evaluator.cases],
         "training": log,
         "dense_loss": losses,
         "keys_for_95_percent": share,
         "complete": False,
-        "rules": [],
     }
-    if options.load_weights is not None and path.exists():
-        earlier = json.loads(path.read_text())
-        if earlier["cases"] == report["cases"] and earlier["seed"] == options.seed:
-            report["training"], report["rules"] = earlier["training"], earlier["rules"]
+    report = Report(options.output, f"seed_{options.seed}", facts, _note(options, scene))
+    if options.load_weights is not None:
+        report.go_on()
     dist.barrier()
     return report
+
+
+def _note(options: argparse.Namespace, scene: Scene) -> str:
+    if options.dry:
+        return "a dry run, which says nothing"
+    if options.load_weights is not None:
+        return "weights of an earlier run"
+    coarse, full = ("x".join(map(str, grid)) for grid in (scene.coarse, scene.grid))
+    return (
+        f"trained {options.stage1:g} s at {coarse} tokens, then {options.stage2:g} s at {full}; "
+        "errors against dense attention, bfloat16"
+    )

@@ -10,13 +10,14 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from film_clips import write_autoencoder, write_clip
 
 from benchmarks.film.catalogue import SPARSITIES, Catalogue
 from benchmarks.film.coverage import keys_for
 from benchmarks.film.data import Shot
 from benchmarks.film.evaluate import TIMES, compare, make_cases, summary
+from benchmarks.film.report import Report
 from benchmarks.film.scene import TINY
+from helpers.film_clips import write_autoencoder, write_clip
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +33,7 @@ def run(processes, folder, *options):
         environment.pop(name, None)
     words = [*launcher, *command, "--hold-out", "2", "--shots", "2", *options]
     subprocess.run([str(w) for w in words], cwd=ROOT, env=environment, check=True, timeout=300)
-    return json.loads((folder / "out" / "film.json").read_text())
+    return json.loads((folder / "out" / "seed_1.json").read_text())
 
 
 @pytest.fixture
@@ -46,37 +47,69 @@ def folder(tmp_path):
 def test_two_processes_measure_every_rule(folder):
     report = run(2, folder)
     names = [(e.name, e.sparsity) for e in Catalogue(TINY, torch.device("cpu")).entries()]
-    assert [(r["rule"], r["sparsity"]) for r in report["rules"]] == names
+    assert [(r["rule"], r["sparsity"]) for r in report["rows"]] == names
     assert report["complete"]
     assert report["processes"] == 2
     assert len(report["cases"]) == 2 * len(TIMES)
-    for rule in report["rules"]:
+    for rule in report["rows"]:
         assert len(rule["velocity"]["cases"]) == len(report["cases"])
         assert all(
             math.isfinite(x) for m in ("velocity", "loss", "flicker") for x in rule[m]["cases"]
         )
         assert 0 < rule["density"] <= rule["density_with_pseudo_keys"] + 1e-9
-    assert report["rules"][0]["velocity"]["mean"] < 1e-4  # everything kept
-    assert report["rules"][1]["velocity"]["mean"] > report["rules"][0]["velocity"]["mean"]
-    assert {r["sparsity"] for r in report["rules"][1:]} == set(SPARSITIES)
-    assert cv2.imread(str(folder / "out" / "sample.png")).shape[1] == 4 * 16 * TINY.grid[2]
-    assert not list((folder / "out").glob("*.partial"))
+    assert report["rows"][0]["velocity"]["mean"] < 1e-4  # everything kept
+    assert report["rows"][1]["velocity"]["mean"] > report["rows"][0]["velocity"]["mean"]
+    assert {r["sparsity"] for r in report["rows"][1:]} == set(SPARSITIES)
+    assert cv2.imread(str(folder / "out" / "seed_1.png")).shape[1] == 4 * 16 * TINY.grid[2]
+    assert {path.name for path in (folder / "out").iterdir()} == {"seed_1.json", "seed_1.png"}
+    assert report["name"] == "seed_1"
+    assert report["command"].startswith("torchrun --nproc-per-node 2 -m benchmarks.film --dry")
+    assert report["versions"]["torch"] == torch.__version__
 
 
 @pytest.mark.slow
 def test_a_run_that_ends_early_goes_on_from_its_weights(folder):
     weights = folder / "weights"
     early = run(1, folder, "--evaluation", "0", "--save-weights", weights)
-    assert early["rules"] == []
+    assert early["rows"] == []
     assert not early["complete"]
-    cut = folder / "out" / "film.json"
-    early["rules"] = [{"rule": "everything kept", "sparsity": 0.0, "mark": 1}]
+    cut = folder / "out" / "seed_1.json"
+    early["rows"] = [{"rule": "everything kept", "sparsity": 0.0, "mark": 1}]
     cut.write_text(json.dumps(early))
     later = run(1, folder, "--load-weights", weights)
     assert later["complete"]
-    assert later["rules"][0] == early["rules"][0]
-    assert len(later["rules"]) == len(list(Catalogue(TINY, torch.device("cpu")).entries()))
+    assert later["rows"][0] == early["rows"][0]
+    assert len(later["rows"]) == len(list(Catalogue(TINY, torch.device("cpu")).entries()))
     assert later["training"] == early["training"]
+    assert later["command"].startswith("python -m benchmarks.film --dry")
+
+
+def report_of(folder, **facts):
+    report = Report(folder, "seed_1", {"seed": 1, "cases": [[0, 4, 0.9]], **facts}, "a note")
+    report.write()
+    return report
+
+
+def test_other_cases_are_not_gone_on_with(tmp_path):
+    early = report_of(tmp_path, training=[1])
+    early.rows = [{"rule": "a"}]
+    early.write()
+    later = Report(tmp_path, "seed_1", {"seed": 1, "cases": [[0, 4, 0.9]], "training": []}, "b")
+    later.go_on()
+    assert (later.rows, later.note, later.facts["training"]) == (early.rows, "a note", [1])
+    for facts in ({"seed": 2}, {"cases": [[0, 4, 0.6]]}):
+        other = Report(tmp_path, "seed_1", later.facts | facts, "b")
+        other.go_on()
+        assert other.rows == []
+
+
+def test_digits_of_a_file(tmp_path):
+    values = {"small": 1.23456789e-7, "large": 123.456789012, "cases": [0.123457, 4.553421], "n": 3}
+    path = report_of(tmp_path, share=values).write()
+    assert json.loads(path.read_text())["share"] == values | {
+        "small": 1.23457e-7,
+        "large": 123.456789,
+    }
 
 
 def test_cases_are_crossed():
