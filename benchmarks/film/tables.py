@@ -1,0 +1,247 @@
+"""Write the tables of docs/film.md from the files under benchmarks/results/film.
+
+python -m benchmarks.film.tables [--check]
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Annotated
+
+import typer
+
+from benchmarks.film.pooled import Estimate, Trainings
+from benchmarks.film.predicted import PREDICTED, PUBLISHED
+from benchmarks.record import RESULTS
+from benchmarks.tables import Row, markdown, sources
+from benchmarks.update_docs import replace_results
+
+FILES = RESULTS / "film"
+DOCUMENT = RESULTS.parents[1] / "docs" / "film.md"
+BASE = "RainFusion2"
+SPARSITIES = (0.8, 0.9, 0.64)
+
+# What is exchanged, what for what, and the rules with the one and with the other.
+CUBES = "boxes, sub-window scores, means"
+LONG = "long boxes, sub, means"
+CHANGES = (
+    ("shape", "cubes instead of raster blocks, mean scores", "boxes, means", "raster, means"),
+    ("shape", "cubes instead of raster blocks", CUBES, "raster, sub-block scores, means"),
+    ("shape", "long instead of raster blocks", LONG, "raster, sub-block scores, means"),
+    ("shape", "long instead of cubes", LONG, CUBES),
+    ("shape", "flat instead of cubes", "flat boxes, sub, means", CUBES),
+    ("shape", "long-even instead of long", "long-even boxes, sub, means", LONG),
+    ("shape", "a shape for each head instead of long", "shape of a head, sub, means", LONG),
+    ("rest", "means instead of dropping, raster blocks", "raster, means", "RainFusion2"),
+    ("rest", "means instead of dropping, cubes", "boxes, means", "boxes, dropped"),
+    ("rest", "first order and means, raster blocks", "raster, first order", "raster, means"),
+    ("rest", "first order and means, cubes", "boxes, sub-window scores, first order", CUBES),
+    ("score", "sub-windows instead of means, cubes", CUBES, "boxes, means"),
+    ("score", "covariance instead of means, cubes", "boxes, covariance, means", "boxes, means"),
+    (
+        "score",
+        "true mass (no rule) instead of sub-windows, cubes",
+        "boxes, true mass, means",
+        CUBES,
+    ),
+    ("score", "none, nearest in place, cubes", "boxes, nearest in place, means", CUBES),
+    ("score", "none, nearest in place, long", "long boxes, nearest in place, means", LONG),
+    ("budget", "one threshold for a layer, cubes", "boxes, sub, threshold, means", CUBES),
+    ("kinds", "means in textural heads", "RainFusion, textural with means", "RainFusion"),
+    ("kinds", "the larger recall instead of textural", "RainFusion, larger recall", "RainFusion"),
+)
+WORK = (0.3, 0.35, 0.4, 0.45)  # shares of dense tiles
+AT_WORK = (
+    "RainFusion2",
+    "raster, means",
+    "boxes, means",
+    CUBES,
+    "six boxes, sub, means",
+    LONG,
+    "long-even boxes, sub, means",
+    "long boxes, nearest in place, means",
+)
+MAIN = (
+    "raster, means",
+    "boxes, dropped",
+    "boxes, means",
+    CUBES,
+    LONG,
+    "long-even boxes, sub, means",
+    "long boxes, nearest in place, means",
+    "flat boxes, sub, means",
+    "shape of a head, sub, means",
+    "all temporal, tokens",
+    "RainFusion",
+    "RainFusion, larger recall",
+)
+
+
+def render(trainings: Trainings) -> str:
+    """All tables, each under a heading."""
+    sections = {
+        "The files": files(trainings),
+        "Against RainFusion2": against_base(trainings),
+        "One thing changed at a time": changes(trainings),
+        "At equal work": at_work(trainings),
+        "Predicted and found": predictions(trainings),
+        "Share of keys for 95 % of the mass": coverage(trainings),
+        **{f"Every rule, s = {s:g}": every_rule(trainings, s) for s in SPARSITIES},
+    }
+    return "\n".join(f"### {title}\n\n{text}" for title, text in sections.items())
+
+
+def files(trainings: Trainings) -> str:
+    """Where, when and how the files were measured, and how long each model was trained."""
+    rows = [
+        {
+            "file": name,
+            "processes": record["processes"],
+            "steps": ", ".join(_last_steps(record["training"])),
+            "dense loss, held out": f"{statistics.fmean(record['dense_loss']):.3f}",
+        }
+        for name, record in trainings.records.items()
+    ]
+    shots, first = trainings.shots, trainings.first
+    return (
+        f"{sources(trainings.records, '../benchmarks/results/film')}\n{markdown(rows)}\n"
+        f"{len(shots)} cases: {len(set(shots))} held-out shots of {first['shots']} in "
+        f"{first['frames']} frames, crossed with t = 0.9, 0.6 and 0.3; the same\nshots in every "
+        "training.\n"
+    )
+
+
+def against_base(trainings: Trainings) -> str:
+    """Ratios to RainFusion2, each training by itself and all together."""
+    table = []
+    for rule in MAIN:
+        cells: Row = {"rule": rule}
+        for s in SPARSITIES[:2]:
+            ratio = trainings.ratio(rule, BASE, s, "velocity")
+            for name, value in zip(trainings.records, ratio.trainings, strict=True):
+                cells[f"s = {s:g}: {name}"] = f"{value:.3f}"
+            cells[f"s = {s:g}: all"] = _pm(ratio)
+            cells[f"s = {s:g}: loss, all"] = _pm(trainings.ratio(rule, BASE, s, "loss"))
+        table.append(cells)
+    return (
+        "Ratio of the mean over cases to RainFusion2's mean in the same training: relative error "
+        "of the\nvelocity, and rise of the loss. `all` is the mean of the trainings; its standard "
+        "error is that of a\nbootstrap over shots, drawn together for both rules and all "
+        f"trainings.\n\n{markdown(table)}"
+    )
+
+
+def changes(trainings: Trainings) -> str:
+    """Ratios between rules that differ in one thing."""
+    table = [
+        {"what": what, "change": change}
+        | {f"s = {s:g}": _pm(trainings.ratio(rule, other, s, "velocity")) for s in SPARSITIES}
+        for what, change, rule, other in CHANGES
+    ]
+    return (
+        "Error of the velocity after the change divided by that before, averaged and resampled in "
+        f"the same\nway: below 1 the change is for the better.\n\n{markdown(table)}"
+    )
+
+
+def at_work(trainings: Trainings) -> str:
+    """Errors at the same number of tiles."""
+    table = []
+    for rule in AT_WORK:
+        found = [trainings.at_work(rule, work, "velocity") for work in WORK]
+        cells = ["" if value is None else f"{value:.3f}" for value in found]
+        table.append({"rule": rule, **dict(zip(map(str, WORK), cells, strict=True))})
+    return (
+        "Error of the velocity at a share of dense tiles, on straight lines between a rule's three "
+        f"sparsities\n(both axes logarithmic).\n\n{markdown(table)}"
+    )
+
+
+def predictions(trainings: Trainings) -> str:
+    """Predictions beside the means that were found."""
+    table = []
+    for rule, predicted in PREDICTED.items():
+        cells: Row = {"rule": rule}
+        for s, value in zip(SPARSITIES[:2], predicted, strict=True):
+            at = s if rule in trainings.rules(s) else 0.0
+            found = trainings.mean(rule, at, "velocity")
+            cells[f"predicted, s = {s:g}"] = f"{value:.3f}"
+            cells[f"found, s = {s:g}"] = f"{found.value:.3f}"
+        table.append(cells)
+    return f"Relative error of the velocity.\n\n{markdown(table)}"
+
+
+def coverage(trainings: Trainings) -> str:
+    """The share of keys that the heads need, beside published profiles."""
+    shares = {
+        name.replace("_", " "): record["keys_for_95_percent"]
+        for name, record in trainings.records.items()
+    }
+    quantiles, limits = (
+        list(next(iter(shares.values()))[k]) for k in ("quantiles", "share_within")
+    )
+    lines = {
+        name: (share["mean"], share["quantiles"].values(), share["share_within"].values())
+        for name, share in shares.items()
+    }
+    table = []
+    for name, (mean, points, within) in {**lines, **PUBLISHED}.items():
+        cells: Row = {"": name, "mean": f"{mean:.3f}"}
+        for p, value in zip(quantiles, points, strict=True):
+            cells[f"p{100 * float(p):.0f}"] = f"{value:.3f}"
+        for limit, value in zip(limits, within, strict=True):
+            cells[f"heads with at most {limit}"] = f"{value:.2f}"
+        table.append(cells)
+    return markdown(table)
+
+
+def every_rule(trainings: Trainings, sparsity: float) -> str:
+    """All measures of all rules at one sparsity."""
+    table = []
+    for rule in trainings.rules(sparsity):
+        velocity, loss, flicker = (
+            trainings.mean(rule, sparsity, measure) for measure in ("velocity", "loss", "flicker")
+        )
+        rows = trainings.rows(rule, sparsity)
+        table.append(
+            {
+                "rule": rule,
+                "error": _pm(velocity),
+                "spread": f"{velocity.spread:.3f}",
+                "of RainFusion2's": _pm(trainings.ratio(rule, BASE, sparsity, "velocity")),
+                "loss, %": _pm(loss, 100, 1),
+                "flicker": _pm(flicker),
+                "density": f"{statistics.fmean(r['density_with_pseudo_keys'] for r in rows):.3f}",
+                "tiles": f"{trainings.tiles(rule, sparsity):.3f}",
+            }
+        )
+    return markdown(table)
+
+
+def _last_steps(training: list[Row]) -> list[str]:
+    """How many steps each stage took."""
+    last = {entry["stage"]: entry["step"] for entry in training}
+    return [f"{stage} {step}" for stage, step in last.items()]
+
+
+def _pm(estimate: Estimate, factor: float = 1.0, digits: int = 3) -> str:
+    value, stderr = factor * estimate.value, factor * estimate.stderr
+    return f"{value:.{digits}f} ± {stderr:.{digits}f}"
+
+
+def main(
+    check: Annotated[bool, typer.Option(help="Write nothing; fail if it is out of date.")] = False,
+) -> None:
+    """Bring the tables of docs/film.md up to date."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    wanted = replace_results(text, render(Trainings.read(FILES)), DOCUMENT.name)
+    if check and wanted != text:
+        raise SystemExit(f"{DOCUMENT.name} is out of date: run python -m benchmarks.film.tables")
+    if wanted != text:
+        temporary = DOCUMENT.with_suffix(".md.new")
+        temporary.write_text(wanted, encoding="utf-8")
+        temporary.replace(DOCUMENT)
+
+
+if __name__ == "__main__":
+    typer.run(main)
