@@ -20,16 +20,16 @@ class DeviceBuffer {
   }
 
   template <typename T>
-  explicit DeviceBuffer(std::vector<T> const& values) : DeviceBuffer(values.size() * sizeof(T)) {
+  explicit DeviceBuffer(const std::vector<T>& values) : DeviceBuffer(values.size() * sizeof(T)) {
     upload(values);
   }
 
   ~DeviceBuffer() { cudaFree(data_); }
-  DeviceBuffer(DeviceBuffer const&) = delete;
-  DeviceBuffer& operator=(DeviceBuffer const&) = delete;
+  DeviceBuffer(const DeviceBuffer&) = delete;
+  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
 
   template <typename T>
-  void upload(std::vector<T> const& values) {
+  void upload(const std::vector<T>& values) {
     check_cuda(cudaMemcpy(data_, values.data(), values.size() * sizeof(T), cudaMemcpyDefault));
     check_cuda(cudaDeviceSynchronize());  // the streams below do not wait for the default stream
   }
@@ -62,8 +62,8 @@ class Stream {
  public:
   Stream() { check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
   ~Stream() { cudaStreamDestroy(stream_); }
-  Stream(Stream const&) = delete;
-  Stream& operator=(Stream const&) = delete;
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
 
   cudaStream_t get() const { return stream_; }
   void synchronize() const { check_cuda(cudaStreamSynchronize(stream_)); }
@@ -76,22 +76,22 @@ class Stream {
 class Graph {
  public:
   template <typename Work>
-  Graph(Stream const& stream, Work&& work) {
+  Graph(const Stream& stream, Work&& work) {
     check_cuda(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal));
-    bool const done = work();
+    const bool done = work();
     cudaGraph_t graph = nullptr;
     check_cuda(cudaStreamEndCapture(stream.get(), &graph));
     if (!done) throw std::runtime_error("enqueue failed under stream capture");
-    cudaError_t const error = cudaGraphInstantiate(&graph_, graph, 0);
+    const cudaError_t error = cudaGraphInstantiate(&graph_, graph, 0);
     cudaGraphDestroy(graph);
     check_cuda(error);
   }
 
   ~Graph() { cudaGraphExecDestroy(graph_); }
-  Graph(Graph const&) = delete;
-  Graph& operator=(Graph const&) = delete;
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
 
-  void launch(Stream const& stream) const { check_cuda(cudaGraphLaunch(graph_, stream.get())); }
+  void launch(const Stream& stream) const { check_cuda(cudaGraphLaunch(graph_, stream.get())); }
 
  private:
   cudaGraphExec_t graph_ = nullptr;

@@ -24,13 +24,13 @@ constexpr size_t kMisalignment = 16;
 // with random signs. The bounds are some four times that.
 double tolerance(DataType type) { return type == DataType::kBF16 ? 1e-2 : 2e-3; }
 
-char const* name_of(DataType type) { return type == DataType::kBF16 ? "bf16" : "fp16"; }
+const char* name_of(DataType type) { return type == DataType::kBF16 ? "bf16" : "fp16"; }
 
 // A layer with its engine, its inputs and its buffers on the device.
 class Layer {
  public:
-  Layer(trt_host::PluginLibrary& library, Size const& size, DataType type, std::string const& text,
-        std::string const& method, std::vector<int32_t> const& lengths, uint32_t seed,
+  Layer(trt_host::PluginLibrary& library, const Size& size, DataType type, const std::string& text,
+        const std::string& method, const std::vector<int32_t>& lengths, uint32_t seed,
         float late_gain = 1.0F)
       : size(size),
         type(type),
@@ -46,7 +46,7 @@ class Layer {
         kv_len_(lengths) {
     Builder builder(rainfusion_creator(library), make_attributes(text, method));
     Engine engine;
-    std::string const step = builder.build(make_inputs(size, type, !lengths.empty()), &engine);
+    const std::string step = builder.build(make_inputs(size, type, !lengths.empty()), &engine);
     if (!step.empty()) throw std::runtime_error("refused at " + step + library.log().all());
     workspace_ = std::make_unique<DeviceBuffer>(engine.workspace + kMisalignment);
     context_ = std::make_unique<Context>(rainfusion_creator(library), engine);
@@ -58,8 +58,8 @@ class Layer {
 
   void set_sparsity(float sparsity) { sparsity_.upload(std::vector<float>{sparsity}); }
 
-  bool enqueue(Stream const& stream) {
-    std::vector<void const*> inputs{q_.get(), k_.get(), v_.get(), nullptr, sparsity_.get()};
+  bool enqueue(const Stream& stream) {
+    std::vector<const void*> inputs{q_.get(), k_.get(), v_.get(), nullptr, sparsity_.get()};
     if (!lengths.empty()) inputs.push_back(kv_len_.get());
     auto* const workspace = static_cast<char*>(workspace_->get()) + kMisalignment;
     return context_->enqueue(inputs, out_.get(), workspace, stream.get());
@@ -74,7 +74,7 @@ class Layer {
     DeviceBuffer mask(static_cast<size_t>(size.batch * size.heads * block_pairs));
     RainfusionPlan plan{};
     plan.block_mask = mask.as<uint8_t>();
-    RainfusionStrides const strides{size.heads * size.tokens() * size.head_size,
+    const RainfusionStrides strides{size.heads * size.tokens() * size.head_size,
                                     size.tokens() * size.head_size, size.head_size};
     RainfusionTensors tensors{};
     tensors.q = q_.get();
@@ -87,7 +87,7 @@ class Layer {
                                                                                      &bytes);
     DeviceBuffer workspace(bytes);
     auto* const classify = library.symbol<decltype(rainfusion_classify)>("rainfusion_classify");
-    Stream const stream;
+    const Stream stream;
     if (classify(&problem, &tensors, &plan, workspace.get(), bytes, stream.get()) !=
         RAINFUSION_SUCCESS) {
       throw std::runtime_error("rainfusion_classify failed");
@@ -115,16 +115,16 @@ class Layer {
 };
 
 std::vector<uint16_t> run(Layer& layer, float sparsity) {
-  Stream const stream;
+  const Stream stream;
   layer.set_sparsity(sparsity);
   if (!layer.enqueue(stream)) throw std::runtime_error("enqueue failed");
   stream.synchronize();
   return layer.output();
 }
 
-void expect_near(Report& report, Layer const& layer, std::vector<uint16_t> const& output,
-                 std::vector<float> const& expected, std::string const& what) {
-  double const error =
+void expect_near(Report& report, const Layer& layer, const std::vector<uint16_t>& output,
+                 const std::vector<float>& expected, const std::string& what) {
+  const double error =
       relative_error(layer.size, to_floats(output, layer.type), expected, layer.lengths);
   report.expect(error <= tolerance(layer.type),
                 what + " " + name_of(layer.type) + ": relative error " + std::to_string(error));
@@ -132,18 +132,18 @@ void expect_near(Report& report, Layer const& layer, std::vector<uint16_t> const
 
 void check_dense(trt_host::PluginLibrary& library, Report& report) {
   report.begin("dense");
-  for (DataType const type : {DataType::kHALF, DataType::kBF16}) {
-    for (int64_t const head_size : {64, 96, 128}) {
-      for (std::string const text : {"none", "first", "last"}) {
-        for (bool const cut : {false, true}) {
+  for (const DataType type : {DataType::kHALF, DataType::kBF16}) {
+    for (const int64_t head_size : {64, 96, 128}) {
+      for (const std::string text : {"none", "first", "last"}) {
+        for (const bool cut : {false, true}) {
           Size size = kClip;
           size.head_size = head_size;
           if (text == "none") size.text_tokens = 0;
-          int32_t const tokens = static_cast<int32_t>(size.tokens());
-          std::vector<int32_t> const lengths =
+          const int32_t tokens = static_cast<int32_t>(size.tokens());
+          const std::vector<int32_t> lengths =
               cut ? std::vector<int32_t>{tokens, tokens - 21} : std::vector<int32_t>{};
           Layer layer(library, size, type, text, "rainfusion", lengths, 1);
-          auto const keep = [&](int64_t batch, int64_t, int64_t, int64_t key) {
+          const auto keep = [&](int64_t batch, int64_t, int64_t, int64_t key) {
             return lengths.empty() || key < lengths[batch];
           };
           expect_near(report, layer, run(layer, 0.0F),
@@ -159,15 +159,15 @@ void check_dense(trt_host::PluginLibrary& library, Report& report) {
 // online softmax move, and exponentials overflow.
 void check_rising_scores(trt_host::PluginLibrary& library, Report& report) {
   report.begin("rising scores");
-  for (DataType const type : {DataType::kHALF, DataType::kBF16}) {
-    for (int64_t const head_size : {64, 96, 128}) {
-      for (float const gain : {8.0F, 64.0F}) {
+  for (const DataType type : {DataType::kHALF, DataType::kBF16}) {
+    for (const int64_t head_size : {64, 96, 128}) {
+      for (const float gain : {8.0F, 64.0F}) {
         Size size = kClip;
         size.head_size = head_size;
-        int32_t const tokens = static_cast<int32_t>(size.tokens());
-        std::vector<int32_t> const lengths{tokens, tokens - 21};
+        const int32_t tokens = static_cast<int32_t>(size.tokens());
+        const std::vector<int32_t> lengths{tokens, tokens - 21};
         Layer layer(library, size, type, "last", "rainfusion", lengths, 51, gain);
-        auto const keep = [&](int64_t batch, int64_t, int64_t, int64_t key) {
+        const auto keep = [&](int64_t batch, int64_t, int64_t, int64_t key) {
           return key < lengths[batch];
         };
         expect_near(report, layer, run(layer, 0.0F),
@@ -179,7 +179,7 @@ void check_rising_scores(trt_host::PluginLibrary& library, Report& report) {
 }
 
 // The block that each token is in.
-std::vector<int64_t> blocks_of_tokens(rainfusion::BlockCut const& cut) {
+std::vector<int64_t> blocks_of_tokens(const rainfusion::BlockCut& cut) {
   std::vector<int64_t> blocks;
   for (int32_t i = 0; i < cut.blocks; ++i) blocks.resize(cut.end(i), i);
   return blocks;
@@ -188,30 +188,30 @@ std::vector<int64_t> blocks_of_tokens(rainfusion::BlockCut const& cut) {
 // Methods without textural heads: what the block mask says is all there is.
 void check_sparse(trt_host::PluginLibrary& library, Report& report) {
   report.begin("sparse");
-  std::vector<std::pair<std::string, RainfusionMethod>> const methods{
+  const std::vector<std::pair<std::string, RainfusionMethod>> methods{
       {"rainfusion_two_way", RAINFUSION_METHOD_TWO_WAY},
       {"rainfusion2", RAINFUSION_METHOD_RAINFUSION2}};
   Size size = kClip;
   size.grid_t = 13;
-  for (auto const& [method, code] : methods) {
-    for (int64_t const head_size : {64, 96, 128}) {
+  for (const auto& [method, code] : methods) {
+    for (const int64_t head_size : {64, 96, 128}) {
       size.head_size = head_size;
-      DataType const type = head_size == 96 ? DataType::kHALF : DataType::kBF16;
+      const DataType type = head_size == 96 ? DataType::kHALF : DataType::kBF16;
       Layer layer(library, size, type, "first", method, {}, 11);
-      auto const output = run(layer, 0.7F);
-      auto const dtype = type == DataType::kBF16 ? RAINFUSION_BFLOAT16 : RAINFUSION_FLOAT16;
-      RainfusionProblem const problem = size.problem(RAINFUSION_TEXT_FIRST, code, dtype);
-      rainfusion::TokenLayout const layout(size.tokens(), size.grid_t, size.grid_h, size.grid_w, 1,
+      const auto output = run(layer, 0.7F);
+      const auto dtype = type == DataType::kBF16 ? RAINFUSION_BFLOAT16 : RAINFUSION_FLOAT16;
+      const RainfusionProblem problem = size.problem(RAINFUSION_TEXT_FIRST, code, dtype);
+      const rainfusion::TokenLayout layout(size.tokens(), size.grid_t, size.grid_h, size.grid_w, 1,
                                            true);
-      auto const shape = rainfusion::block_shape(static_cast<int32_t>(head_size));
-      rainfusion::BlockCut const q_cut(layout, shape.q);
-      rainfusion::BlockCut const k_cut(layout, shape.k);
-      int64_t const pairs = int64_t{q_cut.blocks} * k_cut.blocks;
-      auto const mask = layer.block_mask(library, problem, pairs);
-      auto const q_block = blocks_of_tokens(q_cut);
-      auto const k_block = blocks_of_tokens(k_cut);
-      auto const keep = [&](int64_t batch, int64_t head, int64_t query, int64_t key) {
-        int64_t const pair = q_block[query] * k_cut.blocks + k_block[key];
+      const auto shape = rainfusion::block_shape(static_cast<int32_t>(head_size));
+      const rainfusion::BlockCut q_cut(layout, shape.q);
+      const rainfusion::BlockCut k_cut(layout, shape.k);
+      const int64_t pairs = int64_t{q_cut.blocks} * k_cut.blocks;
+      const auto mask = layer.block_mask(library, problem, pairs);
+      const auto q_block = blocks_of_tokens(q_cut);
+      const auto k_block = blocks_of_tokens(k_cut);
+      const auto keep = [&](int64_t batch, int64_t head, int64_t query, int64_t key) {
+        const int64_t pair = q_block[query] * k_cut.blocks + k_block[key];
         return mask[(batch * size.heads + head) * pairs + pair] != 0;
       };
       report.expect(std::find(mask.begin(), mask.end(), uint8_t{0}) != mask.end(),
@@ -226,16 +226,16 @@ void check_sparse(trt_host::PluginLibrary& library, Report& report) {
 // One captured graph serves every sparsity, and gives what a plain call gives, bit by bit.
 void check_capture(trt_host::PluginLibrary& library, Report& report) {
   report.begin("graph replay");
-  for (std::string const method :
+  for (const std::string method :
        {"rainfusion", "rainfusion_two_way", "rainfusion_plus", "rainfusion2"}) {
     Layer layer(library, kClip, DataType::kBF16, "last", method, {532, 500}, 21);
-    Stream const stream;
-    Graph const graph(stream, [&] { return layer.enqueue(stream); });
-    for (float const sparsity : {0.0F, 0.5F, 0.8F, 0.0F}) {
+    const Stream stream;
+    const Graph graph(stream, [&] { return layer.enqueue(stream); });
+    for (const float sparsity : {0.0F, 0.5F, 0.8F, 0.0F}) {
       layer.set_sparsity(sparsity);
       graph.launch(stream);
       stream.synchronize();
-      auto const replayed = layer.output();
+      const auto replayed = layer.output();
       report.expect(replayed == run(layer, sparsity), method + " at " + std::to_string(sparsity));
     }
   }
@@ -247,10 +247,10 @@ void check_two_contexts(trt_host::PluginLibrary& library, Report& report) {
   other.grid_w = 7;
   Layer first(library, kClip, DataType::kHALF, "last", "rainfusion", {}, 31);
   Layer second(library, other, DataType::kBF16, "first", "rainfusion2", {}, 41);
-  auto const expected_first = run(first, 0.5F);
-  auto const expected_second = run(second, 0.5F);
-  Stream const one;
-  Stream const two;
+  const auto expected_first = run(first, 0.5F);
+  const auto expected_second = run(second, 0.5F);
+  const Stream one;
+  const Stream two;
   bool done = true;
   for (int i = 0; i < 20; ++i) done = done && first.enqueue(one) && second.enqueue(two);
   report.expect(done, "enqueue in turn");

@@ -8,9 +8,9 @@ namespace conformance {
 
 class Report {
  public:
-  void begin(std::string const& name) { name_ = name; }
+  void begin(const std::string& name) { name_ = name; }
 
-  bool expect(bool condition, std::string const& what) {
+  bool expect(bool condition, const std::string& what) {
     ++checks_;
     if (!condition) {
       ++failures_;

@@ -32,7 +32,7 @@ class ExpressionBuilder final : public nvinfer1::IExprBuilder {
  public:
   ExpressionBuilder() { mImpl = &impl_; }
 
-  nvinfer1::DimsExprs expressions(nvinfer1::Dims const& dims) {
+  nvinfer1::DimsExprs expressions(const nvinfer1::Dims& dims) {
     nvinfer1::DimsExprs exprs{};
     exprs.nbDims = dims.nbDims;
     for (int32_t i = 0; i < dims.nbDims; ++i) exprs.d[i] = impl_.constant(dims.d[i]);
@@ -42,20 +42,20 @@ class ExpressionBuilder final : public nvinfer1::IExprBuilder {
  private:
   class Impl final : public nvinfer1::apiv::VExprBuilder {
    public:
-    nvinfer1::IDimensionExpr const* constant(int64_t value) override {
+    const nvinfer1::IDimensionExpr* constant(int64_t value) override {
       return &expressions_.emplace_back(value);
     }
 
     // Of constants, the plain result; of anything else, an unknown.
-    nvinfer1::IDimensionExpr const* operation(nvinfer1::DimensionOperation op,
-                                              nvinfer1::IDimensionExpr const& first,
-                                              nvinfer1::IDimensionExpr const& second) override {
+    const nvinfer1::IDimensionExpr* operation(nvinfer1::DimensionOperation op,
+                                              const nvinfer1::IDimensionExpr& first,
+                                              const nvinfer1::IDimensionExpr& second) override {
       if (!first.isConstant() || !second.isConstant()) return constant(-1);
       return constant(apply(op, first.getConstantValue(), second.getConstantValue()));
     }
 
-    nvinfer1::IDimensionExpr const* declareSizeTensor(int32_t, nvinfer1::IDimensionExpr const&,
-                                                      nvinfer1::IDimensionExpr const&) override {
+    const nvinfer1::IDimensionExpr* declareSizeTensor(int32_t, const nvinfer1::IDimensionExpr&,
+                                                      const nvinfer1::IDimensionExpr&) override {
       return constant(-1);
     }
 

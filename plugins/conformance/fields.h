@@ -15,37 +15,37 @@ class Fields {
   Fields() = default;
 
   // A deep copy: what survives in an engine file after the plugin that wrote it is gone.
-  explicit Fields(nvinfer1::PluginFieldCollection const& other) {
+  explicit Fields(const nvinfer1::PluginFieldCollection& other) {
     for (int32_t i = 0; i < other.nbFields; ++i) {
-      nvinfer1::PluginField const& field = other.fields[i];
+      const nvinfer1::PluginField& field = other.fields[i];
       add(field.name, field.type, field.data, field.length);
     }
   }
 
-  Fields& text(std::string const& name, std::string const& value) {
+  Fields& text(const std::string& name, const std::string& value) {
     return add(name, nvinfer1::PluginFieldType::kCHAR, value.data(),
                static_cast<int32_t>(value.size()));
   }
 
-  Fields& number(std::string const& name, float value) {
+  Fields& number(const std::string& name, float value) {
     return add(name, nvinfer1::PluginFieldType::kFLOAT32, &value, 1);
   }
 
-  Fields& number(std::string const& name, int32_t value) {
+  Fields& number(const std::string& name, int32_t value) {
     return add(name, nvinfer1::PluginFieldType::kINT32, &value, 1);
   }
 
   // Valid until the next change.
-  nvinfer1::PluginFieldCollection const* collection() const {
+  const nvinfer1::PluginFieldCollection* collection() const {
     fields_.clear();
-    for (Entry const& entry : entries_) {
+    for (const Entry& entry : entries_) {
       fields_.emplace_back(entry.name.c_str(), entry.data.data(), entry.type, entry.length);
     }
     collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
     return &collection_;
   }
 
-  friend bool operator==(Fields const& a, Fields const& b) { return a.entries_ == b.entries_; }
+  friend bool operator==(const Fields& a, const Fields& b) { return a.entries_ == b.entries_; }
 
  private:
   struct Entry {
@@ -54,7 +54,7 @@ class Fields {
     int32_t length;
     std::vector<char> data;
 
-    friend bool operator==(Entry const& a, Entry const& b) {
+    friend bool operator==(const Entry& a, const Entry& b) {
       return a.name == b.name && a.type == b.type && a.length == b.length && a.data == b.data;
     }
   };
@@ -72,7 +72,7 @@ class Fields {
     }
   }
 
-  Fields& add(std::string const& name, nvinfer1::PluginFieldType type, void const* data,
+  Fields& add(const std::string& name, nvinfer1::PluginFieldType type, const void* data,
               int32_t length) {
     Entry entry{name, type, length, std::vector<char>(size_of(type) * static_cast<size_t>(length))};
     if (!entry.data.empty()) std::memcpy(entry.data.data(), data, entry.data.size());

@@ -29,7 +29,7 @@ struct Range {
   }
 };
 
-inline Range fixed(Dims const& dims, nvinfer1::DataType type) { return {dims, dims, dims, type}; }
+inline Range fixed(const Dims& dims, nvinfer1::DataType type) { return {dims, dims, dims, type}; }
 
 // What an engine file keeps of a layer.
 struct Engine {
@@ -38,13 +38,13 @@ struct Engine {
   size_t workspace = 0;
 };
 
-inline nvinfer1::PluginTensorDesc describe(Dims const& dims, nvinfer1::DataType type) {
+inline nvinfer1::PluginTensorDesc describe(const Dims& dims, nvinfer1::DataType type) {
   return {dims, type, nvinfer1::TensorFormat::kLINEAR, -1.0F};
 }
 
-inline std::vector<nvinfer1::DynamicPluginTensorDesc> describe(std::vector<Range> const& inputs) {
+inline std::vector<nvinfer1::DynamicPluginTensorDesc> describe(const std::vector<Range>& inputs) {
   std::vector<nvinfer1::DynamicPluginTensorDesc> descs;
-  for (Range const& input : inputs) {
+  for (const Range& input : inputs) {
     descs.push_back({describe(input.network_dims(), input.type), input.min, input.max, input.opt});
   }
   return descs;
@@ -53,17 +53,17 @@ inline std::vector<nvinfer1::DynamicPluginTensorDesc> describe(std::vector<Range
 // Takes a layer with one output through the build phase.
 class Builder {
  public:
-  Builder(nvinfer1::IPluginCreatorV3One& creator, Fields const& attributes)
+  Builder(nvinfer1::IPluginCreatorV3One& creator, const Fields& attributes)
       : plugin_(creator.createPlugin("layer", attributes.collection(),
                                      nvinfer1::TensorRTPhase::kBUILD)) {}
 
   explicit operator bool() const { return static_cast<bool>(plugin_); }
-  Plugin const& plugin() const { return plugin_; }
+  const Plugin& plugin() const { return plugin_; }
 
   // The output's symbolic dimensions; false if the plugin refuses.
-  bool infer_shapes(std::vector<Range> const& inputs) {
+  bool infer_shapes(const std::vector<Range>& inputs) {
     input_exprs_.clear();
-    for (Range const& input : inputs) {
+    for (const Range& input : inputs) {
       input_exprs_.push_back(expressions_.expressions(input.network_dims()));
     }
     output_exprs_ = {};
@@ -71,10 +71,10 @@ class Builder {
                                            &output_exprs_, 1, expressions_) == 0;
   }
 
-  nvinfer1::DimsExprs const& input_exprs(size_t input) const { return input_exprs_[input]; }
-  nvinfer1::DimsExprs const& output_exprs() const { return output_exprs_; }
+  const nvinfer1::DimsExprs& input_exprs(size_t input) const { return input_exprs_[input]; }
+  const nvinfer1::DimsExprs& output_exprs() const { return output_exprs_; }
 
-  bool supports_formats(std::vector<Range> const& inputs) {
+  bool supports_formats(const std::vector<Range>& inputs) {
     auto descs = describe(inputs);
     descs.push_back(descs[0]);
     for (int32_t i = 0; i < static_cast<int32_t>(descs.size()); ++i) {
@@ -86,18 +86,18 @@ class Builder {
   }
 
   // Empty if all went well, else the step at which the plugin refused.
-  std::string build(std::vector<Range> const& inputs, Engine* engine) {
+  std::string build(const std::vector<Range>& inputs, Engine* engine) {
     std::vector<nvinfer1::DataType> types;
-    for (Range const& input : inputs) types.push_back(input.type);
+    for (const Range& input : inputs) types.push_back(input.type);
     nvinfer1::DataType output_type{};
     if (plugin_.build().getOutputDataTypes(&output_type, 1, types.data(), count(inputs)) != 0) {
       return "types";
     }
     if (!infer_shapes(inputs)) return "shapes";
-    Plugin const tactic = plugin_.clone();  // TensorRT configures copies
+    const Plugin tactic = plugin_.clone();  // TensorRT configures copies
     if (!supports_formats(inputs)) return "formats";
-    auto const descs = describe(inputs);
-    nvinfer1::DynamicPluginTensorDesc const output = descs[0];
+    const auto descs = describe(inputs);
+    const nvinfer1::DynamicPluginTensorDesc output = descs[0];
     if (tactic.build().configurePlugin(descs.data(), count(inputs), &output, 1) != 0) {
       return "configuration";
     }
@@ -108,7 +108,7 @@ class Builder {
   }
 
  private:
-  static int32_t count(std::vector<Range> const& inputs) {
+  static int32_t count(const std::vector<Range>& inputs) {
     return static_cast<int32_t>(inputs.size());
   }
 
@@ -121,18 +121,18 @@ class Builder {
 // An execution context of a deserialised engine.
 class Context {
  public:
-  Context(nvinfer1::IPluginCreatorV3One& creator, Engine const& engine)
+  Context(nvinfer1::IPluginCreatorV3One& creator, const Engine& engine)
       : engine_(engine), plugin_(nullptr) {
-    Plugin const original(creator.createPlugin("layer", engine.fields.collection(),
+    const Plugin original(creator.createPlugin("layer", engine.fields.collection(),
                                                nvinfer1::TensorRTPhase::kRUNTIME));
     if (!original) throw std::runtime_error("the engine's plugin was refused");
     plugin_ = Plugin(original.runtime().attachToContext(nullptr));
   }
 
   explicit operator bool() const { return static_cast<bool>(plugin_); }
-  Plugin const& plugin() const { return plugin_; }
+  const Plugin& plugin() const { return plugin_; }
 
-  bool set_shapes(std::vector<Dims> const& inputs) {
+  bool set_shapes(const std::vector<Dims>& inputs) {
     inputs_.clear();
     for (size_t i = 0; i < inputs.size(); ++i) {
       inputs_.push_back(describe(inputs[i], engine_.types[i]));
@@ -142,7 +142,7 @@ class Context {
                                            &output_, 1) == 0;
   }
 
-  bool enqueue(std::vector<void const*> const& inputs, void* output, void* workspace,
+  bool enqueue(const std::vector<const void*>& inputs, void* output, void* workspace,
                cudaStream_t stream) {
     return plugin_.runtime().enqueue(inputs_.data(), &output_, inputs.data(), &output, workspace,
                                      stream) == 0;

@@ -18,7 +18,7 @@ bool has_gpu() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  bool const need_gpu = argc == 3 && std::strcmp(argv[2], "--gpu") == 0;
+  const bool need_gpu = argc == 3 && std::strcmp(argv[2], "--gpu") == 0;
   if (argc < 2 || (argc == 3 && !need_gpu) || argc > 3) {
     std::fprintf(stderr, "usage: %s librainfusion_trt.so [--gpu]\n  --gpu  fail without a GPU\n",
                  argv[0]);
@@ -28,9 +28,9 @@ int main(int argc, char** argv) {
     trt_host::PluginLibrary library(argv[1]);
     conformance::Report report;
     conformance::check_targets(library, report);
-    bool const gpu = has_gpu();
+    const bool gpu = has_gpu();
     if (gpu) {
-      std::string const refused = conformance::check_gpu(library, report);
+      const std::string refused = conformance::check_gpu(library, report);
       if (!refused.empty()) {
         std::printf("nothing else checked: %s\n", refused.c_str());
         return 1;
@@ -44,7 +44,7 @@ int main(int argc, char** argv) {
     }
     std::printf("%d checks, %d failed\n", report.checks(), report.failures());
     return report.failures() == 0 && (gpu || !need_gpu) ? 0 : 1;
-  } catch (std::exception const& error) {
+  } catch (const std::exception& error) {
     std::fprintf(stderr, "%s: %s\n", argv[0], error.what());
     return 1;
   }

@@ -13,7 +13,7 @@ using trt_host::Context;
 using trt_host::Engine;
 
 // What an engine's fields have beside the attributes.
-constexpr char const* kLayoutName = "engine_layout";
+constexpr const char* kLayoutName = "engine_layout";
 constexpr int32_t kLayout = 2;
 
 constexpr Size kSmall{1, 2, 2, 3, 5, 0, 64};
@@ -26,7 +26,7 @@ struct Suite {
 
   nvinfer1::IPluginCreatorV3One& creator() { return rainfusion_creator(library); }
 
-  void expect_error(bool refused, std::string const& words, std::string const& what) {
+  void expect_error(bool refused, const std::string& words, const std::string& what) {
     report.expect(refused, what + " was accepted");
     report.expect(library.log().errors() > 0 && library.log().has(words),
                   what + ": no error with '" + words + "' in the log:" + library.log().all());
@@ -37,13 +37,13 @@ struct Suite {
 void check_creator(Suite& suite) {
   suite.report.begin("creator");
   suite.report.expect(suite.library.creators().size() == 1, "one creator");
-  nvinfer1::PluginFieldCollection const* const names = suite.creator().getFieldNames();
+  const nvinfer1::PluginFieldCollection* const names = suite.creator().getFieldNames();
   std::string found;
   for (int32_t i = 0; i < names->nbFields; ++i) found += std::string(names->fields[i].name) + " ";
   suite.report.expect(found == "text method alpha sink_frames scale ", "attributes are " + found);
 
-  Fields const none;
-  Builder const defaults(suite.creator(), none);
+  const Fields none;
+  const Builder defaults(suite.creator(), none);
   suite.report.expect(static_cast<bool>(defaults), "every attribute has a default");
   auto& core = defaults.plugin().core();
   suite.report.expect(core.getPluginName() == std::string("RainFusionAttention"), "name");
@@ -54,7 +54,7 @@ void check_creator(Suite& suite) {
 void check_attributes(Suite& suite) {
   suite.report.begin("attributes");
   using Change = std::function<void(Fields&)>;
-  std::map<std::string, Change> const wrong{
+  const std::map<std::string, Change> wrong{
       {"'text' is 'middle'", [](Fields& f) { f.text("text", "middle"); }},
       {"'method' is 'fast'", [](Fields& f) { f.text("method", "fast"); }},
       {"'alpha' is 1.5", [](Fields& f) { f.number("alpha", 1.5F); }},
@@ -64,28 +64,28 @@ void check_attributes(Suite& suite) {
       {"'alpha' must be a float", [](Fields& f) { f.text("alpha", "0.9"); }},
       {"'text' must be a string", [](Fields& f) { f.number("text", int32_t{1}); }},
   };
-  for (auto const& [words, change] : wrong) {
+  for (const auto& [words, change] : wrong) {
     Fields fields;
     change(fields);
-    Builder const builder(suite.creator(), fields);
+    const Builder builder(suite.creator(), fields);
     suite.expect_error(!builder, words, "attribute " + words);
   }
 }
 
 void check_build(Suite& suite) {
   suite.report.begin("build");
-  for (DataType const type : {DataType::kHALF, DataType::kBF16}) {
-    for (bool const kv_len : {false, true}) {
+  for (const DataType type : {DataType::kHALF, DataType::kBF16}) {
+    for (const bool kv_len : {false, true}) {
       Builder builder(suite.creator(), make_attributes());
       Engine engine;
-      auto const inputs = make_inputs(kSmall, kClip, kLarge, type, kv_len);
-      std::string const step = builder.build(inputs, &engine);
+      const auto inputs = make_inputs(kSmall, kClip, kLarge, type, kv_len);
+      const std::string step = builder.build(inputs, &engine);
       if (!suite.report.expect(step.empty(),
                                "refused at " + step + ":" + suite.library.log().all())) {
         continue;
       }
       suite.report.expect(builder.plugin().build().getNbOutputs() == 1, "one output");
-      nvinfer1::DimsExprs const& out = builder.output_exprs();
+      const nvinfer1::DimsExprs& out = builder.output_exprs();
       suite.report.expect(out.nbDims == 4, "output has 4 dimensions");
       for (int32_t i = 0; i < 4; ++i) {
         suite.report.expect(out.d[i] == builder.input_exprs(0).d[i], "output is shaped as query");
@@ -97,19 +97,19 @@ void check_build(Suite& suite) {
 void check_formats(Suite& suite) {
   suite.report.begin("formats");
   Builder builder(suite.creator(), make_attributes());
-  auto const good = make_inputs(kClip, DataType::kHALF, true);
-  for (DataType const type :
+  const auto good = make_inputs(kClip, DataType::kHALF, true);
+  for (const DataType type :
        {DataType::kFLOAT, DataType::kHALF, DataType::kBF16, DataType::kINT32, DataType::kINT64,
         DataType::kINT8, DataType::kBOOL, DataType::kUINT8, DataType::kFP8}) {
     auto inputs = good;
     inputs[3].type = type;
     suite.report.expect(builder.supports_formats(inputs), "grid may have any type");
   }
-  std::map<int, DataType> const wrong{{0, DataType::kFLOAT},   // query
+  const std::map<int, DataType> wrong{{0, DataType::kFLOAT},   // query
                                       {1, DataType::kBF16},    // key differs from query
                                       {4, DataType::kHALF},    // sparsity
                                       {5, DataType::kINT64}};  // kv_len
-  for (auto const& [input, type] : wrong) {
+  for (const auto& [input, type] : wrong) {
     auto inputs = good;
     inputs[static_cast<size_t>(input)].type = type;
     suite.report.expect(!builder.supports_formats(inputs),
@@ -124,9 +124,9 @@ void check_formats(Suite& suite) {
 }
 
 // Clips whose sizes are at most those of `max`, each on its own, and whose tokens are.
-void add_random_clips(std::vector<Size>& clips, Size const& max) {
+void add_random_clips(std::vector<Size>& clips, const Size& max) {
   std::mt19937 generator(5);
-  auto const up_to = [&](int64_t largest) {
+  const auto up_to = [&](int64_t largest) {
     return std::uniform_int_distribution<int64_t>(1, largest)(generator);
   };
   for (int i = 0; i < 100; ++i) {
@@ -136,7 +136,7 @@ void add_random_clips(std::vector<Size>& clips, Size const& max) {
     clip.grid_h = up_to(max.grid_h);
     clip.grid_w = up_to(max.grid_w);
     clip.text_tokens = 0;
-    int64_t const rest = max.tokens() - clip.tokens();
+    const int64_t rest = max.tokens() - clip.tokens();
     if (rest < 1) continue;
     clip.text_tokens = up_to(rest);
     clips.push_back(clip);
@@ -155,18 +155,18 @@ void check_workspace(Suite& suite) {
   max.grid_h = 45;
   max.text_tokens = kLarge.tokens() - max.grid_t * max.grid_h * max.grid_w;
   add_random_clips(clips, max);
-  for (char const* method :
+  for (const char* method :
        {"rainfusion", "rainfusion_two_way", "rainfusion_plus", "rainfusion2"}) {
     Builder builder(suite.creator(), make_attributes("first", method));
     Engine engine;
-    std::string const step =
+    const std::string step =
         builder.build(make_inputs(kSmall, kClip, max, DataType::kHALF, false), &engine);
     suite.report.expect(step.empty(), "refused at " + step + suite.library.log().all());
-    auto const code = static_cast<RainfusionMethod>(std::map<std::string, int>{
+    const auto code = static_cast<RainfusionMethod>(std::map<std::string, int>{
         {"rainfusion", 0}, {"rainfusion_two_way", 1}, {"rainfusion_plus", 2}, {"rainfusion2", 3}}
                                                         .at(method));
-    for (Size const& clip : clips) {
-      RainfusionProblem const problem =
+    for (const Size& clip : clips) {
+      const RainfusionProblem problem =
           clip.problem(RAINFUSION_TEXT_FIRST, code, RAINFUSION_FLOAT16);
       size_t needed = 0;
       suite.report.expect(size_of(&problem, &needed) == RAINFUSION_SUCCESS, "workspace query");
@@ -192,7 +192,7 @@ void check_engine(Suite& suite) {
   suite.report.expect(engine.fields == kept, "attributes survive the builder");
   Context context(suite.creator(), engine);
   suite.report.expect(static_cast<bool>(context), "context");
-  Fields const restored(*context.plugin().runtime().getFieldsToSerialize());
+  const Fields restored(*context.plugin().runtime().getFieldsToSerialize());
   suite.report.expect(restored == kept, "attributes survive the engine file");
   suite.report.expect(context.set_shapes(kClip.inputs(false)), "shapes of a clip");
   suite.report.expect(context.set_shapes(kLarge.inputs(false)), "shapes of another clip");
@@ -202,7 +202,7 @@ void check_engine(Suite& suite) {
 // An engine that was built with less workspace than this library uses would be overrun.
 void check_other_layouts(Suite& suite) {
   suite.report.begin("engines of other libraries");
-  auto const refused = [&](Fields const& fields) {
+  const auto refused = [&](const Fields& fields) {
     return suite.creator().createPlugin("layer", fields.collection(),
                                         nvinfer1::TensorRTPhase::kRUNTIME) == nullptr;
   };
@@ -214,16 +214,16 @@ void check_other_layouts(Suite& suite) {
 
 void check_wrong_shapes(Suite& suite) {
   suite.report.begin("wrong shapes");
-  auto const good = make_inputs(kClip, DataType::kHALF, true);
+  const auto good = make_inputs(kClip, DataType::kHALF, true);
   using Change = std::function<void(std::vector<Range>&)>;
-  auto const replace = [](size_t input, Dims const& dims) -> Change {
+  const auto replace = [](size_t input, const Dims& dims) -> Change {
     return [=](std::vector<Range>& inputs) {
       inputs[input] = trt_host::fixed(dims, inputs[input].type);
     };
   };
   Size odd_head = kClip;
   odd_head.head_size = 80;
-  std::map<std::string, Change> const wrong{
+  const std::map<std::string, Change> wrong{
       {"head_size = 80",
        [&](auto& inputs) { inputs = make_inputs(odd_head, DataType::kHALF, true); }},
       {"tokens = 532 is less than", replace(3, {3, {6, 9, 11}})},
@@ -233,7 +233,7 @@ void check_wrong_shapes(Suite& suite) {
       {"kv_len has shape [3]", replace(5, {1, {3}})},
       {"node has 4 inputs", [](auto& inputs) { inputs.resize(4); }},
   };
-  for (auto const& [words, change] : wrong) {
+  for (const auto& [words, change] : wrong) {
     auto inputs = good;
     change(inputs);
     Builder builder(suite.creator(), make_attributes());
@@ -244,7 +244,7 @@ void check_wrong_shapes(Suite& suite) {
     builder.build(good, &engine);
     Context context(suite.creator(), engine);
     std::vector<Dims> dims;
-    for (Range const& input : inputs) dims.push_back(input.opt);
+    for (const Range& input : inputs) dims.push_back(input.opt);
     suite.expect_error(!context.set_shapes(dims), words, "run with " + words);
   }
   Builder untexted(suite.creator(), make_attributes("none"));

@@ -57,11 +57,11 @@ struct Size {
 };
 
 // A profile whose sizes go from `min` to `max` on every axis.
-inline std::vector<Range> make_inputs(Size const& min, Size const& opt, Size const& max,
+inline std::vector<Range> make_inputs(const Size& min, const Size& opt, const Size& max,
                                       DataType type, bool kv_len) {
-  auto const low = min.inputs(kv_len);
-  auto const middle = opt.inputs(kv_len);
-  auto const high = max.inputs(kv_len);
+  const auto low = min.inputs(kv_len);
+  const auto middle = opt.inputs(kv_len);
+  const auto high = max.inputs(kv_len);
   std::vector<DataType> types{type, type, type, DataType::kINT64, DataType::kFLOAT};
   if (kv_len) types.push_back(DataType::kINT32);
   std::vector<Range> inputs;
@@ -71,12 +71,12 @@ inline std::vector<Range> make_inputs(Size const& min, Size const& opt, Size con
   return inputs;
 }
 
-inline std::vector<Range> make_inputs(Size const& size, DataType type, bool kv_len) {
+inline std::vector<Range> make_inputs(const Size& size, DataType type, bool kv_len) {
   return make_inputs(size, size, size, type, kv_len);
 }
 
-inline Fields make_attributes(std::string const& text = "last",
-                              std::string const& method = "rainfusion") {
+inline Fields make_attributes(const std::string& text = "last",
+                              const std::string& method = "rainfusion") {
   Fields fields;
   fields.text("text", text).text("method", method).number("alpha", 0.9F);
   fields.number("sink_frames", int32_t{1}).number("scale", 0.0F);

@@ -30,7 +30,7 @@ inline uint16_t to_bits(float value, DataType type) {
   return __half_as_ushort(__float2half_rn(value));
 }
 
-inline std::vector<float> to_floats(std::vector<uint16_t> const& bits, DataType type) {
+inline std::vector<float> to_floats(const std::vector<uint16_t>& bits, DataType type) {
   std::vector<float> values;
   values.reserve(bits.size());
   for (uint16_t x : bits) values.push_back(to_float(x, type));
@@ -47,9 +47,9 @@ inline Numbers random_numbers(size_t count, DataType type, uint32_t seed) {
 }
 
 // Keys of the later half of the tokens `gain` times as large, and with them the spread of scores.
-inline Numbers with_late_gain(Numbers keys, Size const& size, DataType type, float gain) {
+inline Numbers with_late_gain(Numbers keys, const Size& size, DataType type, float gain) {
   for (size_t i = 0; i < keys.values.size(); ++i) {
-    int64_t const token = static_cast<int64_t>(i) / size.head_size % size.tokens();
+    const int64_t token = static_cast<int64_t>(i) / size.head_size % size.tokens();
     if (2 * token >= size.tokens()) keys.bits[i] = to_bits(gain * keys.values[i], type);
   }
   keys.values = to_floats(keys.bits, type);
@@ -58,17 +58,17 @@ inline Numbers with_late_gain(Numbers keys, Size const& size, DataType type, flo
 
 // [B, N, S, D] softmax(q k^T / sqrt(D)) v over the pairs for which keep(batch, head, query, key).
 template <typename Keep>
-std::vector<float> attention(Size const& size, std::vector<float> const& q,
-                             std::vector<float> const& k, std::vector<float> const& v,
-                             Keep const& keep) {
-  int64_t const tokens = size.tokens();
-  int64_t const head_size = size.head_size;
-  float const scale = 1.0F / std::sqrt(static_cast<float>(head_size));
+std::vector<float> attention(const Size& size, const std::vector<float>& q,
+                             const std::vector<float>& k, const std::vector<float>& v,
+                             const Keep& keep) {
+  const int64_t tokens = size.tokens();
+  const int64_t head_size = size.head_size;
+  const float scale = 1.0F / std::sqrt(static_cast<float>(head_size));
   std::vector<float> out(q.size(), 0.0F);
   std::vector<float> scores(static_cast<size_t>(tokens));
   for (int64_t row = 0; row < size.batch * size.heads * tokens; ++row) {
-    int64_t const head = row / tokens;
-    int64_t const base = head * tokens * head_size;
+    const int64_t head = row / tokens;
+    const int64_t base = head * tokens * head_size;
     float largest = -INFINITY;
     for (int64_t j = 0; j < tokens; ++j) {
       float score = -INFINITY;
@@ -85,7 +85,7 @@ std::vector<float> attention(Size const& size, std::vector<float> const& q,
     if (largest == -INFINITY) continue;
     float sum = 0.0F;
     for (int64_t j = 0; j < tokens; ++j) {
-      float const weight = std::exp(scores[j] - largest);
+      const float weight = std::exp(scores[j] - largest);
       if (weight == 0.0F) continue;
       sum += weight;
       for (int64_t d = 0; d < head_size; ++d) {
@@ -98,15 +98,15 @@ std::vector<float> attention(Size const& size, std::vector<float> const& q,
 }
 
 // |a - b| / |b| over the rows that are below kv_len; infinite if anything in `a` is not finite.
-inline double relative_error(Size const& size, std::vector<float> const& a,
-                             std::vector<float> const& b, std::vector<int32_t> const& kv_len) {
+inline double relative_error(const Size& size, const std::vector<float>& a,
+                             const std::vector<float>& b, const std::vector<int32_t>& kv_len) {
   double difference = 0.0;
   double norm = 0.0;
-  int64_t const row_size = size.head_size;
+  const int64_t row_size = size.head_size;
   for (size_t i = 0; i < a.size(); ++i) {
     if (!std::isfinite(a[i])) return INFINITY;
-    int64_t const row = static_cast<int64_t>(i) / row_size;
-    int64_t const batch = row / size.tokens() / size.heads;
+    const int64_t row = static_cast<int64_t>(i) / row_size;
+    const int64_t batch = row / size.tokens() / size.heads;
     if (!kv_len.empty() && row % size.tokens() >= kv_len[batch]) continue;
     difference += (a[i] - b[i]) * (a[i] - b[i]);
     norm += b[i] * b[i];

@@ -12,7 +12,7 @@ namespace {
 using rainfusion::targets_run_on;
 
 struct Case {
-  char const* targets;
+  const char* targets;
   int major;
   int minor;
   bool runs;
@@ -68,29 +68,29 @@ constexpr Case kCases[] = {
 
 void check_targets(trt_host::PluginLibrary& library, Report& report) {
   report.begin("targets");
-  for (Case const& c : kCases) {
-    std::string const gpu = std::to_string(c.major) + "." + std::to_string(c.minor);
+  for (const Case& c : kCases) {
+    const std::string gpu = std::to_string(c.major) + "." + std::to_string(c.minor);
     report.expect(targets_run_on(c.targets, c.major, c.minor) == c.runs,
                   std::string(c.targets) + (c.runs ? " runs on " : " does not run on ") + gpu);
   }
 
   // The library under test, by the list that it names itself.
-  std::string const info =
+  const std::string info =
       library.symbol<decltype(rainfusion_build_info)>("rainfusion_build_info")();
-  std::string const targets = info.substr(info.find(' ') + 1);
+  const std::string targets = info.substr(info.find(' ') + 1);
   auto* const check = library.symbol<decltype(rainfusion_check_device)>("rainfusion_check_device");
   for (int capability = 50; capability < 140; ++capability) {
-    int const major = capability / 10;
-    int const minor = capability % 10;
-    bool const runs = capability >= 80 && targets_run_on(targets, major, minor);
+    const int major = capability / 10;
+    const int minor = capability % 10;
+    const bool runs = capability >= 80 && targets_run_on(targets, major, minor);
     char message[1024] = "";
-    RainfusionStatus const status = check(major, minor, message, sizeof(message));
-    std::string const words(message);
+    const RainfusionStatus status = check(major, minor, message, sizeof(message));
+    const std::string words(message);
     report.expect(status == (runs ? RAINFUSION_SUCCESS : RAINFUSION_UNSUPPORTED),
                   std::to_string(capability) + " on " + targets + ": " + words);
-    std::string const remedy = "RAINFUSION_CUDA_ARCHITECTURES=" + std::to_string(capability) +
+    const std::string remedy = "RAINFUSION_CUDA_ARCHITECTURES=" + std::to_string(capability) +
                                " rainfusion-trt build-plugin";
-    bool const named =
+    const bool named =
         words.find(targets) != std::string::npos && words.find(remedy) != std::string::npos;
     report.expect(named == (!runs && capability >= 80), "words of the error: " + words);
   }
@@ -103,14 +103,14 @@ std::string check_gpu(trt_host::PluginLibrary& library, Report& report) {
   char message[1024] = "";
   library.symbol<decltype(rainfusion_check_device)>("rainfusion_check_device")(
       gpu.major, gpu.minor, message, sizeof(message));
-  std::string const words(message);
+  const std::string words(message);
 
   library.log().clear();
-  Size const clip{1, 1, 2, 3, 5, 0, 64};
+  const Size clip{1, 1, 2, 3, 5, 0, 64};
   trt_host::Engine engine;
   trt_host::Builder builder(rainfusion_creator(library), make_attributes());
   builder.build(make_inputs(clip, DataType::kHALF, false), &engine);
-  trt_host::Context const context(rainfusion_creator(library), engine);
+  const trt_host::Context context(rainfusion_creator(library), engine);
   report.expect(static_cast<bool>(context) == words.empty(),
                 "a context and the device check disagree: " + words);
   report.expect(words.empty() || library.log().has(words),

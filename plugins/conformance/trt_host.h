@@ -21,22 +21,22 @@ namespace trt_host {
 
 class Log final : public nvinfer1::ILogger {
  public:
-  void log(Severity severity, char const* message) noexcept override {
-    std::lock_guard<std::mutex> const lock(mutex_);
+  void log(Severity severity, const char* message) noexcept override {
+    const std::lock_guard<std::mutex> lock(mutex_);
     lines_.emplace_back(message);
     if (severity <= Severity::kERROR) ++errors_;
   }
 
   void clear() {
-    std::lock_guard<std::mutex> const lock(mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     lines_.clear();
     errors_ = 0;
   }
 
   int errors() const { return errors_; }
 
-  bool has(std::string const& words) const {
-    for (std::string const& line : lines_) {
+  bool has(const std::string& words) const {
+    for (const std::string& line : lines_) {
       if (line.find(words) != std::string::npos) return true;
     }
     return false;
@@ -44,7 +44,7 @@ class Log final : public nvinfer1::ILogger {
 
   std::string all() const {
     std::string text;
-    for (std::string const& line : lines_) text += "\n    " + line;
+    for (const std::string& line : lines_) text += "\n    " + line;
     return text.empty() ? "\n    (nothing)" : text;
   }
 
@@ -65,7 +65,7 @@ class LoggerFinder final : public nvinfer1::ILoggerFinder {
 
 class PluginLibrary {
  public:
-  explicit PluginLibrary(std::string const& path) : finder_(log_) {
+  explicit PluginLibrary(const std::string& path) : finder_(log_) {
     handle_ = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (handle_ == nullptr) throw std::runtime_error(dlerror());
     symbol<void(nvinfer1::ILoggerFinder*)>("setLoggerFinder")(&finder_);
@@ -76,11 +76,11 @@ class PluginLibrary {
     dlclose(handle_);
   }
 
-  PluginLibrary(PluginLibrary const&) = delete;
-  PluginLibrary& operator=(PluginLibrary const&) = delete;
+  PluginLibrary(const PluginLibrary&) = delete;
+  PluginLibrary& operator=(const PluginLibrary&) = delete;
 
   template <typename Function>
-  Function* symbol(char const* name) const {
+  Function* symbol(const char* name) const {
     void* const address = dlsym(handle_, name);
     if (address == nullptr) throw std::runtime_error(std::string("no symbol ") + name);
     return reinterpret_cast<Function*>(address);
@@ -94,10 +94,10 @@ class PluginLibrary {
   }
 
   // The creator TensorRT picks for a node of domain `space` and type `name`.
-  nvinfer1::IPluginCreatorV3One& creator(std::string const& name, std::string const& version,
-                                         std::string const& space) const {
+  nvinfer1::IPluginCreatorV3One& creator(const std::string& name, const std::string& version,
+                                         const std::string& space) const {
     for (nvinfer1::IPluginCreatorInterface* candidate : creators()) {
-      nvinfer1::InterfaceInfo const info = candidate->getInterfaceInfo();
+      const nvinfer1::InterfaceInfo info = candidate->getInterfaceInfo();
       if (std::strcmp(info.kind, "PLUGIN CREATOR_V3ONE") != 0) continue;
       auto* const creator = static_cast<nvinfer1::IPluginCreatorV3One*>(candidate);
       if (creator->getPluginName() == name && creator->getPluginVersion() == version &&
@@ -143,7 +143,7 @@ class Plugin {
 
  private:
   nvinfer1::IPluginCapability* capability(nvinfer1::PluginCapabilityType type,
-                                          char const* kind) const {
+                                          const char* kind) const {
     nvinfer1::IPluginCapability* const found = plugin_->getCapabilityInterface(type);
     if (found == nullptr || std::strcmp(found->getInterfaceInfo().kind, kind) != 0) {
       throw std::runtime_error(std::string("no capability ") + kind);

@@ -12,39 +12,39 @@ namespace {
 using nvinfer1::PluginField;
 using nvinfer1::PluginFieldType;
 
-constexpr std::array<char const*, 3> kTexts{"none", "first", "last"};
-constexpr std::array<char const*, 4> kMethods{"rainfusion", "rainfusion_two_way", "rainfusion_plus",
+constexpr std::array<const char*, 3> kTexts{"none", "first", "last"};
+constexpr std::array<const char*, 4> kMethods{"rainfusion", "rainfusion_two_way", "rainfusion_plus",
                                               "rainfusion2"};
 
 // A field of engines alone: no attribute of the operator.
-constexpr char const* kLayoutName = "engine_layout";
+constexpr const char* kLayoutName = "engine_layout";
 
-[[noreturn]] void reject(PluginField const& field, std::string const& why) {
+[[noreturn]] void reject(const PluginField& field, const std::string& why) {
   throw std::invalid_argument("attribute '" + std::string(field.name) + "' " + why);
 }
 
-std::string read_string(PluginField const& field) {
+std::string read_string(const PluginField& field) {
   if (field.type != PluginFieldType::kCHAR) reject(field, "must be a string");
-  char const* data = static_cast<char const*>(field.data);
+  const char* data = static_cast<const char*>(field.data);
   return std::string(data, strnlen(data, static_cast<size_t>(field.length)));
 }
 
-float read_float(PluginField const& field) {
-  bool const wide = field.type == PluginFieldType::kFLOAT64;
+float read_float(const PluginField& field) {
+  const bool wide = field.type == PluginFieldType::kFLOAT64;
   if (!wide && field.type != PluginFieldType::kFLOAT32) reject(field, "must be a float");
   if (field.length != 1) reject(field, "must be one number");
-  double const value =
-      wide ? *static_cast<double const*>(field.data) : *static_cast<float const*>(field.data);
+  const double value =
+      wide ? *static_cast<const double*>(field.data) : *static_cast<const float*>(field.data);
   if (!std::isfinite(value)) reject(field, "must be finite");
   return static_cast<float>(value);
 }
 
-int32_t read_int(PluginField const& field) {
-  bool const wide = field.type == PluginFieldType::kINT64;
+int32_t read_int(const PluginField& field) {
+  const bool wide = field.type == PluginFieldType::kINT64;
   if (!wide && field.type != PluginFieldType::kINT32) reject(field, "must be an integer");
   if (field.length != 1) reject(field, "must be one number");
-  int64_t const value =
-      wide ? *static_cast<int64_t const*>(field.data) : *static_cast<int32_t const*>(field.data);
+  const int64_t value =
+      wide ? *static_cast<const int64_t*>(field.data) : *static_cast<const int32_t*>(field.data);
   if (value < 0 || value > std::numeric_limits<int32_t>::max()) {
     reject(field, "is " + std::to_string(value) + "; it must not be negative");
   }
@@ -52,8 +52,8 @@ int32_t read_int(PluginField const& field) {
 }
 
 template <typename Enum, size_t count>
-Enum read_choice(PluginField const& field, std::array<char const*, count> const& choices) {
-  std::string const value = read_string(field);
+Enum read_choice(const PluginField& field, const std::array<const char*, count>& choices) {
+  const std::string value = read_string(field);
   std::string known;
   for (size_t i = 0; i < count; ++i) {
     if (value == choices[i]) return static_cast<Enum>(i);
@@ -62,8 +62,8 @@ Enum read_choice(PluginField const& field, std::array<char const*, count> const&
   reject(field, "is '" + value + "'; use one of " + known);
 }
 
-void read_field(PluginField const& field, Attributes& attributes) {
-  std::string const name = field.name;
+void read_field(const PluginField& field, Attributes& attributes) {
+  const std::string name = field.name;
   // The parser's own attributes, should a caller hand on all that the node has.
   if (name == "plugin_namespace" || name == "plugin_version") return;
   if (name == "text") {
@@ -88,29 +88,29 @@ void read_field(PluginField const& field, Attributes& attributes) {
   }
 }
 
-int32_t length_of(char const* text) { return static_cast<int32_t>(std::strlen(text)); }
+int32_t length_of(const char* text) { return static_cast<int32_t>(std::strlen(text)); }
 
 }  // namespace
 
-nvinfer1::PluginFieldCollection const& attribute_names() noexcept {
-  static std::array<PluginField, 5> const fields{
+const nvinfer1::PluginFieldCollection& attribute_names() noexcept {
+  static const std::array<PluginField, 5> fields{
       PluginField{"text", nullptr, PluginFieldType::kCHAR, 0},
       PluginField{"method", nullptr, PluginFieldType::kCHAR, 0},
       PluginField{"alpha", nullptr, PluginFieldType::kFLOAT32, 1},
       PluginField{"sink_frames", nullptr, PluginFieldType::kINT32, 1},
       PluginField{"scale", nullptr, PluginFieldType::kFLOAT32, 1}};
-  static nvinfer1::PluginFieldCollection const collection{static_cast<int32_t>(fields.size()),
+  static const nvinfer1::PluginFieldCollection collection{static_cast<int32_t>(fields.size()),
                                                           fields.data()};
   return collection;
 }
 
-Attributes parse_attributes(nvinfer1::PluginFieldCollection const* fields,
+Attributes parse_attributes(const nvinfer1::PluginFieldCollection* fields,
                             nvinfer1::TensorRTPhase phase) {
   Attributes attributes;
-  int32_t const count = fields != nullptr ? fields->nbFields : 0;
+  const int32_t count = fields != nullptr ? fields->nbFields : 0;
   int32_t layout = phase == nvinfer1::TensorRTPhase::kRUNTIME ? 0 : kEngineLayout;
   for (int32_t i = 0; i < count; ++i) {
-    PluginField const& field = fields->fields[i];
+    const PluginField& field = fields->fields[i];
     if (field.name == nullptr) throw std::invalid_argument("an attribute has no name");
     if (field.data == nullptr) reject(field, "has no value");
     if (std::strcmp(field.name, kLayoutName) == 0) {
@@ -127,7 +127,7 @@ Attributes parse_attributes(nvinfer1::PluginFieldCollection const* fields,
   return attributes;
 }
 
-std::string describe(Attributes const& attributes) {
+std::string describe(const Attributes& attributes) {
   std::ostringstream text;
   text << "text=" << kTexts.at(attributes.text) << " method=" << kMethods.at(attributes.method)
        << " alpha=" << attributes.alpha << " sink_frames=" << attributes.sink_frames
@@ -135,9 +135,9 @@ std::string describe(Attributes const& attributes) {
   return text.str();
 }
 
-AttributeFields::AttributeFields(Attributes const& attributes) : attributes_(attributes) {
-  char const* const text = kTexts.at(attributes_.text);
-  char const* const method = kMethods.at(attributes_.method);
+AttributeFields::AttributeFields(const Attributes& attributes) : attributes_(attributes) {
+  const char* const text = kTexts.at(attributes_.text);
+  const char* const method = kMethods.at(attributes_.method);
   fields_ = {PluginField{"text", text, PluginFieldType::kCHAR, length_of(text)},
              PluginField{"method", method, PluginFieldType::kCHAR, length_of(method)},
              PluginField{"alpha", &attributes_.alpha, PluginFieldType::kFLOAT32, 1},

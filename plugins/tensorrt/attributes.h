@@ -23,24 +23,24 @@ struct Attributes {
 constexpr int32_t kEngineLayout = 2;
 
 // Names and types of the attributes, without values: what a creator announces to the parser.
-nvinfer1::PluginFieldCollection const& attribute_names() noexcept;
+const nvinfer1::PluginFieldCollection& attribute_names() noexcept;
 
 // Attributes that are missing keep their default. Throws std::invalid_argument on an unknown name,
 // a wrong type or a value out of range, and on the fields of an engine of another layout.
-Attributes parse_attributes(nvinfer1::PluginFieldCollection const* fields,
+Attributes parse_attributes(const nvinfer1::PluginFieldCollection* fields,
                             nvinfer1::TensorRTPhase phase);
 
 // For logs, metadata and the timing cache, for example "text=last method=rainfusion alpha=0.9 ...".
-std::string describe(Attributes const& attributes);
+std::string describe(const Attributes& attributes);
 
 // Attributes as plugin fields that parse_attributes reads back. Owns what the fields point to.
 class AttributeFields {
  public:
-  explicit AttributeFields(Attributes const& attributes);
-  AttributeFields(AttributeFields const&) = delete;
-  AttributeFields& operator=(AttributeFields const&) = delete;
+  explicit AttributeFields(const Attributes& attributes);
+  AttributeFields(const AttributeFields&) = delete;
+  AttributeFields& operator=(const AttributeFields&) = delete;
 
-  nvinfer1::PluginFieldCollection const* collection() const noexcept { return &collection_; }
+  const nvinfer1::PluginFieldCollection* collection() const noexcept { return &collection_; }
 
  private:
   Attributes attributes_;

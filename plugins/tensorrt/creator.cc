@@ -5,14 +5,14 @@
 
 namespace rainfusion::tensorrt {
 
-nvinfer1::IPluginV3* Creator::createPlugin(char const* name,
-                                           nvinfer1::PluginFieldCollection const* fields,
+nvinfer1::IPluginV3* Creator::createPlugin(const char* name,
+                                           const nvinfer1::PluginFieldCollection* fields,
                                            nvinfer1::TensorRTPhase phase) noexcept {
   return guarded(name != nullptr ? name : "", static_cast<nvinfer1::IPluginV3*>(nullptr),
                  [&] { return new Plugin(parse_attributes(fields, phase)); });
 }
 
-nvinfer1::PluginFieldCollection const* Creator::getFieldNames() noexcept {
+const nvinfer1::PluginFieldCollection* Creator::getFieldNames() noexcept {
   return &attribute_names();
 }
 

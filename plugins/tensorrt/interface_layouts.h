@@ -11,7 +11,7 @@
 namespace rainfusion::tensorrt {
 
 struct Logger10 {
-  virtual void log(nvinfer1::ILogger::Severity severity, char const* message) noexcept = 0;
+  virtual void log(nvinfer1::ILogger::Severity severity, const char* message) noexcept = 0;
 
  protected:
   ~Logger10() = default;
@@ -25,7 +25,7 @@ struct LoggerFinder10 {
 };
 
 struct Logger11 : nvinfer1::IVersionedInterface {
-  virtual void log(nvinfer1::ILogger::Severity severity, char const* message) noexcept = 0;
+  virtual void log(nvinfer1::ILogger::Severity severity, const char* message) noexcept = 0;
 };
 
 struct LoggerFinder11 : nvinfer1::IVersionedInterface {

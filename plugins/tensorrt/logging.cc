@@ -24,9 +24,9 @@ struct Logger {
 };
 
 Logger found_logger() {
-  std::lock_guard<std::mutex> const lock(source_mutex);
+  const std::lock_guard<std::mutex> lock(source_mutex);
   if (source.finder == nullptr || !source.runtime) return {};
-  InterfaceLayout const layout = source.runtime->layout();
+  const InterfaceLayout layout = source.runtime->layout();
   switch (layout) {
     case InterfaceLayout::kTensorRT10:
       return {static_cast<LoggerFinder10*>(source.finder)->findLogger(), layout};
@@ -39,7 +39,7 @@ Logger found_logger() {
 }
 
 Logger global_logger() {
-  for (RuntimeLibrary const& runtime : loaded_runtimes()) {
+  for (const RuntimeLibrary& runtime : loaded_runtimes()) {
     auto* const get_logger = runtime.symbol<void*()>("getLogger");
     if (get_logger == nullptr) continue;
     if (void* const object = get_logger()) return {object, runtime.layout()};
@@ -50,13 +50,13 @@ Logger global_logger() {
 }  // namespace
 
 void set_logger_finder(void* finder) noexcept {
-  std::lock_guard<std::mutex> const lock(source_mutex);
+  const std::lock_guard<std::mutex> lock(source_mutex);
   source.finder = finder;
   // The finder is an object of the runtime, so its vtable tells which runtime that is.
   source.runtime = finder == nullptr ? std::nullopt : runtime_at(*static_cast<void**>(finder));
 }
 
-void log(Severity severity, std::string const& message) noexcept {
+void log(Severity severity, const std::string& message) noexcept {
   Logger logger = found_logger();
   if (logger.object == nullptr) logger = global_logger();
   if (logger.object != nullptr && logger.layout == InterfaceLayout::kTensorRT10) {

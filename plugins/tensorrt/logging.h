@@ -16,15 +16,15 @@ void set_logger_finder(void* finder) noexcept;
 
 // To the logger of the engine or builder that is calling, else the runtime's global one, else
 // stderr.
-void log(Severity severity, std::string const& message) noexcept;
+void log(Severity severity, const std::string& message) noexcept;
 
 // Runs `body`, and turns an exception into a line of the log and `failure`. Every function that
 // TensorRT calls goes through here, since none may throw.
 template <typename Result, typename Body>
-Result guarded(char const* call, Result failure, Body&& body) noexcept {
+Result guarded(const char* call, Result failure, Body&& body) noexcept {
   try {
     return std::forward<Body>(body)();
-  } catch (std::exception const& error) {
+  } catch (const std::exception& error) {
     log(Severity::kERROR, std::string("RainFusionAttention ") + call + ": " + error.what());
   }
   return failure;

@@ -27,7 +27,7 @@ constexpr size_t kWorkspaceAlignment = 256;
 constexpr size_t kWorkspaceSlack = kWorkspaceAlignment - 1;
 
 void* aligned(void* workspace) {
-  uintptr_t const address = reinterpret_cast<uintptr_t>(workspace) + kWorkspaceSlack;
+  const uintptr_t address = reinterpret_cast<uintptr_t>(workspace) + kWorkspaceSlack;
   return reinterpret_cast<void*>(address / kWorkspaceAlignment * kWorkspaceAlignment);
 }
 
@@ -42,7 +42,7 @@ bool accepts_query(DataType type) {
   return false;
 }
 
-Dims known_dims(DimsExprs const& exprs) {
+Dims known_dims(const DimsExprs& exprs) {
   Dims dims{};
   dims.nbDims = exprs.nbDims;
   for (int32_t i = 0; i < exprs.nbDims; ++i) {
@@ -51,17 +51,17 @@ Dims known_dims(DimsExprs const& exprs) {
   return dims;
 }
 
-bool is_known(Dims const& dims) {
+bool is_known(const Dims& dims) {
   return std::all_of(dims.d, dims.d + dims.nbDims, [](int64_t size) { return size > 0; });
 }
 
 // [B, N, S, D] without gaps.
-RainfusionStrides dense_strides(Dims const& dims) {
+RainfusionStrides dense_strides(const Dims& dims) {
   return {dims.d[1] * dims.d[2] * dims.d[3], dims.d[2] * dims.d[3], dims.d[3]};
 }
 
 // The head size is known long before the other sizes are: check it in a problem that is else fine.
-void check_head_size(Attributes const& attributes, int64_t head_size) {
+void check_head_size(const Attributes& attributes, int64_t head_size) {
   Attributes any_text = attributes;
   any_text.text = RAINFUSION_TEXT_NONE;
   Dims query{4, {1, 1, 8, head_size}};
@@ -71,7 +71,7 @@ void check_head_size(Attributes const& attributes, int64_t head_size) {
 
 }  // namespace
 
-Plugin::Plugin(Attributes const& attributes)
+Plugin::Plugin(const Attributes& attributes)
     : attributes_(attributes), fields_(attributes), description_(describe(attributes)) {}
 
 nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(
@@ -96,7 +96,7 @@ nvinfer1::IPluginV3* Plugin::clone() noexcept {
 }
 
 int32_t Plugin::getOutputDataTypes(DataType* output_types, int32_t outputs,
-                                   DataType const* input_types, int32_t inputs) const noexcept {
+                                   const DataType* input_types, int32_t inputs) const noexcept {
   return guarded("types", kFailure, [&] {
     check_counts(inputs, outputs);
     output_types[0] = input_types[kQuery];
@@ -104,7 +104,7 @@ int32_t Plugin::getOutputDataTypes(DataType* output_types, int32_t outputs,
   });
 }
 
-int32_t Plugin::getOutputShapes(DimsExprs const* inputs, int32_t input_count, DimsExprs const*,
+int32_t Plugin::getOutputShapes(const DimsExprs* inputs, int32_t input_count, const DimsExprs*,
                                 int32_t, DimsExprs* outputs, int32_t output_count,
                                 nvinfer1::IExprBuilder&) noexcept {
   return guarded("shapes", kFailure, [&] {
@@ -123,11 +123,11 @@ int32_t Plugin::getOutputShapes(DimsExprs const* inputs, int32_t input_count, Di
   });
 }
 
-bool Plugin::supportsFormatCombination(int32_t position, DynamicPluginTensorDesc const* tensors,
+bool Plugin::supportsFormatCombination(int32_t position, const DynamicPluginTensorDesc* tensors,
                                        int32_t inputs, int32_t outputs) noexcept {
   return guarded("formats", false, [&] {
     check_counts(inputs, outputs);
-    PluginTensorDesc const& tensor = tensors[position].desc;
+    const PluginTensorDesc& tensor = tensors[position].desc;
     if (tensor.format != nvinfer1::TensorFormat::kLINEAR) return false;
     if (position == kQuery) return accepts_query(tensor.type);
     if (position == kGrid) return true;  // its values are never read
@@ -137,8 +137,8 @@ bool Plugin::supportsFormatCombination(int32_t position, DynamicPluginTensorDesc
   });
 }
 
-int32_t Plugin::configurePlugin(DynamicPluginTensorDesc const* inputs, int32_t input_count,
-                                DynamicPluginTensorDesc const*, int32_t output_count) noexcept {
+int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t input_count,
+                                const DynamicPluginTensorDesc*, int32_t output_count) noexcept {
   return guarded("configuration", kFailure, [&] {
     check_counts(input_count, output_count);
     std::vector<Dims> dims;
@@ -158,16 +158,16 @@ int32_t Plugin::configurePlugin(DynamicPluginTensorDesc const* inputs, int32_t i
   });
 }
 
-size_t Plugin::getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t,
-                                DynamicPluginTensorDesc const*, int32_t) const noexcept {
+size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, int32_t,
+                                const DynamicPluginTensorDesc*, int32_t) const noexcept {
   return guarded("workspace", size_t{0}, [&] {
     return kWorkspaceSlack + workspace_bound(attributes_, inputs[kQuery].max, inputs[kGrid].max,
                                              inputs[kQuery].desc.type);
   });
 }
 
-int32_t Plugin::onShapeChange(PluginTensorDesc const* inputs, int32_t input_count,
-                              PluginTensorDesc const*, int32_t output_count) noexcept {
+int32_t Plugin::onShapeChange(const PluginTensorDesc* inputs, int32_t input_count,
+                              const PluginTensorDesc*, int32_t output_count) noexcept {
   return guarded("shape change", kFailure, [&] {
     check_counts(input_count, output_count);
     std::vector<Dims> dims;
@@ -180,23 +180,23 @@ int32_t Plugin::onShapeChange(PluginTensorDesc const* inputs, int32_t input_coun
   });
 }
 
-int32_t Plugin::enqueue(PluginTensorDesc const* input_descs, PluginTensorDesc const*,
-                        void const* const* inputs, void* const* outputs, void* workspace,
+int32_t Plugin::enqueue(const PluginTensorDesc* input_descs, const PluginTensorDesc*,
+                        const void* const* inputs, void* const* outputs, void* workspace,
                         cudaStream_t stream) noexcept {
   return guarded("enqueue", kFailure, [&] {
     if (input_count_ == 0) throw std::logic_error("called before onShapeChange");
-    PluginTensorDesc const& query = input_descs[kQuery];
-    RainfusionProblem const problem =
+    const PluginTensorDesc& query = input_descs[kQuery];
+    const RainfusionProblem problem =
         make_problem(attributes_, query.dims, input_descs[kGrid].dims, query.type);
-    RainfusionStrides const strides = dense_strides(query.dims);
+    const RainfusionStrides strides = dense_strides(query.dims);
     RainfusionTensors tensors{};
     tensors.q = inputs[kQuery];
     tensors.k = inputs[kKey];
     tensors.v = inputs[kValue];
     tensors.out = outputs[0];
     tensors.q_strides = tensors.k_strides = tensors.v_strides = tensors.out_strides = strides;
-    tensors.sparsity = static_cast<float const*>(inputs[kSparsity]);
-    tensors.kv_len = input_count_ > kKvLen ? static_cast<int32_t const*>(inputs[kKvLen]) : nullptr;
+    tensors.sparsity = static_cast<const float*>(inputs[kSparsity]);
+    tensors.kv_len = input_count_ > kKvLen ? static_cast<const int32_t*>(inputs[kKvLen]) : nullptr;
     size_t workspace_bytes = 0;
     check_status(rainfusion_workspace_size(&problem, &workspace_bytes));
     check_status(rainfusion_attention(&problem, &tensors, nullptr, aligned(workspace),
@@ -212,7 +212,7 @@ nvinfer1::IPluginV3* Plugin::attachToContext(nvinfer1::IPluginResourceContext*) 
   });
 }
 
-nvinfer1::PluginFieldCollection const* Plugin::getFieldsToSerialize() noexcept {
+const nvinfer1::PluginFieldCollection* Plugin::getFieldsToSerialize() noexcept {
   return fields_.collection();
 }
 

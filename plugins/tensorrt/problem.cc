@@ -16,11 +16,11 @@ namespace {
 using nvinfer1::DataType;
 using nvinfer1::Dims;
 
-constexpr std::array<char const*, kMaxInputs> kNames{"query", "key",      "value",
+constexpr std::array<const char*, kMaxInputs> kNames{"query", "key",      "value",
                                                      "grid",  "sparsity", "kv_len"};
 constexpr std::array<int32_t, kMaxInputs> kRanks{4, 4, 4, 3, 1, 1};
 
-std::string shape_of(Dims const& dims) {
+std::string shape_of(const Dims& dims) {
   std::string text = "[";
   for (int32_t i = 0; i < dims.nbDims; ++i) {
     text += (i == 0 ? "" : ", ") + std::to_string(dims.d[i]);
@@ -30,7 +30,7 @@ std::string shape_of(Dims const& dims) {
 
 bool may_be_equal(int64_t a, int64_t b) { return a == b || a < 0 || b < 0; }
 
-bool may_be_equal(Dims const& a, Dims const& b) {
+bool may_be_equal(const Dims& a, const Dims& b) {
   return a.nbDims == b.nbDims && std::equal(a.d, a.d + a.nbDims, b.d, [](int64_t x, int64_t y) {
            return may_be_equal(x, y);
          });
@@ -54,7 +54,7 @@ void check_counts(int32_t inputs, int32_t outputs) {
   }
 }
 
-void check_ranks(std::vector<Dims> const& inputs) {
+void check_ranks(const std::vector<Dims>& inputs) {
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (inputs[i].nbDims != kRanks[i]) {
       throw std::invalid_argument(std::string(kNames[i]) + " has shape " + shape_of(inputs[i]) +
@@ -63,7 +63,7 @@ void check_ranks(std::vector<Dims> const& inputs) {
   }
 }
 
-void check_shapes(std::vector<Dims> const& inputs) {
+void check_shapes(const std::vector<Dims>& inputs) {
   for (int32_t input : {kKey, kValue}) {
     if (!may_be_equal(inputs[input], inputs[kQuery])) {
       throw std::invalid_argument(std::string(kNames[input]) + " has shape " +
@@ -82,7 +82,7 @@ void check_shapes(std::vector<Dims> const& inputs) {
   }
 }
 
-RainfusionProblem make_problem(Attributes const& attributes, Dims const& query, Dims const& grid,
+RainfusionProblem make_problem(const Attributes& attributes, const Dims& query, const Dims& grid,
                                DataType type) {
   RainfusionProblem problem{};
   problem.batch = to_int32(query.d[0]);
@@ -101,7 +101,7 @@ RainfusionProblem make_problem(Attributes const& attributes, Dims const& query, 
   return problem;
 }
 
-void check_problem(RainfusionProblem const& problem) {
+void check_problem(const RainfusionProblem& problem) {
   std::array<char, 1024> message{};
   if (rainfusion_check(&problem, message.data(), message.size()) != RAINFUSION_SUCCESS) {
     throw std::invalid_argument(message.data());
@@ -126,21 +126,21 @@ void check_current_device() {
 
 void check_status(RainfusionStatus status) {
   if (status == RAINFUSION_SUCCESS) return;
-  std::string const detail = rainfusion_last_error();
+  const std::string detail = rainfusion_last_error();
   throw std::runtime_error(detail.empty() ? rainfusion_status_string(status) : detail);
 }
 
-size_t workspace_bound(Attributes const& attributes, Dims const& max_query, Dims const& max_grid,
+size_t workspace_bound(const Attributes& attributes, const Dims& max_query, const Dims& max_grid,
                        DataType type) {
   // Each axis has its own maximum, so the largest sizes together need not be a clip. Of the clips
   // with at most S tokens, one of the most frames and of odd frames that hold all S has the most
   // checkerboard keys; two more query blocks cover the cut between text and video, wherever it
   // lies.
   RainfusionProblem problem = make_problem(attributes, max_query, max_grid, type);
-  int64_t const tokens = max_query.d[2];
-  int64_t const frames = max_grid.d[0];
-  int64_t const width = (tokens + frames - 1) / frames | 1;
-  int64_t const text = 2 * block_shape(problem.head_size).q;
+  const int64_t tokens = max_query.d[2];
+  const int64_t frames = max_grid.d[0];
+  const int64_t width = (tokens + frames - 1) / frames | 1;
+  const int64_t text = 2 * block_shape(problem.head_size).q;
   problem.text = RAINFUSION_TEXT_FIRST;
   problem.tokens = to_int32(frames * width + text);
   problem.grid_h = 1;

@@ -18,17 +18,17 @@ constexpr int32_t kMaxInputs = kKvLen + 1;
 void check_counts(int32_t inputs, int32_t outputs);
 
 // Throws unless every input has its rank. Sizes of -1 (not known yet) pass.
-void check_ranks(std::vector<nvinfer1::Dims> const& inputs);
+void check_ranks(const std::vector<nvinfer1::Dims>& inputs);
 
 // Throws unless key and value are shaped as query, sparsity is [1] and kv_len is [B].
-void check_shapes(std::vector<nvinfer1::Dims> const& inputs);
+void check_shapes(const std::vector<nvinfer1::Dims>& inputs);
 
 // The problem of inputs whose sizes are all known. Checks nothing but that they fit 32 bits.
-RainfusionProblem make_problem(Attributes const& attributes, nvinfer1::Dims const& query,
-                               nvinfer1::Dims const& grid, nvinfer1::DataType type);
+RainfusionProblem make_problem(const Attributes& attributes, const nvinfer1::Dims& query,
+                               const nvinfer1::Dims& grid, nvinfer1::DataType type);
 
 // Throws with the library's own words if no kernel can run the problem.
-void check_problem(RainfusionProblem const& problem);
+void check_problem(const RainfusionProblem& problem);
 
 // Throws if the current GPU has no kernel. Passes where there is no GPU at all, since engines can
 // be built on such machines.
@@ -38,7 +38,7 @@ void check_current_device();
 void check_status(RainfusionStatus status);
 
 // Workspace for every problem whose sizes are at most these: S, T, H and W need not add up.
-size_t workspace_bound(Attributes const& attributes, nvinfer1::Dims const& max_query,
-                       nvinfer1::Dims const& max_grid, nvinfer1::DataType type);
+size_t workspace_bound(const Attributes& attributes, const nvinfer1::Dims& max_query,
+                       const nvinfer1::Dims& max_grid, nvinfer1::DataType type);
 
 }  // namespace rainfusion::tensorrt

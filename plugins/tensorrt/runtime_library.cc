@@ -6,24 +6,24 @@
 namespace rainfusion::tensorrt {
 namespace {
 
-bool starts_with(std::string const& text, char const* prefix) { return text.rfind(prefix, 0) == 0; }
+bool starts_with(const std::string& text, const char* prefix) { return text.rfind(prefix, 0) == 0; }
 
-std::string file_name(std::string const& path) { return path.substr(path.rfind('/') + 1); }
+std::string file_name(const std::string& path) { return path.substr(path.rfind('/') + 1); }
 
 // `path` is empty for the main program, which may have a runtime linked in.
-std::optional<RuntimeLibrary> open_loaded(std::string const& path) {
+std::optional<RuntimeLibrary> open_loaded(const std::string& path) {
   void* const handle = dlopen(path.empty() ? nullptr : path.c_str(), RTLD_LAZY | RTLD_NOLOAD);
   if (handle == nullptr) return std::nullopt;
   // The runtime outlives every plugin, so the reference that dlopen counted can go.
   dlclose(handle);
   auto* const version = reinterpret_cast<int32_t (*)()>(dlsym(handle, "getInferLibVersion"));
   if (version == nullptr) return std::nullopt;
-  bool const rtx = starts_with(file_name(path), "libtensorrt_rtx");
+  const bool rtx = starts_with(file_name(path), "libtensorrt_rtx");
   return RuntimeLibrary{path, rtx, version(), handle};
 }
 
 int collect(dl_phdr_info* info, size_t, void* data) {
-  std::string const name = file_name(info->dlpi_name);
+  const std::string name = file_name(info->dlpi_name);
   if (starts_with(name, "libnvinfer.so") || starts_with(name, "libtensorrt_rtx.so")) {
     static_cast<std::vector<std::string>*>(data)->emplace_back(info->dlpi_name);
   }
@@ -46,9 +46,9 @@ std::string RuntimeLibrary::name() const {
          std::to_string(version / 100 % 100) + "." + std::to_string(version % 100);
 }
 
-void* RuntimeLibrary::find_symbol(char const* name) const { return dlsym(handle, name); }
+void* RuntimeLibrary::find_symbol(const char* name) const { return dlsym(handle, name); }
 
-std::optional<RuntimeLibrary> runtime_at(void const* address) {
+std::optional<RuntimeLibrary> runtime_at(const void* address) {
   Dl_info info{};
   link_map* map = nullptr;
   if (dladdr1(address, &info, reinterpret_cast<void**>(&map), RTLD_DL_LINKMAP) == 0) {
@@ -61,7 +61,7 @@ std::vector<RuntimeLibrary> loaded_runtimes() {
   std::vector<std::string> paths;
   dl_iterate_phdr(collect, &paths);
   std::vector<RuntimeLibrary> runtimes;
-  for (std::string const& path : paths) {
+  for (const std::string& path : paths) {
     if (auto runtime = open_loaded(path)) runtimes.push_back(*runtime);
   }
   return runtimes;

@@ -27,16 +27,16 @@ struct RuntimeLibrary {
   std::string name() const;  // for example "TensorRT for RTX 1.7.1"
 
   template <typename Function>
-  Function* symbol(char const* name) const {
+  Function* symbol(const char* name) const {
     return reinterpret_cast<Function*>(find_symbol(name));
   }
 
  private:
-  void* find_symbol(char const* name) const;
+  void* find_symbol(const char* name) const;
 };
 
 // The runtime whose image holds `address` (a vtable, say), if it is one.
-std::optional<RuntimeLibrary> runtime_at(void const* address);
+std::optional<RuntimeLibrary> runtime_at(const void* address);
 
 // All of libnvinfer and libtensorrt_rtx in this process, in load order.
 std::vector<RuntimeLibrary> loaded_runtimes();

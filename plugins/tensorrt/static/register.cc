@@ -17,14 +17,14 @@ namespace {
 
 constexpr bool kRtx = RAINFUSION_RUNTIME_RTX;
 constexpr int32_t kMajor = RAINFUSION_RUNTIME_MAJOR;
-constexpr char const* kSoname = RAINFUSION_RUNTIME_SONAME;
+constexpr const char* kSoname = RAINFUSION_RUNTIME_SONAME;
 
-bool is_ours(RuntimeLibrary const& runtime) {
+bool is_ours(const RuntimeLibrary& runtime) {
   return runtime.rtx == kRtx && runtime.major() == kMajor &&
          runtime.layout() != InterfaceLayout::kUnknown;
 }
 
-void refuse(std::string const& why) {
+void refuse(const std::string& why) {
   std::fprintf(stderr,
                "RainFusionAttention is not registered: this library is for %s and %s. Use the "
                "librainfusion_trt_static* of your TensorRT, or load librainfusion_trt.so with "
@@ -32,13 +32,13 @@ void refuse(std::string const& why) {
                kSoname, why.c_str());
 }
 
-void register_with(RuntimeLibrary const& runtime) {
+void register_with(const RuntimeLibrary& runtime) {
   auto* const get_registry = runtime.symbol<void*()>("getPluginRegistry");
   if (get_registry == nullptr) return refuse(runtime.path + " has no getPluginRegistry");
   void* const registry = get_registry();
 
-  using RegisterCreator = bool(void*, nvinfer1::IPluginCreatorInterface&, char const*) noexcept;
-  int const entry =
+  using RegisterCreator = bool(void*, nvinfer1::IPluginCreatorInterface&, const char*) noexcept;
+  const int entry =
       runtime.layout() == InterfaceLayout::kTensorRT10 ? kRegisterCreator10 : kRegisterCreator11;
   auto* const register_creator =
       reinterpret_cast<RegisterCreator*>((*static_cast<void***>(registry))[entry]);
@@ -62,7 +62,7 @@ __attribute__((constructor)) void register_on_load() {
     }
     runtimes = loaded_runtimes();
   }
-  auto const ours = std::find_if(runtimes.begin(), runtimes.end(), is_ours);
+  const auto ours = std::find_if(runtimes.begin(), runtimes.end(), is_ours);
   if (ours == runtimes.end()) return refuse("this process has " + runtimes.front().name());
   register_with(*ours);
 }
