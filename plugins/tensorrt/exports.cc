@@ -1,15 +1,17 @@
 // What IPluginRegistry::loadLibrary and trtexec --dynamicPlugins look for in a plugin library.
 #include <NvInferRuntime.h>
 
+#include <iterator>
+
 #include "creator.h"
 #include "logging.h"
 #include "rainfusion/rainfusion.h"
 
 extern "C" RAINFUSION_API nvinfer1::IPluginCreatorInterface* const* getCreators(
     int32_t& count) noexcept {
-  static rainfusion::tensorrt::Creator creator;
-  static nvinfer1::IPluginCreatorInterface* const creators[] = {&creator};
-  count = 1;
+  static rainfusion::tensorrt::Creator attention;
+  static nvinfer1::IPluginCreatorInterface* const creators[] = {&attention};  // every plugin
+  count = static_cast<int32_t>(std::size(creators));
   return creators;
 }
 

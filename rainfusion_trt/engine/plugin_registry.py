@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-PLUGIN = ("RainFusionAttention", "1", "rainfusion")  # name, version, namespace
+
+class PluginIdentity(NamedTuple):
+    """What TensorRT finds a creator by."""
+
+    name: str
+    version: str
+    namespace: str
+
+
+ATTENTION = PluginIdentity("RainFusionAttention", "1", "rainfusion")
+PLUGINS = (ATTENTION,)  # all that the library registers
 _log = logging.getLogger(__name__)
 _registered: dict[int, Path] = {}  # by registry: TensorRT and TensorRT for RTX have one each
 
@@ -20,7 +30,7 @@ def register_plugin(trt: Any, library: Path) -> bool:
         False if TensorRT cannot load it; its log says why.
     """
     registry = trt.get_plugin_registry()
-    if registry.get_creator(*PLUGIN) is not None:
+    if all(registry.get_creator(*plugin) is not None for plugin in PLUGINS):
         # A registry refuses a second library with the same plugin, so the first one stays.
         first = _registered.get(id(trt))
         if first != library:

@@ -1,4 +1,4 @@
-// Registers RainFusionAttention with one runtime as soon as this library is loaded: for
+// Registers the plugins with one runtime as soon as this library is loaded: for
 // trtexec --staticPlugins and polygraphy --plugins, which do no more than dlopen.
 #include <dlfcn.h>
 
@@ -26,7 +26,7 @@ bool is_ours(const RuntimeLibrary& runtime) {
 
 void refuse(const std::string& why) {
   std::fprintf(stderr,
-               "RainFusionAttention is not registered: this library is for %s and %s. Use the "
+               "RainFusion's plugins are not registered: this library is for %s and %s. Use the "
                "librainfusion_trt_static* of your TensorRT, or load librainfusion_trt.so with "
                "trtexec --dynamicPlugins or IPluginRegistry::loadLibrary.\n",
                kSoname, why.c_str());
@@ -48,7 +48,8 @@ void register_with(const RuntimeLibrary& runtime) {
   for (int32_t i = 0; i < count; ++i) {
     auto* const creator = static_cast<nvinfer1::IPluginCreatorV3One*>(creators[i]);
     if (!register_creator(registry, *creator, creator->getPluginNamespace())) {
-      refuse("the registry turned it down; is it registered already?");
+      refuse("the registry turned " + std::string(creator->getPluginName()) +
+             " down; is it registered already?");
     }
   }
 }
