@@ -3,6 +3,7 @@
 
 #include <NvInferRuntime.h>
 
+#include <algorithm>
 #include <cstring>
 #include <deque>
 #include <string>
@@ -33,6 +34,18 @@ class Fields {
 
   Fields& number(const std::string& name, int32_t value) {
     return add(name, nvinfer1::PluginFieldType::kINT32, &value, 1);
+  }
+
+  Fields& number(const std::string& name, int64_t value) {
+    return add(name, nvinfer1::PluginFieldType::kINT64, &value, 1);
+  }
+
+  // Another value for a number of that name.
+  template <typename Number>
+  Fields& replace(const std::string& name, Number value) {
+    const auto same = [&](const Entry& entry) { return entry.name == name; };
+    entries_.erase(std::remove_if(entries_.begin(), entries_.end(), same), entries_.end());
+    return number(name, value);
   }
 
   // Valid until the next change.

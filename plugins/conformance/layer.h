@@ -50,6 +50,25 @@ inline std::vector<nvinfer1::DynamicPluginTensorDesc> describe(const std::vector
   return descs;
 }
 
+inline int32_t count(const std::vector<Range>& inputs) {
+  return static_cast<int32_t>(inputs.size());
+}
+
+// Steps of the build phase that TensorRT takes with copies of a plugin, profile by profile.
+inline bool configure(const Plugin& copy, const std::vector<Range>& profile) {
+  const auto descs = describe(profile);
+  return copy.build().configurePlugin(descs.data(), count(profile), &descs[0], 1) == 0;
+}
+
+inline size_t ask_workspace(const Plugin& copy, const std::vector<Range>& profile) {
+  const auto descs = describe(profile);
+  return copy.build().getWorkspaceSize(descs.data(), count(profile), &descs[0], 1);
+}
+
+inline Fields saved_fields(const Plugin& copy) {
+  return Fields(*copy.runtime().getFieldsToSerialize());
+}
+
 // Takes a layer with one output through the build phase.
 class Builder {
  public:
@@ -96,22 +115,14 @@ class Builder {
     if (!infer_shapes(inputs)) return "shapes";
     const Plugin tactic = plugin_.clone();  // TensorRT configures copies
     if (!supports_formats(inputs)) return "formats";
-    const auto descs = describe(inputs);
-    const nvinfer1::DynamicPluginTensorDesc output = descs[0];
-    if (tactic.build().configurePlugin(descs.data(), count(inputs), &output, 1) != 0) {
-      return "configuration";
-    }
-    engine->workspace = tactic.build().getWorkspaceSize(descs.data(), count(inputs), &output, 1);
-    engine->fields = Fields(*tactic.runtime().getFieldsToSerialize());
+    if (!configure(tactic, inputs)) return "configuration";
+    engine->workspace = ask_workspace(tactic, inputs);
+    engine->fields = saved_fields(tactic);
     engine->types = types;
     return {};
   }
 
  private:
-  static int32_t count(const std::vector<Range>& inputs) {
-    return static_cast<int32_t>(inputs.size());
-  }
-
   Plugin plugin_;
   ExpressionBuilder expressions_;
   std::vector<nvinfer1::DimsExprs> input_exprs_;

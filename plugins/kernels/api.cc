@@ -58,8 +58,9 @@ Result check_workspace(const Geometry& geometry, void* workspace, size_t bytes, 
                 " are needed; ask rainfusion_workspace_size for this problem"};
   }
   if (workspace == nullptr) return invalid("workspace is a null pointer");
-  if (reinterpret_cast<uintptr_t>(workspace) % 256 != 0) {
-    return invalid("the workspace is not aligned to 256 bytes");
+  if (reinterpret_cast<uintptr_t>(workspace) % RAINFUSION_WORKSPACE_ALIGNMENT != 0) {
+    return invalid("the workspace is not aligned to " +
+                   std::to_string(RAINFUSION_WORKSPACE_ALIGNMENT) + " bytes");
   }
   return {};
 }
@@ -129,14 +130,14 @@ Result run(const RainfusionProblem* problem, const RainfusionTensors* tensors,
   if (tensors == nullptr) return invalid("tensors is a null pointer");
   result = validate_tensors(*problem, *tensors, attention);
   if (!result.ok()) return result;
-  int capability = 0;
-  result = device_capability(&capability);
-  if (!result.ok()) return result;
-
   const Geometry geometry(*problem);
   Workspace parts{};
   result = check_workspace(geometry, workspace, workspace_bytes, &parts);
   if (!result.ok()) return result;
+  int capability = 0;
+  result = device_capability(&capability);
+  if (!result.ok()) return result;
+
   result = plan_heads(geometry, *tensors, plan != nullptr ? *plan : RainfusionPlan{}, parts,
                       capability, stream);
   if (result.ok() && attention) {
@@ -185,6 +186,8 @@ const char* rainfusion_method_name(RainfusionMethod method) {
   return method >= 0 && method < kMethodCount ? kMethods[method].name : nullptr;
 }
 
+int32_t rainfusion_workspace_layout(void) { return RAINFUSION_WORKSPACE_LAYOUT; }
+
 const char* rainfusion_build_info(void) {
   return RAINFUSION_VERSION "+" RAINFUSION_SOURCE_HASH " " RAINFUSION_GPU_TARGETS;
 }
@@ -192,6 +195,10 @@ const char* rainfusion_build_info(void) {
 RainfusionStatus rainfusion_check(const RainfusionProblem* problem, char* message,
                                   size_t capacity) {
   return guarded([&] { return check_problem(problem); }, message, capacity);
+}
+
+RainfusionStatus rainfusion_check_head_size(int32_t head_size, char* message, size_t capacity) {
+  return guarded([&] { return validate_head_size(head_size); }, message, capacity);
 }
 
 RainfusionStatus rainfusion_check_device(int32_t major, int32_t minor, char* message,
@@ -219,6 +226,14 @@ RainfusionStatus rainfusion_workspace_size(const RainfusionProblem* problem, siz
     if (bytes == nullptr) return invalid("bytes is a null pointer");
     *bytes = lay_out_workspace(Geometry(*problem), nullptr, nullptr);
     return result;
+  });
+}
+
+RainfusionStatus rainfusion_workspace_bound(const RainfusionProblem* largest, size_t* bytes) {
+  return guarded([&] {
+    if (largest == nullptr) return invalid("largest is a null pointer");
+    if (bytes == nullptr) return invalid("bytes is a null pointer");
+    return bound_workspace(*largest, bytes);
   });
 }
 

@@ -24,10 +24,8 @@ std::string grid_text(const RainfusionProblem& p) {
 }
 
 Result validate_grid(const RainfusionProblem& p) {
-  if (p.grid_t < 1 || p.grid_h < 1 || p.grid_w < 1) {
-    return invalid("grid (T, H, W) = " + grid_text(p) +
-                   " has a size below 1; pass the token grid after patching");
-  }
+  const Result result = validate_grid_extents(p);
+  if (!result.ok()) return result;
   const int64_t frame = static_cast<int64_t>(p.grid_h) * p.grid_w;
   if (frame > kMaxTokens || frame * p.grid_t > kMaxTokens) {
     return invalid("grid (T, H, W) = " + grid_text(p) + " holds more than 2^31 - 1 tokens");
@@ -69,12 +67,7 @@ Result validate_enums(const RainfusionProblem& p) {
     return unsupported("dtype = " + to_string(p.dtype) +
                        " has no kernel; cast q, k and v to float16 (0) or bfloat16 (1)");
   }
-  const auto* const end = std::end(kHeadSizes);
-  if (std::find(std::begin(kHeadSizes), end, p.head_size) == end) {
-    return unsupported("head_size = " + to_string(p.head_size) +
-                       " has no kernel; kernels exist for " + head_sizes_text());
-  }
-  return {};
+  return validate_head_size(p.head_size);
 }
 
 Result validate_attributes(const RainfusionProblem& p) {
@@ -134,6 +127,19 @@ Result validate_rows(const char* name, const void* pointer, const RainfusionStri
 }
 
 }  // namespace
+
+Result validate_head_size(int32_t head_size) {
+  const auto* const end = std::end(kHeadSizes);
+  if (std::find(std::begin(kHeadSizes), end, head_size) != end) return {};
+  return unsupported("head_size = " + to_string(head_size) + " has no kernel; kernels exist for " +
+                     head_sizes_text());
+}
+
+Result validate_grid_extents(const RainfusionProblem& p) {
+  if (p.grid_t >= 1 && p.grid_h >= 1 && p.grid_w >= 1) return {};
+  return invalid("grid (T, H, W) = " + grid_text(p) +
+                 " has a size below 1; pass the token grid after patching");
+}
 
 Result validate_problem(const RainfusionProblem& p) {
   if (p.batch < 1 || p.heads < 1) {

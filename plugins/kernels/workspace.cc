@@ -1,11 +1,10 @@
 #include "workspace.h"
 
 #include "common/element.h"
+#include "validate.h"
 
 namespace rainfusion {
 namespace {
-
-constexpr int64_t kAlignment = 256;
 
 class Cutter {
  public:
@@ -21,7 +20,7 @@ class Cutter {
 
   void cut_bytes(void** part, int64_t bytes) {
     *part = base_ != nullptr && bytes > 0 ? base_ + bytes_ : nullptr;
-    bytes_ += ceil_div(bytes, kAlignment) * kAlignment;
+    bytes_ += ceil_div(bytes, RAINFUSION_WORKSPACE_ALIGNMENT) * RAINFUSION_WORKSPACE_ALIGNMENT;
   }
 
   size_t bytes() const { return static_cast<size_t>(bytes_); }
@@ -56,6 +55,48 @@ size_t lay_out_workspace(const Geometry& geometry, void* base, Workspace* parts)
   cutter.cut(&w.q_means, sparse && by_blocks ? row * geometry.q_cut.blocks : 0);
   cutter.cut(&w.k_means, sparse && by_blocks ? row * geometry.k_cut.blocks : 0);
   return cutter.bytes();
+}
+
+Result bound_workspace(const RainfusionProblem& largest, size_t* bytes) {
+  Result result = validate_grid_extents(largest);
+  if (!result.ok()) return result;
+  if (largest.tokens < 1) {
+    return invalid("tokens = " + std::to_string(largest.tokens) + " must be at least 1");
+  }
+  // All tokens in one frame: are the attributes valid, and is that many tokens within the limits?
+  RainfusionProblem frame = largest;
+  frame.grid_t = 1;
+  frame.grid_h = 1;
+  frame.grid_w = largest.tokens;
+  result = validate_problem(frame);
+  if (!result.ok()) return result;
+
+  // The workspace grows with batch * heads, with the blocks and with the checkerboard keys. Of all
+  // problems with at most S tokens in at most T frames, none has more of either than one of T
+  // frames of 1 x w, w the first odd number of at least S / T, and a token of text:
+  //
+  // Blocks. Any cut of s <= S tokens into text and video makes at most ceil(s / size) + 1 blocks.
+  // This one makes 1 + ceil(T * w / size), and T * w >= S.
+  //
+  // Checkerboard keys. t frames of h * w' tokens, f of them sinks, have at most
+  // (t - f) * (h * w' + 1) / 2 at the smallest stride, 2. Since t <= T and t * h * w' <= S,
+  //   (t - f) * h * w' = t * h * w' * (1 - f / t) <= S * (1 - f / T) <= (T - f) * w,
+  // and (T - f) * (w + 1) / 2 is what T frames of 1 x w have, w being odd.
+  const int64_t frames = min64(largest.grid_t, largest.tokens);
+  const int64_t width = ceil_div(largest.tokens, frames) | 1;
+  if (frames * width >= INT32_MAX) {
+    return unsupported("tokens = " + std::to_string(largest.tokens) + " in " +
+                       std::to_string(frames) +
+                       " frames are too many to bound their workspace; split the sequence");
+  }
+  RainfusionProblem widest = largest;
+  widest.text = RAINFUSION_TEXT_FIRST;
+  widest.grid_t = static_cast<int32_t>(frames);
+  widest.grid_h = 1;
+  widest.grid_w = static_cast<int32_t>(width);
+  widest.tokens = widest.grid_t * widest.grid_w + 1;
+  *bytes = lay_out_workspace(Geometry(widest), nullptr, nullptr);
+  return {};
 }
 
 }  // namespace rainfusion

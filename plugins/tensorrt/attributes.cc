@@ -1,5 +1,7 @@
 #include "attributes.h"
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -10,14 +12,19 @@ namespace rainfusion::tensorrt {
 namespace {
 
 using nvinfer1::PluginField;
+using nvinfer1::PluginFieldCollection;
 using nvinfer1::PluginFieldType;
 
 constexpr std::array<const char*, 3> kTexts{"none", "first", "last"};
-constexpr std::array<const char*, 4> kMethods{"rainfusion", "rainfusion_two_way", "rainfusion_plus",
-                                              "rainfusion2"};
 
-// A field of engines alone: no attribute of the operator.
+const char* text_name(RainfusionText text) {
+  return text >= 0 && static_cast<size_t>(text) < kTexts.size() ? kTexts[text] : nullptr;
+}
+
+// Fields of engines alone: no attributes of the operator.
 constexpr const char* kLayoutName = "engine_layout";
+constexpr const char* kWorkspaceName = "workspace_bytes";
+constexpr int32_t kLayout = RAINFUSION_WORKSPACE_LAYOUT;
 
 [[noreturn]] void reject(const PluginField& field, const std::string& why) {
   throw std::invalid_argument("attribute '" + std::string(field.name) + "' " + why);
@@ -39,111 +46,182 @@ float read_float(const PluginField& field) {
   return static_cast<float>(value);
 }
 
-int32_t read_int(const PluginField& field) {
+template <typename Int>
+Int read_int(const PluginField& field) {
   const bool wide = field.type == PluginFieldType::kINT64;
   if (!wide && field.type != PluginFieldType::kINT32) reject(field, "must be an integer");
   if (field.length != 1) reject(field, "must be one number");
   const int64_t value =
       wide ? *static_cast<const int64_t*>(field.data) : *static_cast<const int32_t*>(field.data);
-  if (value < 0 || value > std::numeric_limits<int32_t>::max()) {
-    reject(field, "is " + std::to_string(value) + "; it must not be negative");
+  if (value < 0) reject(field, "is " + std::to_string(value) + "; it must not be negative");
+  if (value > std::numeric_limits<Int>::max()) {
+    reject(field, "is " + std::to_string(value) + "; it is too large");
   }
-  return static_cast<int32_t>(value);
+  return static_cast<Int>(value);
 }
 
-template <typename Enum, size_t count>
-Enum read_choice(const PluginField& field, const std::array<const char*, count>& choices) {
+// The value of that name; `name_of` names all values from 0 on, then nullptr.
+template <typename Enum>
+Enum read_choice(const PluginField& field, const char* (*name_of)(Enum)) {
   const std::string value = read_string(field);
   std::string known;
-  for (size_t i = 0; i < count; ++i) {
-    if (value == choices[i]) return static_cast<Enum>(i);
-    known += (i == 0 ? "" : ", ") + std::string(choices[i]);
+  for (int32_t i = 0; const char* const name = name_of(static_cast<Enum>(i)); ++i) {
+    if (value == name) return static_cast<Enum>(i);
+    known += (i == 0 ? "" : ", ") + std::string(name);
   }
   reject(field, "is '" + value + "'; use one of " + known);
 }
 
-void read_field(const PluginField& field, Attributes& attributes) {
-  const std::string name = field.name;
-  // The parser's own attributes, should a caller hand on all that the node has.
-  if (name == "plugin_namespace" || name == "plugin_version") return;
-  if (name == "text") {
-    attributes.text = read_choice<RainfusionText>(field, kTexts);
-  } else if (name == "method") {
-    attributes.method = read_choice<RainfusionMethod>(field, kMethods);
-  } else if (name == "alpha") {
-    attributes.alpha = read_float(field);
-    if (attributes.alpha < 0.0F || attributes.alpha > 1.0F) {
-      reject(field, "is " + std::to_string(attributes.alpha) + "; a recall lies in [0, 1]");
-    }
-  } else if (name == "sink_frames") {
-    attributes.sink_frames = read_int(field);
-  } else if (name == "scale") {
-    attributes.scale = read_float(field);
-    if (attributes.scale < 0.0F) {
-      reject(field, "is " + std::to_string(attributes.scale) +
-                        "; use a positive scale, or 0 for 1/sqrt(head size)");
-    }
-  } else {
-    reject(field, "is unknown; there are text, method, alpha, sink_frames and scale");
-  }
+float read_alpha(const PluginField& field) {
+  const float alpha = read_float(field);
+  if (alpha >= 0.0F && alpha <= 1.0F) return alpha;
+  reject(field, "is " + std::to_string(alpha) + "; a recall lies in [0, 1]");
 }
 
-int32_t length_of(const char* text) { return static_cast<int32_t>(std::strlen(text)); }
+float read_scale(const PluginField& field) {
+  const float scale = read_float(field);
+  if (scale >= 0.0F) return scale;
+  reject(field,
+         "is " + std::to_string(scale) + "; use a positive scale, or 0 for 1/sqrt(head size)");
+}
+
+// Where an attribute's value lies.
+struct Value {
+  const void* data;
+  int32_t length;
+};
+
+Value value_of(const char* text) { return {text, static_cast<int32_t>(std::strlen(text))}; }
+
+template <typename Number>
+Value value_of(const Number& number) {
+  return {&number, 1};
+}
+
+struct Attribute {
+  const char* name;
+  PluginFieldType type;
+  void (*read)(const PluginField& field, Attributes& attributes);
+  Value (*value)(const Attributes& attributes);
+};
+
+constexpr std::array<Attribute, 5> kAttributes{{
+    {"text", PluginFieldType::kCHAR,
+     [](const PluginField& f, Attributes& a) { a.text = read_choice(f, text_name); },
+     [](const Attributes& a) { return value_of(text_name(a.text)); }},
+    {"method", PluginFieldType::kCHAR,
+     [](const PluginField& f, Attributes& a) { a.method = read_choice(f, rainfusion_method_name); },
+     [](const Attributes& a) { return value_of(rainfusion_method_name(a.method)); }},
+    {"alpha", PluginFieldType::kFLOAT32,
+     [](const PluginField& f, Attributes& a) { a.alpha = read_alpha(f); },
+     [](const Attributes& a) { return value_of(a.alpha); }},
+    {"sink_frames", PluginFieldType::kINT32,
+     [](const PluginField& f, Attributes& a) { a.sink_frames = read_int<int32_t>(f); },
+     [](const Attributes& a) { return value_of(a.sink_frames); }},
+    {"scale", PluginFieldType::kFLOAT32,
+     [](const PluginField& f, Attributes& a) { a.scale = read_scale(f); },
+     [](const Attributes& a) { return value_of(a.scale); }},
+}};
+
+bool is_named(const PluginField& field, const char* name) {
+  return std::strcmp(field.name, name) == 0;
+}
+
+void read_attribute(const PluginField& field, Attributes& attributes) {
+  // The parser's own attributes, should a caller hand on all that the node has.
+  if (is_named(field, "plugin_namespace") || is_named(field, "plugin_version")) return;
+  std::string known;
+  for (const Attribute& attribute : kAttributes) {
+    if (is_named(field, attribute.name)) return attribute.read(field, attributes);
+    known += (known.empty() ? "" : ", ") + std::string(attribute.name);
+  }
+  reject(field, "is unknown; there are " + known);
+}
+
+std::vector<PluginField> named_fields(const PluginFieldCollection* collection) {
+  if (collection == nullptr) return {};
+  std::vector<PluginField> fields(collection->fields, collection->fields + collection->nbFields);
+  for (const PluginField& field : fields) {
+    if (field.name == nullptr) throw std::invalid_argument("an attribute has no name");
+    if (field.data == nullptr) reject(field, "has no value");
+  }
+  return fields;
+}
+
+// Takes the field of that name out of `fields`; 0 if there is none.
+template <typename Int>
+Int take_int(std::vector<PluginField>& fields, const char* name) {
+  const auto found = std::find_if(fields.begin(), fields.end(),
+                                  [&](const PluginField& field) { return is_named(field, name); });
+  if (found == fields.end()) return 0;
+  const Int value = read_int<Int>(*found);
+  fields.erase(found);
+  return value;
+}
 
 }  // namespace
 
-const nvinfer1::PluginFieldCollection& attribute_names() noexcept {
-  static const std::array<PluginField, 5> fields{
-      PluginField{"text", nullptr, PluginFieldType::kCHAR, 0},
-      PluginField{"method", nullptr, PluginFieldType::kCHAR, 0},
-      PluginField{"alpha", nullptr, PluginFieldType::kFLOAT32, 1},
-      PluginField{"sink_frames", nullptr, PluginFieldType::kINT32, 1},
-      PluginField{"scale", nullptr, PluginFieldType::kFLOAT32, 1}};
-  static const nvinfer1::PluginFieldCollection collection{static_cast<int32_t>(fields.size()),
-                                                          fields.data()};
+const PluginFieldCollection& attribute_names() noexcept {
+  static const auto fields = [] {
+    std::array<PluginField, kAttributes.size()> names;
+    std::transform(kAttributes.begin(), kAttributes.end(), names.begin(), [](const Attribute& a) {
+      return PluginField{a.name, nullptr, a.type, a.type == PluginFieldType::kCHAR ? 0 : 1};
+    });
+    return names;
+  }();
+  static const PluginFieldCollection collection{static_cast<int32_t>(fields.size()), fields.data()};
   return collection;
 }
 
-Attributes parse_attributes(const nvinfer1::PluginFieldCollection* fields,
-                            nvinfer1::TensorRTPhase phase) {
+Attributes parse_attributes(const PluginFieldCollection* fields) {
   Attributes attributes;
-  const int32_t count = fields != nullptr ? fields->nbFields : 0;
-  int32_t layout = phase == nvinfer1::TensorRTPhase::kRUNTIME ? 0 : kEngineLayout;
-  for (int32_t i = 0; i < count; ++i) {
-    const PluginField& field = fields->fields[i];
-    if (field.name == nullptr) throw std::invalid_argument("an attribute has no name");
-    if (field.data == nullptr) reject(field, "has no value");
-    if (std::strcmp(field.name, kLayoutName) == 0) {
-      layout = read_int(field);
-    } else {
-      read_field(field, attributes);
-    }
-  }
-  if (layout != kEngineLayout) {
+  for (const PluginField& field : named_fields(fields)) read_attribute(field, attributes);
+  return attributes;
+}
+
+SavedLayer parse_saved_layer(const PluginFieldCollection* collection) {
+  std::vector<PluginField> fields = named_fields(collection);
+  const auto layout = take_int<int32_t>(fields, kLayoutName);
+  if (layout !=
+      kLayout) {  // before anything else, which another library may have written otherwise
     throw std::invalid_argument("the engine was built with a library of layout " +
                                 std::to_string(layout) + ", this one has layout " +
-                                std::to_string(kEngineLayout) + ": build the engine again");
+                                std::to_string(kLayout) + ": build the engine again");
   }
-  return attributes;
+  SavedLayer layer;
+  layer.workspace_bytes = static_cast<size_t>(take_int<int64_t>(fields, kWorkspaceName));
+  if (layer.workspace_bytes == 0) {
+    throw std::invalid_argument(
+        "the engine does not say how much workspace it has (workspace_bytes = 0), which layout " +
+        std::to_string(kLayout) + " requires: build the engine again");
+  }
+  for (const PluginField& field : fields) read_attribute(field, layer.attributes);
+  return layer;
 }
 
 std::string describe(const Attributes& attributes) {
   std::ostringstream text;
-  text << "text=" << kTexts.at(attributes.text) << " method=" << kMethods.at(attributes.method)
-       << " alpha=" << attributes.alpha << " sink_frames=" << attributes.sink_frames
-       << " scale=" << attributes.scale;
+  for (const Attribute& attribute : kAttributes) {
+    const Value value = attribute.value(attributes);
+    text << (text.tellp() == 0 ? "" : " ") << attribute.name << '=';
+    if (attribute.type == PluginFieldType::kCHAR) {
+      text.write(static_cast<const char*>(value.data), value.length);
+    } else if (attribute.type == PluginFieldType::kINT32) {
+      text << *static_cast<const int32_t*>(value.data);
+    } else {
+      text << *static_cast<const float*>(value.data);
+    }
+  }
   return text.str();
 }
 
-AttributeFields::AttributeFields(const Attributes& attributes) : attributes_(attributes) {
-  const char* const text = kTexts.at(attributes_.text);
-  const char* const method = kMethods.at(attributes_.method);
-  fields_ = {PluginField{"text", text, PluginFieldType::kCHAR, length_of(text)},
-             PluginField{"method", method, PluginFieldType::kCHAR, length_of(method)},
-             PluginField{"alpha", &attributes_.alpha, PluginFieldType::kFLOAT32, 1},
-             PluginField{"sink_frames", &attributes_.sink_frames, PluginFieldType::kINT32, 1},
-             PluginField{"scale", &attributes_.scale, PluginFieldType::kFLOAT32, 1},
-             PluginField{kLayoutName, &kEngineLayout, PluginFieldType::kINT32, 1}};
+SavedFields::SavedFields(const Attributes& attributes) : attributes_(attributes) {
+  for (const Attribute& attribute : kAttributes) {
+    const Value value = attribute.value(attributes_);
+    fields_.emplace_back(attribute.name, value.data, attribute.type, value.length);
+  }
+  fields_.emplace_back(kLayoutName, &kLayout, PluginFieldType::kINT32, 1);
+  fields_.emplace_back(kWorkspaceName, &workspace_bytes_, PluginFieldType::kINT64, 1);
   collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
 }
 

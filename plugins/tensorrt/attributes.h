@@ -3,8 +3,8 @@
 
 #include <NvInferRuntime.h>
 
-#include <array>
 #include <string>
+#include <vector>
 
 #include "rainfusion/rainfusion.h"
 
@@ -18,33 +18,42 @@ struct Attributes {
   float scale = 0.0F;  // 0 = 1 / sqrt(head size)
 };
 
-// What an engine relies on beside the attributes: the workspace it was built with. Raised whenever
-// a library would need more than the last one asked for.
-constexpr int32_t kEngineLayout = 2;
+// A layer as an engine's file has it.
+struct SavedLayer {
+  Attributes attributes;
+  size_t workspace_bytes = 0;  // that the engine sets aside
+};
 
 // Names and types of the attributes, without values: what a creator announces to the parser.
 const nvinfer1::PluginFieldCollection& attribute_names() noexcept;
 
 // Attributes that are missing keep their default. Throws std::invalid_argument on an unknown name,
-// a wrong type or a value out of range, and on the fields of an engine of another layout.
-Attributes parse_attributes(const nvinfer1::PluginFieldCollection* fields,
-                            nvinfer1::TensorRTPhase phase);
+// a wrong type or a value out of range.
+Attributes parse_attributes(const nvinfer1::PluginFieldCollection* fields);
+
+// What SavedFields wrote. Throws std::invalid_argument too for an engine whose workspace has
+// another layout than this library's, or which does not say how large it is.
+SavedLayer parse_saved_layer(const nvinfer1::PluginFieldCollection* fields);
 
 // For logs, metadata and the timing cache, for example "text=last method=rainfusion alpha=0.9 ...".
 std::string describe(const Attributes& attributes);
 
-// Attributes as plugin fields that parse_attributes reads back. Owns what the fields point to.
-class AttributeFields {
+// What an engine's file keeps of a layer, as plugin fields. Owns what they point to.
+class SavedFields {
  public:
-  explicit AttributeFields(const Attributes& attributes);
-  AttributeFields(const AttributeFields&) = delete;
-  AttributeFields& operator=(const AttributeFields&) = delete;
+  explicit SavedFields(const Attributes& attributes);
+  SavedFields(const SavedFields&) = delete;
+  SavedFields& operator=(const SavedFields&) = delete;
 
-  const nvinfer1::PluginFieldCollection* collection() const noexcept { return &collection_; }
+  const nvinfer1::PluginFieldCollection* collection(size_t workspace_bytes) noexcept {
+    workspace_bytes_ = static_cast<int64_t>(workspace_bytes);
+    return &collection_;
+  }
 
  private:
   Attributes attributes_;
-  std::array<nvinfer1::PluginField, 6> fields_;
+  int64_t workspace_bytes_ = 0;
+  std::vector<nvinfer1::PluginField> fields_;
   nvinfer1::PluginFieldCollection collection_;
 };
 

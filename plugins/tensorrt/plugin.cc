@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -21,15 +22,8 @@ using nvinfer1::PluginTensorDesc;
 constexpr int32_t kSuccess = 0;
 constexpr int32_t kFailure = 1;
 
-// TensorRT cuts layers' workspaces out of a larger one without saying how it aligns them; the
-// kernels want kWorkspaceAlignment.
-constexpr size_t kWorkspaceAlignment = 256;
-constexpr size_t kWorkspaceSlack = kWorkspaceAlignment - 1;
-
-void* aligned(void* workspace) {
-  const uintptr_t address = reinterpret_cast<uintptr_t>(workspace) + kWorkspaceSlack;
-  return reinterpret_cast<void*>(address / kWorkspaceAlignment * kWorkspaceAlignment);
-}
+// TensorRT cuts layers' workspaces out of a larger one without saying how it aligns them.
+constexpr size_t kAlignmentSlack = RAINFUSION_WORKSPACE_ALIGNMENT - 1;
 
 // TensorRT's own words for a type that no format fits do not name the type. A warning, because a
 // weakly typed network is offered in float32 too before the builder settles on 16 bits.
@@ -52,7 +46,7 @@ Dims known_dims(const DimsExprs& exprs) {
 }
 
 bool is_known(const Dims& dims) {
-  return std::all_of(dims.d, dims.d + dims.nbDims, [](int64_t size) { return size > 0; });
+  return std::all_of(dims.d, dims.d + dims.nbDims, [](int64_t size) { return size >= 0; });
 }
 
 // [B, N, S, D] without gaps.
@@ -60,19 +54,23 @@ RainfusionStrides dense_strides(const Dims& dims) {
   return {dims.d[1] * dims.d[2] * dims.d[3], dims.d[2] * dims.d[3], dims.d[3]};
 }
 
-// The head size is known long before the other sizes are: check it in a problem that is else fine.
-void check_head_size(const Attributes& attributes, int64_t head_size) {
-  Attributes any_text = attributes;
-  any_text.text = RAINFUSION_TEXT_NONE;
-  Dims query{4, {1, 1, 8, head_size}};
-  Dims grid{3, {2, 2, 2}};
-  check_problem(make_problem(any_text, query, grid, DataType::kHALF));
-}
-
 }  // namespace
 
 Plugin::Plugin(const Attributes& attributes)
     : attributes_(attributes), fields_(attributes), description_(describe(attributes)) {}
+
+Plugin::Plugin(const SavedLayer& layer)
+    : attributes_(layer.attributes),
+      fields_(attributes_),
+      description_(describe(attributes_)),
+      workspace_(layer.workspace_bytes) {}
+
+Plugin::Plugin(const Plugin& other)
+    : attributes_(other.attributes_),
+      fields_(attributes_),
+      description_(other.description_),
+      workspace_(other.workspace_),
+      input_count_(other.input_count_) {}
 
 nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(
     nvinfer1::PluginCapabilityType type) noexcept {
@@ -88,11 +86,7 @@ nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(
 }
 
 nvinfer1::IPluginV3* Plugin::clone() noexcept {
-  return guarded("clone", static_cast<Plugin*>(nullptr), [&] {
-    auto* const copy = new Plugin(attributes_);
-    copy->input_count_ = input_count_;
-    return copy;
-  });
+  return guarded("clone", static_cast<Plugin*>(nullptr), [&] { return new Plugin(*this); });
 }
 
 int32_t Plugin::getOutputDataTypes(DataType* output_types, int32_t outputs,
@@ -115,8 +109,8 @@ int32_t Plugin::getOutputShapes(const DimsExprs* inputs, int32_t input_count, co
     check_shapes(dims);
     if (is_known(dims[kQuery]) && is_known(dims[kGrid])) {
       check_problem(make_problem(attributes_, dims[kQuery], dims[kGrid], DataType::kHALF));
-    } else if (dims[kQuery].d[3] > 0) {
-      check_head_size(attributes_, dims[kQuery].d[3]);
+    } else if (dims[kQuery].d[3] >= 0) {
+      check_head_size(dims[kQuery].d[3]);
     }
     outputs[0] = inputs[kQuery];
     return kSuccess;
@@ -151,7 +145,8 @@ int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t i
     }
     // getWorkspaceSize cannot fail, so what would make it fail is reported here.
     if (is_known(inputs[kQuery].max) && is_known(inputs[kGrid].max)) {
-      workspace_bound(attributes_, inputs[kQuery].max, inputs[kGrid].max, inputs[kQuery].desc.type);
+      workspace_bound(make_problem(attributes_, inputs[kQuery].max, inputs[kGrid].max,
+                                   inputs[kQuery].desc.type));
     }
     input_count_ = input_count;
     return kSuccess;
@@ -161,8 +156,11 @@ int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t i
 size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, int32_t,
                                 const DynamicPluginTensorDesc*, int32_t) const noexcept {
   return guarded("workspace", size_t{0}, [&] {
-    return kWorkspaceSlack + workspace_bound(attributes_, inputs[kQuery].max, inputs[kGrid].max,
-                                             inputs[kQuery].desc.type);
+    const size_t bytes = kAlignmentSlack +
+                         workspace_bound(make_problem(attributes_, inputs[kQuery].max,
+                                                      inputs[kGrid].max, inputs[kQuery].desc.type));
+    workspace_.ask(bytes);
+    return bytes;
   });
 }
 
@@ -197,10 +195,17 @@ int32_t Plugin::enqueue(const PluginTensorDesc* input_descs, const PluginTensorD
     tensors.q_strides = tensors.k_strides = tensors.v_strides = tensors.out_strides = strides;
     tensors.sparsity = static_cast<const float*>(inputs[kSparsity]);
     tensors.kv_len = input_count_ > kKvLen ? static_cast<const int32_t*>(inputs[kKvLen]) : nullptr;
-    size_t workspace_bytes = 0;
-    check_status(rainfusion_workspace_size(&problem, &workspace_bytes));
-    check_status(rainfusion_attention(&problem, &tensors, nullptr, aligned(workspace),
-                                      workspace_bytes, stream));
+    // What TensorRT has set aside, not what the library would like: too little is an error there.
+    size_t workspace_bytes = workspace_.bytes();
+    if (workspace_bytes == 0) throw std::logic_error("called before getWorkspaceSize");
+    std::align(RAINFUSION_WORKSPACE_ALIGNMENT, 0, workspace, workspace_bytes);
+    const RainfusionStatus status =
+        rainfusion_attention(&problem, &tensors, nullptr, workspace, workspace_bytes, stream);
+    if (status == RAINFUSION_WORKSPACE_TOO_SMALL) {
+      throw std::runtime_error("the engine has less workspace than this library needs: " +
+                               std::string(rainfusion_last_error()) + "; build the engine again");
+    }
+    check_status(status);
     return kSuccess;
   });
 }
@@ -213,7 +218,15 @@ nvinfer1::IPluginV3* Plugin::attachToContext(nvinfer1::IPluginResourceContext*) 
 }
 
 const nvinfer1::PluginFieldCollection* Plugin::getFieldsToSerialize() noexcept {
-  return fields_.collection();
+  return guarded("saving", static_cast<const nvinfer1::PluginFieldCollection*>(nullptr), [&] {
+    const size_t bytes = workspace_.bytes();
+    if (bytes == 0) {
+      log(Severity::kWARNING,
+          "RainFusionAttention saving: TensorRT has not asked for the layer's workspace; an engine "
+          "that is saved like this will be refused");
+    }
+    return fields_.collection(bytes);
+  });
 }
 
 }  // namespace rainfusion::tensorrt

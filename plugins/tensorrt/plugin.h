@@ -6,6 +6,7 @@
 #include <string>
 
 #include "attributes.h"
+#include "reservation.h"
 
 namespace rainfusion::tensorrt {
 
@@ -13,13 +14,20 @@ constexpr const char* kPluginName = "RainFusionAttention";
 constexpr const char* kPluginVersion = "1";
 constexpr const char* kPluginNamespace = "rainfusion";
 
-// Holds the attributes and the number of inputs, nothing else: contexts share no state.
+// Holds the attributes, the number of inputs and the workspace that TensorRT sets aside. Copies of
+// a layer share what was asked of any of them while it is built, execution contexts nothing.
 class Plugin final : public nvinfer1::IPluginV3,
                      public nvinfer1::IPluginV3OneCore,
                      public nvinfer1::IPluginV3OneBuildV2,
                      public nvinfer1::IPluginV3OneRuntime {
  public:
+  // A layer that is to be built.
   explicit Plugin(const Attributes& attributes);
+
+  // A layer of an engine.
+  explicit Plugin(const SavedLayer& layer);
+
+  Plugin& operator=(const Plugin&) = delete;
 
   // IPluginV3
   nvinfer1::IPluginCapability* getCapabilityInterface(
@@ -62,10 +70,13 @@ class Plugin final : public nvinfer1::IPluginV3,
   const nvinfer1::PluginFieldCollection* getFieldsToSerialize() noexcept override;
 
  private:
+  Plugin(const Plugin& other);
+
   Attributes attributes_;
-  AttributeFields fields_;
+  SavedFields fields_;
   std::string description_;
-  int32_t input_count_ = 0;  // enqueue is not told; onShapeChange always comes before it
+  mutable Reservation workspace_;  // asked for in getWorkspaceSize, which is const
+  int32_t input_count_ = 0;        // enqueue is not told; onShapeChange always comes before it
 };
 
 }  // namespace rainfusion::tensorrt

@@ -8,8 +8,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "common/geometry.h"
-
 namespace rainfusion::tensorrt {
 namespace {
 
@@ -41,6 +39,15 @@ int32_t to_int32(int64_t size) {
     throw std::invalid_argument("size " + std::to_string(size) + " is out of range");
   }
   return static_cast<int32_t>(size);
+}
+
+// Calls a check of the library and throws its words if it fails.
+template <typename Error, typename Check, typename... Arguments>
+void run_check(Check* check, Arguments... arguments) {
+  std::array<char, 1024> message{};
+  if (check(arguments..., message.data(), message.size()) != RAINFUSION_SUCCESS) {
+    throw Error(message.data());
+  }
 }
 
 }  // namespace
@@ -102,10 +109,11 @@ RainfusionProblem make_problem(const Attributes& attributes, const Dims& query, 
 }
 
 void check_problem(const RainfusionProblem& problem) {
-  std::array<char, 1024> message{};
-  if (rainfusion_check(&problem, message.data(), message.size()) != RAINFUSION_SUCCESS) {
-    throw std::invalid_argument(message.data());
-  }
+  run_check<std::invalid_argument>(rainfusion_check, &problem);
+}
+
+void check_head_size(int64_t head_size) {
+  run_check<std::invalid_argument>(rainfusion_check_head_size, to_int32(head_size));
 }
 
 void check_current_device() {
@@ -118,10 +126,7 @@ void check_current_device() {
     static_cast<void>(cudaGetLastError());  // no GPU here; do not leave the error to others
     return;
   }
-  std::array<char, 1024> message{};
-  if (rainfusion_check_device(major, minor, message.data(), message.size()) != RAINFUSION_SUCCESS) {
-    throw std::runtime_error(message.data());
-  }
+  run_check<std::runtime_error>(rainfusion_check_device, major, minor);
 }
 
 void check_status(RainfusionStatus status) {
@@ -130,23 +135,9 @@ void check_status(RainfusionStatus status) {
   throw std::runtime_error(detail.empty() ? rainfusion_status_string(status) : detail);
 }
 
-size_t workspace_bound(const Attributes& attributes, const Dims& max_query, const Dims& max_grid,
-                       DataType type) {
-  // Each axis has its own maximum, so the largest sizes together need not be a clip. Of the clips
-  // with at most S tokens, one of the most frames and of odd frames that hold all S has the most
-  // checkerboard keys; two more query blocks cover the cut between text and video, wherever it
-  // lies.
-  RainfusionProblem problem = make_problem(attributes, max_query, max_grid, type);
-  const int64_t tokens = max_query.d[2];
-  const int64_t frames = max_grid.d[0];
-  const int64_t width = (tokens + frames - 1) / frames | 1;
-  const int64_t text = 2 * block_shape(problem.head_size).q;
-  problem.text = RAINFUSION_TEXT_FIRST;
-  problem.tokens = to_int32(frames * width + text);
-  problem.grid_h = 1;
-  problem.grid_w = to_int32(width);
+size_t workspace_bound(const RainfusionProblem& largest) {
   size_t bytes = 0;
-  check_status(rainfusion_workspace_size(&problem, &bytes));
+  check_status(rainfusion_workspace_bound(&largest, &bytes));
   return bytes;
 }
 

@@ -30,6 +30,9 @@ RainfusionProblem make_problem(const Attributes& attributes, const nvinfer1::Dim
 // Throws with the library's own words if no kernel can run the problem.
 void check_problem(const RainfusionProblem& problem);
 
+// The same of a head size alone, which is known long before the other sizes are.
+void check_head_size(int64_t head_size);
+
 // Throws if the current GPU has no kernel. Passes where there is no GPU at all, since engines can
 // be built on such machines.
 void check_current_device();
@@ -37,8 +40,7 @@ void check_current_device();
 // Throws with the library's last words unless the call succeeded.
 void check_status(RainfusionStatus status);
 
-// Workspace for every problem whose sizes are at most these: S, T, H and W need not add up.
-size_t workspace_bound(const Attributes& attributes, const nvinfer1::Dims& max_query,
-                       const nvinfer1::Dims& max_grid, nvinfer1::DataType type);
+// Workspace for every problem of a profile: its largest sizes need not make a clip.
+size_t workspace_bound(const RainfusionProblem& largest);
 
 }  // namespace rainfusion::tensorrt

@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rainfusion_trt.graph_file import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
+
 
 class PluginIdentity(NamedTuple):
     """What TensorRT finds a creator by."""
@@ -15,7 +17,7 @@ class PluginIdentity(NamedTuple):
     namespace: str
 
 
-ATTENTION = PluginIdentity("RainFusionAttention", "1", "rainfusion")
+ATTENTION = PluginIdentity(PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE)
 PLUGINS = (ATTENTION,)  # all that the library registers
 _log = logging.getLogger(__name__)
 _registered: dict[int, Path] = {}  # by registry: TensorRT and TensorRT for RTX have one each

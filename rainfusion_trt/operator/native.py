@@ -64,11 +64,16 @@ _LAUNCH = [
 ]
 _SIGNATURES = {
     "rainfusion_abi_version": (ctypes.c_int32, []),
+    "rainfusion_workspace_layout": (ctypes.c_int32, []),
     "rainfusion_build_info": (ctypes.c_char_p, []),
     "rainfusion_method_name": (ctypes.c_char_p, [ctypes.c_int]),
     "rainfusion_check": (
         ctypes.c_int,
         [ctypes.POINTER(Problem), ctypes.c_char_p, ctypes.c_size_t],
+    ),
+    "rainfusion_check_head_size": (
+        ctypes.c_int,
+        [ctypes.c_int32, ctypes.c_char_p, ctypes.c_size_t],
     ),
     "rainfusion_check_device": (
         ctypes.c_int,
@@ -79,6 +84,10 @@ _SIGNATURES = {
         [ctypes.POINTER(Problem), ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(ctypes.c_int32)],
     ),
     "rainfusion_workspace_size": (
+        ctypes.c_int,
+        [ctypes.POINTER(Problem), ctypes.POINTER(ctypes.c_size_t)],
+    ),
+    "rainfusion_workspace_bound": (
         ctypes.c_int,
         [ctypes.POINTER(Problem), ctypes.POINTER(ctypes.c_size_t)],
     ),
@@ -140,6 +149,11 @@ class NativeLibrary:
         return self._library.rainfusion_abi_version()
 
     @property
+    def workspace_layout(self) -> int:
+        """Number of the workspace's layout, which a built engine depends on."""
+        return self._library.rainfusion_workspace_layout()
+
+    @property
     def build_info(self) -> str:
         """Version, source hash and targets, e.g. ``0.1.0+3f2a9c1d5e0b7a42 sm_80 compute_80``."""
         return self._library.rainfusion_build_info().decode()
@@ -157,6 +171,12 @@ class NativeLibrary:
         message = ctypes.create_string_buffer(_MESSAGE_BYTES)
         self._raise(self._library.rainfusion_check(problem, message, _MESSAGE_BYTES), message)
 
+    def check_head_size(self, head_size: int) -> None:
+        """Raise UnsupportedError if there is no kernel for this head size."""
+        message = ctypes.create_string_buffer(_MESSAGE_BYTES)
+        status = self._library.rainfusion_check_head_size(head_size, message, _MESSAGE_BYTES)
+        self._raise(status, message)
+
     def check_device(self, major: int, minor: int) -> None:
         """Raise UnsupportedError if nothing the library was built to runs on this capability."""
         message = ctypes.create_string_buffer(_MESSAGE_BYTES)
@@ -173,6 +193,18 @@ class NativeLibrary:
         """Bytes of device memory that `classify` and `attention` need, for any sparsity."""
         size = ctypes.c_size_t()
         self._raise(self._library.rainfusion_workspace_size(problem, size))
+        return size.value
+
+    def workspace_bound(self, largest: Problem) -> int:
+        """Bytes that are enough for every problem whose sizes are each at most these.
+
+        Parameters
+        ----------
+        largest : Problem
+            The attributes, and for each size its maximum; together they need not make a clip.
+        """
+        size = ctypes.c_size_t()
+        self._raise(self._library.rainfusion_workspace_bound(largest, size))
         return size.value
 
     def block_mask_host(self, problem: Problem, kind: int, sparsity: float) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 
 import onnx
 from onnx import TensorProto, helper
@@ -16,6 +17,7 @@ OP = "RainFusionAttention"
 INPUTS = ["query", "key", "value", "grid", "sparsity"]
 ATTRIBUTES = {"text": "last", "method": "rainfusion", "alpha": 0.9, "sink_frames": 1, "scale": 0.0}
 PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": "1"}
+PROFILE = [{"batch": 1}, {"batch": 2}, {"batch": 4}]
 
 
 def make_model(
@@ -24,18 +26,20 @@ def make_model(
     text_tokens: int = 5,
     plugin_attributes: bool = True,
     kv_len: bool = False,
+    dynamic: bool = False,
     **attributes: object,
 ) -> onnx.ModelProto:
     """One node on [B, 2, 2*3*4 + text_tokens, head_size] with a dense local function as its body.
 
-    Batch is dynamic; the rest is fixed.
+    Batch is dynamic, with `dynamic` also tokens and grid; the rest is fixed.
     """
     inputs = [*INPUTS, "kv_len"] if kv_len else INPUTS
     values = {**ATTRIBUTES, **attributes, **(PLUGIN_ATTRIBUTES if plugin_attributes else {})}
-    tokens = 2 * 3 * 4 + text_tokens
+    tokens = "tokens" if dynamic else 2 * 3 * 4 + text_tokens
+    grid = ["frames", "height", "width"] if dynamic else [2, 3, 4]
     shape = ["batch", 2, tokens, head_size]
     infos = [helper.make_tensor_value_info(name, dtype, shape) for name in inputs[:3]]
-    infos.append(helper.make_tensor_value_info("grid", dtype, [2, 3, 4]))
+    infos.append(helper.make_tensor_value_info("grid", dtype, grid))
     infos.append(helper.make_tensor_value_info("sparsity", TensorProto.FLOAT, [1]))
     if kv_len:
         infos.append(helper.make_tensor_value_info("kv_len", TensorProto.INT32, ["batch"]))
@@ -58,8 +62,14 @@ def make_model(
     return helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=10)
 
 
-def build(model: onnx.ModelProto, library: str, targets: list[str]) -> dict[str, object]:
-    """Parse and build `model`; counts of layers by type, and the size of the engine."""
+Profile = list[dict[str, int]]
+"""The smallest, best and largest value of each dynamic axis."""
+
+
+def build(
+    model: onnx.ModelProto, library: str, targets: list[str], profiles: list[Profile], plan: str
+) -> dict[str, object]:
+    """Parse and build `model`; its layers by type, and the size of the engine."""
     trt = load_tensorrt("tensorrt_rtx").module
     logger = trt.Logger(trt.Logger.WARNING)
     builder = trt.Builder(logger)
@@ -74,13 +84,18 @@ def build(model: onnx.ModelProto, library: str, targets: list[str]) -> dict[str,
     config.num_compute_capabilities = len(targets)
     for index, target in enumerate(targets):
         config.set_compute_capability(getattr(trt.ComputeCapability, target), index)
-    profile = builder.create_optimization_profile()
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        shapes = [[n if size < 0 else size for size in tensor.shape] for n in (1, 2, 4)]
-        profile.set_shape(tensor.name, *shapes)
-    config.add_optimization_profile(profile)
+    axes = {
+        info.name: [dim.dim_param or dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        for info in model.graph.input
+    }
+    for sizes in profiles:
+        profile = builder.create_optimization_profile()
+        for name, names in axes.items():
+            profile.set_shape(name, *([at.get(axis, axis) for axis in names] for at in sizes))
+        config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
+    if engine is not None and plan:
+        Path(plan).write_bytes(engine)
     return {"layers": layers, "bytes": 0 if engine is None else engine.nbytes}
 
 
@@ -90,8 +105,10 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--library", default="")
     parser.add_argument("--targets", nargs="+", default=["SM80"])
-    arguments = parser.parse_args()
-    result = build(onnx.load(arguments.model), arguments.library, arguments.targets)
+    parser.add_argument("--profiles", type=json.loads, default=[PROFILE])
+    parser.add_argument("--plan", default="", help="where to put the engine")
+    arguments = vars(parser.parse_args())
+    result = build(onnx.load(arguments.pop("model")), **arguments)
     print(json.dumps(result))
     sys.stdout.flush()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from onnx import TensorProto
 from helpers import tiny_model
 from helpers.tiny_model import make_model
 from rainfusion_trt.engine.flavour import available_flavours, rtx_link_directory
+from rainfusion_trt.operator import native
 from rainfusion_trt.plugin.build import compile_targets, source_directory
 
 TINY_MODEL = Path(tiny_model.__file__)
@@ -108,6 +110,55 @@ def test_tensorrt_rtx_logs_what_is_wrong(plugin_library, tmp_path, options, word
     result, log = build(make_model(**options), tmp_path, "--library", str(plugin_library))
     assert not result.get("bytes"), log
     assert words in log
+
+
+def profile(batch: int, frames: int, text_tokens: int) -> list[dict[str, int]]:
+    """From one small clip up to `batch` of `frames` with text."""
+    return [
+        {"batch": count, "frames": length, "height": 8, "width": 12, "tokens": 96 * length + text}
+        for count, length, text in ((1, 2, 0), (batch, frames, 0), (batch, frames, text_tokens))
+    ]
+
+
+@needs_rtx
+@pytest.mark.tensorrt
+def test_tensorrt_rtx_saves_the_workspace_of_every_profile(plugin_library, tmp_path):
+    """What an engine's layer says it has is what it has asked for, profile by profile."""
+    profiles = [profile(1, 9, 30), profile(4, 13, 77), profile(2, 5, 200)]
+    plan = tmp_path / "engine.plan"
+    options = ["--library", str(plugin_library), "--plan", str(plan)]
+    model = make_model(dynamic=True)
+    _, log = build(model, tmp_path, *options, "--profiles", json.dumps(profiles))
+    library = native.load_library(plugin_library)
+    bounds = [workspace_asked(library, sizes[-1]) for sizes in profiles]
+    assert len(set(bounds)) == 3
+    # TensorRT for RTX asks and saves one copy of the plugin a profile, in no documented format:
+    # near each place where the field's name stands there must be one of the bounds, as 64 bits.
+    engine = plan.read_bytes()
+    places = [match.end() for match in re.finditer(b"workspace_bytes", engine)]
+    assert len(places) >= len(profiles), log
+    found = [
+        [size for size in bounds if size.to_bytes(8, "little") in engine[place : place + 96]]
+        for place in places
+    ]
+    assert all(len(sizes) == 1 for sizes in found), found
+    assert {size for sizes in found for size in sizes} == set(bounds)
+
+
+def workspace_asked(library: native.NativeLibrary, largest: dict[str, int]) -> int:
+    problem = native.Problem(
+        batch=largest["batch"],
+        heads=2,
+        tokens=largest["tokens"],
+        head_size=64,
+        grid_t=largest["frames"],
+        grid_h=largest["height"],
+        grid_w=largest["width"],
+        sink_frames=1,
+        alpha=0.9,
+        text=native.Text.LAST,
+    )
+    return library.workspace_bound(problem) + 255  # to align the start
 
 
 REGISTER = """

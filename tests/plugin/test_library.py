@@ -198,6 +198,13 @@ def test_attention_refuses_null_pointers_before_any_launch(library):
         library.attention(problem(), native.Tensors(), None, 0, 0, 0)
 
 
+def test_head_size_alone(library):
+    for head_size in (64, 96, 128):
+        library.check_head_size(head_size)
+    with pytest.raises(UnsupportedError, match=r"head_size = 80 .* 64, 96 and 128"):
+        library.check_head_size(80)
+
+
 def test_plugin_config_and_binding_agree():
     folder = source_directory() / "plugins" / "tensorrt"
     config = yaml.safe_load((folder / "RainFusionAttention_PluginConfig.yaml").read_text())

@@ -27,6 +27,13 @@ extern "C" {
 /* Bumped whenever a struct or a signature below changes. */
 #define RAINFUSION_ABI_VERSION 2
 
+/* How a workspace must be aligned, in bytes. */
+#define RAINFUSION_WORKSPACE_ALIGNMENT 256
+
+/* Raised whenever some problem needs more workspace than before. What was sized under another
+ * number, as a TensorRT engine is when it is built, must be refused. */
+#define RAINFUSION_WORKSPACE_LAYOUT 3
+
 /* Same layout as cudaStream_t, so that callers need no CUDA header. */
 typedef struct CUstream_st* RainfusionStream;
 
@@ -118,6 +125,9 @@ typedef struct {
 /* ABI version of the loaded library, to be compared with RAINFUSION_ABI_VERSION. */
 RAINFUSION_API int32_t rainfusion_abi_version(void);
 
+/* RAINFUSION_WORKSPACE_LAYOUT of the loaded library. */
+RAINFUSION_API int32_t rainfusion_workspace_layout(void);
+
 /* Version and build, for example "0.1.0+3f2a9c1d sm_80 sm_90 compute_90": what is machine code (sm)
  * and what PTX (compute). Static storage. */
 RAINFUSION_API const char* rainfusion_build_info(void);
@@ -130,6 +140,10 @@ RAINFUSION_API const char* rainfusion_method_name(RainfusionMethod method);
  * the remedy into message (NUL-terminated, cut to capacity); message may be NULL. */
 RAINFUSION_API RainfusionStatus rainfusion_check(const RainfusionProblem* problem, char* message,
                                                  size_t capacity);
+
+/* Checks the head size alone, for callers who know the other sizes later. */
+RAINFUSION_API RainfusionStatus rainfusion_check_head_size(int32_t head_size, char* message,
+                                                           size_t capacity);
 
 /* RAINFUSION_SUCCESS if this library holds kernels that the given compute capability runs: machine
  * code of its major version that is no newer, or PTX that is no newer. No GPU is asked. */
@@ -144,6 +158,12 @@ RAINFUSION_API RainfusionStatus rainfusion_block_counts(const RainfusionProblem*
 RAINFUSION_API RainfusionStatus rainfusion_workspace_size(const RainfusionProblem* problem,
                                                           size_t* bytes);
 
+/* Workspace in bytes that is enough for every valid problem with these attributes and this head
+ * size whose batch, heads, tokens and grid extents are each at most these. The largest sizes need
+ * not make a clip together, as those of an optimisation profile do not. */
+RAINFUSION_API RainfusionStatus rainfusion_workspace_bound(const RainfusionProblem* largest,
+                                                           size_t* bytes);
+
 /* Host evaluation of the block rule, the same code the kernels run: writes 1 where block pair
  * (i, j) is kept for a dense, spatial or temporal head whose band is that of `sparsity`.
  * mask is a host pointer, [q_blocks, k_blocks]. */
@@ -151,14 +171,16 @@ RAINFUSION_API RainfusionStatus rainfusion_block_mask_host(const RainfusionProbl
                                                            RainfusionKind kind, float sparsity,
                                                            uint8_t* mask);
 
-/* ARM and plan only. k is read, v and out are not. The workspace must be 256-byte aligned. */
+/* ARM and plan only. k is read, v and out are not. The workspace must be aligned to
+ * RAINFUSION_WORKSPACE_ALIGNMENT; whether it is large enough is checked before the GPU is asked for
+ * anything. */
 RAINFUSION_API RainfusionStatus rainfusion_classify(const RainfusionProblem* problem,
                                                     const RainfusionTensors* tensors,
                                                     const RainfusionPlan* plan, void* workspace,
                                                     size_t workspace_bytes,
                                                     RainfusionStream stream);
 
-/* ARM, plan and attention. plan may be NULL. The workspace must be 256-byte aligned. */
+/* ARM, plan and attention. plan may be NULL. The workspace as for rainfusion_classify. */
 RAINFUSION_API RainfusionStatus rainfusion_attention(const RainfusionProblem* problem,
                                                      const RainfusionTensors* tensors,
                                                      const RainfusionPlan* plan, void* workspace,
