@@ -147,6 +147,8 @@ def test_problem_of_settings():
         "text": native_types.Text.LAST,
         "method": native_types.Method.RAINFUSION2,
         "dtype": native_types.Dtype.BFLOAT16,
+        "block_q": 0,  # the definition's
+        "block_k": 0,
     }
 
 
