@@ -53,7 +53,8 @@ app.command("export")(export)
 @app.command()
 def build_plugin(
     output: Annotated[
-        Path | None, typer.Option(help="Library (default: build/librainfusion_trt.so).")
+        Path | None,
+        typer.Option(help="Library (default: build/librainfusion_trt.so in a checkout)."),
     ] = None,
     arch: Annotated[
         list[str] | None,
@@ -71,7 +72,12 @@ def build_plugin(
 @app.command()
 def build_engine(
     onnx: Annotated[Path, typer.Argument(help="Model written by rainfusion-trt export.")],
-    profile: Annotated[Path, typer.Option(help="Recipe, such as engines/cogvideox-5b.yaml.")],
+    profile: Annotated[
+        Path,
+        typer.Option(
+            metavar="NAME|FILE", help="Recipe: a YAML file, or a name such as cogvideox-5b."
+        ),
+    ],
     plugin: Annotated[Path | None, typer.Option(help="Plugin library.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder (default: MODEL.engine beside MODEL.onnx).")
@@ -200,7 +206,7 @@ def info(
         table.add_column(title, overflow="fold")
     for row in survey():
         table.add_row(row.name, row.found or "no", "" if row.found else row.remedy)
-    Console().print(table)
+    Console(markup=False).print(table)  # [cuda] is an extra
 
 
 def _print_engine(folder: Path) -> None:

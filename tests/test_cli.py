@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from helpers.cogvideox_pipeline import tiny_pipeline
+from rainfusion_trt import environment
 from rainfusion_trt.cli import app
 from rainfusion_trt.models import VideoSize, get_model
 
@@ -75,6 +76,21 @@ def test_info_names_what_is_found_and_what_is_missing():
     assert result.exit_code == 0
     for part in ("Python", "torch", "GPU", "onnxruntime", "tensorrt_rtx", "plugin library"):
         assert part in result.stdout
+
+
+def test_info_prints_remedies_word_for_word(monkeypatch):
+    remedy = "pip install 'rainfusion-trt[rtx]'"
+    monkeypatch.setattr(environment, "survey", lambda: [environment.Finding("part", "", remedy)])
+    assert remedy in invoke("info").stdout
+
+
+def test_profile_that_is_neither_file_nor_name(tmp_path):
+    onnx = tmp_path / "model.onnx"
+    onnx.write_bytes(b"")
+    result = invoke("build-engine", str(onnx), "--profile", "cogvideox-6b")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert "cogvideox-6b" in result.stderr and "cogvideox-5b" in result.stderr
 
 
 def test_run_writes_an_mp4(tmp_path: Path):

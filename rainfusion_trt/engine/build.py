@@ -53,7 +53,7 @@ def build_engine(
     onnx : path
         Model written by ``rainfusion-trt export``.
     profile : EngineProfile or path
-        Recipe, or a YAML file such as those under ``engines/``.
+        Recipe, a YAML file such as those under ``engines/``, or the name of one of these.
     plugin : path, optional
         Plugin library; by default the one that `rainfusion_trt.plugin.build.find_library` finds.
     output : path, optional

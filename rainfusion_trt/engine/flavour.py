@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError
+from rainfusion_trt.places import cache_directory
 
 MODULES = {
     "tensorrt": ("tensorrt",),
@@ -61,15 +62,6 @@ class TensorRTFlavour:
     def __str__(self) -> str:
         title = "TensorRT for RTX" if self.name == "tensorrt_rtx" else "TensorRT"
         return f"{title} {self.version}"
-
-
-def cache_directory() -> Path:
-    """Directory for files that may be thrown away: ``RAINFUSION_TRT_CACHE`` or the user's cache."""
-    chosen = os.environ.get("RAINFUSION_TRT_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "rainfusion-trt"
 
 
 def available_flavours() -> tuple[str, ...]:

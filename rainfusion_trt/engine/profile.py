@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from rainfusion_trt.engine.recipes import find_recipe
 from rainfusion_trt.errors import InvalidInputError
 
 _TARGET = re.compile(r"sm\d{2,3}")
@@ -162,7 +163,7 @@ def check_targets(target: str | tuple[str, ...]) -> None:
 
 
 def load_profile(path: str | Path) -> EngineProfile:
-    """Read an engine recipe.
+    """Read an engine recipe: a YAML file, or one that comes with the project by its name.
 
     Raises
     ------
@@ -170,7 +171,7 @@ def load_profile(path: str | Path) -> EngineProfile:
         The file is missing, is no YAML, or a key or value does not fit; the message names the
         file, the key and the value.
     """
-    path = Path(path)
+    path = find_recipe(path)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

@@ -105,8 +105,12 @@ def test_a_missing_path_is_noticed():
 
 def test_one_version():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    (version,) = re.findall(r'^version = "(.+)"$', project, re.MULTILINE)
-    assert rainfusion_trt.__version__ == version
+    version = rainfusion_trt.__version__
+    # Packaging and CMake take it from there.
+    assert re.findall(r"^version = (.+)$", project, re.MULTILINE) == [
+        '{ attr = "rainfusion_trt.__version__" }'
+    ]
+    assert 'REGEX "^__version__ = "' in (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     titles = re.findall(r"^## \[(.+?)\](.*)$", changes, re.MULTILINE)
     assert titles[0] == ("Unreleased", "")

@@ -6,9 +6,12 @@ import shutil
 
 import pytest
 
+from rainfusion_trt import places
 from rainfusion_trt.errors import PluginBuildError
 from rainfusion_trt.plugin import build as module
+from rainfusion_trt.plugin import cmake
 from rainfusion_trt.plugin import toolkit as cuda_toolkit
+from rainfusion_trt.plugin.architectures import DEFAULT_ARCHITECTURES
 from rainfusion_trt.plugin.build import build_plugin, source_directory, source_hash
 
 CHECKOUT = source_directory()
@@ -19,8 +22,7 @@ def checkout(tmp_path, monkeypatch):
     """A checkout with the plugin's sources, seen by build_plugin as its own."""
     shutil.copytree(CHECKOUT / "plugins", tmp_path / "plugins")
     shutil.copy2(CHECKOUT / "CMakeLists.txt", tmp_path)
-    shutil.copy2(CHECKOUT / "pyproject.toml", tmp_path)
-    monkeypatch.setattr(module, "_CHECKOUT", tmp_path)
+    monkeypatch.setattr(places, "CHECKOUT", tmp_path)
     return tmp_path
 
 
@@ -34,7 +36,7 @@ def commands(monkeypatch):
         for name in (module.LIBRARY_NAME, *module.STATIC_LIBRARY_NAMES):
             (log.parent / name).write_text(name)
 
-    monkeypatch.setattr(module, "_run", run)
+    monkeypatch.setattr(cmake, "_run", run)
     return seen
 
 
@@ -56,13 +58,37 @@ def test_builds_when_sources_or_architectures_change(checkout, commands, monkeyp
     assert len(commands) == 8
 
 
-@pytest.mark.parametrize(("gpu", "again"), [("86-real", False), ("90-real", True), (None, False)])
-def test_without_a_wish_keeps_what_runs_here(checkout, commands, monkeypatch, gpu, again):
+@pytest.mark.parametrize(
+    ("built", "gpus", "again"),
+    [
+        ("80-real", (86,), False),
+        ("80-real", (90,), True),
+        ("80-real", (), False),
+        ("80-real;90a-real", (80, 90), False),
+        ("100a-real", (103,), True),  # machine code for that GPU alone
+        ("90-virtual", (90,), True),  # no machine code
+    ],
+)
+def test_without_a_wish_keeps_what_runs_here(checkout, commands, monkeypatch, built, gpus, again):
     monkeypatch.delenv("RAINFUSION_CUDA_ARCHITECTURES", raising=False)
-    build_plugin(architectures="80-real")
-    monkeypatch.setattr(module, "_native_architectures", lambda: gpu)
+    build_plugin(architectures=built)
+    monkeypatch.setattr(module, "native_capabilities", lambda: gpus)
     build_plugin()
     assert len(commands) == (4 if again else 2)
+    if again:
+        assert f"-DCMAKE_CUDA_ARCHITECTURES={gpus[0]}-real" in commands[2]
+
+
+def test_builds_when_the_version_changes(checkout, commands, monkeypatch):
+    build_plugin(architectures="80-real")
+    monkeypatch.setattr(module, "__version__", "99.0.0")
+    build_plugin(architectures="80-real")
+    assert len(commands) == 4
+
+
+def test_default_architectures_are_cmakes():
+    lists = (CHECKOUT / "CMakeLists.txt").read_text()
+    assert f'set(CMAKE_CUDA_ARCHITECTURES "{DEFAULT_ARCHITECTURES}" CACHE' in lists
 
 
 def test_python_and_cmake_hash_the_same_files(checkout):
@@ -75,7 +101,8 @@ def test_python_and_cmake_hash_the_same_files(checkout):
 
 
 def test_package_without_checkout(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_CHECKOUT", tmp_path)
+    monkeypatch.setattr(places, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(places, "PACKAGE", tmp_path)
     with pytest.raises(PluginBuildError, match="clone the rainfusion-trt repository"):
         build_plugin()
 

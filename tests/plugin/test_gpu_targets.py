@@ -6,7 +6,8 @@ import subprocess
 
 import pytest
 
-from rainfusion_trt.plugin.build import _tool, source_directory
+from rainfusion_trt.plugin.build import source_directory
+from rainfusion_trt.plugin.cmake import tool
 
 MODULE = source_directory() / "plugins" / "cmake" / "GpuTargets.cmake"
 
@@ -18,7 +19,7 @@ def run_cmake(folder, architectures: str) -> subprocess.CompletedProcess:
         f"rainfusion_gpu_targets(targets {architectures})\n"
         'message(STATUS "[${targets}]")\n'
     )
-    return subprocess.run([_tool("cmake"), "-P", script], capture_output=True, text=True)
+    return subprocess.run([tool("cmake"), "-P", script], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ def test_library_that_is_missing_or_foreign(monkeypatch, tmp_path):
 
 def test_missing_build_names_the_command(monkeypatch, tmp_path):
     monkeypatch.delenv("RAINFUSION_TRT_LIBRARY", raising=False)
-    monkeypatch.setattr("rainfusion_trt.plugin.build._PACKAGE", tmp_path)
-    monkeypatch.setattr("rainfusion_trt.plugin.build._CHECKOUT", tmp_path)
+    monkeypatch.setattr("rainfusion_trt.places.PACKAGE", tmp_path)
+    monkeypatch.setattr("rainfusion_trt.places.CHECKOUT", tmp_path)
     with pytest.raises(LibraryNotFoundError, match="`rainfusion-trt build-plugin`"):
         find_library()
