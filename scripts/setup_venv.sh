@@ -1,10 +1,14 @@
-# Sourced by demo.sh and test.sh, from the repository's root: makes .venv, installs this package
+# Sourced by the other scripts, from the repository's root: makes .venv, installs this package
 # with the extras given as arguments, and activates it. Does nothing where that is up to date.
 
 say() { printf '\033[1m== %s\033[0m\n' "$*" >&2; }
 die() { printf 'error: %s\n' "$*" >&2; exit 2; }
 
 has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
+
+# Without a GPU the exact version is installed that the project is tested with: of that one many
+# package indexes have a small CPU build.
+torch_requirement() { if has_gpu; then echo torch; else echo "torch==2.13.0"; fi; }
 
 setup_venv() {
   local extras="$1" python="${PYTHON:-python3}" stamp
@@ -13,12 +17,9 @@ setup_venv() {
     die "$("$python" --version) is too old: set PYTHON to Python 3.10 or newer"
   command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null ||
     die "no C++ compiler, which the plugin needs: apt-get install g++"
-  # Without a GPU the exact version is installed that the project is tested with: of that one many
-  # package indexes have a small CPU build.
-  local torch="torch==2.13.0"
-  if has_gpu; then
-    extras="$extras,cuda" torch="torch"
-  fi
+  local torch
+  torch="$(torch_requirement)"
+  if has_gpu; then extras="$extras,cuda"; fi
 
   if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     "$python" -c 'import ensurepip' 2>/dev/null ||
