@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models import AttentionLayout
+from rainfusion_trt.models.layout import token_grid
 from rainfusion_trt.operator.settings import TextPlace, check_text
 
 Call = Mapping[str, Any]  # keyword arguments of the module's forward
@@ -43,7 +44,7 @@ class GivenPlace:
             raise InvalidInputError(f"grid={sizes} must be three positive sizes (T, H, W)")
         if isinstance(grid, Tensor):
             return grid
-        return torch.zeros(1, dtype=self.like.dtype, device=self.like.device).expand(*sizes)
+        return token_grid(sizes, self.like)
 
     def _text_tokens(self, call: Call) -> int:
         check_text(self.text)

@@ -6,7 +6,13 @@ from torch import nn
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models.allegro import ALLEGRO, OPENSORAPLAN_1_2
-from rainfusion_trt.models.base import AttentionLayout, GenerationDefaults, VideoModel, VideoSize
+from rainfusion_trt.models.base import (
+    AttentionLayout,
+    GenerationDefaults,
+    GraphInput,
+    VideoModel,
+    VideoSize,
+)
 from rainfusion_trt.models.cogvideox import COGVIDEOX_1_5_5B, COGVIDEOX_2B, COGVIDEOX_5B
 from rainfusion_trt.models.hunyuanvideo import HUNYUANVIDEO
 from rainfusion_trt.models.hunyuanvideo15 import HUNYUANVIDEO_1_5
@@ -15,6 +21,7 @@ from rainfusion_trt.models.wan import WAN_2_1_1_3B, WAN_2_1_14B, WAN_2_2_A14B, W
 __all__ = [
     "AttentionLayout",
     "GenerationDefaults",
+    "GraphInput",
     "VideoModel",
     "VideoSize",
     "component_names",

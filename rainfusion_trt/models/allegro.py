@@ -16,14 +16,8 @@ from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models.allegro_rotary import rotary_tables, rows_of_tokens, scales_of
-from rainfusion_trt.models.base import (
-    AttentionLayout,
-    GenerationDefaults,
-    TextPlace,
-    VideoModel,
-    VideoSize,
-)
-from rainfusion_trt.models.examples import normal_source
+from rainfusion_trt.models.base import GenerationDefaults, GraphInput, VideoModel, VideoSize
+from rainfusion_trt.models.examples import constant, prompt_mask
 from rainfusion_trt.models.opensora_checkpoint import is_original, load_original
 
 TEXT_TOKENS = 512  # what AllegroPipeline pads every prompt to
@@ -39,7 +33,10 @@ _OPENSORA_720P_SCALES = {
     "interpolation_scale_h": 1.5,
     "interpolation_scale_w": 2.0,
 }
+# Settings that the shapes of the graph's inputs need, as diffusers has them by default.
+_SHAPES = {"in_channels": 4, "attention_head_dim": 96, "caption_channels": 4096}
 _TINY = {
+    **_SHAPES,
     "num_attention_heads": 2,
     "num_layers": 2,
     "cross_attention_dim": 192,  # the width: 2 heads of 96
@@ -53,10 +50,21 @@ _TINY = {
 class Allegro(VideoModel):
     """A user of AllegroTransformer3DModel, told apart by its rotary scales."""
 
-    text: TextPlace = "none"
+    text = "none"
     transformer_class = "AllegroTransformer3DModel"
     pipeline_class = "AllegroPipeline"
     distinctive = ("patch_size_t", "patch_size")
+    sequences = {"text_tokens": TEXT_TOKENS}
+    refused = {"attention_mask": "leave it out: it masks the video, whose tokens are all valid"}
+    inputs = (
+        GraphInput("hidden_states", ("batch", "in_channels", "frames", "height", "width")),
+        GraphInput("encoder_hidden_states", ("batch", "text_tokens", "caption_channels")),
+        GraphInput("encoder_attention_mask", ("batch", "text_tokens"), torch.int64, prompt_mask),
+        # Not whole: the scheduler spaces its steps evenly over 0 to 999.
+        GraphInput("timestep", ("batch",), torch.float32, constant(504.5)),
+        GraphInput("rotary_cos", ("video_tokens", "attention_head_dim"), torch.float32, None),
+        GraphInput("rotary_sin", ("video_tokens", "attention_head_dim"), torch.float32, None),
+    )
 
     def __init__(
         self,
@@ -88,55 +96,17 @@ class Allegro(VideoModel):
 
     # -- the graph ------------------------------------------------------------------------------
 
-    def example_inputs(
-        self,
-        transformer: nn.Module,
-        size: VideoSize,
-        *,
-        batch: int,
-        device: str | torch.device = "cpu",
-        seed: int = 0,
+    def computed_inputs(
+        self, config: Mapping[str, Any], grid: tuple[int, int, int], device: str | torch.device
     ) -> dict[str, Tensor]:
-        config = transformer.config
-        frames, height, width = self._latent_size(size)
-        normal = normal_source(transformer, device, seed)
-        mask = torch.ones(batch, TEXT_TOKENS, dtype=torch.int64, device=device)
-        mask[:, TEXT_TOKENS // 3 :] = 0  # a prompt, then padding
-        cos, sin = rotary_tables(
-            config, (frames, height // self.patch_pixels, width // self.patch_pixels), device
-        )
-        return {
-            "hidden_states": normal(batch, config.in_channels, frames, height, width),
-            "encoder_hidden_states": normal(batch, TEXT_TOKENS, config.caption_channels),
-            "encoder_attention_mask": mask,
-            # Not whole: the scheduler spaces its steps evenly over 0 to 999.
-            "timestep": torch.full((batch,), 504.5, device=device),
-            "rotary_cos": cos,
-            "rotary_sin": sin,
-        }
-
-    def dynamic_axes(self) -> dict[str, dict[int, str]]:
-        return {
-            "hidden_states": {0: "batch", 2: "frames", 3: "height", 4: "width"},
-            "encoder_hidden_states": {0: "batch", 1: "text_tokens"},
-            "encoder_attention_mask": {0: "batch", 1: "text_tokens"},
-            "timestep": {0: "batch"},
-            "rotary_cos": {0: "video_tokens"},
-            "rotary_sin": {0: "video_tokens"},
-        }
+        """The rotary tables."""
+        cos, sin = rotary_tables(config, grid, device)
+        return {"rotary_cos": cos, "rotary_sin": sin}
 
     def forward_kwargs(self, graph_inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         """One row of the rotary tables per token: the tables of t, h and w beside each other."""
-        kwargs = {
-            name: graph_inputs[name]
-            for name in (
-                "hidden_states",
-                "encoder_hidden_states",
-                "encoder_attention_mask",
-                "timestep",
-            )
-        }
-        cos, sin = graph_inputs["rotary_cos"], graph_inputs["rotary_sin"]
+        kwargs = super().forward_kwargs(graph_inputs)
+        cos, sin = kwargs.pop("rotary_cos"), kwargs.pop("rotary_sin")
         if cos.shape != sin.shape:
             raise InvalidInputError(
                 f"{self.name}: rotary_cos and rotary_sin have shapes {tuple(cos.shape)} and "
@@ -148,14 +118,9 @@ class Allegro(VideoModel):
         return kwargs
 
     def graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        self._refuse(
-            forward_kwargs,
-            "attention_mask",
-            remedy="leave it out: it masks the video, whose tokens are all valid",
-        )
-        hidden_states = forward_kwargs["hidden_states"]
-        batch = hidden_states.shape[0]
+        """The inverse: one batch axis over the text, a mask even where all of it counts."""
         text = forward_kwargs["encoder_hidden_states"]
+        batch = forward_kwargs["hidden_states"].shape[0]
         text = text.reshape(batch, -1, text.shape[-1])  # the pipeline gives [B, 1, L, C]
         mask = forward_kwargs.get("encoder_attention_mask")
         if mask is None:
@@ -165,16 +130,10 @@ class Allegro(VideoModel):
                 f"{self.name}: encoder_attention_mask has shape {tuple(mask.shape)}, expected "
                 f"{tuple(text.shape[:2])}: 1 for a token of the prompt and 0 for padding"
             )
-        timestep = torch.as_tensor(forward_kwargs["timestep"], device=hidden_states.device)
         cos, sin = self._gathered(forward_kwargs.get("image_rotary_emb"))
-        return {
-            "hidden_states": hidden_states,
-            "encoder_hidden_states": text,
-            "encoder_attention_mask": mask.to(torch.int64),
-            "timestep": timestep.float().expand(batch),
-            "rotary_cos": cos,
-            "rotary_sin": sin,
-        }
+        given = {"encoder_hidden_states": text, "encoder_attention_mask": mask}
+        tables = {"rotary_cos": cos, "rotary_sin": sin}
+        return super().graph_inputs({**forward_kwargs, **given, **tables})
 
     def _gathered(self, rotary: Any) -> tuple[Tensor, Tensor]:
         """cos and sin of every token, from the tables and positions of the three axes."""
@@ -189,12 +148,6 @@ class Allegro(VideoModel):
                 f"{tuple(positions[0].shape)}; the exported graph takes one row for the batch"
             )
         return rows_of_tokens(tables, [position[0] for position in positions])
-
-    # -- attention ------------------------------------------------------------------------------
-
-    def layout(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> AttentionLayout:
-        grid = self._grid(forward_kwargs["hidden_states"][0, 0])
-        return self._video_only(grid, forward_kwargs["encoder_hidden_states"].shape[-2])
 
     def _latent_frames(self, frames: int) -> int:
         """Rounded as the pipeline does: any number of frames is a clip."""
@@ -219,7 +172,7 @@ class OpenSoraPlan(Allegro):
         return super().load(checkpoint, dtype=dtype, component=component)
 
 
-_FULL = {"num_layers": 32}
+_FULL = {**_SHAPES, "num_layers": 32}
 
 ALLEGRO = Allegro(
     "allegro",

@@ -4,89 +4,72 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.models.clip import GenerationDefaults, VideoSize
+from rainfusion_trt.models.graph import ModelGraph
+from rainfusion_trt.models.inputs import GraphInput
+from rainfusion_trt.models.layout import AttentionLayout
 from rainfusion_trt.models.weights import load_transformer, random_transformer
 from rainfusion_trt.operator.settings import TextPlace
+
+__all__ = [
+    "AttentionLayout",
+    "ConfigSize",
+    "GenerationDefaults",
+    "GraphInput",
+    "VideoModel",
+    "VideoSize",
+]
 
 ConfigSize = Literal["full", "tiny"]
 
 
-@dataclass(frozen=True)
-class VideoSize:
-    """A clip as users name it: pixel frames and pixel height and width."""
+class VideoModel(ModelGraph, ABC):
+    """One model family member: one subclass instance per registry name.
 
-    frames: int
-    height: int
-    width: int
-
-    def __str__(self) -> str:
-        return f"{self.frames}x{self.height}x{self.width}"
-
-
-@dataclass(frozen=True)
-class AttentionLayout:
-    """How one forward call's self-attention maps to the operator.
+    The exporter, the engine builder, `enable` and `Pipeline` ask it; nothing else in the project
+    knows a model by name. What its graph takes is said in :class:`ModelGraph`.
 
     Attributes
     ----------
-    grid
-        Any tensor of shape [T, H, W], the token grid after patching; only its shape is read.
-    text
-        Where the text tokens stand in the attention sequence.
-    kv_len
-        int32 [B], valid tokens per batch element, or None when every token is valid. It stands for
-        the attention mask of the call, which the operator does not get.
-    text_tokens
-        L, so that attention over T*H*W + L tokens is the operator's and other attention is not.
+    aliases : tuple of str
+        More names in the registry.
+    text : {"none", "first", "last"}
+        Where the text tokens stand in self-attention.
+    transformer_class : str
+        Class name in diffusers, imported on use.
+    components : tuple of str
+        The transformers of the pipeline, by their attribute there, in the order of `Pipeline`'s
+        ``engine`` and ``engine_2``. Several take turns within a generation. This is the one place
+        that says which a pipeline has; :func:`rainfusion_trt.models.component_names` knows them
+        all.
+    configs : mapping
+        Constructor arguments of the transformer, "full" and "tiny"; both have every key that the
+        axes of `inputs` name.
+    guidance_batch : bool
+        Classifier-free guidance is a batch of 2 (else two calls).
+    tiny_size : VideoSize
+        Clip of the tiny configuration.
+    distinctive : tuple of str
+        Settings that tell the model from others of its class.
+    remedy : str
+        What to do about a checkpoint of another model.
     """
 
-    grid: Tensor
-    text: TextPlace
-    kv_len: Tensor | None = None
-    text_tokens: int = 0
-
-
-@dataclass(frozen=True)
-class GenerationDefaults:
-    """What the model's diffusers pipeline uses when the user says nothing."""
-
-    size: VideoSize
-    steps: int
-    guidance_scale: float
-    dtype: torch.dtype
-    fps: int
-
-
-class VideoModel(ABC):
-    """One model family member: one subclass instance per registry name.
-
-    The exporter asks for a transformer, example inputs and dynamic axes; `enable` asks for the
-    attention layout of a call; `Pipeline` turns the diffusers pipeline's call of the transformer
-    into the graph's inputs. Nothing else in the project knows a model by name.
-    """
-
-    name: ClassVar[str] | str
     aliases: tuple[str, ...] = ()
     text: TextPlace
-    transformer_class: str  # class names in diffusers, imported on use
-    pipeline_class: str
-    components: tuple[str, ...] = ("transformer",)  # of the pipeline; several take turns
-    configs: Mapping[ConfigSize, Mapping[str, Any]]  # constructor arguments of the transformer
-    defaults: GenerationDefaults
-    guidance_batch: bool = True  # classifier-free guidance as batch 2 (else as two calls)
-    tiny_size: VideoSize = VideoSize(9, 64, 96)  # clip of the tiny configuration
-    vae_frames: int = 4  # pixel frames a latent frame, after the first
-    vae_pixels: int = 8  # pixels a latent row or column
-    patch_frames: int = 1  # latent frames a token
-    patch_pixels: int = 2  # latent rows or columns a token
-    distinctive: tuple[str, ...]  # settings that tell the model from others of its class
-    remedy: str = "choose the model it belongs to"  # for a checkpoint of another model
+    transformer_class: str
+    components: tuple[str, ...] = ("transformer",)
+    configs: Mapping[ConfigSize, Mapping[str, Any]]
+    guidance_batch: bool = True
+    tiny_size: VideoSize = VideoSize(9, 64, 96)
+    distinctive: tuple[str, ...]
+    remedy: str = "choose the model it belongs to"
 
     def matches(self, transformer: nn.Module) -> bool:
         """Whether a transformer is of this model."""
@@ -171,99 +154,38 @@ class VideoModel(ABC):
     def _described(self, config: Mapping[str, Any]) -> str:
         return ", ".join(f"{key}={config[key]}" for key in self.distinctive)
 
-    # -- the graph ------------------------------------------------------------------------------
+    # -- attention ------------------------------------------------------------------------------
 
-    def prepare(self, transformer: nn.Module, size: VideoSize) -> None:  # noqa: B027
-        """Bake into the transformer what depends on the clip's size; called before an export.
-
-        It computes the same afterwards, for this and for other sizes.
-        """
-
-    @abstractmethod
-    def example_inputs(
-        self,
-        transformer: nn.Module,
-        size: VideoSize,
-        *,
-        batch: int,
-        device: str | torch.device = "cpu",
-        seed: int = 0,
-    ) -> dict[str, Tensor]:
-        """Seeded random graph inputs by name, in graph order, without `sparsity`."""
-
-    def _latent_size(self, size: VideoSize) -> tuple[int, int, int]:
-        """Latent frames (in whole tokens, as the pipeline pads them), rows and columns of a clip.
+    def layout(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> AttentionLayout:
+        """Token grid, text place and valid length of a forward call.
 
         Raises
         ------
-        InvalidInputError
-            The model makes no clip of that size.
+        UnsupportedError
+            Self-attention and cross-attention could not be told apart.
         """
-        frames = self._latent_frames(size.frames)
-        unit = self.vae_pixels * self.patch_pixels
-        for name in ("height", "width"):
-            pixels = getattr(size, name)
-            if pixels < unit or pixels % unit:
-                raise self._bad_size(name, pixels, f"a multiple of {unit}")
-        return frames, size.height // self.vae_pixels, size.width // self.vae_pixels
-
-    def _latent_frames(self, frames: int) -> int:
-        if frames < 1 or (frames - 1) % self.vae_frames:
-            raise self._bad_size("frames", frames, f"{self.vae_frames}k + 1")
-        latent_frames = (frames - 1) // self.vae_frames + 1
-        return latent_frames + -latent_frames % self.patch_frames
-
-    def _bad_size(self, name: str, value: int, expected: str) -> InvalidInputError:
-        usual = getattr(self.defaults.size, name)
-        return InvalidInputError(
-            f"{name}={value} must be {expected} for {self.name}, such as {usual}"
-        )
-
-    @abstractmethod
-    def dynamic_axes(self) -> dict[str, dict[int, str]]:
-        """Axes that may vary, as {input: {axis: name}}; empty if a graph serves one size only."""
-
-    @abstractmethod
-    def forward_kwargs(self, graph_inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Graph inputs -> keyword arguments of the transformer's forward."""
-
-    @abstractmethod
-    def graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Keyword arguments of the transformer's forward -> graph inputs (the inverse)."""
-
-    def call(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> Tensor:
-        """One forward as it is traced: the transformer's own, unless no graph can hold that."""
-        return transformer(**forward_kwargs, return_dict=False)[0]
-
-    def _refuse(
-        self, forward_kwargs: Mapping[str, Any], *names: str, remedy: str = "leave it out"
-    ) -> None:
-        """Fail on arguments that the graph has no input for."""
-        for name in names:
-            value = forward_kwargs.get(name)
-            if value is not None and not (isinstance(value, Mapping) and not value):
-                raise UnsupportedError(
-                    f"{self.name}: the exported graph has no input for {name}; {remedy}"
-                )
-
-    # -- attention ------------------------------------------------------------------------------
-
-    @abstractmethod
-    def layout(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> AttentionLayout:
-        """Token grid, text place and valid length of a forward call."""
-
-    def _grid(self, latents: Tensor) -> Tensor:
-        """Latents [T, H, W] -> a view of the shape of the token grid."""
-        return latents[:: self.patch_frames, :: self.patch_pixels, :: self.patch_pixels]
-
-    def _video_only(self, grid: Tensor, text_tokens: int) -> AttentionLayout:
-        """Layout of a model whose text comes in by cross-attention, told apart by its length."""
+        grid = self._grid(forward_kwargs)
+        text_tokens = forward_kwargs["encoder_hidden_states"].shape[-2]
+        if self.text != "none":
+            return AttentionLayout(grid=grid, text=self.text, text_tokens=text_tokens)
         if grid.numel() == text_tokens:
             raise UnsupportedError(
                 f"{self.name}: a clip of {text_tokens} tokens is as long as the text, so that "
                 "self-attention and cross-attention look alike; choose another size"
             )
         return AttentionLayout(grid=grid, text="none")
+
+    def _grid(self, forward_kwargs: Mapping[str, Any]) -> Tensor:
+        """A view of the latents of the shape of the token grid."""
+        steps = {
+            "frames": self.patch_frames,
+            "height": self.patch_pixels,
+            "width": self.patch_pixels,
+        }
+        latents = next(given for given in self.inputs if steps.keys() <= set(given.axes))
+        first = tuple(slice(None) if axis in steps else 0 for axis in latents.axes)
+        patch = tuple(slice(None, None, steps[axis]) for axis in latents.axes if axis in steps)
+        return forward_kwargs[latents.name][first][patch]
 
     def attention_count(self, config: Mapping[str, Any]) -> int:
         """Number of self-attentions that the operator replaces."""

@@ -14,16 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.models.base import (
-    AttentionLayout,
-    GenerationDefaults,
-    TextPlace,
-    VideoModel,
-    VideoSize,
-)
-from rainfusion_trt.models.examples import normal_source
+from rainfusion_trt.models.base import GenerationDefaults, GraphInput, VideoModel, VideoSize
+from rainfusion_trt.models.examples import constant
 
+# Settings that the shapes of the graph's inputs need, as diffusers has them by default.
+_SHAPES = {
+    "in_channels": 16,
+    "attention_head_dim": 64,
+    "text_embed_dim": 4096,
+    "max_text_seq_length": 226,
+}
 _TINY = {
+    **_SHAPES,
     "num_attention_heads": 2,
     "num_layers": 2,
     "text_embed_dim": 32,
@@ -38,9 +40,11 @@ _TINY = {
 class CogVideoX(VideoModel):
     """A CogVideoX variant, told apart by its constructor arguments."""
 
-    text: TextPlace = "first"
+    text = "first"
     transformer_class = "CogVideoXTransformer3DModel"
     pipeline_class = "CogVideoXPipeline"
+    sequences = {"text_tokens": "max_text_seq_length"}
+    refused = dict.fromkeys(("timestep_cond", "ofs"), "leave it out")
     distinctive = (
         "patch_size_t",
         "use_rotary_positional_embeddings",
@@ -63,7 +67,18 @@ class CogVideoX(VideoModel):
         self.defaults = defaults
         self.rotary = full.get("use_rotary_positional_embeddings", False)
         self.patch_frames = full.get("patch_size_t") or 1
-        self.configs = {"full": dict(full), "tiny": dict(tiny)}
+        self.configs = {"full": {**_SHAPES, **full}, "tiny": dict(tiny)}
+        self.one_size = not self.rotary  # its position table is baked
+        self.inputs = (
+            GraphInput("hidden_states", ("batch", "frames", "in_channels", "height", "width")),
+            GraphInput("encoder_hidden_states", ("batch", "text_tokens", "text_embed_dim")),
+            GraphInput("timestep", ("batch",), torch.int64, constant(500)),
+        )
+        if self.rotary:
+            self.inputs += tuple(
+                GraphInput(name, ("video_tokens", "attention_head_dim"), torch.float32, None)
+                for name in ("rotary_cos", "rotary_sin")
+            )
 
     def _has_config(self, config: Mapping[str, Any]) -> bool:
         return (
@@ -86,64 +101,24 @@ class CogVideoX(VideoModel):
         table = embed._get_positional_embeddings(height, width, embed.sample_frames)
         embed.pos_embedding = table.to(transformer.device, transformer.dtype)
 
-    def example_inputs(
-        self,
-        transformer: nn.Module,
-        size: VideoSize,
-        *,
-        batch: int,
-        device: str | torch.device = "cpu",
-        seed: int = 0,
+    def computed_inputs(
+        self, config: Mapping[str, Any], grid: tuple[int, int, int], device: str | torch.device
     ) -> dict[str, Tensor]:
-        config = transformer.config
-        frames, height, width = self._latent_size(size)
-        normal = normal_source(transformer, device, seed)
-        inputs = {
-            "hidden_states": normal(batch, frames, config.in_channels, height, width),
-            "encoder_hidden_states": normal(
-                batch, config.max_text_seq_length, config.text_embed_dim
-            ),
-            "timestep": torch.full((batch,), 500, dtype=torch.int64, device=device),
-        }
-        if self.rotary:
-            grid = (
-                frames // self.patch_frames,
-                height // self.patch_pixels,
-                width // self.patch_pixels,
-            )
-            cos, sin = _rotary_tables(config.attention_head_dim, grid, device)
-            inputs["rotary_cos"], inputs["rotary_sin"] = cos, sin
-        return inputs
-
-    def dynamic_axes(self) -> dict[str, dict[int, str]]:
+        """The rotary tables."""
         if not self.rotary:
             return {}
-        return {
-            "hidden_states": {0: "batch", 1: "frames", 3: "height", 4: "width"},
-            "encoder_hidden_states": {0: "batch", 1: "text_tokens"},
-            "timestep": {0: "batch"},
-            "rotary_cos": {0: "video_tokens"},
-            "rotary_sin": {0: "video_tokens"},
-        }
+        cos, sin = _rotary_tables(config["attention_head_dim"], grid, device)
+        return {"rotary_cos": cos, "rotary_sin": sin}
 
     def forward_kwargs(self, graph_inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        kwargs = {
-            name: graph_inputs[name]
-            for name in ("hidden_states", "encoder_hidden_states", "timestep")
-        }
+        """The rotary tables together are one argument."""
+        kwargs = super().forward_kwargs(graph_inputs)
         if self.rotary:
-            kwargs["image_rotary_emb"] = (graph_inputs["rotary_cos"], graph_inputs["rotary_sin"])
+            kwargs["image_rotary_emb"] = (kwargs.pop("rotary_cos"), kwargs.pop("rotary_sin"))
         return kwargs
 
     def graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        self._refuse(forward_kwargs, "timestep_cond", "ofs")
-        hidden_states = forward_kwargs["hidden_states"]
-        timestep = torch.as_tensor(forward_kwargs["timestep"], device=hidden_states.device)
-        inputs = {
-            "hidden_states": hidden_states,
-            "encoder_hidden_states": forward_kwargs["encoder_hidden_states"],
-            "timestep": timestep.to(torch.int64).expand(hidden_states.shape[0]),
-        }
+        """The inverse: the two rotary tables are inputs of their own."""
         rotary = forward_kwargs.get("image_rotary_emb")
         if self.rotary != (rotary is not None):
             raise InvalidInputError(
@@ -151,15 +126,9 @@ class CogVideoX(VideoModel):
                 "call comes from a pipeline of another CogVideoX"
             )
         if rotary is not None:
-            inputs["rotary_cos"], inputs["rotary_sin"] = (table.float() for table in rotary)
-        return inputs
-
-    # -- attention ------------------------------------------------------------------------------
-
-    def layout(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> AttentionLayout:
-        grid = self._grid(forward_kwargs["hidden_states"][0, :, 0])
-        text_tokens = forward_kwargs["encoder_hidden_states"].shape[1]
-        return AttentionLayout(grid=grid, text=self.text, text_tokens=text_tokens)
+            cos, sin = rotary
+            forward_kwargs = {**forward_kwargs, "rotary_cos": cos, "rotary_sin": sin}
+        return super().graph_inputs(forward_kwargs)
 
 
 def _rotary_tables(

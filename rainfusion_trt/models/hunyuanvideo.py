@@ -11,17 +11,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.models.base import AttentionLayout, ConfigSize, GenerationDefaults, VideoSize
-from rainfusion_trt.models.examples import normal_source
-from rainfusion_trt.models.hunyuan import HunyuanTextToVideo, prompt_mask
-
-TEXT_TOKENS = 256  # what the pipeline pads prompts to
+from rainfusion_trt.models.base import ConfigSize, GenerationDefaults, GraphInput, VideoSize
+from rainfusion_trt.models.examples import constant, prompt_masks
+from rainfusion_trt.models.hunyuan import Hunyuan
 
 _CONFIGS: dict[ConfigSize, dict[str, Any]] = {
-    "full": {"num_layers": 20, "num_single_layers": 40},
+    "full": {
+        "num_layers": 20,
+        "num_single_layers": 40,
+        "in_channels": 16,
+        "text_embed_dim": 4096,
+        "pooled_projection_dim": 768,
+    },
     "tiny": {
         "num_layers": 2,
         "num_single_layers": 2,
@@ -37,18 +40,21 @@ _CONFIGS: dict[ConfigSize, dict[str, Any]] = {
 }
 
 
-class HunyuanVideo(HunyuanTextToVideo):
-    """HunyuanVideo, the text-to-video transformer with embedded guidance."""
+class HunyuanVideo(Hunyuan):
+    """HunyuanVideo, the transformer with embedded guidance."""
 
     name = "hunyuanvideo"
+    defaults = GenerationDefaults(VideoSize(129, 720, 1280), 50, 6.0, torch.bfloat16, 24)
+    sequences = {"text_tokens": 256}  # what the pipeline pads prompts to
     inputs = (
-        "hidden_states",
-        "timestep",
-        "encoder_hidden_states",
-        "encoder_attention_mask",
-        "pooled_projections",
-        "guidance",
+        GraphInput("hidden_states", ("batch", "in_channels", "frames", "height", "width")),
+        GraphInput("timestep", ("batch",), torch.float32, constant(500.0)),
+        GraphInput("encoder_hidden_states", ("batch", "text_tokens", "text_embed_dim")),
+        GraphInput("encoder_attention_mask", ("batch", "text_tokens"), torch.int32, prompt_masks),
+        GraphInput("pooled_projections", ("batch", "pooled_projection_dim")),
+        GraphInput("guidance", ("batch",), torch.float32, constant(defaults.guidance_scale * 1000)),
     )
+    refused = {"attention_kwargs": "leave it out"}
     configs = _CONFIGS
     transformer_class = "HunyuanVideoTransformer3DModel"
     pipeline_class = "HunyuanVideoPipeline"
@@ -61,7 +67,6 @@ class HunyuanVideo(HunyuanTextToVideo):
         "patch_size",
     )
     remedy = "only text-to-video checkpoints with embedded guidance are supported"
-    defaults = GenerationDefaults(VideoSize(129, 720, 1280), 50, 6.0, torch.bfloat16, 24)
 
     def _has_config(self, config: Mapping[str, Any]) -> bool:
         return (
@@ -70,8 +75,6 @@ class HunyuanVideo(HunyuanTextToVideo):
             and config.in_channels == config.out_channels
             and (config.patch_size_t, config.patch_size) == (self.patch_frames, self.patch_pixels)
         )
-
-    # -- building the transformer ---------------------------------------------------------------
 
     def config(self, size: ConfigSize = "full", *, layers: int | None = None) -> dict[str, Any]:
         """Constructor arguments; `layers` is the depth of each kind of block, or all there are."""
@@ -86,54 +89,6 @@ class HunyuanVideo(HunyuanTextToVideo):
                 )
             config.update({kind: min(layers, config[kind]) for kind in kinds})
         return config
-
-    # -- the graph ------------------------------------------------------------------------------
-
-    def example_inputs(
-        self,
-        transformer: nn.Module,
-        size: VideoSize,
-        *,
-        batch: int,
-        device: str | torch.device = "cpu",
-        seed: int = 0,
-    ) -> dict[str, Tensor]:
-        config = transformer.config
-        normal = normal_source(transformer, device, seed)
-        return {
-            "hidden_states": normal(batch, config.in_channels, *self._latent_size(size)),
-            "timestep": torch.full((batch,), 500.0, device=device),
-            "encoder_hidden_states": normal(batch, TEXT_TOKENS, config.text_embed_dim),
-            "encoder_attention_mask": prompt_mask(batch, TEXT_TOKENS, device),
-            "pooled_projections": normal(batch, config.pooled_projection_dim),
-            "guidance": torch.full((batch,), self.defaults.guidance_scale * 1000, device=device),
-        }
-
-    def dynamic_axes(self) -> dict[str, dict[int, str]]:
-        return {
-            "hidden_states": {0: "batch", 2: "frames", 3: "height", 4: "width"},
-            "timestep": {0: "batch"},
-            "encoder_hidden_states": {0: "batch", 1: "text_tokens"},
-            "encoder_attention_mask": {0: "batch", 1: "text_tokens"},
-            "pooled_projections": {0: "batch"},
-            "guidance": {0: "batch"},
-        }
-
-    def forward_kwargs(self, graph_inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        return {name: graph_inputs[name] for name in self.inputs}
-
-    def graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        self._refuse(forward_kwargs, "attention_kwargs")
-        inputs = self._checked(forward_kwargs)
-        batch = len(inputs["hidden_states"])
-        for name in ("timestep", "guidance"):
-            inputs[name] = inputs[name].to(torch.float32).expand(batch)
-        return inputs
-
-    # -- attention ------------------------------------------------------------------------------
-
-    def layout(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> AttentionLayout:
-        return self._padded(self._grid(forward_kwargs["hidden_states"][0, 0]), forward_kwargs)
 
     def attention_count(self, config: Mapping[str, Any]) -> int:
         return config["num_layers"] + config["num_single_layers"]

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rainfusion_trt.models.base import AttentionLayout, ConfigSize, GenerationDefaults, VideoSize
-from rainfusion_trt.models.examples import normal_source
-from rainfusion_trt.models.hunyuan import HunyuanTextToVideo, prompt_mask
+from rainfusion_trt.models.base import ConfigSize, GenerationDefaults, GraphInput, VideoSize
+from rainfusion_trt.models.examples import constant, prompt_masks
+from rainfusion_trt.models.hunyuan import Hunyuan
 
 TEXT_TOKENS = 1000  # what the pipeline pads prompts to, for Qwen2.5-VL
 TEXT_2_TOKENS = 256  # and for ByT5, which reads quoted words
@@ -24,7 +24,13 @@ IMAGE_TOKENS = 729
 IMAGE_CHANNELS = 1152
 
 _CONFIGS: dict[ConfigSize, dict[str, Any]] = {
-    "full": {"num_layers": 54, "task_type": "t2v"},
+    "full": {
+        "num_layers": 54,
+        "in_channels": 65,
+        "text_embed_dim": 3584,
+        "text_embed_2_dim": 1472,
+        "task_type": "t2v",
+    },
     "tiny": {
         "num_layers": 2,
         "num_refiner_layers": 1,
@@ -40,19 +46,21 @@ _CONFIGS: dict[ConfigSize, dict[str, Any]] = {
 }
 
 
-class HunyuanVideo15(HunyuanTextToVideo):
-    """HunyuanVideo-1.5, the text-to-video transformer."""
+class HunyuanVideo15(Hunyuan):
+    """HunyuanVideo-1.5, told apart by its task."""
 
     name = "hunyuanvideo-1.5"
     inputs = (
-        "hidden_states",
-        "timestep",
-        "encoder_hidden_states",
-        "encoder_attention_mask",
-        "encoder_hidden_states_2",
-        "encoder_attention_mask_2",
+        GraphInput("hidden_states", ("batch", "in_channels", "frames", "height", "width")),
+        GraphInput("timestep", ("batch",), None, constant(500.0)),
+        GraphInput("encoder_hidden_states", ("batch", TEXT_TOKENS, "text_embed_dim")),
+        GraphInput("encoder_attention_mask", ("batch", TEXT_TOKENS), torch.int32, prompt_masks),
+        GraphInput("encoder_hidden_states_2", ("batch", TEXT_2_TOKENS, "text_embed_2_dim")),
+        GraphInput("encoder_attention_mask_2", ("batch", TEXT_2_TOKENS), torch.int32, prompt_masks),
     )
+    refused = dict.fromkeys(("attention_kwargs", "timestep_r"), "leave it out")
     masks = ("encoder_attention_mask", "encoder_attention_mask_2")
+    image_tokens = IMAGE_TOKENS
     configs = _CONFIGS
     transformer_class = "HunyuanVideo15Transformer3DModel"
     pipeline_class = "HunyuanVideo15Pipeline"
@@ -72,45 +80,14 @@ class HunyuanVideo15(HunyuanTextToVideo):
 
     # -- the graph ------------------------------------------------------------------------------
 
-    def example_inputs(
-        self,
-        transformer: nn.Module,
-        size: VideoSize,
-        *,
-        batch: int,
-        device: str | torch.device = "cpu",
-        seed: int = 0,
-    ) -> dict[str, Tensor]:
-        config = transformer.config
-        normal = normal_source(transformer, device, seed)
-        return {
-            "hidden_states": normal(batch, config.in_channels, *self._latent_size(size)),
-            "timestep": torch.full((batch,), 500.0, dtype=transformer.dtype, device=device),
-            "encoder_hidden_states": normal(batch, TEXT_TOKENS, config.text_embed_dim),
-            "encoder_attention_mask": prompt_mask(batch, TEXT_TOKENS, device),
-            "encoder_hidden_states_2": normal(batch, TEXT_2_TOKENS, config.text_embed_2_dim),
-            "encoder_attention_mask_2": prompt_mask(batch, TEXT_2_TOKENS, device),
-        }
-
-    def dynamic_axes(self) -> dict[str, dict[int, str]]:
-        return {
-            "hidden_states": {0: "batch", 2: "frames", 3: "height", 4: "width"},
-            **{name: {0: "batch"} for name in self.inputs[1:]},
-        }
-
     def forward_kwargs(self, graph_inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        """With image embeddings of zeros, diffusers' sign for no image."""
         hidden_states = graph_inputs["hidden_states"]
         shape = (hidden_states.shape[0], IMAGE_TOKENS, IMAGE_CHANNELS)
-        kwargs: dict[str, Any] = {name: graph_inputs[name] for name in self.inputs}
-        kwargs["image_embeds"] = hidden_states.new_zeros(shape)  # diffusers' sign for no image
-        return kwargs
-
-    def graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        self._refuse(forward_kwargs, "attention_kwargs", "timestep_r")
-        inputs = self._checked(forward_kwargs)
-        hidden_states = inputs["hidden_states"]
-        inputs["timestep"] = inputs["timestep"].to(hidden_states.dtype).expand(len(hidden_states))
-        return inputs
+        return {
+            **super().forward_kwargs(graph_inputs),
+            "image_embeds": hidden_states.new_zeros(shape),
+        }
 
     def call(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> Tensor:
         """The transformer's forward for text to video, without branches on values.
@@ -139,12 +116,6 @@ class HunyuanVideo15(HunyuanTextToVideo):
             video, text = block(video, text, temb, text_mask, rotary)
         video = transformer.proj_out(transformer.norm_out(video, temb))
         return video.reshape(batch, frames, height, width, -1).permute(0, 4, 1, 2, 3)
-
-    # -- attention ------------------------------------------------------------------------------
-
-    def layout(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> AttentionLayout:
-        grid = self._grid(forward_kwargs["hidden_states"][0, 0])
-        return self._padded(grid, forward_kwargs, image_tokens=IMAGE_TOKENS)
 
 
 def _valid_first(tokens: Tensor, valid: Tensor, slots: int) -> tuple[Tensor, Tensor]:

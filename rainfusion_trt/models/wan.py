@@ -14,21 +14,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.models.base import (
-    AttentionLayout,
-    GenerationDefaults,
-    TextPlace,
-    VideoModel,
-    VideoSize,
-)
-from rainfusion_trt.models.examples import normal_source
+from rainfusion_trt.models.base import GenerationDefaults, GraphInput, VideoModel, VideoSize
+from rainfusion_trt.models.examples import constant
 
-TEXT_TOKENS = 512  # UMT5's, padded with zeros and not masked
-
+_FULL = {"image_dim": None, "text_dim": 4096}
 _TINY = {
+    "image_dim": None,
     "attention_head_dim": 128,
     "text_dim": 32,
     "freq_dim": 32,
@@ -39,7 +33,7 @@ _TINY = {
 
 
 class Wan(VideoModel):
-    """A text-to-video Wan, told apart by its width and channels.
+    """A Wan, told apart by its width and channels.
 
     Parameters
     ----------
@@ -51,10 +45,14 @@ class Wan(VideoModel):
         Transformers of the pipeline.
     """
 
-    text: TextPlace = "none"
+    text = "none"
     transformer_class = "WanTransformer3DModel"
     pipeline_class = "WanPipeline"
     guidance_batch = False
+    sequences = {"text_tokens": 512}  # UMT5's, padded with zeros and not masked
+    refused = {
+        "encoder_hidden_states_image": "leave it out, since the model is text to video",
+    }
     # They tell the members of the family apart, and image-to-video variants from them.
     distinctive = ("in_channels", "out_channels", "num_attention_heads", "image_dim")
     remedy = "choose the model it belongs to (image-to-video checkpoints are not supported)"
@@ -75,10 +73,14 @@ class Wan(VideoModel):
         self.vae_pixels = vae_pixels
         self.token_timesteps = token_timesteps
         self.components = components
-        self.configs = {
-            "full": {"image_dim": None, **full},
-            "tiny": {"image_dim": None, **_TINY, **tiny},
-        }
+        self.configs = {"full": {**_FULL, **full}, "tiny": {**_TINY, **tiny}}
+        timestep = ("batch", "video_tokens") if token_timesteps else ("batch",)
+        self.inputs = (
+            GraphInput("hidden_states", ("batch", "in_channels", "frames", "height", "width")),
+            # Schedulers of flow matching have fractions.
+            GraphInput("timestep", timestep, torch.float32, constant(500.0)),
+            GraphInput("encoder_hidden_states", ("batch", "text_tokens", "text_dim")),
+        )
         if token_timesteps:
             self.tiny_size = VideoSize(9, 128, 192)
 
@@ -88,69 +90,18 @@ class Wan(VideoModel):
             for known in self.configs.values()
         )
 
-    # -- the graph ------------------------------------------------------------------------------
-
-    def example_inputs(
-        self,
-        transformer: nn.Module,
-        size: VideoSize,
-        *,
-        batch: int,
-        device: str | torch.device = "cpu",
-        seed: int = 0,
-    ) -> dict[str, Tensor]:
-        config = transformer.config
-        frames, height, width = self._latent_size(size)
-        normal = normal_source(transformer, device, seed)
-        timesteps = (batch,)
-        if self.token_timesteps:
-            timesteps = (batch, frames * height * width // self.patch_pixels**2)
-        return {
-            "hidden_states": normal(batch, config.in_channels, frames, height, width),
-            "timestep": torch.full(timesteps, 500.0, device=device),
-            "encoder_hidden_states": normal(batch, TEXT_TOKENS, config.text_dim),
-        }
-
-    def dynamic_axes(self) -> dict[str, dict[int, str]]:
-        timestep = {0: "batch", 1: "video_tokens"} if self.token_timesteps else {0: "batch"}
-        return {
-            "hidden_states": {0: "batch", 2: "frames", 3: "height", 4: "width"},
-            "timestep": timestep,
-            "encoder_hidden_states": {0: "batch", 1: "text_tokens"},
-        }
-
-    def forward_kwargs(self, graph_inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        names = ("hidden_states", "timestep", "encoder_hidden_states")
-        return {name: graph_inputs[name] for name in names}
-
     def graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        self._refuse(
-            forward_kwargs,
-            "encoder_hidden_states_image",
-            remedy="leave it out, since the model is text to video",
-        )
-        hidden_states = forward_kwargs["hidden_states"]
-        timestep = torch.as_tensor(forward_kwargs["timestep"], device=hidden_states.device)
-        if self.token_timesteps != (timestep.dim() == 2):
+        """As for every model, the timestep checked: one for each token or one for all of them."""
+        timestep = forward_kwargs.get("timestep")
+        shape = [] if timestep is None else list(torch.as_tensor(timestep).shape)
+        if timestep is not None and self.token_timesteps != (len(shape) == 2):
             wanted = "[B, tokens]" if self.token_timesteps else "[B]"
             raise InvalidInputError(
-                f"{self.name}: timestep has shape {list(timestep.shape)}, the graph takes "
+                f"{self.name}: timestep has shape {shape}, the graph takes "
                 f"{wanted}; set expand_timesteps={self.token_timesteps} in the pipeline's "
                 "configuration"
             )
-        if not self.token_timesteps:
-            timestep = timestep.expand(hidden_states.shape[0])
-        return {
-            "hidden_states": hidden_states,
-            "timestep": timestep.float(),  # schedulers of flow matching have fractions
-            "encoder_hidden_states": forward_kwargs["encoder_hidden_states"],
-        }
-
-    # -- attention ------------------------------------------------------------------------------
-
-    def layout(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> AttentionLayout:
-        grid = self._grid(forward_kwargs["hidden_states"][0, 0])
-        return self._video_only(grid, forward_kwargs["encoder_hidden_states"].shape[1])
+        return super().graph_inputs(forward_kwargs)
 
 
 _CHANNELS_16 = {"in_channels": 16, "out_channels": 16}

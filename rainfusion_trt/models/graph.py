@@ -1,0 +1,230 @@
+"""The graph of a model: what goes in, for which clips, and the diffusers call it stands for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.models.clip import GenerationDefaults, VideoSize
+from rainfusion_trt.models.inputs import CLIP_AXES, GraphInput, extent_of
+
+
+class ModelGraph:
+    """The part of a `VideoModel` that says what its exported graph takes.
+
+    A model states every input once, in `inputs`. Where an input is not the argument of that name of
+    the diffusers transformer, the model overrides the pair of inverse functions `forward_kwargs`
+    and `graph_inputs`.
+
+    Attributes
+    ----------
+    name : str
+        In the registry.
+    defaults : GenerationDefaults
+        Of the pipeline; an error names its size as one that works.
+    inputs : tuple of GraphInput
+        Inputs of the graph in its order, without `sparsity`. Example inputs, dynamic axes and the
+        shapes of an engine follow from them.
+    sequences : mapping
+        Axes of the inputs, beside those of the clip, that may vary, such as the length of the text:
+        the usual extent, or the key of the transformer's configuration that gives it.
+    one_size : bool
+        Whether a graph serves only the size that it was exported for.
+    refused : mapping
+        Arguments of the transformer that the graph has no input for, and what to do instead.
+    pipeline_class : str
+        Class name in diffusers of the pipeline whose calls are converted.
+    vae_frames, vae_pixels : int
+        Pixel frames a latent frame, after the first; pixels a latent row or column.
+    patch_frames, patch_pixels : int
+        Latent frames, and latent rows or columns, a token.
+    """
+
+    name: str
+    defaults: GenerationDefaults
+    inputs: tuple[GraphInput, ...]
+    sequences: Mapping[str, int | str] = {}
+    one_size: bool = False
+    refused: Mapping[str, str] = {}
+    pipeline_class: str
+    vae_frames: int = 4
+    vae_pixels: int = 8
+    patch_frames: int = 1
+    patch_pixels: int = 2
+
+    def prepare(self, transformer: nn.Module, size: VideoSize) -> None:  # noqa: B027
+        """Bake into the transformer what depends on the clip's size; called before an export.
+
+        It computes the same afterwards, for this and for other sizes.
+        """
+
+    def extents(self, config: Mapping[str, Any], size: VideoSize, batch: int) -> dict[str, int]:
+        """Extents of the axes that may vary, by name, for one clip size.
+
+        Parameters
+        ----------
+        config : mapping
+            The transformer's configuration.
+        size : VideoSize
+            In pixels.
+        batch : int
+            Batch of the call.
+
+        Raises
+        ------
+        InvalidInputError
+            The model makes no clip of that size.
+        """
+        latent = self._latent_size(size)
+        patch = (self.patch_frames, self.patch_pixels, self.patch_pixels)
+        grid = [extent // step for extent, step in zip(latent, patch, strict=True)]
+        sequences = {axis: extent_of(usual, config) for axis, usual in self.sequences.items()}
+        clip = zip(CLIP_AXES, (batch, *latent, *grid, math.prod(grid)), strict=True)
+        return {**dict(clip), **sequences}
+
+    def dynamic_axes(self) -> dict[str, dict[int, str]]:
+        """Axes that may vary, as {input: {axis: name}}; empty if a graph serves one size only."""
+        if self.one_size:
+            return {}
+        varying = {*CLIP_AXES, *self.sequences}
+        axes = {
+            given.name: {i: name for i, name in enumerate(given.axes) if name in varying}
+            for given in self.inputs
+        }
+        return {name: varies for name, varies in axes.items() if varies}
+
+    def example_inputs(
+        self,
+        transformer: nn.Module,
+        size: VideoSize,
+        *,
+        batch: int,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+    ) -> dict[str, Tensor]:
+        """Seeded random graph inputs for a transformer, in graph order, without `sparsity`."""
+        return self.drawn_inputs(
+            transformer.config, size, batch=batch, dtype=transformer.dtype, device=device, seed=seed
+        )
+
+    def drawn_inputs(
+        self,
+        config: Mapping[str, Any],
+        size: VideoSize,
+        *,
+        batch: int,
+        dtype: torch.dtype,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+    ) -> dict[str, Tensor]:
+        """As `example_inputs`, from the transformer's configuration and dtype alone.
+
+        Raises
+        ------
+        InvalidInputError
+            The model makes no clip of that size, or the configuration is incomplete.
+        """
+        extents = self.extents(config, size, batch)
+        grid = tuple(extents[f"grid_{axis}"] for axis in ("frames", "height", "width"))
+        computed = self.computed_inputs(config, grid, device)
+        generator = torch.Generator(device).manual_seed(seed)
+        return {
+            given.name: computed[given.name]
+            if given.example is None
+            else given.example(given.shape(extents, config), given.dtype or dtype, generator)
+            for given in self.inputs
+        }
+
+    def computed_inputs(
+        self, config: Mapping[str, Any], grid: tuple[int, int, int], device: str | torch.device
+    ) -> dict[str, Tensor]:
+        """Values of the inputs that have no `example`: those that a pipeline computes itself.
+
+        Parameters
+        ----------
+        config : mapping
+            The transformer's configuration.
+        grid : tuple of int
+            T, H and W in tokens.
+        device
+            Where the values are needed.
+        """
+        return {}
+
+    def _latent_size(self, size: VideoSize) -> tuple[int, int, int]:
+        """Latent frames (in whole tokens, as the pipeline pads them), rows and columns of a clip.
+
+        Raises
+        ------
+        InvalidInputError
+            The model makes no clip of that size.
+        """
+        frames = self._latent_frames(size.frames)
+        unit = self.vae_pixels * self.patch_pixels
+        for name in ("height", "width"):
+            pixels = getattr(size, name)
+            if pixels < unit or pixels % unit:
+                raise self._bad_size(name, pixels, f"a multiple of {unit}")
+        return frames, size.height // self.vae_pixels, size.width // self.vae_pixels
+
+    def _latent_frames(self, frames: int) -> int:
+        if frames < 1 or (frames - 1) % self.vae_frames:
+            raise self._bad_size("frames", frames, f"{self.vae_frames}k + 1")
+        latent_frames = (frames - 1) // self.vae_frames + 1
+        return latent_frames + -latent_frames % self.patch_frames
+
+    def _bad_size(self, name: str, value: int, expected: str) -> InvalidInputError:
+        usual = getattr(self.defaults.size, name)
+        return InvalidInputError(
+            f"{name}={value} must be {expected} for {self.name}, such as {usual}"
+        )
+
+    def forward_kwargs(self, graph_inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Graph inputs -> keyword arguments of the transformer's forward.
+
+        Every input is the argument of its name, unless a model says otherwise.
+        """
+        return {given.name: graph_inputs[given.name] for given in self.inputs}
+
+    def graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Keyword arguments of the transformer's forward -> graph inputs (the inverse).
+
+        Every argument of an input's name is that input, in its dtype; one value for the whole batch
+        becomes one for each of its elements.
+
+        Raises
+        ------
+        InvalidInputError
+            An argument is missing.
+        UnsupportedError
+            An argument that the graph has no input for.
+        """
+        for name, remedy in self.refused.items():
+            value = forward_kwargs.get(name)
+            if value is not None and not (isinstance(value, Mapping) and not value):
+                raise UnsupportedError(
+                    f"{self.name}: the exported graph has no input for {name}; {remedy}"
+                )
+        for given in self.inputs:
+            if forward_kwargs.get(given.name) is None:
+                raise InvalidInputError(
+                    f"{self.name}: {given.name} is missing, so the call does not come from "
+                    f"{self.pipeline_class}; pass what that pipeline passes"
+                )
+        like = forward_kwargs["hidden_states"]
+        inputs = {}
+        for given in self.inputs:
+            value = forward_kwargs[given.name]
+            if given.axes == ("batch",):
+                value = torch.as_tensor(value, device=like.device).expand(like.shape[0])
+            inputs[given.name] = value.to(given.dtype or like.dtype)
+        return inputs
+
+    def call(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> Tensor:
+        """One forward as it is traced: the transformer's own, unless no graph can hold that."""
+        return transformer(**forward_kwargs, return_dict=False)[0]

@@ -1,0 +1,85 @@
+"""Inputs of a model's graph, stated once: shapes, dynamic axes and example values follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.models.examples import Example, normal
+
+# Axes whose extents follow from a clip's size and the batch. The grid is that of the tokens.
+CLIP_AXES = (
+    "batch",
+    "frames",
+    "height",
+    "width",
+    "grid_frames",
+    "grid_height",
+    "grid_width",
+    "video_tokens",
+)
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """One input of a model's graph.
+
+    Attributes
+    ----------
+    name : str
+        Its name in the graph. Most have the name of an argument of the transformer's forward;
+        `VideoModel.forward_kwargs` converts the others.
+    axes : tuple of str or int
+        An axis for each dimension. A name of `CLIP_AXES` or of the model's `sequences` may vary
+        and becomes the name of the dimension in the ONNX file. Any other name is a key of the
+        transformer's configuration, whose value is the extent. A number is the extent itself.
+    dtype : torch.dtype, optional
+        None for the transformer's own.
+    example : Example, optional
+        Makes its values where nobody gives any; None where `VideoModel.computed_inputs` does.
+    """
+
+    name: str
+    axes: tuple[str | int, ...]
+    dtype: torch.dtype | None = None
+    example: Example | None = normal
+
+    def shape(self, extents: Mapping[str, int], config: Mapping[str, Any]) -> tuple[int, ...]:
+        """The shape for the given extents of varying axes.
+
+        Parameters
+        ----------
+        extents : mapping
+            As `VideoModel.extents` gives them.
+        config : mapping
+            The transformer's configuration.
+
+        Raises
+        ------
+        InvalidInputError
+            The configuration lacks a key.
+        """
+        return tuple(extents[a] if a in extents else extent_of(a, config) for a in self.axes)
+
+
+def extent_of(axis: str | int, config: Mapping[str, Any]) -> int:
+    """The extent of an axis that is a number or a key of the transformer's configuration.
+
+    Raises
+    ------
+    InvalidInputError
+        The configuration has no whole number there.
+    """
+    if isinstance(axis, int):
+        return axis
+    extent = config.get(axis)
+    if not isinstance(extent, int):
+        raise InvalidInputError(
+            f"the transformer's configuration has {axis}={extent!r}, and a shape of the graph's "
+            "inputs needs that number: give the configuration of a checkpoint's config.json"
+        )
+    return extent

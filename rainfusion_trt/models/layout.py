@@ -1,0 +1,53 @@
+"""How one forward call's self-attention maps to the operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rainfusion_trt.operator.settings import TextPlace
+
+
+@dataclass(frozen=True)
+class AttentionLayout:
+    """How one forward call's self-attention maps to the operator.
+
+    Attributes
+    ----------
+    grid : Tensor
+        Any tensor of shape [T, H, W], the token grid after patching; only its shape is read. A
+        view of the latents, or `token_grid` where a call gives the grid as numbers.
+    text : {"none", "first", "last"}
+        Where the text tokens stand in the attention sequence.
+    kv_len : Tensor, optional
+        int32 [B], valid tokens per batch element, or None when every token is valid. It stands for
+        the attention mask of the call, which the operator does not get.
+    text_tokens : int
+        L, so that attention over T*H*W + L tokens is the operator's and other attention is not.
+    """
+
+    grid: Tensor
+    text: TextPlace
+    kv_len: Tensor | None = None
+    text_tokens: int = 0
+
+
+def token_grid(sizes: Sequence[int], like: Tensor) -> Tensor:
+    """A grid for `AttentionLayout` from three numbers; it holds a single element.
+
+    A transformer that takes packed tokens [B, S, C] is told the grid as numbers. So that its graph
+    serves more than one size, they have to come from an input: one with the axes `grid_frames`,
+    `grid_height` and `grid_width`, whose shape `VideoModel.forward_kwargs` turns into the numbers
+    and `VideoModel.graph_inputs` makes of them.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        T, H and W.
+    like : Tensor
+        Gives dtype and device.
+    """
+    return torch.zeros(1, dtype=like.dtype, device=like.device).expand(*sizes)
