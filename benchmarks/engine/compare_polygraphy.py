@@ -27,9 +27,9 @@ from polygraphy.common import TensorMetadata
 from polygraphy.comparator import Comparator, CompareFunc
 
 from rainfusion_trt.engine import EngineMetadata, load_metadata
-from rainfusion_trt.engine.shapes import example_inputs
 from rainfusion_trt.errors import InvalidInputError, RainFusionError
 from rainfusion_trt.graph_file import parse_size, read_onnx
+from rainfusion_trt.models import get_model
 from rainfusion_trt.runtime.base import torch_dtype
 from rainfusion_trt.runtime.tensorrt import TensorRTBackend
 
@@ -90,7 +90,9 @@ def make_feed(
         )
     first = engine.inputs[0]
     batch = next((r.opt[0] for r in first.profiles.values()), first.shape[0])
-    tensors = example_inputs(engine.model, engine.config, clip, batch, seed)
+    model = get_model(engine.model)
+    config = engine.config or model.config()
+    tensors = model.drawn_inputs(config, clip, batch=batch, dtype=torch.float32, seed=seed)
     tensors["sparsity"] = torch.zeros(1)
     precision, dtypes = torch_dtype(engine.precision), onnx_dtypes(onnx)
     if set(dtypes) != set(tensors):

@@ -1,20 +1,19 @@
-"""Optimisation profiles: from clip sizes and the ONNX file's inputs to shapes per input."""
+"""Optimisation profiles: from clip sizes and the ONNX file's inputs to shapes per input.
+
+The file names the axes that vary; the model says by arithmetic how long they are for a clip. The
+network is not made and diffusers is not needed.
+"""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from rainfusion_trt.engine.onnx_file import OnnxFile
 from rainfusion_trt.engine.profile import EngineProfile, ShapeRange, VideoRange
-from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError
+from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.graph_file import GraphTensor
-from rainfusion_trt.models import get_model
-from rainfusion_trt.models.base import VideoSize
+from rainfusion_trt.models import GraphInput, VideoModel, VideoSize, get_model
 
 Shapes = dict[str, ShapeRange]
 _BOUNDS = ("min", "opt", "max")
@@ -110,14 +109,14 @@ def _check_shape(
 
 def _from_size(profile: EngineProfile, name: str, video: VideoRange, file: OnnxFile) -> Shapes:
     assert profile.model is not None  # EngineProfile checks it
+    model = get_model(profile.model)
     shapes = {}
     for bound in _BOUNDS:
-        extents = [getattr(getattr(video, key), bound) for key in ("frames", "height", "width")]
-        batch = getattr(video.batch, bound)
+        frames, height, width, batch = (
+            getattr(getattr(video, key), bound) for key in ("frames", "height", "width", "batch")
+        )
         try:
-            shapes[bound] = input_shapes(
-                profile.model, file.account.config, VideoSize(*extents), batch
-            )
+            shapes[bound] = clip_shapes(model, file, VideoSize(frames, height, width), batch)
         except InvalidInputError as error:
             raise InvalidInputError(f"profile {name!r}, {bound} size: {error}") from error
     return {
@@ -126,42 +125,85 @@ def _from_size(profile: EngineProfile, name: str, video: VideoRange, file: OnnxF
     }
 
 
-def input_shapes(
-    model_name: str, config: Mapping[str, Any], size: VideoSize, batch: int
+def clip_shapes(
+    model: VideoModel, file: OnnxFile, size: VideoSize, batch: int
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of the graph inputs for one clip size, without `sparsity`; as `example_inputs`."""
-    inputs = example_inputs(model_name, config, size, batch)
-    return {name: tuple(tensor.shape) for name, tensor in inputs.items()}
-
-
-def example_inputs(
-    model_name: str, config: Mapping[str, Any], size: VideoSize, batch: int, seed: int = 0
-) -> dict[str, Tensor]:
-    """Seeded graph inputs on the CPU, without `sparsity` and without making the model's weights.
+    """Shapes of a file's inputs for one clip.
 
     Parameters
     ----------
-    model_name, config
-        As in an engine's metadata; an empty configuration is the model's full one.
+    model : VideoModel
+        Says how long the axes are that vary.
+    file : OnnxFile
+        Says which inputs there are and names their axes. An axis of another name, or of none, is
+        taken for that of the model's input of the same name.
+    size : VideoSize
+        In pixels.
+    batch : int
+        Batch of the call.
+
+    Returns
+    -------
+    dict
+        Input name -> shape, in the file's order, without inputs of fixed shape that the model does
+        not have, such as `sparsity`.
 
     Raises
     ------
     InvalidInputError
-        The model does not know such a size.
-    BackendUnavailableError
-        diffusers, which defines the model, is not installed.
+        The model makes no such clip, or the file's inputs are not those of the model.
     """
-    model = get_model(model_name)
-    try:
-        transformer_class = getattr(importlib.import_module("diffusers"), model.transformer_class)
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"input shapes of {model_name} follow from its diffusers model ({error}): "
-            "pip install 'rainfusion-trt[export]', or write `shapes` instead of `sizes`"
-        ) from error
-    with torch.device("meta"):  # no memory for weights
-        transformer = transformer_class(**(config or model.config()))
-    return model.example_inputs(transformer, size, batch=batch, seed=seed)
+    config = file.account.config or model.config()
+    extents = model.extents(config, size, batch)
+    declared = {given.name: given for given in model.inputs}
+    found = [tensor.name for tensor in file.inputs]
+    missing = [name for name in declared if name not in found]
+    if missing:
+        raise InvalidInputError(
+            f"{file.path} has no input {missing[0]!r}, which {model.name} takes; its inputs are "
+            f"{', '.join(found)}: use the recipe of the model that it holds"
+        )
+    return {
+        tensor.name: _shape(model, file, tensor, declared.get(tensor.name), extents, config)
+        for tensor in file.inputs
+        if tensor.dynamic or tensor.name in declared
+    }
+
+
+def _shape(
+    model: VideoModel,
+    file: OnnxFile,
+    tensor: GraphTensor,
+    known: GraphInput | None,
+    extents: Mapping[str, int],
+    config: Mapping[str, Any],
+) -> tuple[int, ...]:
+    """The shape of one input; `_checked` compares it with the file's fixed extents afterwards."""
+    if known is not None and len(known.axes) != len(tensor.shape):
+        raise InvalidInputError(
+            f"input {tensor.name!r} of {file.path} is {_symbolic(tensor)}, {model.name} takes "
+            f"{'x'.join(map(str, known.axes))}: use the recipe of the model that the file holds"
+        )
+    shape = []
+    for axis, by_file in enumerate(tensor.shape):
+        by_model = known.axes[axis] if known is not None else None
+        extent: Any
+        if by_file in extents:
+            extent = extents[by_file]
+        elif by_model in extents:
+            extent = extents[by_model]
+        elif isinstance(by_model, int):
+            extent = by_model
+        else:
+            extent = config.get(by_model, by_file)
+        if not isinstance(extent, int):
+            raise InvalidInputError(
+                f"axis {axis} of input {tensor.name!r} of {file.path} ({_symbolic(tensor)}) has no "
+                f"name that {model.name} knows ({', '.join(extents)}): give its shape under "
+                "`shapes` instead of `sizes`"
+            )
+        shape.append(extent)
+    return tuple(shape)
 
 
 def _symbolic(tensor: GraphTensor) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,6 +76,36 @@ def test_cogvideox_for_two_architectures(exported, tmp_path, plugin_library, dty
         assert inputs["rotary_cos"].profiles["still"].opt == (2 * 4 * 6, 64)
     else:
         assert built.profiles == () and inputs["hidden_states"].shape == (2, 3, 16, 8, 12)
+
+
+WITHOUT_DIFFUSERS = """
+import sys
+from rainfusion_trt.engine import EngineProfile, build_engine, load_metadata
+
+onnx, plugin, output = sys.argv[1:]
+size = {"frames": 9, "height": 64, "width": 96, "batch": 2}
+recipe = EngineProfile.model_validate(
+    {"model": "cogvideox", "precision": "float16", "target": ["sm80"], "sizes": {"clip": size}}
+)
+folder = build_engine(onnx, profile=recipe, plugin=plugin, output=output, progress=False)
+assert load_metadata(folder).plugin_layers == 2
+assert "diffusers" not in sys.modules
+"""
+
+
+def test_a_build_needs_no_diffusers(exported, tmp_path, plugin_library):
+    """Importing it raises, in this process and in the one that builds."""
+    (tmp_path / "diffusers.py").write_text("raise ImportError('not here')\n")
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(tmp_path), str(root), os.environ.get("PYTHONPATH", "")])
+    arguments = [exported / "float16.onnx", plugin_library, tmp_path / "e"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_DIFFUSERS, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_fixed_model_with_its_size_and_with_another(exported, tmp_path, plugin_library):

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from rainfusion_trt.engine.onnx_file import OnnxFile
-from rainfusion_trt.engine.profile import EngineProfile
-from rainfusion_trt.engine.shapes import resolve_profiles
+from rainfusion_trt.engine.profile import EngineProfile, load_profile
+from rainfusion_trt.engine.shapes import clip_shapes, resolve_profiles
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.graph_file import GraphAccount, GraphTensor
+from rainfusion_trt.models import get_model
+
+ROOT = Path(__file__).parents[2]
+# As `tests/models/test_graph_inputs.py` explains.
+GOLDEN = json.loads((ROOT / "tests/models/graph_inputs_0_1.json").read_text())
 
 X = GraphTensor("x", "float16", ("batch", "tokens", 64))
 Y = GraphTensor("y", "float32", ("batch", None))
@@ -75,7 +84,6 @@ COGVIDEOX = (
 
 
 def test_shapes_follow_from_the_clip():
-    pytest.importorskip("diffusers")
     size = {
         "frames": {"min": 9, "opt": 49, "max": 49},
         "height": 480,
@@ -93,7 +101,6 @@ def test_shapes_follow_from_the_clip():
 
 
 def test_configuration_of_the_file_counts():
-    pytest.importorskip("diffusers")
     config = '{"num_layers": 1, "text_embed_dim": 32, "max_text_seq_length": 16, '
     config += '"use_rotary_positional_embeddings": true}'
     inputs = (GraphTensor("encoder_hidden_states", "float16", ("batch", "text", 32)),)
@@ -104,7 +111,123 @@ def test_configuration_of_the_file_counts():
 
 
 def test_clip_the_model_does_not_make():
-    pytest.importorskip("diffusers")
     size = {"frames": 48, "height": 480, "width": 720, "batch": 2}
     with pytest.raises(InvalidInputError, match=r"'clip'.*frames=48"):
         resolve_profiles(video_recipe(**size), onnx_file(*COGVIDEOX))
+
+
+# -- every model -----------------------------------------------------------------------------------
+
+
+def file_of_0_1(name: str) -> OnnxFile:
+    """The inputs of a tiny model's file, with the names of dimensions that version 0.1 wrote."""
+    inputs = [
+        GraphTensor(key, "float32", tuple(shape)) for key, shape in GOLDEN[name]["file"].items()
+    ]
+    return onnx_file(*inputs, config=json.dumps(get_model(name).config("tiny")))
+
+
+@pytest.mark.parametrize("name", list(GOLDEN))
+def test_files_of_version_0_1_get_the_shapes_of_its_examples(name):
+    model = get_model(name)
+    shapes = clip_shapes(model, file_of_0_1(name), model.tiny_size, 2)
+    assert shapes == {key: tuple(shape) for key, (shape, _) in GOLDEN[name]["tiny"].items()}
+
+
+@pytest.mark.parametrize("name", list(GOLDEN))
+def test_recipes_at_the_standard_size(name):
+    """The recipes under engines/, on files whose axes have no names and no numbers at all."""
+    model, full = get_model(name), GOLDEN[name]["full"]
+    inputs = [
+        GraphTensor(key, "bfloat16", (None,) * len(shape)) for key, (shape, _) in full.items()
+    ]
+    recipe = load_profile(ROOT / f"engines/{name}.yaml")
+    resolved = resolve_profiles(recipe, onnx_file(*inputs, SPARSITY))
+    expected = {key: tuple(shape) for key, (shape, _) in full.items()}
+    assert recipe.model == model.name and expected in [
+        {key: shape.opt for key, shape in shapes.items() if key != "sparsity"}
+        for shapes in resolved.values()
+    ]
+
+
+def test_an_input_that_only_the_file_has_is_resolved_by_its_names():
+    extra = GraphTensor("image", "float16", ("batch", "grid_frames", "video_tokens", 7))
+    size = {"frames": 9, "height": 64, "width": 96, "batch": 2}
+    shapes = resolve_profiles(video_recipe(**size), onnx_file(*COGVIDEOX, extra))["clip"]
+    assert shapes["image"].opt == (2, 3, 3 * 4 * 6, 7)
+    other = GraphTensor("image", "float16", ("batch", "image_tokens", 7))
+    with pytest.raises(
+        InvalidInputError, match=r"'clip'.*axis 1.*'image'.*ximage_tokensx7.*`shapes`"
+    ):
+        resolve_profiles(video_recipe(**size), onnx_file(*COGVIDEOX, other))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (COGVIDEOX[:-2], ["no input 'rotary_sin'", "cogvideox-5b", "rotary_cos"]),
+        (
+            (GraphTensor("hidden_states", "float16", ("batch", "tokens", 16)), *COGVIDEOX[1:]),
+            ["'hidden_states'", "batchxtokensx16", "batchxframesxin_channelsxheightxwidth"],
+        ),
+        (
+            (*COGVIDEOX[:2], GraphTensor("timestep", "int64", (3,)), *COGVIDEOX[3:]),
+            ["'timestep'", "fixed at 3"],
+        ),
+        (
+            (
+                *COGVIDEOX[:1],
+                GraphTensor("encoder_hidden_states", "float16", ("batch", 226, 32)),
+                *COGVIDEOX[2:],
+            ),
+            ["'encoder_hidden_states'", "fixed at 32", "2x226x4096"],
+        ),
+    ],
+    ids=["missing", "rank", "batch", "channels"],
+)
+def test_files_of_another_model_are_refused(inputs, words):
+    size = {"frames": 9, "height": 64, "width": 96, "batch": 2}
+    with pytest.raises(InvalidInputError) as error:
+        resolve_profiles(video_recipe(**size), onnx_file(*inputs))
+    for word in words:
+        assert word in str(error.value)
+
+
+WITHOUT_DIFFUSERS = """
+import sys
+from rainfusion_trt.engine.onnx_file import read_for_build
+from rainfusion_trt.engine.profile import EngineProfile
+from rainfusion_trt.engine.shapes import resolve_profiles
+
+try:
+    import diffusers
+except ImportError as error:
+    assert "not here" in str(error)
+else:
+    raise SystemExit("diffusers can be imported")
+clip = {"frames": {"min": 9, "opt": 9, "max": 17}, "height": 64, "width": 96, "batch": 2}
+recipe = {"model": "cogvideox-5b", "precision": "float16", "sizes": {"clip": clip}}
+shapes = resolve_profiles(EngineProfile.model_validate(recipe), read_for_build(sys.argv[1]))["clip"]
+print({name: shape.max for name, shape in shapes.items()})
+"""
+
+
+def test_shapes_need_no_diffusers(exported, tmp_path):
+    """A real file, in a process in which importing diffusers raises."""
+    (tmp_path / "diffusers.py").write_text("raise ImportError('not here')\n")
+    path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_DIFFUSERS, str(exported / "float16.onnx")],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert ast.literal_eval(done.stdout) == {
+        "hidden_states": (2, 5, 16, 8, 12),
+        "encoder_hidden_states": (2, 16, 32),
+        "timestep": (2,),
+        "rotary_cos": (5 * 4 * 6, 64),
+        "rotary_sin": (5 * 4 * 6, 64),
+        "sparsity": (1,),
+    }
