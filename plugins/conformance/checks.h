@@ -6,8 +6,11 @@
 
 namespace conformance {
 
-// Creator, shapes, formats, workspace, engine file and every wrong input. Needs no GPU.
+// Creator, shapes, formats and every wrong input. Needs no GPU.
 void check_protocol(trt_host::PluginLibrary& library, Report& report);
+
+// The workspace, what an engine keeps of it, and engines of other layouts. Needs no GPU.
+void check_workspaces(trt_host::PluginLibrary& library, Report& report);
 
 // Which GPUs the library says it runs on. Needs no GPU.
 void check_targets(trt_host::PluginLibrary& library, Report& report);

@@ -37,6 +37,7 @@ int main(int argc, char** argv) {
       }
     }
     conformance::check_protocol(library, report);
+    conformance::check_workspaces(library, report);
     if (gpu) {
       conformance::check_execution(library, report);
     } else {

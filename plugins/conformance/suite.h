@@ -1,0 +1,40 @@
+// What the checks of the protocol share: the library, the report, and the sizes of their clips.
+#pragma once
+
+#include <initializer_list>
+#include <string>
+
+#include "checks.h"
+#include "rainfusion_layer.h"
+
+namespace conformance {
+
+inline constexpr Size kSmall{1, 2, 2, 3, 5, 0, 64};
+inline constexpr Size kClip{2, 3, 5, 9, 11, 37, 64};
+inline constexpr Size kLarge{4, 3, 13, 30, 45, 226, 64};
+
+struct Suite {
+  trt_host::PluginLibrary& library;
+  Report& report;
+
+  nvinfer1::IPluginCreatorV3One& creator() { return rainfusion_creator(library); }
+
+  void expect_error(bool refused, const std::string& words, const std::string& what) {
+    report.expect(refused, what + " was accepted");
+    report.expect(library.log().errors() > 0 && library.log().has(words),
+                  what + ": no error with '" + words + "' in the log:" + library.log().all());
+    library.log().clear();
+  }
+};
+
+// Runs checks one by one, each with an empty log.
+inline void run_checks(trt_host::PluginLibrary& library, Report& report,
+                       std::initializer_list<void (*)(Suite&)> checks) {
+  Suite suite{library, report};
+  for (auto* const check : checks) {
+    library.log().clear();
+    check(suite);
+  }
+}
+
+}  // namespace conformance
