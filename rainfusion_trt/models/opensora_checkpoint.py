@@ -7,8 +7,6 @@ whose names and shapes are those of diffusers' AllegroTransformer3DModel.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 from torch import nn
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.models.weight_files import WeightFiles
 
 _CLASS = "OpenSoraT2V"
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-*-of-*.safetensors")
@@ -115,47 +114,20 @@ def allegro_config(path: Path) -> dict[str, Any]:
 
 def _weights(folder: Path, module: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The state dict in `dtype`, names and shapes checked before a tensor is read."""
-    from safetensors import SafetensorError, safe_open
-
-    files = [path for pattern in _WEIGHTS for path in sorted(folder.glob(pattern))]
-    if not files:
+    found = [path.name for pattern in _WEIGHTS for path in sorted(folder.glob(pattern))]
+    if not found:
         raise InvalidInputError(
             f"checkpoint {str(folder)!r} holds no {_WEIGHTS[0]}; other formats are not read"
         )
-    with ExitStack() as stack:
-        try:
-            opened = [stack.enter_context(safe_open(path, "pt")) for path in files]
-        except SafetensorError as error:
-            raise InvalidInputError(
-                f"checkpoint {str(folder)!r}: its weights cannot be read ({error}); download them "
-                "again"
-            ) from error
-        found = {name: file for file in opened for name in file.keys()}  # noqa: SIM118  (no dict)
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in found.items()}
-        _check_shapes(folder, shapes, module.state_dict())
-        return {name: file.get_tensor(name).to(dtype) for name, file in found.items()}
-
-
-def _check_shapes(
-    folder: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, torch.Tensor]
-) -> None:
-    missing, unknown = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    if missing or unknown:
-        parts = [
-            f"{label} {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "")
-            for label, names in (("lack", missing), ("have, unknown to it,", unknown))
-            if names
-        ]
-        raise InvalidInputError(
-            f"checkpoint {str(folder)!r} does not fit its config.json: the weights "
-            f"{' and '.join(parts)}"
-        )
-    for name, tensor in expected.items():
-        if found[name] != tuple(tensor.shape):
-            raise InvalidInputError(
-                f"checkpoint {str(folder)!r} does not fit its config.json: {name} has shape "
-                f"{found[name]}, expected {tuple(tensor.shape)}"
-            )
+    files = WeightFiles.of_files(folder, found)
+    expected = module.state_dict()
+    files.check({name: tuple(tensor.shape) for name, tensor in expected.items()})
+    scales = files.scales()
+    weights = {}
+    for name in expected:
+        tensor = files.tensor(name)
+        weights[name] = (tensor.float() * scales[name] if name in scales else tensor).to(dtype)
+    return weights
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.errors import InvalidInputError, RainFusionError
+from rainfusion_trt.models.weight_files import (
+    WeightFiles,
+    apply_scales,
+    check_config,
+    check_names,
+)
+
+_log = logging.getLogger(__name__)
 
 
 def random_transformer(
@@ -77,6 +86,9 @@ def load_transformer(
 ) -> nn.Module:
     """A transformer of a diffusers pipeline or a transformer of its own.
 
+    Float8 weights with scales beside them are multiplied out. Where a directory only has files of
+    one variant, such as fp16, these are read and the log says so.
+
     Parameters
     ----------
     checkpoint
@@ -87,7 +99,9 @@ def load_transformer(
     Raises
     ------
     InvalidInputError
-        Nothing usable is there.
+        Nothing usable is there, or the weights are not those of the configuration.
+    UnsupportedError
+        It is of another class, or quantised.
     """
     path = Path(checkpoint)
     subfolder: str | None = component
@@ -105,9 +119,85 @@ def load_transformer(
             "'THUDM/CogVideoX-5b'"
         )
     try:
-        module = cls.from_pretrained(checkpoint, subfolder=subfolder, torch_dtype=dtype)
-    except (OSError, ValueError) as error:
+        module = _load(cls, checkpoint, subfolder, dtype)
+    except RainFusionError:
+        raise
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, ImportError) as error:
         raise InvalidInputError(
-            f"checkpoint {checkpoint!r} could not be loaded as {cls.__name__}: {error}"
+            f"checkpoint {checkpoint!r} could not be loaded as {cls.__name__}: "
+            f"{' '.join(str(error).split())}"
         ) from error
     return module.eval().requires_grad_(False)
+
+
+def _load(
+    cls: type[nn.Module], checkpoint: str, subfolder: str | None, dtype: torch.dtype
+) -> nn.Module:
+    config = cls.load_config(checkpoint, subfolder=subfolder)
+    check_config(cls, config, f"checkpoint {checkpoint!r}")
+    is_local = Path(checkpoint).is_dir()
+    files = _files(cls, config, Path(checkpoint, subfolder or "")) if is_local else None
+    variant = files.variant if files else None
+    if variant is not None:
+        _log.info("checkpoint %r: reading its %s variant, it has no other", checkpoint, variant)
+    scales = files.scales() if files else {}
+    with _quiet_about_scales() if scales else nullcontext():
+        module, info = cls.from_pretrained(
+            checkpoint,
+            subfolder=subfolder,
+            torch_dtype=dtype,
+            variant=variant,
+            output_loading_info=True,
+        )
+    if not is_local:
+        files = _files(cls, config, Path(_downloaded(checkpoint), subfolder or ""))
+        scales = files.scales() if files else {}
+    if files is None:  # pickled files, which have no headers
+        check_names(info["missing_keys"], info["unexpected_keys"], checkpoint)
+    apply_scales(module, scales)
+    return module
+
+
+def _files(cls: type[nn.Module], config: Mapping[str, Any], folder: Path) -> WeightFiles | None:
+    """The files in a folder, which are those of this configuration; None if they are pickled."""
+    files = WeightFiles.find(folder)
+    if files is not None:
+        ignored = getattr(cls, "_keys_to_ignore_on_load_unexpected", None) or ()
+        files.check(_shapes(cls, config, folder), ignored)
+    return files
+
+
+def _shapes(
+    cls: type[nn.Module], config: Mapping[str, Any], folder: Path
+) -> dict[str, tuple[int, ...]]:
+    """Of every tensor that a checkpoint of this configuration has."""
+    try:
+        with _parameters_on_meta():
+            tensors = cls.from_config(config).state_dict()
+    except Exception as error:  # of any kind: the class computes with what the file says
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InvalidInputError(
+            f"checkpoint {str(folder)!r}: its config.json makes no {cls.__name__} ({reason}); "
+            "download it again"
+        ) from error
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _downloaded(repository: str) -> str:
+    """Where the hub's client keeps what was loaded just now."""
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(repository, local_files_only=True)
+
+
+@contextmanager
+def _quiet_about_scales() -> Iterator[None]:
+    """Diffusers warns of every tensor that it does not use itself."""
+    from diffusers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
