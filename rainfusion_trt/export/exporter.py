@@ -21,7 +21,7 @@ from rainfusion_trt.errors import ExportError
 from rainfusion_trt.export import finish, operator, writer
 from rainfusion_trt.export.capture import attention_count, capture
 from rainfusion_trt.export.check import GraphFacts, check_comparable, check_model, compare
-from rainfusion_trt.export.lora import refuse_unfused
+from rainfusion_trt.export.module_state import check_finite, check_plain
 from rainfusion_trt.export.rewrites import rewrite
 from rainfusion_trt.export.source import GraphSource, source_of_model
 from rainfusion_trt.export.weightless import is_fake, leave_out_weights
@@ -135,7 +135,8 @@ def check_request(
 ) -> None:
     """Refuse what could not be written or compared, before any work starts."""
     writer.check_output(Path(output))
-    refuse_unfused(module)
+    check_plain(module)
+    check_finite(module)
     if run_compare:
         check_comparable(dtype, has_weights=not is_fake(module))
 

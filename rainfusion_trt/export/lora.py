@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
-from rainfusion_trt.errors import InvalidInputError, UnsupportedError
-from rainfusion_trt.export.lora_file import LoraFile, read_adapter
+from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.export.lora_change import Change, Full, LowRank, change_of
+from rainfusion_trt.export.lora_file import Adapter, LoraFile, read_adapter
+from rainfusion_trt.export.lora_names import Names, Place, known_names
+from rainfusion_trt.export.module_state import check_plain
 from rainfusion_trt.export.weightless import is_fake
 from rainfusion_trt.graph_file import FusedLora
 from rainfusion_trt.models import VideoModel
 
 _RECORD = "_rainfusion_loras"
-_TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.(?P<kind>weight|bias)")
-_LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
 
 def fuse_loras(
@@ -28,7 +29,8 @@ def fuse_loras(
     Parameters
     ----------
     model
-        The registry's entry the transformer belongs to.
+        The registry's entry the transformer belongs to; names of its original code are read for
+        Wan and HunyuanVideo.
     transformer
         With weights. It is changed, and has its own layers again afterwards.
     loras
@@ -43,9 +45,10 @@ def fuse_loras(
     ------
     InvalidInputError
         A file is missing or unreadable, belongs to another model, has keys or shapes this
-        transformer has not, or the transformer has no weights. Files before it are fused already.
+        transformer has not, or the transformer has no weights or more than weights (offloading,
+        a cache). Files before it are fused already.
     UnsupportedError
-        A DoRA, or the `peft` package is missing or too old.
+        A DoRA, or another method whose files are not read.
     """
     files = [x if isinstance(x, LoraFile) else LoraFile.parse(str(x)) for x in loras]
     if not files:
@@ -55,12 +58,12 @@ def fuse_loras(
             "a LoRA needs weights to be added to; leave out --lora for a graph without weights "
             "(--no-weights), which looks the same with and without it"
         )
-    _check_peft()
-    refuse_unfused(transformer)
+    check_plain(transformer)
+    names = known_names(transformer)
     for file in files:
-        state, metadata = read_adapter(file, model)
-        layers = _check_fit(file.path, transformer, state)
-        _fuse(file, transformer, state, metadata)
+        updates = _updates(file.path, transformer, names, read_adapter(file))
+        _fuse(file, transformer, updates)
+        layers = len({update.place.owner for update in updates})
         fused = FusedLora(file.path.name, file.scale, file.sha256(), layers)
         setattr(transformer, _RECORD, (*fused_loras(transformer), fused))
     return fused_loras(transformer)
@@ -71,109 +74,132 @@ def fused_loras(transformer: nn.Module) -> tuple[FusedLora, ...]:
     return getattr(transformer, _RECORD, ())
 
 
-def refuse_unfused(transformer: nn.Module) -> None:
-    """Raise InvalidInputError if adapters are loaded but are not part of the weights."""
-    adapters = getattr(transformer, "peft_config", None)
-    if adapters:
-        raise InvalidInputError(
-            f"the transformer has loaded adapters ({', '.join(adapters)}); call "
-            "transformer.unload_lora() and give the files to rainfusion_trt.export.fuse_loras "
-            "(--lora)"
-        )
+@dataclass(frozen=True)
+class _Update:
+    """What is added to part of one parameter."""
+
+    parameter: str
+    place: Place
+    change: Change
 
 
-def _check_peft() -> None:
-    from diffusers.utils import USE_PEFT_BACKEND
-
-    if not USE_PEFT_BACKEND:
-        raise UnsupportedError(
-            "diffusers reads LoRA files with the `peft` package, which is missing or too old: "
-            "pip install -U peft"
-        )
-
-
-def _check_fit(path: Path, transformer: nn.Module, state: dict[str, Tensor]) -> int:
-    """The number of layers a LoRA changes; every tensor must have its place."""
-    layers = {n: m for n, m in transformer.named_modules() if isinstance(m, _LAYERS)}
-    found: dict[str, dict[str, Tensor]] = {}
-    unexpected = []
-    for name, tensor in state.items():
-        match = _TENSOR.fullmatch(name)
-        if match is None or match["module"] not in layers:
-            unexpected.append(name)
-        else:
-            found.setdefault(match["module"], {})[f"{match['side']}.{match['kind']}"] = tensor
+def _updates(path: Path, transformer: nn.Module, names: Names, adapter: Adapter) -> list[_Update]:
+    """Everything a LoRA changes; every one of its tensors has its place."""
     kind = type(transformer).__name__
-    if not found:
-        some = f"its keys are like {unexpected[0]!r}" if unexpected else "it is empty"
+    unexpected = [
+        key
+        for layer, parts in adapter.keys.items()
+        for part, key in parts.items()
+        if layer not in names or not part
+    ]
+    count = sum(map(len, adapter.keys.values()))
+    if len(unexpected) == count:
+        some = f"its keys are like {_bare(adapter)!r}" if unexpected else "it is empty"
         raise InvalidInputError(
-            f"LoRA {path} matches no layer of {kind} ({some}); choose the model it was trained for"
+            f"LoRA {path} matches no layer of {kind} ({some}); its names are neither of this model "
+            "in diffusers, nor of its original code as far as that is known: choose the model it "
+            "was trained for, or convert its names to diffusers'"
         )
     if unexpected:
         some = ", ".join(unexpected[:3]) + (", ..." if len(unexpected) > 3 else "")
         raise InvalidInputError(
-            f"LoRA {path} has {len(unexpected)} of {len(state)} keys that fit no layer of {kind}: "
+            f"LoRA {path} has {len(unexpected)} of {count} keys that fit no layer of {kind}: "
             f"{some}; choose the model it was trained for, or take them out of the file if they "
             "are not meant for it"
         )
-    for name, tensors in found.items():
-        _check_layer(path, name, layers[name].weight, tensors)
-    return len(found)
-
-
-def _check_layer(path: Path, name: str, weight: Tensor, tensors: dict[str, Tensor]) -> None:
-    """[rank, in, ...] and [out, rank, ...] for a weight of [out, in, ...]."""
-    for side in ("A", "B"):
-        if f"{side}.weight" not in tensors:
-            raise InvalidInputError(f"LoRA {path} has no {name}.lora_{side}.weight: incomplete")
-    down, up = tensors["A.weight"], tensors["B.weight"]
-    fits = (
-        down.dim() == up.dim() == weight.dim()
-        and down.shape[1:] == weight.shape[1:]
-        and up.shape[0] == weight.shape[0]
-    )
-    if not fits:
-        raise InvalidInputError(
-            f"LoRA {path}: {name}.lora_A and lora_B are {list(down.shape)} and {list(up.shape)}, "
-            f"which do not fit a weight of {list(weight.shape)}; it was trained for a model of "
-            "another size"
-        )
-    if down.shape[0] != up.shape[1]:
-        raise InvalidInputError(
-            f"LoRA {path}: {name}.lora_A has rank {down.shape[0]} and lora_B rank {up.shape[1]}; "
-            "the file is damaged"
-        )
-    for key in ("A.weight", "B.weight"):
-        if not tensors[key].isfinite().all():
-            raise InvalidInputError(
-                f"LoRA {path}: {name}.lora_{key} has values that are not finite"
-            )
-
-
-def _fuse(
-    file: LoraFile, transformer: nn.Module, state: dict[str, Tensor], metadata: dict | None
-) -> None:
-    with _taking_adapters(transformer):
+    parameters = dict(transformer.named_parameters())
+    updates: list[_Update] = []
+    for layer, tensors in adapter.layers.items():
+        for part, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise InvalidInputError(
+                    f"LoRA {path}: {adapter.keys[layer][part]} has values that are not finite"
+                )
         try:
-            transformer.load_lora_adapter(
-                state, prefix=None, adapter_name="export", metadata=metadata
-            )
-            transformer.fuse_lora(lora_scale=file.scale, safe_fusing=True)
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise InvalidInputError(f"LoRA {file.path} could not be fused: {error}") from error
-        finally:
-            transformer.unload_lora()
+            found = _layer_updates(layer, tensors, names[layer], parameters, adapter)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"LoRA {path}: {error}") from error
+        updates.extend(found)
+    return updates
 
 
-@contextmanager
-def _taking_adapters(transformer: nn.Module) -> Iterator[None]:
-    """Diffusers' adapter methods, also for a class it did not give them to (Allegro's)."""
-    from diffusers.loaders import PeftAdapterMixin
+def _bare(adapter: Adapter) -> str:
+    """The first key without its prefix."""
+    layer, parts = next(iter(adapter.keys.items()))
+    key = next(iter(parts.values()))
+    start = key.find(layer)
+    return key[start:] if start > 0 else key
 
-    kind = type(transformer)
-    if not issubclass(kind, PeftAdapterMixin):
-        transformer.__class__ = type(kind.__name__, (PeftAdapterMixin, kind), {})
-    try:
-        yield
-    finally:
-        transformer.__class__ = kind
+
+def _layer_updates(
+    layer: str,
+    tensors: dict[str, Tensor],
+    places: tuple[Place, ...],
+    parameters: dict[str, nn.Parameter],
+    adapter: Adapter,
+) -> list[_Update]:
+    down = tensors.get("A.weight")
+    rank = down.shape[0] if down is not None and down.dim() else 1
+    change = change_of(layer, tensors, adapter.scale(places[0].owner, rank))
+    if change is None and not tensors.keys() & {"diff_b"}:
+        given = ", ".join(adapter.keys[layer].values())
+        raise InvalidInputError(f"{given} belongs to no change of {layer}: incomplete")
+    updates = []
+    if change is not None:
+        updates += _placed(layer, change, places, parameters, "weight")
+    if "diff_b" in tensors:
+        updates += _placed(layer, Full(tensors["diff_b"]), places, parameters, "bias")
+    if "B.bias" in tensors:
+        scale = change.scale if isinstance(change, LowRank) else 1.0
+        bias = Full(tensors["B.bias"].float() * scale)
+        updates += _placed(layer, bias, places, parameters, "bias")
+    return updates
+
+
+def _placed(
+    layer: str,
+    change: Change,
+    places: tuple[Place, ...],
+    parameters: dict[str, nn.Parameter],
+    kind: str,
+) -> list[_Update]:
+    """A change of the file's layer as changes of the parameters that it is here."""
+    named = [
+        (f"{place.owner}.{kind}" if f"{place.owner}.{kind}" in parameters else place.owner, place)
+        for place in places
+    ]
+    missing = [name for name, _ in named if name not in parameters]
+    if missing:
+        raise InvalidInputError(f"it changes the {kind} of {layer}, which has none here")
+    first = parameters[named[0][0]]
+    ends = [place.source.stop for place in places]
+    rows = max(ends) if None not in ends else first.shape[0]
+    expected = (rows, *first.shape[1:])
+    if change.shape != expected:
+        if isinstance(change, LowRank):
+            shapes = f"lora_A and lora_B are {list(change.down.shape)} and {list(change.up.shape)}"
+            what = f"{layer}.{shapes}, which do"
+        else:
+            what = f"{layer} is changed by values of shape {list(change.shape)}, which do"
+        raise InvalidInputError(
+            f"{what} not fit a {kind} of {list(expected)}; it was trained for a model of another "
+            "size"
+        )
+    return [_Update(name, place, change) for name, place in named]
+
+
+def _fuse(file: LoraFile, transformer: nn.Module, updates: list[_Update]) -> None:
+    """In float32, rounded once to the parameter's own type."""
+    parameters = dict(transformer.named_parameters())
+    with torch.no_grad():
+        for update in updates:
+            part = parameters[update.parameter][update.place.target]
+            added = file.scale * update.change.rows(update.place.source).to(part.device)
+            result = (part.float() + added).to(part.dtype)
+            if not result.isfinite().all():
+                raise InvalidInputError(
+                    f"LoRA {file.path} with scale {file.scale:g} makes {update.parameter} not "
+                    f"finite in {str(part.dtype).removeprefix('torch.')}; load the transformer "
+                    "again, which is changed in part"
+                )
+            part.copy_(result)

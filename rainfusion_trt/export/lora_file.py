@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,9 @@ from torch import Tensor
 
 from rainfusion_trt.engine.metadata import file_sha256
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
-from rainfusion_trt.models import VideoModel
+from rainfusion_trt.export.lora_names import without_prefix
 
 _NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # diffusers', peft's
-_PREFIXES = ("transformer.", "base_model.model.")
-_DORA = ("dora_scale", "lora_magnitude_vector")
 
 
 @dataclass(frozen=True)
@@ -89,61 +90,157 @@ def _find(path: Path) -> Path:
     return path / found[0]
 
 
-def read_adapter(file: LoraFile, model: VideoModel) -> tuple[dict[str, Tensor], dict | None]:
-    """Its tensors as ``<module>.lora_A.weight`` and so on, and what it says of its alpha.
+@dataclass(frozen=True)
+class Adapter:
+    """The content of a LoRA file.
 
-    Other spellings (of diffusers' older formats, and of the model's original code where its
-    diffusers pipeline reads that) are converted by diffusers.
+    Attributes
+    ----------
+    layers
+        Layer, as the file names it but for a prefix -> its tensors by what they are: ``A.weight``,
+        ``B.weight``, ``B.bias``, ``alpha``, ``diff``, ``diff_b``, and factors of LoKr and LoHa.
+    keys
+        The same places -> the keys of the file.
+    config
+        What peft or diffusers wrote of it, such as lora_alpha; empty without.
+    """
+
+    layers: dict[str, dict[str, Tensor]]
+    keys: dict[str, dict[str, str]]
+    config: Mapping[str, Any]
+
+    def scale(self, layer: str, rank: int) -> float:
+        """Factor of a low-rank change for which the file itself has no alpha.
+
+        Without any, W + B A is what trainers mean: alpha is the rank.
+        """
+        alpha = self.config.get("lora_alpha")
+        for pattern, value in (self.config.get("alpha_pattern") or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", layer):  # as peft matches it
+                alpha = value
+                break
+        if alpha is None:
+            return 1.0
+        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+
+# Trainers' spellings; peft may put the adapter's name, such as default, into the middle.
+_FORMS = tuple(
+    (re.compile(pattern), part)
+    for pattern, part in (
+        (r"(.+)\.lora_A(?:\.[^.]+)?\.weight", "A.weight"),
+        (r"(.+)\.lora_B(?:\.[^.]+)?\.weight", "B.weight"),
+        (r"(.+)\.lora_B(?:\.[^.]+)?\.bias", "B.bias"),
+        (r"(.+)\.(?:lora_down|lora\.down|lora_linear_layer\.down)\.weight", "A.weight"),
+        (r"(.+)\.(?:lora_up|lora\.up|lora_linear_layer\.up)\.weight", "B.weight"),
+        (r"(.+)\.(?:lora_up|lora\.up)\.bias", "B.bias"),
+    )
+)
+_NAMED_PART = re.compile(r"(.+)\.(alpha|diff|diff_b|lokr_w[12](?:_[ab])?|hada_w[12]_[ab])")
+_OTHER_METHODS = tuple(
+    (re.compile(pattern), method)
+    for pattern, method in (
+        (r"dora_scale|lora_magnitude_vector", "DoRA"),
+        (r"\.(lora_mid|lokr_t2|hada_t[12])\b", "LoRA with a Tucker decomposition"),
+        (r"\.(boft_|oft_)", "OFT"),
+        (r"\.(a1|a2|b1|b2)\.weight$", "GLoRA"),
+        (r"\.(on_input|ia3_l)", "IA3"),
+        (r"\.vera_lambda", "VeRA"),
+        (r"\.(set_weight|reshape_weight)$", "patch that replaces weights"),
+    )
+)
+
+
+def read_adapter(file: LoraFile) -> Adapter:
+    """Its tensors, whatever trainer spelled them.
+
+    Read are the spellings of peft, diffusers (old ones too), kohya and musubi, ComfyUI and LyCORIS;
+    float8 is widened.
 
     Raises
     ------
     InvalidInputError
-        The file cannot be read.
+        The file cannot be read, or says something twice.
     UnsupportedError
-        It is a DoRA.
+        It is a DoRA or of another method that is not read; the message names it.
     """
-    from diffusers.utils import convert_unet_state_dict_to_peft
+    tensors, header = _content(file.path)
+    layers: dict[str, dict[str, Tensor]] = {}
+    keys: dict[str, dict[str, str]] = {}
+    for key, tensor in tensors.items():
+        for pattern, method in _OTHER_METHODS:
+            if pattern.search(key):
+                raise UnsupportedError(
+                    f"LoRA {file.path} is a {method} (it has {key}), which is not supported"
+                )
+        layer, part = _spelled(key)
+        if part in keys.setdefault(layer, {}):
+            twice = f"{keys[layer][part]} and {key}"
+            raise InvalidInputError(
+                f"LoRA {file.path} has two tensors for one place, {twice}; keep one adapter in it"
+            )
+        if not tensor.is_floating_point() and part != "alpha":
+            raise UnsupportedError(
+                f"LoRA {file.path} is quantised: {key} is {str(tensor.dtype)[6:]}; save it in 16 "
+                "bits"
+            )
+        keys[layer][part] = key
+        layers.setdefault(layer, {})[part] = tensor.float() if tensor.itemsize == 1 else tensor
+    return Adapter(layers, keys, _config(file.path, header))
+
+
+def _spelled(key: str) -> tuple[str, str]:
+    """Layer without prefix and what the tensor is in it; "" where the key is of no known form."""
+    name = key.replace(".processor.", ".")
+    name = re.sub(r"\.(to_[qkv])_lora\.", r".\1.lora.", name)  # diffusers, long ago
+    name = name.replace(".to_out_lora.", ".to_out.0.lora.")
+    for pattern, part in _FORMS:
+        found = pattern.fullmatch(name)
+        if found:
+            return without_prefix(found[1]), part
+    found = _NAMED_PART.fullmatch(name)
+    if found:
+        return without_prefix(found[1]), found[2]
+    return without_prefix(name), ""
+
+
+def _content(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
 
     try:
-        with safe_open(file.path, framework="pt") as content:
-            names = list(content.keys())
-        if any(mark in name for name in names for mark in _DORA):
-            raise UnsupportedError(f"LoRA {file.path} is a DoRA, which is not supported")
-        state, metadata = _loader(model).lora_state_dict(
-            str(file.path), use_safetensors=True, return_lora_metadata=True
-        )
+        with safe_open(path, framework="pt") as content:
+            header = content.metadata() or {}
+        return load_file(path), header
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise InvalidInputError(f"LoRA {file.path} could not be read: {error}") from error
-    if metadata is None:
-        metadata = _peft_config(file.path)
-    if not any(".lora_A." in name for name in state):
-        state = convert_unet_state_dict_to_peft(state)
-    return _without_prefix(state), None if metadata is None else _without_prefix(metadata)
+        raise InvalidInputError(f"LoRA {path} could not be read: {error}") from error
 
 
-def _loader(model: VideoModel) -> Any:
-    """Whose ``lora_state_dict`` knows the spellings of this model."""
-    import diffusers
-    from diffusers.loaders import CogVideoXLoraLoaderMixin
-
-    pipeline = getattr(diffusers, model.pipeline_class)
-    # Not every pipeline takes LoRA files; this loader has nothing of CogVideoX in it.
-    return pipeline if hasattr(pipeline, "lora_state_dict") else CogVideoXLoraLoaderMixin
-
-
-def _peft_config(path: Path) -> dict[str, Any] | None:
-    """What peft writes beside its file, such as lora_alpha; without it the scale would be lost."""
-    if not (path.name == _NAMES[1] and path.with_name("adapter_config.json").is_file()):
-        return None
-    from peft import LoraConfig
-
-    return LoraConfig.from_pretrained(path.parent).to_dict()
-
-
-def _without_prefix(values: dict[str, Any]) -> dict[str, Any]:
-    """Names as the transformer has them, if the file names all of them from outside it."""
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in values):
-            return {name.removeprefix(prefix): value for name, value in values.items()}
-    return dict(values)
+def _config(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
+    """What diffusers writes into its file or peft beside it; without it the scale would be lost."""
+    beside = path.with_name("adapter_config.json")
+    if "lora_adapter_metadata" in header:
+        origin, text = "its lora_adapter_metadata", header["lora_adapter_metadata"]
+    elif path.name == _NAMES[1] and beside.is_file():
+        origin, text = beside.name, beside.read_text(encoding="utf-8")
+    else:
+        return {}
+    try:
+        found = json.loads(text)
+        config = {without_prefix(key): value for key, value in found.items()}
+    except (ValueError, AttributeError) as error:
+        raise InvalidInputError(
+            f"LoRA {path}: {origin} is no configuration of an adapter ({error})"
+        ) from error
+    method = config.get("peft_type") or "LORA"
+    if method != "LORA" or config.get("use_dora"):
+        raise UnsupportedError(
+            f"LoRA {path} is a {'DoRA' if config.get('use_dora') else method} ({origin} says so), "
+            "which is not supported"
+        )
+    numbers = {"lora_alpha": config.get("lora_alpha"), **(config.get("alpha_pattern") or {})}
+    for name, value in numbers.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (is_number and math.isfinite(value)):
+            raise InvalidInputError(f"LoRA {path}: {origin} has alpha {value!r} for {name}")
+    return config

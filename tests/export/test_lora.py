@@ -258,8 +258,8 @@ def dora(tensors):
     return {**tensors, "transformer.proj_out.dora_scale": torch.ones(3)}
 
 
-def alpha_key(tensors):
-    return {**tensors, "transformer.proj_out.alpha": torch.ones(())}
+def alpha_alone(tensors):
+    return {**tensors, "transformer.norm_out.linear.alpha": torch.ones(())}
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def alpha_key(tensors):
         (wrong_rank, r"rank 5 and lora_B rank 4"),
         (one_side, r"no transformer_blocks.0.attn1.to_q.lora_B.weight"),
         (infinite, "not finite"),
-        (alpha_key, r"1 of 11 keys .*proj_out\.alpha"),
+        (alpha_alone, r"norm_out\.linear\.alpha belongs to no change"),
         (lambda tensors: {}, "it is empty"),
     ],
 )
