@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError
+from rainfusion_trt.hashing import kept_sha256
 from rainfusion_trt.operator.settings import AttentionSettings
 
 if TYPE_CHECKING:
@@ -65,6 +66,23 @@ class FusedLora:
     scale: float
     sha256: str
     layers: int
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """The file beside a graph that holds its weights.
+
+    Attributes
+    ----------
+    file
+        Its name, as the graph has it.
+    size, sha256
+        Of its content.
+    """
+
+    file: str
+    size: int
+    sha256: str
 
 
 def _settings(value: Any) -> AttentionSettings | None:
@@ -117,6 +135,9 @@ class GraphAccount(BaseModel):
         What was added to its weights.
     weights
         "none" where only the graph was written.
+    data
+        The file beside it that holds the weights it was written with; None where they are inside,
+        and in files of 0.2 and older.
     version
         Of this package, which wrote it.
     """
@@ -133,12 +154,47 @@ class GraphAccount(BaseModel):
     dynamic: StrictBool = False
     loras: tuple[FusedLora, ...] = ()
     weights: Literal["none"] | None = None
+    data: DataFile | None = None
     version: str | None = None
 
     @property
     def clip(self) -> VideoSize | None:
         """The clip it was exported for."""
         return parse_size(self.size)
+
+    def check_data(
+        self, origin: Path, name: str, *, size: int | None = None, sha256: str | None = None
+    ) -> None:
+        """Refuse a weights file that is not the one the graph was written with.
+
+        Parameters
+        ----------
+        origin
+            The graph's file, for the message.
+        name
+            The weights file, as the graph has it. Nothing is known of one that it was not written
+            with: another program has moved the weights then.
+        size, sha256
+            Of what lies there now, as far as known.
+
+        Raises
+        ------
+        InvalidInputError
+            They are not those of the account.
+        """
+        data = self.data
+        if data is None or data.file != name:
+            return
+        if size not in (None, data.size):
+            how = f"has {size} bytes instead of {data.size}"
+        elif sha256 not in (None, data.sha256):
+            how = "does not have the hash that the graph names"
+        else:
+            return
+        raise InvalidInputError(
+            f"{origin}: its weights file {name} {how}, so it is of another export or was changed "
+            "since: copy both files of one export together, or export the model again"
+        )
 
     def to_metadata(self) -> dict[str, str]:
         """Metadata of the ONNX file; what nobody set is left out."""
@@ -266,6 +322,59 @@ class GraphFile:
     def attentions(self) -> list[onnx.NodeProto]:
         """Its RainFusionAttention nodes."""
         return [node for node in self.proto.graph.node if is_attention(node)]
+
+    @property
+    def data_files(self) -> dict[str, int]:
+        """Files with weights beside it, relative to its folder -> bytes each must have."""
+        needed: dict[str, int] = {}
+        for tensor in _tensors(self.proto):
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            if "location" in entries:
+                end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+                needed[entries["location"]] = max(end, needed.get(entries["location"], 0))
+        return dict(sorted(needed.items()))
+
+    def check_data_files(self) -> None:
+        """Raise InvalidInputError if one is missing, too short or of another size than written."""
+        for name, size in self.data_files.items():
+            data = self.path.parent / name
+            actual = data.stat().st_size if data.is_file() else None
+            if actual is None or actual < size:
+                state = "is missing" if actual is None else f"has {actual} of {size} bytes"
+                raise InvalidInputError(
+                    f"{self.path}: its weights file {data} {state}: export the model again, or "
+                    "copy both files together"
+                )
+            self.account.check_data(self.path, name, size=actual)
+
+    def verify_data(self) -> None:
+        """Check the files beside it by size and content; a second a GB, once in a process."""
+        self.check_data_files()
+        if self.account.data is not None:
+            for name in self.data_files:
+                sha256 = kept_sha256(self.path.parent / name)
+                self.account.check_data(self.path, name, sha256=sha256)
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        yield from _node_tensors(function.node)
+
+
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Any) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _graph_tensors(graph)
 
 
 def is_attention(node: Any) -> bool:

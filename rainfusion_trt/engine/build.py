@@ -16,7 +16,6 @@ from rainfusion_trt.engine.metadata import (
     EngineMetadata,
     FileRecord,
     PluginRecord,
-    file_sha256,
 )
 from rainfusion_trt.engine.onnx_file import OnnxFile, read_for_build
 from rainfusion_trt.engine.profile import EngineProfile, load_profile
@@ -29,6 +28,7 @@ from rainfusion_trt.engine.target import (
     native_device,
 )
 from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.hashing import file_sha256
 from rainfusion_trt.models import get_model
 from rainfusion_trt.operator.native import NativeLibrary, load_library
 
@@ -141,6 +141,7 @@ def _sources(build: _Build, previous: EngineMetadata | None) -> _Sources:
     file, library, tensorrt = build.file, build.library, build.tensorrt
     names = (file.path.name, *file.data_files)
     records = record_files(file.path.parent, names, previous.onnx_files if previous else ())
+    file.check_sha256({record.name: record.sha256 for record in records})
     plugin = PluginRecord(
         file=library.path.name, sha256=file_sha256(library.path), build=library.build_info
     )

@@ -9,11 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rainfusion_trt.engine.metadata import FileRecord, file_sha256
-
-# A file changed this shortly before it was looked at could change again within one tick of the
-# file system's clock, so its recorded hash is not trusted (git treats its index the same way).
-_CLOCK_TICK_NS = 2_000_000_000
+from rainfusion_trt.engine.metadata import FileRecord
+from rainfusion_trt.hashing import CLOCK_TICK_NS, file_sha256
 
 
 def record_files(
@@ -58,6 +55,6 @@ def _record(path: Path, name: str, known: FileRecord | None) -> FileRecord:
     if known is not None and all(getattr(known, key) == value for key, value in stamps.items()):
         return known
     sha256 = file_sha256(path)
-    if time.time_ns() - state.st_ctime_ns < _CLOCK_TICK_NS:
+    if time.time_ns() - state.st_ctime_ns < CLOCK_TICK_NS:
         stamps["ctime_ns"] = -1  # never equal to a real one: hashed again next time
     return FileRecord(name=name, sha256=sha256, **stamps)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rainfusion_trt.engine.profile import BuilderSettings, ShapeRange
 from rainfusion_trt.errors import EngineLoadError
 from rainfusion_trt.graph_file import FusedLora, GraphAccount, RecordedSettings, RecordedSize
+from rainfusion_trt.hashing import file_sha256
 
 ENGINE_FILE = "engine.plan"
 METADATA_FILE = "metadata.json"
@@ -175,12 +175,3 @@ def save_metadata(folder: Path, metadata: EngineMetadata) -> None:
     """Write metadata.json; the caller renames the folder into place."""
     text = metadata.model_dump_json(indent=2)
     (folder / METADATA_FILE).write_text(text + "\n", encoding="utf-8")
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.graph_file import (
@@ -62,14 +62,28 @@ class OnnxFile:
         sizes.append(self.account.config.get("attention_head_dim"))
         return tuple(dict.fromkeys(size for size in sizes if isinstance(size, int)))
 
+    def check_sha256(self, hashes: Mapping[str, str]) -> None:
+        """Raise InvalidInputError for weights files that the graph was not written with.
+
+        Parameters
+        ----------
+        hashes
+            File name -> its SHA-256 now.
+        """
+        for name in self.data_files:
+            self.account.check_data(self.path, name, sha256=hashes[name])
+
 
 def read_for_build(path: str | Path) -> OnnxFile:
     """Read an exported model and check that TensorRT will find the plugin; weights stay on disk.
 
+    The build compares their hash, which it needs anyway, by :meth:`OnnxFile.check_sha256`.
+
     Raises
     ------
     InvalidInputError
-        The file is missing, corrupt, lacks external data, holds no RainFusionAttention node, or one
+        The file is missing, corrupt, lacks external data or has that of another
+        export by its size, holds no RainFusionAttention node, or one
         of its nodes lacks the attributes by which TensorRT finds the plugin.
     BackendUnavailableError
         The ``onnx`` package is not installed.
@@ -77,12 +91,13 @@ def read_for_build(path: str | Path) -> OnnxFile:
     file = read_onnx(path)
     nodes = file.attentions
     _check_nodes(file, nodes)
+    file.check_data_files()
     graph = file.proto.graph
     values = {value.name: value for value in (*graph.value_info, *graph.input)}
     queries = [values[node.input[0]] for node in nodes if node.input[0] in values]
     return OnnxFile(
         path=file.path,
-        data_files=_data_files(file),
+        data_files=tuple(file.data_files),
         inputs=file.inputs,
         outputs=file.outputs,
         attention_nodes=tuple(node.name or node.output[0] for node in nodes),
@@ -111,44 +126,3 @@ def _check_nodes(file: GraphFile, nodes: list[onnx.NodeProto]) -> None:
             f"{path} holds {len(nodes)} {OP_TYPE} nodes, its metadata says {expected_count}: "
             "the file was changed after the export; export the model again"
         )
-
-
-def _data_files(file: GraphFile) -> tuple[str, ...]:
-    """External data files; raises if one is missing or shorter than the model says."""
-    needed: dict[str, int] = {}
-    for tensor in _tensors(file.proto):
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        if "location" in entries:
-            end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
-            needed[entries["location"]] = max(end, needed.get(entries["location"], 0))
-    for name, size in needed.items():
-        data = file.path.parent / name
-        actual = data.stat().st_size if data.is_file() else None
-        if actual is None or actual < size:
-            state = "is missing" if actual is None else f"has {actual} of {size} bytes"
-            raise InvalidInputError(
-                f"{file.path}: its weights file {data} {state}: export the model again, or copy "
-                "both files together"
-            )
-    return tuple(sorted(needed))
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    yield from _graph_tensors(model.graph)
-    for function in model.functions:
-        yield from _node_tensors(function.node)
-
-
-def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    yield from _node_tensors(graph.node)
-
-
-def _node_tensors(nodes: Any) -> Iterator[onnx.TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _graph_tensors(graph)

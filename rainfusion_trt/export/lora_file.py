@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from rainfusion_trt.engine.metadata import file_sha256
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.export.lora_names import without_prefix
+from rainfusion_trt.hashing import file_sha256
 
 _NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # diffusers', peft's
 

@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+import onnx
 import onnx_ir as ir
 
 from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.graph_file import DataFile, GraphAccount
+from rainfusion_trt.hashing import file_sha256
 
 EMBEDDED_BYTES = 1_500_000_000  # protobuf ends at 2 GiB
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
@@ -66,7 +69,10 @@ def staged(output: Path) -> Iterator[Path]:
 
 
 def write(model: ir.Model, path: Path, progress: Progress | None = None) -> None:
-    """Write to `path`, weights beside it where they are too large to be in it."""
+    """Write to `path`, weights beside it where they are too large to be in it.
+
+    The graph then names their size and hash, so that those of another export are refused.
+    """
     if weights_place(model) != "beside":
         ir.save(model, path)
         return
@@ -79,3 +85,14 @@ def write(model: ir.Model, path: Path, progress: Progress | None = None) -> None
             progress(done, total)
 
     ir.save(model, path, external_data=data_path(path).name, callback=report)
+    _name_data(path)
+
+
+def _name_data(path: Path) -> None:
+    """Add to the graph's account what its weights are, which only their file tells."""
+    data = data_path(path)
+    account = GraphAccount(data=DataFile(data.name, data.stat().st_size, file_sha256(data)))
+    proto = onnx.load(path, load_external_data=False)
+    for key, value in account.to_metadata().items():
+        proto.metadata_props.add(key=key, value=value)
+    onnx.save(proto, path)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError, UnsupportedError
-from rainfusion_trt.graph_file import read_onnx
+from rainfusion_trt.graph_file import GraphFile, read_onnx
 from rainfusion_trt.runtime.base import Backend, TensorInfo, check_feed, torch_dtype
 
 _CUDA = "CUDAExecutionProvider"
@@ -35,7 +35,7 @@ class OnnxRuntimeBackend(Backend):
     UnsupportedError
         A bfloat16 graph on the CPU, for which ONNX Runtime has no kernels.
     InvalidInputError
-        ONNX Runtime cannot load the file.
+        ONNX Runtime cannot load the file, or the weights beside it are of another export.
     """
 
     name = "onnxruntime"
@@ -46,8 +46,10 @@ class OnnxRuntimeBackend(Backend):
         self.device = torch.device(device)
         self._stream: torch.cuda.Stream | None = None
         self._runtime = _import_runtime()
+        file = read_onnx(self._path)
+        file.verify_data()
         if self.device.type == "cpu":
-            self._refuse_bfloat16()
+            _refuse_bfloat16(file)
         self._session = self._load()
         self.inputs = {i.name: _info(i) for i in self._session.get_inputs()}
         self.outputs = {o.name: _info(o) for o in self._session.get_outputs()}
@@ -103,13 +105,6 @@ class OnnxRuntimeBackend(Backend):
         options = {"device_id": index, "user_compute_stream": str(self._stream.cuda_stream)}
         return [(_CUDA, options), _CPU]
 
-    def _refuse_bfloat16(self) -> None:
-        if any(tensor.dtype == "bfloat16" for tensor in read_onnx(self._path).inputs):
-            raise UnsupportedError(
-                f"{self._path} is in bfloat16, for which ONNX Runtime has no CPU kernels: export "
-                "with --dtype fp32 for the CPU, or use a GPU"
-            )
-
     def _bind(self, binding: Any, name: str, tensor: Tensor) -> None:
         import onnx
 
@@ -131,6 +126,14 @@ class OnnxRuntimeBackend(Backend):
             name: torch.from_dlpack(v if hasattr(v, "__dlpack__") else v._ortvalue)
             for name, v in values
         }
+
+
+def _refuse_bfloat16(file: GraphFile) -> None:
+    if any(tensor.dtype == "bfloat16" for tensor in file.inputs):
+        raise UnsupportedError(
+            f"{file.path} is in bfloat16, for which ONNX Runtime has no CPU kernels: export "
+            "with --dtype fp32 for the CPU, or use a GPU"
+        )
 
 
 def _import_runtime() -> Any:

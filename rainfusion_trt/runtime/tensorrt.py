@@ -12,9 +12,10 @@ from torch import Tensor
 
 from rainfusion_trt.engine.flavour import TensorRTFlavour, load_tensorrt
 from rainfusion_trt.engine.logger import process_logger
-from rainfusion_trt.engine.metadata import ENGINE_FILE, EngineMetadata, file_sha256, load_metadata
+from rainfusion_trt.engine.metadata import ENGINE_FILE, EngineMetadata, load_metadata
 from rainfusion_trt.engine.plugin_registry import register_plugin
 from rainfusion_trt.errors import BackendUnavailableError, EngineLoadError, KernelError
+from rainfusion_trt.hashing import file_sha256
 from rainfusion_trt.operator.native import load_library
 from rainfusion_trt.runtime.base import Backend, check_feed
 from rainfusion_trt.runtime.cuda_graph import CapturedGraph, import_cudart
