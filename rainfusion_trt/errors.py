@@ -41,3 +41,11 @@ class EngineLoadError(RainFusionError, RuntimeError):
 
 class BackendUnavailableError(RainFusionError, RuntimeError):
     """The asked-for backend cannot run here."""
+
+
+class DenseAttentionError(RainFusionError, RuntimeError):
+    """Attention ran, or can only run, dense although a sparsity was asked for."""
+
+
+class NotFiniteError(RainFusionError, ArithmeticError):
+    """A generation gave NaN or infinity."""

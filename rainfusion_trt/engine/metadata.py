@@ -119,6 +119,7 @@ class EngineMetadata(_Record):
             config=self.config,
             size=self.size,
             dtype=self.precision,
+            attention_nodes=self.plugin_layers,
             settings=self.settings,
             dynamic=not all(r.fixed for t in self.inputs for r in t.profiles.values()),
             loras=self.loras,

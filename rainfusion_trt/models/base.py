@@ -175,6 +175,10 @@ class VideoModel(ModelGraph, ABC):
             )
         return AttentionLayout(grid=grid, text="none")
 
+    def token_frames(self, forward_kwargs: Mapping[str, Any]) -> int:
+        """T of the token grid in a call of the transformer."""
+        return self._grid(forward_kwargs).shape[0]
+
     def _grid(self, forward_kwargs: Mapping[str, Any]) -> Tensor:
         """A view of the latents of the shape of the token grid."""
         steps = {

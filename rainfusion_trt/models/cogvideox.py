@@ -72,7 +72,8 @@ class CogVideoX(VideoModel):
         self.inputs = (
             GraphInput("hidden_states", ("batch", "frames", "in_channels", "height", "width")),
             GraphInput("encoder_hidden_states", ("batch", "text_tokens", "text_embed_dim")),
-            GraphInput("timestep", ("batch",), torch.int64, constant(500)),
+            # float32, since some schedulers have fractions; version 0.2 made it an integer.
+            GraphInput("timestep", ("batch",), torch.float32, constant(500)),
         )
         if self.rotary:
             self.inputs += tuple(

@@ -83,6 +83,11 @@ class Part:
         """Configuration of the exported graph, None where only PyTorch is given."""
         return self.graphs[0].account.config if self.graphs else None
 
+    @property
+    def attentions(self) -> int | None:
+        """How many RainFusionAttention nodes the exported graph has, if it says so."""
+        return self.graphs[0].account.attention_nodes if self.graphs else None
+
 
 @dataclass(frozen=True)
 class Artifacts:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import math
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import torch
@@ -23,6 +27,48 @@ def choose_generator(generator: Generators, seed: int | None) -> Generators:
     return torch.Generator("cpu").manual_seed(seed)
 
 
+_SIZES = ("num_frames", "height", "width")
+_GUIDANCE = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")
+
+
+def check_numbers(arguments: Mapping[str, Any]) -> None:
+    """Refuse what diffusers would take for "not given", or for a number that it is not.
+
+    Raises
+    ------
+    InvalidInputError
+        A size that is no integer from 1 on, or a guidance scale that is not finite.
+    """
+    for name in _SIZES:
+        value = arguments.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InvalidInputError(
+                f"{name} is {value!r}: give an integer from 1 on, or leave it out"
+            )
+    for name in _GUIDANCE:
+        value = arguments.get(name, 1.0)
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise InvalidInputError(f"{name} is {value!r}: give a finite number")
+
+
+def output_type(pipe: Any, arguments: Mapping[str, Any]) -> Any:
+    """What form of frames is asked for."""
+    parameter = _parameters(pipe).get("output_type")
+    return arguments.get("output_type", parameter.default if parameter else None)
+
+
+@contextmanager
+def refusals_of(pipe: Any) -> Iterator[None]:
+    """A context in which what a diffusers pipeline refuses of its arguments is our error."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames[-1].name != "check_inputs":
+            raise
+        raise InvalidInputError(f"{type(pipe).__name__}: {error}") from error
+
+
 def complete_arguments(
     pipe: Any, size: VideoSize | None, arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -37,6 +83,7 @@ def complete_arguments(
     if text_length and "max_sequence_length" in _parameters(pipe):
         defaults["max_sequence_length"] = text_length
     given = {name: value for name, value in arguments.items() if value is not None}
+    check_numbers(given)
     if "negative_prompt_embeds" in given:  # AllegroPipeline's default, an empty text, would clash
         given.setdefault("negative_prompt", None)
     return {**defaults, **given}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -14,8 +14,10 @@ from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models.base import VideoModel
 from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.runtime.base import Backend
+from rainfusion_trt.runtime.report import CallReport
 
-Hook = Callable[[], None]
+Before = Callable[[Mapping[str, Any]], None]
+After = Callable[[CallReport], None]
 
 
 class Denoiser(ABC):
@@ -47,18 +49,17 @@ class Denoiser(ABC):
     def set_sparsity(self, value: float) -> None:
         """Sparsity of the calls from now on, on torch's current stream, without waiting."""
 
-    @contextmanager
-    def observe(self, before: Hook, after: Hook) -> Iterator[None]:
-        """A context in which `before` and `after` run around every call of the transformer."""
-        handles = (
-            self.component.register_forward_pre_hook(lambda *_: before()),
-            self.component.register_forward_hook(lambda *_: after()),
-        )
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    @abstractmethod
+    def observe(self, before: Before, after: After) -> AbstractContextManager[None]:
+        """A context with a hook around every call of the transformer.
+
+        Parameters
+        ----------
+        before
+            Gets the keyword arguments right before the call.
+        after
+            Gets what the call ran right after it.
+        """
 
     @abstractmethod
     def describe(self) -> str:
@@ -68,7 +69,34 @@ class Denoiser(ABC):
         """Undo or free what it holds."""
 
 
-class TorchDenoiser(Denoiser):
+class OneDenoiser(Denoiser):
+    """One transformer, a module whose calls are watched by its hooks."""
+
+    @abstractmethod
+    def report(self) -> CallReport:
+        """What the latest call of the transformer ran."""
+
+    def _expect_call(self) -> None:  # noqa: B027  (nothing to prepare is a valid answer)
+        """Right before a call: forget what an earlier one reported."""
+
+    @contextmanager
+    def observe(self, before: Before, after: After) -> Iterator[None]:
+        def begin(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            before({"hidden_states": args[0], **kwargs} if args else kwargs)
+            self._expect_call()
+
+        handles = (
+            self.component.register_forward_pre_hook(begin, with_kwargs=True),
+            self.component.register_forward_hook(lambda *_: after(self.report())),
+        )
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class TorchDenoiser(OneDenoiser):
     """The diffusers transformer itself, its self-attention replaced by `enable`."""
 
     name = "torch"
@@ -79,6 +107,7 @@ class TorchDenoiser(Denoiser):
         from rainfusion_trt.routing import enable
 
         self.component = transformer
+        self._attentions = model.attention_count(transformer.config)
         self._handle = enable(transformer, sparsity=0.0, model=model.name, **settings.record())
 
     @property
@@ -88,6 +117,17 @@ class TorchDenoiser(Denoiser):
     def set_sparsity(self, value: float) -> None:
         self._handle.sparsity = value
 
+    def _expect_call(self) -> None:
+        # Offloading, `remove_all_hooks` or `disable` may have taken the routing off the module:
+        # then nothing writes this, and the call reports that it routed nothing.
+        self._handle.routed = 0
+
+    def report(self) -> CallReport:
+        routed = self._handle.routed
+        if getattr(self.component, "is_cache_enabled", False):
+            return CallReport(routed)  # diffusers' caches leave attentions out
+        return CallReport(routed, max(0, self._attentions - routed))
+
     def describe(self) -> str:
         face = "kernels" if self.device.type == "cuda" else "reference, made to be read, not fast"
         return f"PyTorch {torch.__version__}, {type(self.component).__name__} ({face})"
@@ -95,7 +135,8 @@ class TorchDenoiser(Denoiser):
     def close(self) -> None:
         from rainfusion_trt.routing import disable
 
-        disable(self.component)
+        with suppress(InvalidInputError):  # the user has done so
+            disable(self.component)
 
 
 class GraphTransformer(nn.Module):
@@ -127,6 +168,7 @@ class GraphTransformer(nn.Module):
         self.dtype = next(
             info.dtype for info in backend.inputs.values() if info.dtype.is_floating_point
         )
+        self.closed = False
         self.place = nn.Parameter(torch.empty(0, device=backend.device), requires_grad=False)
         # One tensor for good, and no buffer that `to` would replace: a captured CUDA graph holds
         # its address.
@@ -156,10 +198,15 @@ class GraphTransformer(nn.Module):
         Raises
         ------
         InvalidInputError
-            A shape outside what the graph takes, or tensors on another device.
+            A shape outside what the graph takes, tensors on another device, or it is closed.
         UnsupportedError
             `attention_kwargs`, which only reach PyTorch modules.
         """
+        if self.closed:
+            raise InvalidInputError(
+                "this exported transformer is closed, as the Pipeline that it belongs to: "
+                "make a new Pipeline"
+            )
         if forward_kwargs.pop("attention_kwargs", None):
             raise UnsupportedError(
                 "attention_kwargs cannot reach an exported transformer: leave them out, or use "
@@ -188,26 +235,57 @@ class GraphTransformer(nn.Module):
 
     def _fit(self, name: str, tensor: Tensor) -> Tensor:
         """The tensor in the graph's dtype; moves nothing between devices."""
-        return tensor.to(self.backend.inputs[name].dtype).contiguous()
+        dtype = self.backend.inputs[name].dtype
+        fitted = tensor.to(dtype).contiguous()
+        # Graphs exported by version 0.2 and before take some timesteps as integers.
+        if tensor.is_floating_point() and not dtype.is_floating_point and (fitted != tensor).any():
+            raise InvalidInputError(
+                f"this graph takes {name} in {str(dtype).removeprefix('torch.')}, and "
+                f"{tensor.flatten()[0].item():g} is no whole number: export the model again, whose "
+                "graph then takes fractions, or use a scheduler with whole timesteps"
+            )
+        return fitted
 
 
-class GraphDenoiser(Denoiser):
-    """An exported graph in the place of the transformer."""
+class GraphDenoiser(OneDenoiser):
+    """An exported graph in the place of the transformer.
 
-    def __init__(self, backend: Backend, model: VideoModel, config: Mapping[str, Any]) -> None:
+    Parameters
+    ----------
+    backend, model, config
+        See `GraphTransformer`.
+    attentions
+        How many RainFusionAttention nodes or layers the graph has; by default the model's number.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        model: VideoModel,
+        config: Mapping[str, Any],
+        attentions: int | None = None,
+    ) -> None:
         self.backend = backend
         self.name = backend.name
         self.device = backend.device
         self.sparse = backend.sparse
         self.component = GraphTransformer(backend, model, config)
+        if attentions is None:
+            attentions = model.attention_count(self.component.config)
+        self._attentions = attentions
 
     def set_sparsity(self, value: float) -> None:
         self.component.sparsity.fill_(value)
+
+    def report(self) -> CallReport:
+        count = self._attentions
+        return CallReport(count) if self.sparse else CallReport(0, count)
 
     def describe(self) -> str:
         return self.backend.describe()
 
     def close(self) -> None:
+        self.component.closed = True
         self.backend.close()
 
 

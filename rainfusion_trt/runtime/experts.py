@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from rainfusion_trt.runtime.denoiser import Denoiser, Hook
+from rainfusion_trt.runtime.denoiser import After, Before, Denoiser
 
 
 class ExpertsDenoiser(Denoiser):
@@ -33,7 +33,7 @@ class ExpertsDenoiser(Denoiser):
             expert.set_sparsity(value)
 
     @contextmanager
-    def observe(self, before: Hook, after: Hook) -> Iterator[None]:
+    def observe(self, before: Before, after: After) -> Iterator[None]:
         with ExitStack() as stack:
             for expert in self.experts:
                 stack.enter_context(expert.observe(before, after))

@@ -50,7 +50,7 @@ def _load_part(
         from rainfusion_trt.runtime.tensorrt import TensorRTBackend
 
         backend = TensorRTBackend(part.engine, device=place, cuda_graph=cuda_graph)
-    return GraphDenoiser(backend, artifacts.model, part.config)
+    return GraphDenoiser(backend, artifacts.model, part.config, part.attentions)
 
 
 def _default_device() -> torch.device:

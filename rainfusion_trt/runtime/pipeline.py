@@ -18,20 +18,26 @@ from rainfusion_trt.runtime.call_arguments import (
     check_size,
     choose_generator,
     complete_arguments,
+    output_type,
+    refusals_of,
     step_count,
     takes_callback,
 )
 from rainfusion_trt.runtime.denoiser import Denoiser
+from rainfusion_trt.runtime.finite import check_frames
 from rainfusion_trt.runtime.loading import load_denoiser, load_pipe
+from rainfusion_trt.runtime.report import StepReport
 from rainfusion_trt.runtime.schedule import (
     Schedule,
     SparsitySchedule,
     check_sparsity,
+    read_schedule,
     sparsity_per_step,
     summary,
 )
 from rainfusion_trt.runtime.select import candidates
-from rainfusion_trt.runtime.steps import StepCallback, StepClock, StepRun, StepTiming
+from rainfusion_trt.runtime.steps import Call, StepCallback, StepClock, StepRun, StepTiming
+from rainfusion_trt.runtime.turn import Turn
 
 logger = logging.getLogger("rainfusion_trt")
 
@@ -44,8 +50,9 @@ class PipelineOutput:
     ----------
     frames : list, numpy.ndarray or Tensor
         As the diffusers pipeline returns them: `frames[i]` is the clip of the i-th prompt.
-    sparsity : tuple of float
-        Sparsity of every step that ran; 0 where attention was dense.
+    steps : tuple of StepReport
+        What every step ran, which need not be what was asked for: its sparsity, and how many
+        self-attentions were RainFusion and how many dense.
     backend : str
         Which backend ran.
     timings : tuple of StepTiming
@@ -53,9 +60,14 @@ class PipelineOutput:
     """
 
     frames: Any
-    sparsity: tuple[float, ...]
+    steps: tuple[StepReport, ...]
     backend: str
     timings: tuple[StepTiming, ...] = ()
+
+    @property
+    def sparsity(self) -> tuple[float, ...]:
+        """Sparsity of every step that ran; 0 where attention was dense."""
+        return tuple(step.sparsity for step in self.steps)
 
 
 class Pipeline:
@@ -88,11 +100,13 @@ class Pipeline:
         Try the next of that order, with a warning, where the first choice cannot run here. By
         default that is an error.
     allow_dense : bool
-        Accept a backend that only has dense attention (ONNX Runtime) although a sparsity is asked.
+        Accept attention that is dense although a sparsity is asked: of a backend that has no other
+        (ONNX Runtime), of a clip with too few frames, of a block whose attention something else
+        has taken. It is logged, and the result says so. By default that is an error.
     sparsity, dense_fraction : float
         The default schedule: the first `dense_fraction` of the steps dense, the others at
         `sparsity`.
-    schedule : callable or sequence of float, optional
+    schedule : callable or iterable of float, optional
         Sparsity per step instead: ``schedule(step, steps)`` or one value per step.
     method, alpha, sink_frames : optional
         Attention settings of the torch backend; in an exported file they are fixed.
@@ -104,6 +118,8 @@ class Pipeline:
         Keep text encoder and VAE in host memory while they do not run.
     dtype : torch.dtype, optional
         Of a pipeline loaded from `checkpoint`; by default the engine's or the model's.
+    wait : bool
+        Let calls from several threads queue. By default a call while another one runs is an error.
 
     Raises
     ------
@@ -139,9 +155,14 @@ class Pipeline:
         device: str | torch.device | None = None,
         cpu_offload: bool = False,
         dtype: torch.dtype | None = None,
+        wait: bool = False,
     ) -> None:
         self.dense_fraction = dense_fraction
-        self.schedule = schedule or SparsitySchedule(sparsity, dense_fraction)
+        default = SparsitySchedule(sparsity, dense_fraction)
+        self.schedule = default if schedule is None else read_schedule(schedule)
+        self.wait = wait
+        self._turn = Turn()
+        self._closed = False
         self.allow_dense = allow_dense
         self.artifacts = Artifacts.read(
             model=model,
@@ -225,43 +246,76 @@ class Pipeline:
         Returns
         -------
         PipelineOutput
+
+        Raises
+        ------
+        InvalidInputError
+            Arguments that do not fit, before any work starts; or the pipeline is closed, or makes a
+            video in another thread.
+        DenseAttentionError
+            A step ran dense although a sparsity was asked for.
+        NotFiniteError
+            The latents after the last step, or the frames, hold NaN or infinity.
         """
-        chosen = self._schedule_of_call(sparsity, schedule)
-        kwargs.update(
-            prompt=prompt,
-            num_frames=num_frames,
-            height=height,
-            width=width,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            generator=choose_generator(generator, seed),
-        )
-        arguments = self._arguments(kwargs, callback_on_step_end)
-        self._check_plan(chosen, step_count(self.pipe, arguments))
-        arguments.update(callback_tensors(callback_on_step_end))
-        run = StepRun(
-            self.pipe,
-            chosen,
-            self.denoiser.set_sparsity,
-            callback=callback_on_step_end,
-            clock=StepClock(self.device) if profile else None,
-            sparse=self.denoiser.sparse,
-        )
-        frames = self._frames(run, arguments)
-        if not return_dict:
-            return (frames,)
-        return PipelineOutput(frames, run.values, self.backend, run.timings())
+        with self._turn.taken(wait=self.wait):
+            if self._closed:
+                raise InvalidInputError("this Pipeline is closed: make a new one")
+            kwargs.update(
+                prompt=prompt,
+                num_frames=num_frames,
+                height=height,
+                width=width,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                generator=choose_generator(generator, seed),
+            )
+            chosen = self._schedule_of_call(sparsity, schedule)
+            output = self._run(chosen, kwargs, callback_on_step_end, profile=profile)
+        return output if return_dict else (output.frames,)
 
     def close(self) -> None:
-        """Free the engine and give the diffusers pipeline its own transformers back."""
-        self.denoiser.close()
-        self._give_back(self.pipe)
+        """Free the engine and give the diffusers pipeline its own transformers back.
+
+        Waits for a call that runs in another thread. Calls afterwards are an error; closing again
+        does nothing.
+        """
+        with self._turn.taken(wait=True):
+            if self._closed:
+                return
+            self._closed = True
+            self._give_back(self.pipe)
+            self.denoiser.close()
 
     def __enter__(self) -> Pipeline:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _run(
+        self,
+        schedule: Schedule,
+        given: dict[str, Any],
+        callback: StepCallback | None,
+        *,
+        profile: bool,
+    ) -> PipelineOutput:
+        """One call, once it is this thread's turn."""
+        arguments = self._arguments(given, callback)
+        self._check_plan(schedule, step_count(self.pipe, arguments))
+        arguments.update(callback_tensors(callback))
+        run = StepRun(
+            self.pipe,
+            schedule,
+            self.denoiser.set_sparsity,
+            sparse=self.denoiser.sparse,
+            free_frames=self._free_frames,
+            allow_dense=self.allow_dense,
+            callback=callback,
+            clock=StepClock(self.device) if profile else None,
+        )
+        frames = self._frames(run, arguments)
+        return PipelineOutput(frames, run.reports(), self.backend, run.timings())
 
     def _give_back(self, pipe: Any) -> None:
         for component, original in self.artifacts.originals.items():
@@ -306,7 +360,7 @@ class Pipeline:
         if sparsity is not None:
             check_sparsity(sparsity, "sparsity")
             return SparsitySchedule(sparsity, self.dense_fraction)
-        return self.schedule if schedule is None else schedule
+        return self.schedule if schedule is None else read_schedule(schedule)
 
     def _arguments(self, given: dict[str, Any], callback: StepCallback | None) -> dict[str, Any]:
         """Arguments of the diffusers pipeline, with defaults, checked."""
@@ -325,10 +379,25 @@ class Pipeline:
         shown = summary(planned if self.denoiser.sparse else (0.0,) * steps)
         logger.info("%s on %s, sparsity per step: %s", self.backend, self.device, shown)
 
+    def _free_frames(self, call: Call) -> int:
+        """Frames of the token grid beside the sink frames."""
+        return max(0, self.model.token_frames(call) - self.artifacts.settings.sink_frames)
+
     def _frames(self, run: StepRun, arguments: dict[str, Any]) -> Any:
-        """The diffusers pipeline's frames, each of its steps told to `run`."""
+        """The diffusers pipeline's frames, each of its steps told to `run`, checked."""
+        # Images have no NaN left in them, only black: they are made of the frames once checked.
+        images = output_type(self.pipe, arguments) == "pil"
+        if images:
+            arguments["output_type"] = "np"
         with (
             self.denoiser.observe(run.before_call, run.after_call),
             run.counting(by_callback=takes_callback(self.pipe)) as counting,
+            refusals_of(self.pipe),
         ):
-            return self.pipe(**arguments, **counting).frames
+            frames = self.pipe(**arguments, **counting).frames
+        check_frames(frames)
+        if not images:
+            return frames
+        from diffusers.image_processor import VaeImageProcessor
+
+        return [VaeImageProcessor.numpy_to_pil(clip) for clip in frames]

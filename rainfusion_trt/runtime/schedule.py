@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 from rainfusion_trt.errors import InvalidInputError
 
-Schedule = Callable[[int, int], float] | Sequence[float]
+Schedule = Callable[[int, int], float] | Iterable[float]
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,10 @@ class SparsitySchedule:
 
     def __post_init__(self) -> None:
         check_sparsity(self.sparsity, "sparsity")
-        if not 0.0 <= self.dense_fraction <= 1.0:
+        if not _is_number(self.dense_fraction) or not 0.0 <= self.dense_fraction <= 1.0:
             raise InvalidInputError(
-                f"dense_fraction is {self.dense_fraction}: give the share of dense steps in [0, 1]"
+                f"dense_fraction is {self.dense_fraction!r}: give the share of dense steps, in "
+                "[0, 1]"
             )
 
     def dense_steps(self, steps: int) -> int:
@@ -53,11 +56,43 @@ def check_sparsity(value: float, name: str) -> float:
     InvalidInputError
         It is not a number or outside.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not _is_number(value):
         raise InvalidInputError(f"{name} is {value!r}: give a number in [0, 1), 0 being dense")
     if not 0.0 <= value < 1.0:  # also false for NaN
         raise InvalidInputError(f"{name} is {value}: it has to be in [0, 1), 0 being dense")
     return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def read_schedule(schedule: Schedule) -> Callable[[int, int], float] | tuple[float, ...]:
+    """A schedule that can be read again and again: a function, or values that are checked.
+
+    Parameters
+    ----------
+    schedule : callable or iterable of float
+        Also an iterator, which is used up here, a NumPy array or a tensor.
+
+    Raises
+    ------
+    InvalidInputError
+        Neither a function nor numbers in [0, 1), or no values at all.
+    """
+    if callable(schedule):
+        return schedule
+    values: Any = schedule.tolist() if hasattr(schedule, "tolist") else schedule
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise InvalidInputError(
+            f"schedule is {schedule!r}: give one sparsity per step, or a function of (step, steps)"
+        )
+    checked = tuple(check_sparsity(v, f"sparsity of step {i}") for i, v in enumerate(values))
+    if not checked:
+        raise InvalidInputError(
+            "the schedule has no values: give one per step, or leave it out for the default"
+        )
+    return checked
 
 
 def sparsity_per_step(schedule: Schedule, steps: int) -> tuple[float, ...]:
@@ -65,7 +100,7 @@ def sparsity_per_step(schedule: Schedule, steps: int) -> tuple[float, ...]:
 
     Parameters
     ----------
-    schedule : callable or sequence of float
+    schedule : callable or iterable of float
         Called as ``schedule(step, steps)`` for each step from 0, or one value per step.
     steps : int
         Number of denoising steps.
@@ -83,7 +118,7 @@ def sparsity_per_step(schedule: Schedule, steps: int) -> tuple[float, ...]:
     if callable(schedule):
         values: Sequence[float] = [schedule(step, steps) for step in range(steps)]
     else:
-        values = list(schedule)
+        values = tuple(schedule)
     if len(values) != steps:
         raise InvalidInputError(
             f"the schedule has {len(values)} values for {steps} steps: give one value per step, "

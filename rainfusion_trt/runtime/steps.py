@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from rainfusion_trt.errors import DenseAttentionError
+from rainfusion_trt.runtime.finite import check_latents
+from rainfusion_trt.runtime.report import CallReport, StepReport
 from rainfusion_trt.runtime.schedule import Schedule, sparsity_per_step
 
+logger = logging.getLogger("rainfusion_trt")
+
+Call = Mapping[str, Any]
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 
 
@@ -24,7 +31,7 @@ class StepTiming:
     step : int
         From 0.
     sparsity : float
-        Sparsity it ran at; 0 where the backend only has dense attention.
+        Sparsity it ran at; 0 where attention was dense, whatever was asked for.
     transformer_ms : float
         All calls of the transformer in this step.
     total_ms : float
@@ -60,7 +67,7 @@ class StepClock:
 
 
 class StepRun:
-    """One run of the denoising loop.
+    """One run of the denoising loop: sets the sparsity of every step and notes what ran.
 
     Steps are counted by the pipeline's `callback_on_step_end` (see `counting`), not by calls of the
     transformer, of which guidance may make one or two per step.
@@ -71,12 +78,17 @@ class StepRun:
         Sparsity per step, see `sparsity_per_step`.
     set_sparsity
         Called before the first transformer call of every step.
+    free_frames
+        Keyword arguments of a call of the transformer -> frames of the token grid that are no
+        sinks; None for no such check.
+    sparse
+        False where the backend has dense attention only.
+    allow_dense
+        Go on, with a warning, where attention runs dense although a sparsity is asked for.
     callback
         The user's own `callback_on_step_end`.
     clock
         Takes the times; None for no timings.
-    sparse
-        False where the backend has dense attention only, so that the record says 0.
     """
 
     def __init__(
@@ -85,43 +97,89 @@ class StepRun:
         schedule: Schedule,
         set_sparsity: Callable[[float], None],
         *,
+        free_frames: Callable[[Call], int] | None = None,
+        sparse: bool = True,
+        allow_dense: bool = False,
         callback: StepCallback | None = None,
         clock: StepClock | None = None,
-        sparse: bool = True,
     ) -> None:
         self._pipe = pipe
         self._schedule = schedule
         self._set_sparsity = set_sparsity
+        self._sparse = sparse
+        self._free_frames = free_frames
+        self._allow_dense = allow_dense
         self._callback = callback
         self._clock = clock
-        self._sparse = sparse
         self._planned: tuple[float, ...] | None = None
         self._step = 0
         self._prepared = -1
+        self._warned = False
+        self._reports: dict[int, list[CallReport]] = {}
         self._calls: list[list[Any]] = []  # [step, start, end] per call of the transformer
         self._ends: dict[int, Any] = {}
 
-    @property
-    def values(self) -> tuple[float, ...]:
-        """Sparsity of the steps that ran."""
-        planned = (self._planned or ())[: self._prepared + 1]
-        return planned if self._sparse else (0.0,) * len(planned)
+    def reports(self) -> tuple[StepReport, ...]:
+        """What the steps ran that have run."""
+        return tuple(self._report(step) for step in self._reports)
 
-    def before_call(self) -> None:
+    def before_call(self, call: Call) -> None:
         """Right before a call of the transformer."""
         if self._planned is None:
             # Only now known for sure: custom timesteps and `strength` change the number of steps.
-            self._planned = sparsity_per_step(self._schedule, self._pipe.num_timesteps)
+            planned = sparsity_per_step(self._schedule, self._pipe.num_timesteps)
+            self._planned = self._possible(planned, call)
         if self._prepared != self._step:
             self._set_sparsity(self._planned[self._step])
             self._prepared = self._step
         if self._clock is not None:
             self._calls.append([self._step, self._clock.mark(), None])
 
-    def after_call(self) -> None:
-        """Right after a call of the transformer."""
+    def after_call(self, report: CallReport) -> None:
+        """Right after a call of the transformer.
+
+        Raises
+        ------
+        DenseAttentionError
+            The step was to be sparse, attention ran dense, and nobody allowed that.
+        """
         if self._clock is not None:
             self._calls[-1][2] = self._clock.mark()
+        self._reports.setdefault(self._step, []).append(report)
+        asked = (self._planned or ())[self._step]
+        if asked > 0.0 and report.dense and self._sparse:
+            self._permit(
+                f"step {self._step} was to run at sparsity {asked:g}, but {report.dense} of "
+                f"{report.routed + report.dense} self-attentions did not run RainFusion: a hook, "
+                "an attention processor or an attention backend took its place"
+            )
+
+    def _possible(self, planned: tuple[float, ...], call: Call) -> tuple[float, ...]:
+        """The plan as this clip can run it."""
+        if self._free_frames is None or not self._sparse or max(planned, default=0.0) == 0.0:
+            return planned
+        free = self._free_frames(call)
+        if free >= 2:
+            return planned
+        self._permit(
+            f"the clip leaves {free} latent frames beside the sink frames, and sparse attention "
+            "needs 2 or more: ask for more frames or fewer sink_frames, or for sparsity=0"
+        )
+        return (0.0,) * len(planned)
+
+    def _permit(self, message: str) -> None:
+        """Raise for attention that is dense in spite of the plan, or say it once if allowed."""
+        if not self._allow_dense:
+            raise DenseAttentionError(f"{message} (allow_dense=True accepts dense attention)")
+        if not self._warned:
+            logger.warning("%s; allow_dense=True permits it", message)
+        self._warned = True
+
+    def _report(self, step: int) -> StepReport:
+        calls = self._reports[step]
+        routed, dense = sum(c.routed for c in calls), sum(c.dense for c in calls)
+        sparsity = (self._planned or ())[step] if routed else 0.0
+        return StepReport(step, sparsity, routed, dense)
 
     @contextmanager
     def counting(self, *, by_callback: bool) -> Iterator[dict[str, Any]]:
@@ -138,7 +196,7 @@ class StepRun:
 
         def step(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
-            self.on_step_end(self._pipe, self._step, None, {})
+            self.on_step_end(self._pipe, self._step, None, {"latents": result[0]})
             return result
 
         scheduler.step = step
@@ -157,6 +215,8 @@ class StepRun:
         if self._clock is not None:
             self._ends[step] = self._clock.mark()
         self._step = step + 1
+        if self._planned is not None and self._step == len(self._planned):
+            check_latents((result or {}).get("latents", tensors.get("latents")))
         return result
 
     def timings(self) -> tuple[StepTiming, ...]:
@@ -169,7 +229,7 @@ class StepRun:
         for step, end in self._ends.items():
             calls = [call for call in self._calls if call[0] == step]
             busy = sum(clock.milliseconds(begin, finish) for _, begin, finish in calls)
-            sparsity = self._planned[step] if self._planned and self._sparse else 0.0
+            sparsity = self._report(step).sparsity
             rows.append(StepTiming(step, sparsity, busy, clock.milliseconds(start, end)))
             start = end
         return tuple(rows)

@@ -14,7 +14,8 @@ from rainfusion_trt.models.inputs import CLIP_AXES, GraphInput
 
 # Per model, as version 0.1 made them from diffusers' transformers and the real exporter: shapes and
 # dtypes of the example inputs at the tiny size with batch 2 and at the standard size with the
-# pipeline's batch, the dynamic axes, and the dimensions in a file that was exported with them.
+# pipeline's batch, the dynamic axes, and the dimensions in a file that was exported with them. But
+# CogVideoX's timestep, an integer then, is float32, since schedulers have fractions.
 GOLDEN = json.loads((Path(__file__).parent / "graph_inputs_0_1.json").read_text())
 
 

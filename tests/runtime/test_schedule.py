@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.runtime.schedule import SparsitySchedule, sparsity_per_step, summary
+from rainfusion_trt.errors import DenseAttentionError, InvalidInputError
+from rainfusion_trt.runtime.report import CallReport, StepReport
+from rainfusion_trt.runtime.schedule import (
+    SparsitySchedule,
+    read_schedule,
+    sparsity_per_step,
+    summary,
+)
 from rainfusion_trt.runtime.steps import StepClock, StepRun
+
+CALL = {"hidden_states": torch.zeros(1, 3, 16, 8, 12)}
 
 
 @pytest.mark.parametrize(
@@ -57,8 +66,8 @@ def test_calls_of_the_transformer_in_a_step_share_its_sparsity(calls):
     run = StepRun(pipe, [0.0, 0.25, 0.5], seen.append, clock=clock)
     for step in range(3):
         for _ in range(calls):
-            run.before_call()
-            run.after_call()
+            run.before_call(CALL)
+            run.after_call(CallReport(routed=2))
         tensors = {"latents": torch.zeros(1)}
         assert run.on_step_end(pipe, step, 999, tensors) is tensors
     assert seen == [0.0, 0.25, 0.5]
@@ -69,6 +78,64 @@ def test_calls_of_the_transformer_in_a_step_share_its_sparsity(calls):
 def test_dense_backends_are_recorded_as_dense():
     pipe = SimpleNamespace(num_timesteps=2)
     run = StepRun(pipe, [0.1, 0.5], lambda value: None, sparse=False)
-    run.before_call()
+    run.before_call(CALL)
+    run.after_call(CallReport(routed=0, dense=2))
     run.on_step_end(pipe, 0, 999, {})
-    assert run.values == (0.0,)
+    assert run.reports() == (StepReport(step=0, sparsity=0.0, routed=0, dense=2),)
+
+
+def test_iterators_arrays_and_tensors_are_schedules():
+    wanted = (0.0, 0.25, 0.5)
+    for values in (
+        iter(wanted),
+        (value for value in wanted),
+        np.array(wanted),
+        np.array(wanted, dtype=np.float32),
+        torch.tensor(wanted),
+        [np.float32(value) for value in wanted],
+    ):
+        schedule = read_schedule(values)
+        # Twice: an iterator is used up by the first reading.
+        assert sparsity_per_step(schedule, 3) == wanted
+        assert sparsity_per_step(schedule, 3) == wanted
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        ([], "no values"),
+        (iter(()), "no values"),
+        (np.zeros(0), "no values"),
+        (0.5, "schedule is 0.5: give one sparsity per step"),
+        ("0.5", "schedule is '0.5'"),
+        (np.zeros((2, 2)), r"sparsity of step 0 is \[0.0, 0.0\]"),
+        ([0.0, 1.0], "sparsity of step 1 is 1.0"),
+    ],
+)
+def test_what_is_no_schedule(schedule, words):
+    with pytest.raises(InvalidInputError, match=words):
+        read_schedule(schedule)
+
+
+def test_a_step_that_ran_dense_ends_the_run():
+    pipe = SimpleNamespace(num_timesteps=2)
+    run = StepRun(pipe, [0.0, 0.5], lambda value: None)
+    run.before_call(CALL)
+    run.after_call(CallReport(routed=0, dense=2))  # asked to be dense
+    run.on_step_end(pipe, 0, 999, {})
+    run.before_call(CALL)
+    with pytest.raises(DenseAttentionError, match="step 1 .* sparsity 0.5, but 1 of 2 self-att"):
+        run.after_call(CallReport(routed=1, dense=1))
+
+
+def test_a_permitted_dense_step_is_said_once_and_reported(caplog):
+    pipe = SimpleNamespace(num_timesteps=2)
+    run = StepRun(pipe, [0.5, 0.5], lambda value: None, allow_dense=True)
+    for step, report in enumerate((CallReport(1, 1), CallReport(0, 2))):
+        for _ in range(2):
+            run.before_call(CALL)
+            run.after_call(report)
+        run.on_step_end(pipe, step, 999, {})
+    assert run.reports() == (StepReport(0, 0.5, 2, 2), StepReport(1, 0.0, 0, 4))
+    assert [report.density for report in run.reports()] == [None, 1.0]
+    assert caplog.text.count("allow_dense=True permits it") == 1

@@ -1,0 +1,257 @@
+"""Results say what ran; what cannot run sparse, or is not finite, ends the run."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from types import MethodType
+
+import numpy as np
+import pytest
+import torch
+
+import rainfusion_trt
+from helpers.cogvideox_pipeline import tiny_pipeline
+from rainfusion_trt.errors import DenseAttentionError, InvalidInputError, NotFiniteError
+from rainfusion_trt.models import VideoSize, get_model, model_names
+from rainfusion_trt.runtime.report import StepReport
+
+Pipeline = functools.partial(rainfusion_trt.Pipeline, device="cpu")  # also beside a GPU
+SIZE = VideoSize(frames=9, height=64, width=96)
+CALL = {
+    "prompt": "a fox",
+    "num_frames": SIZE.frames,
+    "height": SIZE.height,
+    "width": SIZE.width,
+    "num_inference_steps": 2,
+    "output_type": "latent",
+    "seed": 0,
+}
+
+
+@pytest.fixture
+def pipe():
+    made = tiny_pipeline(get_model("cogvideox"), size=SIZE)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture
+def pipeline(pipe):
+    with Pipeline(pipe=pipe) as made:
+        yield made
+
+
+def test_steps_say_what_ran(pipeline):
+    out = pipeline(**CALL)
+    assert out.steps == (StepReport(0, 0.0, 2, 0), StepReport(1, 0.5, 2, 0))
+    assert [step.density for step in out.steps] == [1.0, None]
+    assert out.sparsity == (0.0, 0.5)
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_frames_of_the_token_grid(name):
+    model = get_model(name)
+    transformer = model.create(model.config("tiny"), dtype=torch.float32)
+    call = model.forward_kwargs(model.example_inputs(transformer, model.tiny_size, batch=1))
+    assert model.token_frames(call) == model.layout(transformer, call).grid.shape[0]
+
+
+@pytest.mark.parametrize(
+    ("frames", "settings"), [(5, {}), (1, {}), (9, {"sink_frames": 3}), (9, {"sink_frames": 2})]
+)
+def test_a_clip_that_cannot_be_sparse(pipe, frames, settings, caplog):
+    call = {**CALL, "num_frames": frames}
+    with (
+        Pipeline(pipe=pipe, sparsity=0.7, **settings) as pipeline,
+        pytest.raises(DenseAttentionError, match=r"latent frames beside the sink.*allow_dense"),
+    ):
+        pipeline(**call)
+    with Pipeline(pipe=pipe, sparsity=0.0, **settings) as pipeline:
+        dense = pipeline(**call)
+    with Pipeline(pipe=pipe, sparsity=0.7, allow_dense=True, **settings) as pipeline:
+        out = pipeline(**call, profile=True)
+    assert out.sparsity == (0.0, 0.0)
+    assert [row.sparsity for row in out.timings] == [0.0, 0.0]
+    assert "allow_dense=True permits it" in caplog.text
+    torch.testing.assert_close(out.frames, dense.frames)
+
+
+def test_a_forward_that_lost_its_routing(pipe):
+    """As offloading hooks do that are removed and renewed: the module's own forward is back."""
+    transformer = pipe.transformer
+    with Pipeline(pipe=pipe, dense_fraction=0.0) as pipeline:
+        assert pipeline(**CALL).sparsity == (0.5, 0.5)
+        transformer.forward = MethodType(type(transformer).forward, transformer)
+        with pytest.raises(DenseAttentionError, match="2 of 2 self-attentions did not run"):
+            pipeline(**CALL)
+        assert pipeline(**CALL, sparsity=0.0).steps[1] == StepReport(1, 0.0, 0, 2)
+    with Pipeline(pipe=pipe, dense_fraction=0.0, allow_dense=True) as pipeline:
+        transformer.forward = MethodType(type(transformer).forward, transformer)
+        out = pipeline(**CALL)
+    assert out.sparsity == (0.0, 0.0)
+
+
+def test_one_block_without_the_operator(pipe, caplog):
+    class Averaging:
+        """An attention processor that never calls F.scaled_dot_product_attention."""
+
+        def __call__(self, attn, hidden_states, encoder_hidden_states, **_):
+            return torch.zeros_like(hidden_states), torch.zeros_like(encoder_hidden_states)
+
+    pipe.transformer.transformer_blocks[1].attn1.processor = Averaging()
+    with Pipeline(pipe=pipe) as pipeline, pytest.raises(DenseAttentionError, match="1 of 2 self"):
+        pipeline(**CALL)
+    with Pipeline(pipe=pipe, allow_dense=True) as pipeline:
+        out = pipeline(**CALL)
+    assert out.steps[1] == StepReport(1, 0.5, routed=1, dense=1)
+    assert "1 of 2 self-attentions" in caplog.text
+
+
+# -- state -----------------------------------------------------------------------------------------
+
+
+def test_closed(pipe):
+    transformer = pipe.transformer
+    pipeline = Pipeline(pipe=pipe)
+    pipeline.close()
+    pipeline.close()
+    assert pipe.transformer is transformer
+    with pytest.raises(InvalidInputError, match="closed: make a new one"):
+        pipeline(**CALL)
+    with Pipeline(pipe=pipe) as again:
+        assert again(**CALL).sparsity == (0.0, 0.5)
+
+
+def test_close_after_the_user_has_disabled(pipe):
+    with Pipeline(pipe=pipe) as pipeline:
+        rainfusion_trt.disable(pipe.transformer)
+        with pytest.raises(DenseAttentionError):
+            pipeline(**CALL)
+
+
+class Turns:
+    """A callback that stops one generation in its first step until it may go on."""
+
+    def __init__(self) -> None:
+        self.running, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self, pipe, step, timestep, tensors):
+        self.running.set()
+        assert self.go_on.wait(60)
+        return tensors
+
+
+def in_thread(function, results):
+    thread = threading.Thread(target=lambda: results.append(function()))
+    thread.start()
+    return thread
+
+
+def test_a_second_thread_is_an_error(pipeline):
+    turns, results = Turns(), []
+    alone = pipeline(**CALL).frames
+    thread = in_thread(lambda: pipeline(**CALL, callback_on_step_end=turns), results)
+    try:
+        assert turns.running.wait(60)
+        with pytest.raises(InvalidInputError, match="in another thread.*wait=True"):
+            pipeline(**{**CALL, "seed": 1})
+    finally:
+        turns.go_on.set()
+        thread.join()
+    torch.testing.assert_close(results[0].frames, alone, atol=0, rtol=0)
+
+
+def test_wait_queues(pipe):
+    turns, results = Turns(), []
+    with Pipeline(pipe=pipe, wait=True) as pipeline:
+        alone = [pipeline(**{**CALL, "seed": seed}).frames for seed in range(3)]
+        threads = [in_thread(lambda: pipeline(**CALL, callback_on_step_end=turns), results)]
+        assert turns.running.wait(60)
+        threads += [
+            in_thread(lambda seed=seed: pipeline(**{**CALL, "seed": seed}), results)
+            for seed in (1, 2)
+        ]
+        assert not results
+        turns.go_on.set()
+        for thread in threads:
+            thread.join()
+    assert torch.equal(results[0].frames, alone[0])
+    for out in results[1:]:
+        assert any(torch.equal(out.frames, frames) for frames in alone[1:])
+
+
+def test_a_callback_cannot_call_its_own_pipeline(pipe):
+    with Pipeline(pipe=pipe, wait=True) as pipeline:
+        for action in (lambda: pipeline(**CALL), pipeline.close):
+            with pytest.raises(InvalidInputError, match="its own callback"):
+                pipeline(**CALL, callback_on_step_end=lambda *_, act=action: act())
+        assert pipeline(**CALL).sparsity == (0.0, 0.5)  # nothing is left locked
+
+
+# -- numbers ---------------------------------------------------------------------------------------
+
+
+def test_latents_that_are_not_finite(pipeline):
+    latents = torch.full((1, 3, 16, 8, 12), float("nan"))
+    pipeline.pipe.vae.decode = None  # stops before
+    with pytest.raises(NotFiniteError, match="after the last step the latents"):
+        pipeline(**{**CALL, "output_type": "np"}, latents=latents)
+
+
+def test_embeddings_that_are_not_finite(pipeline):
+    embeddings = torch.full((1, 16, 32), float("inf"))
+    with pytest.raises(NotFiniteError, match="NaN"):
+        pipeline(**{**CALL, "prompt": None}, prompt_embeds=embeddings, guidance_scale=1.0)
+
+
+@pytest.mark.parametrize("form", ["np", "pt", "pil", None])
+def test_frames_that_are_not_finite(pipeline, form):
+    decode = pipeline.pipe.vae.decode
+    pipeline.pipe.vae.decode = lambda latents: type(decode(latents))(
+        sample=decode(latents).sample * float("nan")
+    )
+    with pytest.raises(NotFiniteError, match="the frames are not finite"):
+        pipeline(**{**CALL, "output_type": form})
+
+
+def test_images_are_those_of_diffusers(pipe):
+    call = {name: value for name, value in CALL.items() if name not in ("seed", "output_type")}
+    generator = torch.Generator().manual_seed(0)
+    wanted = pipe(**call, generator=generator, max_sequence_length=16).frames
+    with Pipeline(pipe=pipe, sparsity=0.0) as pipeline:
+        frames = pipeline(**call, seed=0).frames
+    assert len(frames) == 1 and len(frames[0]) == 9
+    for image, other in zip(frames[0], wanted[0], strict=True):
+        assert type(image) is type(other)
+        assert np.abs(np.asarray(image, int) - np.asarray(other, int)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
+        ({"guidance_scale": "6"}, "guidance_scale is '6'"),
+        ({"height": 0}, "height is 0: give an integer from 1 on"),
+        ({"num_frames": 0}, "num_frames is 0"),
+        ({"width": 96.0}, "width is 96.0"),
+        ({"height": 60}, "CogVideoXPipeline: `height` and `width` have to be divisible by 8"),
+        ({"schedule": []}, "no values"),
+        ({"schedule": iter([0.5])}, "1 values for 2 steps"),
+    ],
+)
+def test_refused_before_work_starts(pipeline, call, words):
+    pipeline.pipe.encode_prompt = None  # would fail otherwise
+    with pytest.raises(InvalidInputError, match=words):
+        pipeline(**{**CALL, **call})
+
+
+def test_schedules_of_the_constructor(pipe, caplog):
+    with Pipeline(pipe=pipe, schedule=iter([0.0, 0.25])) as pipeline:
+        assert pipeline(**CALL).sparsity == (0.0, 0.25)
+        with caplog.at_level(logging.INFO, "rainfusion_trt"):
+            assert pipeline(**CALL).sparsity == (0.0, 0.25)
+        assert pipeline(**CALL, schedule=np.array([0.25, 0.5])).sparsity == (0.25, 0.5)
+    with pytest.raises(InvalidInputError, match="no values"):
+        Pipeline(pipe=pipe, schedule=[])
