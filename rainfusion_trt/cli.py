@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,17 +13,48 @@ from typer.core import TyperGroup
 from rainfusion_trt.errors import RainFusionError
 from rainfusion_trt.export.cli import main as export
 
+_REPORT = (
+    "This is a bug of rainfusion-trt or of a library that it uses: please report it with the lines "
+    "above."
+)
+
 
 class _ErrorsInOneLine(TyperGroup):
-    """Prints errors raised on purpose as one line and ends with status 2."""
+    """Prints errors that a user can mend as one line and ends with status 2.
+
+    Others show their traceback, with the request to report it.
+    """
 
     def invoke(self, ctx: typer.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except RainFusionError as error:
+        except Exception as error:
+            line = _in_one_line(error)
+            if line is None:
+                # Exits and usage errors are typer's own business; some releases bring their click.
+                if type(error).__module__.split(".")[0] in ("typer", "click"):
+                    raise
+                typer.echo("".join(traceback.format_exception(error)) + _REPORT, err=True)
+                raise typer.Exit(1) from error
             typer.secho("error: ", fg="red", err=True, nl=False)
-            typer.echo(" ".join(str(error).split()), err=True)
+            typer.echo(" ".join(line.split()), err=True)
             raise typer.Exit(2) from error
+
+
+def _in_one_line(error: Exception) -> str | None:
+    """What to say of an error that a user can mend; None for all others."""
+    if isinstance(error, RainFusionError):
+        return str(error)
+    if isinstance(error, BrokenPipeError):
+        return None
+    if isinstance(error, OSError):  # of files, disks and networks, also of the hub's client
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
+        return (
+            f"out of memory ({str(error).splitlines()[0] if str(error) else 'on the host'}): ask "
+            "for a smaller clip, or try --cpu-offload and --vae-tiling"
+        )
+    return None
 
 
 app = typer.Typer(
@@ -137,6 +169,9 @@ def run(
     dense_fraction: Annotated[float, typer.Option(help="Share of first steps kept dense.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     fps: Annotated[int | None, typer.Option(help="Frames per second (default: model's).")] = None,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace the file even if this command has not written it.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="cuda or cpu (default: GPU if any).")] = None,
     cuda_graph: Annotated[bool, typer.Option(help="Replay the engine as a CUDA graph.")] = False,
     cpu_offload: Annotated[bool, typer.Option(help="Text encoder and VAE off the GPU.")] = False,
@@ -147,9 +182,11 @@ def run(
 ) -> None:
     """Make a video from a text."""
     from rainfusion_trt.runtime.pipeline import Pipeline
-    from rainfusion_trt.video import check_target, save_video
+    from rainfusion_trt.video import check_fps, check_target, save_video
 
-    check_target(output)
+    check_target(output, overwrite=overwrite)
+    if fps is not None:
+        check_fps(fps)
     with Pipeline(
         model,
         engine=engine,
@@ -178,8 +215,10 @@ def run(
             guidance_scale=guidance,
             seed=seed,
             profile=profile,
+            output_type="np",
         )
-        save_video(result.frames[0], output, fps=fps or pipeline.model.defaults.fps)
+        rate = pipeline.model.defaults.fps if fps is None else fps
+        save_video(result.frames[0], output, fps=rate, overwrite=overwrite)
     if profile:
         _print_timings(result.timings)
     typer.echo(output)

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from helpers.cogvideox_pipeline import tiny_pipeline
 from rainfusion_trt import environment
 from rainfusion_trt.cli import app
+from rainfusion_trt.errors import NotFiniteError
 from rainfusion_trt.models import VideoSize, get_model
 
 COMMANDS = ("build-plugin", "build-engine", "run", "info")
@@ -71,6 +73,60 @@ def test_errors_are_one_line_and_status_2(arguments, words):
     assert result.stdout == ""
 
 
+def run_arguments(output: Path, *more: str) -> tuple[str, ...]:
+    # The checkpoint does not exist: an error that names something else came before it was read.
+    return ("run", "--prompt", "x", "--checkpoint", "no", "--output", str(output), *more)
+
+
+def refusal(*arguments: str) -> str:
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    line = result.stderr.splitlines()[-1]  # below the bars of loading, if it came so far
+    assert line.startswith("error: ") and result.stderr.count("error: ") == 1
+    return line
+
+
+def test_targets_are_checked_before_anything_is_loaded(tmp_path, monkeypatch):
+    folder, foreign = tmp_path / "x.mp4", tmp_path / "holiday.mp4"
+    folder.mkdir()
+    foreign.write_bytes(b"a video of the user's own")
+    assert "is a folder" in refusal(*run_arguments(folder))
+    assert "--overwrite" in refusal(*run_arguments(foreign))
+    assert foreign.read_bytes() == b"a video of the user's own"
+    assert "cannot be written" in refusal(*run_arguments(Path("/proc/x.mp4")))
+    for fps in ("0", "-1", "1001"):
+        assert f"fps is {fps}" in refusal(*run_arguments(tmp_path / "new.mp4", "--fps", fps))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "av", None)
+        assert "pip install av" in refusal(*run_arguments(tmp_path / "new.mp4"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["holiday.mp4", "x.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device", "/tmp/x"), "/tmp/x: No space left on device"),
+        (PermissionError(13, "Permission denied", "/tmp/x"), "/tmp/x: Permission denied"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried\nto"), "out of memory (CUDA out of"),
+        (NotFiniteError("the frames\nare not finite"), "the frames are not finite"),
+    ],
+)
+def test_errors_of_others_that_a_user_can_mend(monkeypatch, error, words):
+    def fail():
+        raise error
+
+    monkeypatch.setattr("rainfusion_trt.environment.survey", fail)
+    assert words in refusal("info")
+
+
+def test_a_bug_shows_its_traceback_and_asks_for_a_report(monkeypatch):
+    monkeypatch.setattr("rainfusion_trt.environment.survey", lambda: {}["missing"])
+    result = invoke("info")
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr and "KeyError: 'missing'" in result.stderr
+    assert "please report it" in result.stderr
+
+
 def test_info_names_what_is_found_and_what_is_missing():
     result = invoke("info")
     assert result.exit_code == 0
@@ -106,3 +162,17 @@ def test_run_writes_an_mp4(tmp_path: Path):
     assert result.stdout.strip() == str(output)
     assert "transformer ms" in result.stderr
     assert output.stat().st_size > 1000
+    again = ("run", *arguments, *size, *paths, "--device", "cpu")
+    for more, words in {
+        ("--guidance", "inf"): "guidance_scale is inf",
+        ("--frames", "0"): "num_frames is 0",
+        ("--height", "0"): "height is 0",
+        ("--height", "60"): "have to be divisible by 8",
+        ("--frames", "5"): "allow_dense",
+    }.items():
+        content = output.read_bytes()
+        assert words in refusal(*again, *more)
+        assert output.read_bytes() == content
+    result = invoke(*again, "--frames", "5", "--allow-dense")  # over what it wrote before
+    assert result.exit_code == 0, result.stderr
+    assert [p.name for p in output.parent.iterdir()] == ["clip.mp4"]

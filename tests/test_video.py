@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import sys
+import tempfile
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.video import save_video, side_by_side, to_uint8
+from rainfusion_trt import video
+from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError
+from rainfusion_trt.video import check_target, save_video, side_by_side, to_uint8
 
 av = pytest.importorskip("av")
 
@@ -51,6 +56,31 @@ def test_all_forms_of_diffusers_frames():
         np.testing.assert_array_equal(to_uint8(frames), clip)
 
 
+def test_integers_images_and_tensors_are_grey_levels():
+    clip = moving_square(2, 32, 40)
+    tensor = torch.from_numpy(clip.copy())
+    images = [Image.fromarray(frame) for frame in clip]
+    floats = tensor.permute(0, 3, 1, 2) / 255
+    for frames in (
+        clip.astype(np.int64),
+        clip.astype(np.uint16),
+        tensor,
+        tensor.long(),
+        tensor.permute(0, 3, 1, 2),
+        list(tensor.permute(0, 3, 1, 2)),
+        [image.convert("RGBA") for image in images],
+        (frame for frame in clip),
+        floats.double(),
+        list(floats),
+        clip.astype(np.float64) / 255 + 1e-3,  # half a grey level of overshoot, rounded away
+    ):
+        np.testing.assert_array_equal(to_uint8(frames), clip)
+    # bfloat16 has 8 bits: off by less than a level.
+    assert np.abs(to_uint8(floats.bfloat16()).astype(int) - clip).max() <= 1
+    grey = to_uint8([image.convert("L") for image in images])
+    assert grey.shape == clip.shape and (grey[..., 0] == grey[..., 2]).all()
+
+
 def test_side_by_side():
     left, right = moving_square(3, 32, 40), 255 - moving_square(3, 32, 40)
     both = side_by_side(left, right, gap=2)
@@ -67,6 +97,18 @@ def test_side_by_side():
         ([], "no frames"),
         (np.zeros((1, 9, 8, 8, 3)), r"shape \[1, 9, 8, 8, 3\].*output.frames\[0\]"),
         (np.full((2, 8, 8, 3), np.nan), "not finite"),
+        (np.full((2, 8, 8, 3), np.inf), "not finite"),
+        (torch.full((2, 3, 8, 8), float("nan")), "not finite"),
+        (np.full((2, 8, 8, 3), 128.0), r"from 128 to 128.*\[0, 1\]: divide grey levels by 255"),
+        (np.full((2, 8, 8, 3), -1.0, np.float32), "from -1 to -1"),
+        (torch.full((2, 3, 8, 8), 255.0), "from 255 to 255"),
+        (np.full((2, 8, 8, 3), 256), "integers from 256 to 256"),
+        (np.full((2, 8, 8, 3), -1, np.int8), "integers from -1 to -1"),
+        (np.zeros((2, 8, 8, 3), bool), "holds bool"),
+        (np.zeros((2, 8, 8, 3), complex), "holds complex128"),
+        ([np.zeros((8, 8, 3)), np.zeros((8, 9, 3))], "frames of one size"),
+        ([Image.new("I;16", (8, 8))], "mode I;16"),
+        ([Image.new("CMYK", (8, 8))], "mode CMYK"),
     ],
 )
 def test_bad_frames(tmp_path, frames, words):
@@ -79,5 +121,97 @@ def test_bad_path_and_rate(tmp_path):
     clip = moving_square(2, 32, 32)
     with pytest.raises(InvalidInputError, match="end in .mp4"):
         save_video(clip, tmp_path / "clip.gif", fps=8)
-    with pytest.raises(InvalidInputError, match="fps is 0"):
-        save_video(clip, tmp_path / "clip.mp4", fps=0)
+    for fps in (0, -1, 1001, 8.5, True):
+        with pytest.raises(InvalidInputError, match=f"fps is {fps}"):
+            save_video(clip, tmp_path / "clip.mp4", fps=fps)
+    assert not list(tmp_path.iterdir())
+
+
+# -- what may be overwritten -----------------------------------------------------------------------
+
+
+def test_its_own_video_is_replaced(tmp_path):
+    path = save_video(moving_square(2, 32, 32), tmp_path / "clip.mp4", fps=8)
+    save_video(moving_square(5, 32, 32), path, fps=8)
+    assert read(path)[0].shape[0] == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def change_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def append(path):
+    path.write_bytes(path.read_bytes() + b"x")
+
+
+def remux(path):
+    """As `ffmpeg -i clip.mp4 -c copy` does, metadata and all."""
+    copy = path.with_name("copy.mp4")
+    with av.open(str(path)) as source, av.open(str(copy), "w") as target:
+        stream = source.streams.video[0]
+        twin = target.add_stream_from_template(stream)
+        for packet in source.demux(stream):
+            if packet.dts is not None:
+                packet.stream = twin
+                target.mux(packet)
+    copy.replace(path)
+
+
+@pytest.mark.parametrize("change", [change_byte, append, remux, lambda path: path.write_bytes(b"")])
+def test_a_video_that_is_not_as_it_was_written_is_kept(tmp_path, change):
+    path = save_video(moving_square(2, 32, 32), tmp_path / "clip.mp4", fps=8)
+    change(path)
+    content = path.read_bytes()
+    clip = moving_square(5, 32, 32)
+    with pytest.raises(InvalidInputError, match=r"exists, and is not.*--overwrite"):
+        save_video(clip, path, fps=8)
+    assert path.read_bytes() == content
+    save_video(clip, path, fps=8, overwrite=True)
+    assert read(path)[0].shape[0] == 5
+
+
+# -- targets ---------------------------------------------------------------------------------------
+
+
+def test_targets_that_cannot_be_written(tmp_path):
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "own.mp4").symlink_to(
+        save_video(moving_square(2, 32, 32), tmp_path / "a.mp4", fps=8)
+    )
+    before = sorted(tmp_path.rglob("*"))
+    for name, words in {
+        "folder.mp4": "is a folder",
+        "file/x.mp4": "file is not a folder",
+        "dangling/x.mp4": "is a link to nothing",
+        "own.mp4": "is a link: name the file itself",
+        f"{'x' * 300}.mp4": "File name too long",
+    }.items():
+        with pytest.raises(InvalidInputError, match=words):
+            check_target(tmp_path / name, overwrite=True)
+    with pytest.raises(InvalidInputError, match="cannot be written"):
+        check_target("/proc/x.mp4")  # also root cannot
+    check_target(tmp_path / "new" / "newer" / "x.mp4")
+    assert sorted(tmp_path.rglob("*")) == before  # nothing is made by looking
+
+
+def test_a_read_only_file_system(tmp_path, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(InvalidInputError, match="cannot be written: Read-only file system"):
+        check_target(tmp_path / "x.mp4")
+
+
+def test_no_pyav_or_no_encoder(tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "_CODECS", ("libnothing",))
+    with pytest.raises(BackendUnavailableError, match="none of the encoders libnothing"):
+        check_target(tmp_path / "x.mp4")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(BackendUnavailableError, match="pip install av"):
+        check_target(tmp_path / "x.mp4")

@@ -25,7 +25,7 @@ from rainfusion_trt.errors import RainFusionError
 from rainfusion_trt.models import get_model
 from rainfusion_trt.operator.settings import METHODS, AttentionSettings
 from rainfusion_trt.runtime.schedule import check_sparsity
-from rainfusion_trt.video import save_video, side_by_side
+from rainfusion_trt.video import check_target, save_video, side_by_side
 
 console = Console(stderr=True)
 logger = logging.getLogger("rainfusion_trt.demo")
@@ -62,6 +62,7 @@ def demo(output: Path, shot: Shot) -> None:
     """Run it; writes demo.mp4, demo.jpg and what leads to them."""
     from rainfusion_trt.plugin.build import build_plugin
 
+    check_target(output / "demo.mp4")
     model = get_model("cogvideox")
     on_gpu = torch.cuda.is_available()
     console.rule("1. export to ONNX")
