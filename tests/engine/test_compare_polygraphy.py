@@ -49,7 +49,7 @@ def test_feed_is_the_engines(script, exported, engine):
     feed = script.make_feed(exported / "float16.onnx", load_metadata(engine))
     assert list(feed) == [record.name for record in load_metadata(engine).inputs]
     assert feed["hidden_states"].shape == (2, 3, 16, 8, 12)
-    assert feed["hidden_states"].dtype == np.float16 and feed["timestep"].dtype == np.int64
+    assert feed["hidden_states"].dtype == np.float16 and feed["timestep"].dtype == np.float32
     assert feed["rotary_cos"].dtype == np.float32 and feed["sparsity"] == [0.0]
 
 

@@ -67,7 +67,7 @@ def test_cogvideox_for_two_architectures(exported, tmp_path, plugin_library, dty
     assert built.targets == ("sm80", "sm120") and built.device is None
     inputs = {tensor.name: tensor for tensor in built.inputs}
     assert list(inputs)[-1] == "sparsity" and inputs["sparsity"].dtype == "float32"
-    assert inputs["hidden_states"].dtype == dtype and inputs["timestep"].dtype == "int64"
+    assert inputs["hidden_states"].dtype == dtype and inputs["timestep"].dtype == "float32"
     assert built.outputs[0].name == "sample" and built.outputs[0].dtype == dtype
     if sizes:
         assert built.profiles == ("short", "still")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import pytest
 import torch
 
@@ -74,6 +76,81 @@ def test_equals_diffusers(pipe, exported, size, guidance_scale):
     torch.testing.assert_close(frames, expected, atol=1e-4, rtol=0)
 
 
+def scheduler_of(name: str):
+    common = {"beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
+    if name == "linspace":
+        return diffusers.EulerDiscreteScheduler(**common, timestep_spacing="linspace")
+    return diffusers.EulerDiscreteScheduler(**common, use_karras_sigmas=True)
+
+
+def relative(value: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((value - wanted).abs().max() / wanted.abs().max())
+
+
+@pytest.mark.parametrize("name", ["linspace", "karras"])
+def test_timesteps_with_fractions(pipe, exported, name):
+    pipe.scheduler = scheduler_of(name)
+    call = {**CALL, "num_inference_steps": 3, "guidance_scale": 1.0}
+    call.update(num_frames=SIZE.frames, height=SIZE.height, width=SIZE.width)
+    generator = torch.Generator().manual_seed(3)
+    expected = pipe(**call, generator=generator, max_sequence_length=16).frames
+    assert (pipe.scheduler.timesteps % 1 != 0).any()
+    with Pipeline(pipe=pipe, onnx=exported, sparsity=0.0) as pipeline:
+        frames = pipeline(**call, seed=3).frames
+    assert relative(frames, expected) < 1e-4
+
+
+def call_at(transformer: torch.nn.Module, timestep: float) -> dict[str, Any]:
+    inputs = MODEL.example_inputs(transformer, SIZE, batch=2)
+    inputs["timestep"] = torch.full((2,), timestep)
+    return {**MODEL.forward_kwargs(inputs), "return_dict": False}
+
+
+@pytest.mark.parametrize("timestep", [500.9, 0.25, 999.0])
+def test_one_call_at_a_timestep(pipe, exported, timestep):
+    call = call_at(pipe.transformer, timestep)
+    with torch.no_grad():
+        (expected,) = pipe.transformer(**call)
+        with Pipeline(pipe=pipe, onnx=exported, sparsity=0.0):
+            (value,) = pipe.transformer(**call)
+    assert relative(value, expected) < 1e-4
+
+
+def test_graphs_of_before_take_whole_timesteps_only(pipe, exported):
+    """Version 0.2 made CogVideoX's timestep an integer."""
+    graph = onnx.load(exported)
+    for node in graph.graph.node:
+        node.input[:] = ["timestep_float" if i == "timestep" else i for i in node.input]
+    cast = onnx.helper.make_node("Cast", ["timestep"], ["timestep_float"], to=1)
+    graph.graph.node.insert(0, cast)
+    for value in graph.graph.input:
+        if value.name == "timestep":
+            value.type.tensor_type.elem_type = onnx.TensorProto.INT64
+    path = exported.with_name("old.onnx")
+    onnx.save(graph, path)
+    whole, fraction = (call_at(pipe.transformer, timestep) for timestep in (500.0, 500.9))
+    with torch.no_grad():
+        (expected,) = pipe.transformer(**whole)
+        with Pipeline(pipe=pipe, onnx=path, sparsity=0.0):
+            (value,) = pipe.transformer(**whole)
+            with pytest.raises(InvalidInputError, match="500.9 is no whole number: export"):
+                pipe.transformer(**fraction)
+    assert relative(value, expected) < 1e-4
+
+
+def test_a_closed_pipeline_runs_no_graph(pipe, exported):
+    transformer = pipe.transformer
+    pipeline = Pipeline(pipe=pipe, onnx=exported, sparsity=0.0)
+    stand_in = pipe.transformer
+    pipeline.close()
+    pipeline.close()
+    assert pipe.transformer is transformer
+    with pytest.raises(InvalidInputError, match="closed: make a new one"):
+        pipeline(**CALL, seed=0)
+    with pytest.raises(InvalidInputError, match="closed"):
+        stand_in(**call_at(transformer, 500.0))
+
+
 def test_size_defaults_to_the_exported_one(pipe, fixed):
     with Pipeline(pipe=pipe, onnx=fixed, sparsity=0.0) as pipeline:
         assert pipeline(**CALL, seed=0).frames.shape == (1, 3, 16, 8, 12)
@@ -98,6 +175,8 @@ def test_dense_is_said_and_recorded_where_it_is_allowed(pipe, exported, caplog):
     ):
         out = pipeline(**CALL, seed=0, profile=True)
     assert out.sparsity == (0.0, 0.0)
+    # Guidance is one call of batch 2; two layers.
+    assert [(step.routed, step.dense, step.density) for step in out.steps] == [(0, 2, 1.0)] * 2
     assert [row.sparsity for row in out.timings] == [0.0, 0.0]
     assert "this run is dense" in caplog.text
     assert "sparsity per step: 2 x 0" in caplog.text
