@@ -138,6 +138,8 @@ class GraphAccount(BaseModel):
     data
         The file beside it that holds the weights it was written with; None where they are inside,
         and in files of 0.2 and older.
+    weights_sha256
+        Hashes of its weights, see `rainfusion_trt.weights_hash`; files of version 0.2 have none.
     version
         Of this package, which wrote it.
     """
@@ -155,6 +157,7 @@ class GraphAccount(BaseModel):
     loras: tuple[FusedLora, ...] = ()
     weights: Literal["none"] | None = None
     data: DataFile | None = None
+    weights_sha256: dict[str, str] = {}
     version: str | None = None
 
     @property

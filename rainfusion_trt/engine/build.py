@@ -186,6 +186,7 @@ def _facts(build: _Build, sources: _Sources) -> dict[str, Any]:
         "size": account.size,
         "settings": account.settings,
         "loras": account.loras,
+        "weights_sha256": account.weights_sha256,
         "precision": file.precision or recipe.precision,
         "flavour": build.tensorrt.name,
         "version": build.tensorrt.version,

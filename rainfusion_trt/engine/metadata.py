@@ -64,10 +64,10 @@ class EngineMetadata(_Record):
 
     Attributes
     ----------
-    model, component, config, size, settings, loras
+    model, component, config, size, settings, loras, weights_sha256
         Registry name, which of its pipeline's transformers, transformer configuration, exported
-        clip size, attention settings and what was added to the weights, as the exporter wrote them
-        into the ONNX file.
+        clip size, attention settings, what was added to the weights and their hashes, as the
+        exporter wrote them into the ONNX file.
     precision
         Element type of weights and activations.
     flavour, version
@@ -89,6 +89,7 @@ class EngineMetadata(_Record):
     size: RecordedSize
     settings: RecordedSettings
     loras: tuple[FusedLora, ...] = ()
+    weights_sha256: dict[str, str] = {}
     precision: str
     flavour: Literal["tensorrt", "tensorrt_rtx"]
     version: str
@@ -123,6 +124,7 @@ class EngineMetadata(_Record):
             settings=self.settings,
             dynamic=not all(r.fixed for t in self.inputs for r in t.profiles.values()),
             loras=self.loras,
+            weights_sha256=self.weights_sha256,
         )
 
 

@@ -14,6 +14,7 @@ from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.export.lora import fused_loras
 from rainfusion_trt.graph_file import FusedLora
 from rainfusion_trt.models import AttentionLayout, VideoModel, VideoSize
+from rainfusion_trt.weights_hash import weights_hash
 
 Axes = Mapping[str, Mapping[int, str]]
 
@@ -45,7 +46,8 @@ class GraphSource:
     attentions
         How many self-attentions there are; None takes what there is, if it is any.
     identity
-        Component, configuration and size, as :class:`GraphAccount` has them; of known models.
+        Component, configuration, size and hashes of the weights, as :class:`GraphAccount` has
+        them; of known models.
     loras
         What was added to its weights.
     """
@@ -101,7 +103,12 @@ def source_of_model(
         eager=eager,
         layout=partial(model.layout, transformer),
         attentions=model.attention_count(transformer.config),
-        identity={"component": component, "config": config, "size": str(size)},
+        identity={
+            "component": component,
+            "config": config,
+            "size": str(size),
+            "weights_sha256": weights_hash(transformer),
+        },
         loras=fused_loras(transformer),
     )
 

@@ -83,10 +83,10 @@ class Part:
         """Configuration of the exported graph, None where only PyTorch is given."""
         return self.graphs[0].account.config if self.graphs else None
 
-    @property
-    def attentions(self) -> int | None:
-        """How many RainFusionAttention nodes the exported graph has, if it says so."""
-        return self.graphs[0].account.attention_nodes if self.graphs else None
+    def graph_of(self, backend: str) -> Graph:
+        """The graph that a backend runs."""
+        flavour = None if backend == "onnxruntime" else backend
+        return next(graph for graph in self.graphs if graph.flavour == flavour)
 
 
 @dataclass(frozen=True)

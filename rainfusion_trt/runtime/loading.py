@@ -11,6 +11,7 @@ from rainfusion_trt.runtime.artifacts import Artifacts, Part
 from rainfusion_trt.runtime.denoiser import Denoiser, GraphDenoiser, TorchDenoiser
 from rainfusion_trt.runtime.experts import ExpertsDenoiser
 from rainfusion_trt.runtime.ort import OnnxRuntimeBackend
+from rainfusion_trt.weights_hash import check_weights
 
 
 def load_denoiser(
@@ -44,13 +45,16 @@ def _load_part(
 ) -> Denoiser:
     if name == "torch":
         return _load_torch(artifacts, part, place)
+    if part.original is not None:
+        check_weights(part.graph_of(name).account, part.original, part.graph_of(name).origin)
     if name == "onnxruntime":
         backend: Any = OnnxRuntimeBackend(part.onnx, place)
     else:
         from rainfusion_trt.runtime.tensorrt import TensorRTBackend
 
         backend = TensorRTBackend(part.engine, device=place, cuda_graph=cuda_graph)
-    return GraphDenoiser(backend, artifacts.model, part.config, part.attentions)
+    attentions = part.graph_of(name).account.attention_nodes
+    return GraphDenoiser(backend, artifacts.model, part.config, attentions)
 
 
 def _default_device() -> torch.device:

@@ -25,6 +25,7 @@ from rainfusion_trt.runtime.graphs import graph_of_onnx
 from rainfusion_trt.runtime.ort import OnnxRuntimeBackend
 
 onnx = pytest.importorskip("onnx")
+peft = pytest.importorskip("peft")
 pytest.importorskip("onnxruntime")
 
 Pipeline = functools.partial(rainfusion_trt.Pipeline, device="cpu")  # also beside a GPU
@@ -149,6 +150,74 @@ def test_a_closed_pipeline_runs_no_graph(pipe, exported):
         pipeline(**CALL, seed=0)
     with pytest.raises(InvalidInputError, match="closed"):
         stand_in(**call_at(transformer, 500.0))
+
+
+# -- the weights of the graph and of the pipeline --------------------------------------------------
+
+
+def add_lora(pipe, name: str = "fox") -> None:
+    config = peft.LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"])
+    pipe.transformer.add_adapter(config, adapter_name=name)
+    with torch.no_grad():
+        for key, value in pipe.transformer.named_parameters():
+            if "lora_B" in key:
+                value.normal_(generator=torch.Generator().manual_seed(0))
+
+
+def test_a_lora_in_the_pipeline_is_refused_by_name(pipe, exported):
+    add_lora(pipe)
+    transformer = pipe.transformer
+    with pytest.raises(InvalidInputError, match="adapter 'fox', which the ONNX file .* ignore"):
+        Pipeline(pipe=pipe, onnx=exported, sparsity=0.0)
+    assert pipe.transformer is transformer
+    pipe.transformer.fuse_lora()
+    with pytest.raises(InvalidInputError, match="adapter 'fox'"):
+        Pipeline(pipe=pipe, onnx=exported, sparsity=0.0)
+    with Pipeline(pipe=pipe, onnx=exported, backend="torch") as pipeline:  # has it
+        assert pipeline(**CALL, seed=0).sparsity == (0.0, 0.5)
+
+
+def test_a_lora_fused_and_forgotten(pipe, exported):
+    add_lora(pipe)
+    pipe.transformer.fuse_lora()
+    pipe.transformer.unload_lora()
+    with pytest.raises(InvalidInputError, match="other weights than the pipeline's transformer"):
+        Pipeline(pipe=pipe, onnx=exported, sparsity=0.0)
+
+
+def test_a_lora_unloaded(pipe, exported):
+    add_lora(pipe)
+    pipe.transformer.unload_lora()
+    Pipeline(pipe=pipe, onnx=exported, sparsity=0.0).close()
+
+
+def test_a_lora_after_the_pipeline_was_made(pipe, exported):
+    with (
+        Pipeline(pipe=pipe, onnx=exported, sparsity=0.0),
+        pytest.raises(AttributeError, match="exported transformer has no .*before the export"),
+    ):
+        pipe.transformer.load_lora_adapter({})
+
+
+@pytest.mark.parametrize("change", [lambda w: w.mul_(1.01), lambda w: w.add_(1e-3)])
+def test_fine_tuned_weights(pipe, exported, change):
+    with torch.no_grad():
+        change(pipe.transformer.transformer_blocks[1].attn1.to_v.weight)
+    with pytest.raises(InvalidInputError, match="other weights"):
+        Pipeline(pipe=pipe, onnx=exported, sparsity=0.0)
+
+
+def test_files_without_a_hash_still_run(pipe, exported, caplog):
+    graph = onnx.load(exported)
+    kept = [e for e in graph.metadata_props if e.key != "rainfusion.weights_sha256"]
+    assert len(kept) < len(graph.metadata_props)
+    del graph.metadata_props[:]
+    graph.metadata_props.extend(kept)
+    path = exported.with_name("without.onnx")
+    onnx.save(graph, path)
+    with caplog.at_level(logging.INFO, "rainfusion_trt"):
+        Pipeline(pipe=pipe, onnx=path, sparsity=0.0).close()
+    assert "does not tell its own, export it again" in caplog.text
 
 
 def test_size_defaults_to_the_exported_one(pipe, fixed):
