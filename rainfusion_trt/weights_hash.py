@@ -105,8 +105,8 @@ def check_weights(account: GraphAccount, module: nn.Module, origin: str) -> None
             "%s has LoRAs in its weights (%s), the pipeline's are not compared", origin, files
         )
         return
-    kind = _comparable(account.dtype, module)
-    mine = weights_hash(module) if account.weights_sha256 and kind else {}
+    kinds = _comparable(account.dtype, module)
+    mine = weights_hash(module) if account.weights_sha256 and kinds else {}
     if not mine:
         why = (
             "it does not tell its own, export it again"
@@ -115,7 +115,7 @@ def check_weights(account: GraphAccount, module: nn.Module, origin: str) -> None
         )
         _log.info("weights of %s and of the pipeline are not compared: %s", origin, why)
         return
-    if all(mine[name] != account.weights_sha256.get(name) for name in kind):
+    if all(mine[name] != account.weights_sha256.get(name) for name in kinds):
         raise InvalidInputError(
             f"{origin} has other weights than the pipeline's transformer (fine-tuned, fused with a "
             f"LoRA, or another checkpoint): export this transformer, {remedy}"
