@@ -86,6 +86,7 @@ def main(
             clip = (frames, height, width)
             job = model_job(model, weights, clip, batch=batch, dtype=dtype, dynamic=dynamic)
         else:
+            assert module is not None  # check_kind refuses neither
             place = {"text": text, "text_tokens": text_tokens, "kv_len": kv_len}
             job = module_job(module, grid=grid, attentions=attentions, **place)
         with _progress() as progress:
@@ -97,8 +98,8 @@ def main(
 
 def _given(context: typer.Context) -> set[str]:
     """Parameters that stand on the command line."""
-    source = context.get_parameter_source
-    return {name for name in context.params if source(name).name == "COMMANDLINE"}
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
 @contextmanager

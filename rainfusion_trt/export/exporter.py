@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx_ir as ir
 import torch
@@ -116,7 +116,8 @@ def export_model(
     ExportError
         The model could not be traced, or the file fails its checks.
     """
-    check_request(transformer, transformer.dtype, output, run_compare=run_compare)
+    dtype = cast("torch.dtype", transformer.dtype)
+    check_request(transformer, dtype, output, run_compare=run_compare)
     source = source_of_model(
         model, transformer, size, batch=batch, dynamic=dynamic, component=component
     )
@@ -198,6 +199,7 @@ def _to_onnx(program: ExportedProgram) -> ir.Model:
         )
     except torch.onnx.OnnxExporterError as error:
         raise ExportError(f"torch.onnx could not convert the graph: {error}") from error
+    assert result is not None  # only the exporter without dynamo returns None
     return result.model
 
 

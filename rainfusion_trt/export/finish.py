@@ -42,7 +42,7 @@ def optimize(model: ir.Model) -> None:
 
 def _share_constants(model: ir.Model) -> None:
     """One initializer for equal constants of the graph; parameters stay apart, equal or not."""
-    shared: dict[tuple, ir.Value] = {}
+    shared: dict[tuple[ir.DataType, tuple[int | ir.SymbolicDim, ...], bytes], ir.Value] = {}
     initializers = model.graph.initializers
     for name, value in list(initializers.items()):
         tensor = value.const_value
@@ -71,9 +71,9 @@ def transpose_weights(model: ir.Model) -> None:
     graph = model.graph
     for node in list(graph):
         weight = node.inputs[0] if node.op_type == "Transpose" else None
-        if weight is None or not weight.is_initializer():
+        if weight is None or weight.name is None or not weight.is_initializer():
             continue
-        raw = weight.const_value.raw
+        raw = getattr(weight.const_value, "raw", None)
         if not isinstance(raw, Tensor):  # a small constant of the exporter
             continue
         name = f"{weight.name}.T"
@@ -88,7 +88,9 @@ def transpose_weights(model: ir.Model) -> None:
             del graph.initializers[weight.name]
 
 
-def _transposed(raw: Tensor, order: Sequence[int], name: str) -> ir.TensorProtocol:
+def _transposed(
+    raw: Tensor, order: Sequence[int], name: str
+) -> ir.tensor_adapters.TorchTensor | ir.LazyTensor:
     """The transposed weight, laid out where it lies (on the GPU) each time it is asked for."""
     view = ir.tensor_adapters.TorchTensor(raw.permute(*order), name=name)
     if isinstance(raw, FakeTensor):
@@ -109,10 +111,11 @@ def gather_extents(model: ir.Model) -> None:
     """
     graph = model.graph
     for node in list(graph):
-        index = _single_extent(node)
-        if index is None:
+        extent = _single_extent(node)
+        if extent is None:
             continue
-        source, scalar = node.inputs[0].producer().inputs[0], node.outputs[0]
+        (source, index), scalar = extent, node.outputs[0]
+        assert source.shape is not None  # torch.onnx knows every value's
         shape = ir.Node("", "Shape", [source])
         gather = ir.Node("", "Gather", [shape.outputs[0], _constant(graph, index)])
         for new, extents in ((shape, [len(source.shape)]), (gather, [])):
@@ -125,15 +128,19 @@ def gather_extents(model: ir.Model) -> None:
         graph.remove(node, safe=True)
 
 
-def _single_extent(node: ir.Node) -> int | None:
-    """The axis whose extent a Squeeze gives as a scalar."""
+def _single_extent(node: ir.Node) -> tuple[ir.Value, int] | None:
+    """The value and the axis whose extent a Squeeze gives as a scalar."""
+    squeezed = node.inputs[0] if node.op_type == "Squeeze" else None
     axes = node.inputs[1] if len(node.inputs) > 1 else None
-    shape = node.inputs[0].producer() if node.op_type == "Squeeze" else None
+    shape = squeezed.producer() if squeezed is not None else None
     if shape is None or shape.op_type != "Shape" or axes is not None:
         return None
     start, end = shape.attributes.get("start"), shape.attributes.get("end")
     first = 0 if start is None else start.as_int()
-    return first if end is not None and end.as_int() == first + 1 else None
+    source = shape.inputs[0]
+    if source is None or end is None or end.as_int() != first + 1:
+        return None
+    return source, first
 
 
 def _constant(graph: ir.Graph, index: int) -> ir.Value:
@@ -158,6 +165,7 @@ def name_values(
     for value, name in zip(graph.inputs, (*inputs, "sparsity"), strict=True):
         value.name = name
         for axis, axis_name in axes.get(name, {}).items():
+            assert value.shape is not None  # torch.onnx knows every input's
             symbols.setdefault(str(value.shape[axis]), axis_name)
     graph.outputs[0].name = "sample"
     for name in list(graph.initializers):

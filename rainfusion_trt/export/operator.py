@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -56,14 +57,15 @@ def _schema() -> onnx.defs.OpSchema:
 _attention = Op(Opset(DOMAIN, OP_VERSION), OP_TYPE, _schema())
 
 
-def translate(q, k, v, grid, sparsity, kv_len, *settings):  # called with values of the graph
+# torch.onnx takes annotations for ONNX types; Any is every value of the graph.
+def translate(q: Any, k: Any, v: Any, grid: Any, sparsity: Any, kv_len: Any, *settings: Any) -> Any:
     """``torch.ops.rainfusion.attention`` -> the ONNX node, every attribute written out."""
     inputs = (q, k, v, grid, sparsity) if kv_len is None else (q, k, v, grid, sparsity, kv_len)
     attributes = AttentionSettings.from_flat(*settings).attributes()
     return _attention(*inputs, **attributes, **PLUGIN_ATTRIBUTES)
 
 
-def translation_table() -> dict[Callable, Callable]:
+def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What ``torch.onnx.export(custom_translation_table=...)`` needs."""
     return {torch.ops.rainfusion.attention.default: translate}
 

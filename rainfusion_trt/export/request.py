@@ -94,9 +94,16 @@ def model_job(
     shape = "dynamic" if dynamic else size
     transformer = weights.transformer(model, precision)
     which = f"-{component}" if len(model.components) > 1 else ""
-    options = {"batch": batch, "dynamic": dynamic, "component": component}
     return Job(
-        partial(export_model, model, transformer, size, **options),
+        partial(
+            export_model,
+            model,
+            transformer,
+            size,
+            batch=batch,
+            dynamic=dynamic,
+            component=component,
+        ),
         Path(f"{model.name}{which}-{shape}-{str(precision).removeprefix('torch.')}.onnx"),
     )
 

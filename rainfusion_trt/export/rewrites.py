@@ -33,12 +33,12 @@ def rewrite(program: ExportedProgram) -> None:
 def drop_whole_copies(graph: Graph) -> None:
     """``slice`` of everything and ``copy`` onto a tensor of the same shape are their source."""
     for node in _calls(graph, aten.slice.Tensor):
-        source = node.args[0]
-        _, start, end, step = _slice_bounds(node, source, node.args[1:])
+        source, *bounds = _arguments(node)
+        _, start, end, step = _slice_bounds(node, source, bounds)
         if _is(start, 0) and _is(end, sys.maxsize) and step == 1:
             _replace(node, source)
     for node in _calls(graph, aten.copy.default):
-        target, source = node.args[:2]
+        target, source = _arguments(node)[:2]
         old, new = target.meta["val"], source.meta["val"]
         if old.shape == new.shape:
             same = old.dtype == new.dtype
@@ -48,14 +48,15 @@ def drop_whole_copies(graph: Graph) -> None:
 def drop_idle_squeezes(graph: Graph) -> None:
     """``x.squeeze(1)`` where that axis is longer than 1 is x; as ONNX Squeeze it is invalid."""
     for node in _calls(graph, aten.squeeze.dim):
-        if node.meta["val"].dim() == node.args[0].meta["val"].dim():
-            _replace(node, node.args[0])
+        source = _arguments(node)[0]
+        if node.meta["val"].dim() == source.meta["val"].dim():
+            _replace(node, source)
 
 
 def whole_lookups_to_unsqueeze(graph: Graph) -> None:
     """``embedding(arange(len(table))[None], table)`` is ``table[None]``."""
     for node in _calls(graph, aten.embedding.default):
-        table, rows = node.args[:2]
+        table, rows = _arguments(node)[:2]
         if rows.target is not aten.unsqueeze.default or rows.args[1] != 0:
             continue
         count = rows.args[0]
@@ -71,8 +72,7 @@ def unbind_pairs_to_slices(graph: Graph) -> None:
     As Split and Squeeze it is refused by the parser of TensorRT for RTX 1.7 at full size.
     """
     for node in _calls(graph, aten.unbind.int):
-        view = node.args[0]
-        axis = node.args[1] if len(node.args) > 1 else 0
+        view, axis = (*_arguments(node), 0)[:2]
         if view.target not in (aten.view.default, aten.reshape.default):
             continue
         pairs, source = view.meta["val"], view.args[0]
@@ -80,7 +80,7 @@ def unbind_pairs_to_slices(graph: Graph) -> None:
         if axis not in (-1, last + 1) or pairs.dim() != last + 2 or pairs.shape[-1] != 2:
             continue
         for item in list(node.users):
-            lane = item.args[1]
+            lane = _arguments(item)[1]
             lanes = _call(node, aten.slice.Tensor, source, last, lane, sys.maxsize, 2)
             _replace(item, lanes)
 
@@ -91,10 +91,10 @@ def lane_writes_to_stack(graph: Graph) -> None:
     Nothing of what was in `out` before is left. As strided writes it would become two ScatterND.
     """
     for node in _calls(graph, aten.slice_scatter.default):
-        first = node.args[0]
+        first = _arguments(node)[0]
         if first.target is not aten.slice_scatter.default:
             continue
-        lanes = {_lane(write): write.args[1] for write in (first, node)}
+        lanes = {_lane(write): _arguments(write)[1] for write in (first, node)}
         if set(lanes) == {0, 1}:
             pairs = _call(node, aten.stack.default, [lanes[0], lanes[1]], -1)
             _replace(node, _call(node, aten.flatten.using_ints, pairs, -2, -1))
@@ -102,8 +102,8 @@ def lane_writes_to_stack(graph: Graph) -> None:
 
 def _lane(write: Node) -> int | None:
     """0 or 1 if a slice_scatter writes all even or all odd places of the last axis."""
-    target = write.args[0]
-    axis, start, end, step = _slice_bounds(write, target, write.args[2:])
+    target, _, *bounds = _arguments(write)
+    axis, start, end, step = _slice_bounds(write, target, bounds)
     shape = target.meta["val"].shape
     whole = axis in (-1, len(shape) - 1) and _is(end, sys.maxsize) and step == 2
     even = isinstance(shape[-1], int) and shape[-1] % 2 == 0
@@ -116,8 +116,8 @@ def slice_scatter_to_cat(graph: Graph) -> None:
     It would become ScatterND with an index as large as x.
     """
     for node in _calls(graph, aten.slice_scatter.default):
-        target, source = node.args[:2]
-        axis, start, end, step = _slice_bounds(node, target, node.args[2:])
+        target, source, *bounds = _arguments(node)
+        axis, start, end, step = _slice_bounds(node, target, bounds)
         if step != 1 or _is_negative(start) or _is_negative(end):
             continue
         parts = [source]
@@ -134,7 +134,7 @@ def select_scatter_to_cat(graph: Graph) -> None:
     It would become ScatterElements with an index as large as y.
     """
     for node in _calls(graph, aten.select_scatter.default):
-        target, source, axis, index = node.args
+        target, source, axis, index = _arguments(node)
         if not isinstance(index, int) or index < 0:
             continue
         parts = [_call(node, aten.unsqueeze.default, source, axis)]
@@ -148,12 +148,11 @@ def select_scatter_to_cat(graph: Graph) -> None:
 def split_to_slices(graph: Graph) -> None:
     """``x.split([a, b], dim)`` becomes slices; with sizes that vary it would become a sequence."""
     for node in _calls(graph, aten.split_with_sizes.default):
-        source, sizes = node.args[:2]
-        axis = node.args[2] if len(node.args) > 2 else 0
+        source, sizes, axis = (*_arguments(node), 0)[:3]
         ends = [_sum(node, sizes[: index + 1]) for index in range(len(sizes) - 1)]
         starts, ends = [0, *ends], [*ends, sys.maxsize]
         for item in list(node.users):
-            index = item.args[1]
+            index = _arguments(item)[1]
             part = _call(node, aten.slice.Tensor, source, axis, starts[index], ends[index])
             _replace(item, part)
 
@@ -164,14 +163,13 @@ def unit_splits_to_slices(graph: Graph) -> None:
     As Split and Squeeze it would be an unbind, see above.
     """
     for node in _calls(graph, aten.split.Tensor):
-        source, size = node.args[:2]
-        axis = node.args[2] if len(node.args) > 2 else 0
+        source, size, axis = (*_arguments(node), 0)[:3]
         parts = list(node.users)
         squeezed = any(u.target is aten.squeeze.dim for part in parts for u in part.users)
         if size != 1 or not squeezed:
             continue
         for item in parts:
-            index = item.args[1]
+            index = _arguments(item)[1]
             _replace(item, _call(node, aten.slice.Tensor, source, axis, index, index + 1))
 
 
@@ -181,7 +179,7 @@ def rms_norms_to_products(graph: Graph) -> None:
     On CUDA torch.onnx would make a fused operator of it, and has no translation of that.
     """
     for node in _calls(graph, aten.rms_norm.default):
-        source, shape, weight, epsilon = (*node.args, None, None)[:4]
+        source, shape, weight, epsilon = (*_arguments(node), None, None)[:4]
         narrow = source.meta["val"].dtype
         wide = torch.promote_types(narrow, torch.float32)
         epsilon = torch.finfo(wide).eps if epsilon is None else epsilon
@@ -219,13 +217,18 @@ def _sum(anchor: Node, sizes: list[Any]) -> Any:
     return total
 
 
-def _calls(graph: Graph, target: Callable) -> list[Node]:
+def _calls(graph: Graph, target: Callable[..., Any]) -> list[Node]:
     return [n for n in graph.nodes if n.op == "call_function" and n.target is target]
 
 
-def _slice_bounds(node: Node, source: Node, arguments: tuple) -> tuple[int, Any, Any, Any]:
+def _arguments(node: Node) -> tuple[Any, ...]:
+    """Positional arguments of a call; the operator's schema says what each of them is."""
+    return node.args
+
+
+def _slice_bounds(node: Node, source: Node, bounds: list[Any]) -> tuple[int, Any, Any, Any]:
     """(axis, start, end, step) of a slice or slice_scatter; ``sys.maxsize`` is the end of all."""
-    values = dict(zip(("dim", "start", "end", "step"), arguments, strict=False))
+    values: dict[str, Any] = dict(zip(("dim", "start", "end", "step"), bounds, strict=False))
     values.update(node.kwargs)
     axis, start, end = values.get("dim", 0), values.get("start"), values.get("end")
     size = source.meta["val"].shape[axis]
@@ -242,7 +245,7 @@ def _is_negative(bound: Any) -> bool:
     return isinstance(bound, int) and bound < 0
 
 
-def _call(anchor: Node, target: Callable, *args: Any) -> Node:
+def _call(anchor: Node, target: Callable[..., Any], *args: Any) -> Node:
     """A new node before `anchor`, as if it came from the same line of the model."""
     with anchor.graph.inserting_before(anchor):
         node = anchor.graph.call_function(target, args)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,8 @@ def source_of_model(
         batch = 2 if model.guidance_batch else 1
     inputs = _example_inputs(model, transformer, size, batch=batch, dynamic=dynamic)
     model.prepare(transformer, size)
-    config = {k: v for k, v in transformer.config.items() if not k.startswith("_")}
+    config = cast("Mapping[str, Any]", transformer.config)
+    public = {k: v for k, v in config.items() if not k.startswith("_")}
 
     def eager(call: dict[str, Any]) -> Tensor:
         return transformer(**call, return_dict=False)[0]
@@ -95,17 +96,17 @@ def source_of_model(
     return GraphSource(
         name=model.name,
         module=transformer,
-        dtype=transformer.dtype,
+        dtype=cast("torch.dtype", transformer.dtype),
         inputs=inputs,
         axes=model.dynamic_axes() if dynamic else {},
         arguments=model.forward_kwargs,
         call=partial(model.call, transformer),
         eager=eager,
         layout=partial(model.layout, transformer),
-        attentions=model.attention_count(transformer.config),
+        attentions=model.attention_count(config),
         identity={
             "component": component,
-            "config": config,
+            "config": public,
             "size": str(size),
             "weights_sha256": weights_hash(transformer),
         },
@@ -126,7 +127,7 @@ def _example_inputs(
         )
     if dynamic:
         batch = max(batch, 2)  # torch.export takes a 1 as fixed
-    device = transformer.device
+    device = cast("torch.device", transformer.device)
     inputs = model.example_inputs(transformer, size, batch=batch, device=device)
     if dynamic:
         check_axes(inputs, model.dynamic_axes(), f"size {size}")

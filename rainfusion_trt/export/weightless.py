@@ -11,6 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from rainfusion_trt.export.writer import initial_values
 from rainfusion_trt.models import VideoModel
 
 CONSTANT_BYTES = 1 << 20  # constants of the graph up to here stay in the file
@@ -32,11 +33,11 @@ def is_fake(transformer: nn.Module) -> bool:
 def leave_out_weights(model: ir.Model, location: str) -> None:
     """Point every parameter and table to the place in `location` where its values would lie."""
     offset = 0
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
+    for name, tensor in initial_values(model).items():
         if not isinstance(tensor.raw, FakeTensor) and tensor.nbytes <= CONSTANT_BYTES:
             continue
-        value.const_value = ir.ExternalTensor(
-            location, offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
+        shape = ir.Shape(tensor.shape.numpy())
+        model.graph.initializers[name].const_value = ir.ExternalTensor(
+            location, offset, tensor.nbytes, tensor.dtype, shape=shape, name=name
         )
         offset += tensor.nbytes

@@ -21,15 +21,23 @@ Progress = Callable[[int, int], None]  # bytes written, bytes in all
 WeightsPlace = Literal["inside", "beside", "none"]
 
 
+def initial_values(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """Tensors of the graph's initializers by name, those that were left out included."""
+    tensors = {}
+    for name, value in model.graph.initializers.items():
+        assert value.const_value is not None  # a graph registers no initializer without one
+        tensors[name] = value.const_value
+    return tensors
+
+
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of all weights, those that were left out included."""
-    return sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in initial_values(model).values())
 
 
 def weights_place(model: ir.Model) -> WeightsPlace:
     """Where :func:`write` puts the weights: nowhere if they were left out, else by their size."""
-    tensors = [value.const_value for value in model.graph.initializers.values()]
-    if any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors):
+    if any(isinstance(tensor, ir.ExternalTensor) for tensor in initial_values(model).values()):
         return "none"
     return "inside" if weight_bytes(model) <= EMBEDDED_BYTES else "beside"
 
