@@ -1,4 +1,4 @@
-"""Exports diffusers transformers to ONNX with attention as one operator."""
+"""Export of diffusers transformers to ONNX, with attention as one operator."""
 
 from rainfusion_trt._lazy import on_first_use
 

@@ -1,4 +1,4 @@
-"""From a module to an ExportedProgram whose attention is the RainFusion operator."""
+"""Traces a module into an ExportedProgram whose attention is the RainFusion operator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rainfusion_trt.routing import AttentionRoute
 
 
 class RoutedTransformer(nn.Module):
-    """The module as the graph sees it: tensors in, one tensor out, sparsity an input."""
+    """The module as the graph sees it: it takes tensors and the sparsity, and gives one tensor."""
 
     def __init__(self, source: GraphSource, settings: AttentionSettings) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class RoutedTransformer(nn.Module):
 
 
 def _seen(route: AttentionRoute) -> str:
-    """The other attentions of a forward, in words."""
+    """Describe the other attentions of a forward call."""
     if not route.others:
         return "no other call reached F.scaled_dot_product_attention"
     counts = Counter((str(query), str(key)) for query, key in route.others)
@@ -58,12 +58,12 @@ def _seen(route: AttentionRoute) -> str:
 
 
 def capture(source: GraphSource, sparsity: Tensor, settings: AttentionSettings) -> ExportedProgram:
-    """Trace the module; functional, not yet decomposed.
+    """Trace the module into a functional graph.
 
     Raises
     ------
     ExportError
-        torch.export could not trace it, or attention went past the operator.
+        torch.export cannot trace it, or some of its attention bypasses the operator.
     UnsupportedError
         The module asks attention for its log-sum-exp.
     """
@@ -88,7 +88,7 @@ def capture(source: GraphSource, sparsity: Tensor, settings: AttentionSettings) 
 
 
 def _refuse_lse(program: ExportedProgram, name: str) -> None:
-    """The ONNX operator has one output; the other one must not be lost on the way."""
+    """Refuse a log-sum-exp, which the ONNX operator, with its one output, would lose."""
     operator = torch.ops.rainfusion.attention_lse.default
     graphs = [m for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
     if any(node.target is operator for graph in graphs for node in graph.graph.nodes):
@@ -100,6 +100,6 @@ def _refuse_lse(program: ExportedProgram, name: str) -> None:
 
 
 def attention_count(program: ExportedProgram) -> int:
-    """Self-attentions of a captured program that are the operator."""
+    """Count the operator's calls in a captured program."""
     operator = torch.ops.rainfusion.attention.default
     return sum(node.target is operator for node in program.graph.nodes)

@@ -1,4 +1,4 @@
-"""What an exported file must fulfil before it goes to TensorRT, and how it compares to PyTorch."""
+"""Checks of an exported file before it goes to TensorRT, and its comparison with PyTorch."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from rainfusion_trt.graph_file import (
     read_onnx,
 )
 
-# Operators that appear when a pattern escaped the rewrites: index tables as large as the tokens,
-# control flow and sequences, which TensorRT runs slowly or refuses.
+# These operators appear when a pattern has escaped the rewrites: index tables as large as the
+# tokens, control flow and sequences. TensorRT runs them slowly or refuses them.
 FORBIDDEN = frozenset(
     {
         "If",
@@ -37,22 +37,22 @@ FORBIDDEN = frozenset(
         "SplitToSequence",
     }
 )
-TOLERANCE = 1e-4  # float32 rounding through tens of layers stays near 1e-5
+TOLERANCE = 1e-4  # rounding in float32 stays near 1e-5 over tens of layers
 FORBIDDEN_TYPES = (TensorProto.COMPLEX64, TensorProto.COMPLEX128, TensorProto.DOUBLE)
 
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """What the checks counted.
+    """Counts of an exported graph.
 
     Attributes
     ----------
     nodes
-        Nodes of the main graph.
+        Number of nodes in the main graph.
     attentions
-        RainFusionAttention nodes among them.
+        Number of RainFusionAttention nodes among them.
     operators
-        How often each operator appears.
+        Number of nodes of each operator.
     """
 
     nodes: int
@@ -61,16 +61,17 @@ class GraphFacts:
 
 
 def check_model(path: str | Path) -> GraphFacts:
-    """Check an exported ONNX file as it lies on the disk.
+    """Check an exported ONNX file on disk.
 
     Raises
     ------
     InvalidInputError
-        No such file.
+        The file does not exist.
     ExportError
-        It is no ONNX file, or the ONNX checker refuses it; a RainFusionAttention node lacks an
-        attribute (named in the message) or the dense body; the number of nodes differs from the
-        model's attentions; an operator is left that TensorRT cannot run well.
+        It is not an ONNX file, or the ONNX checker refuses it; a RainFusionAttention node lacks
+        the dense body or an attribute, which the message names; the number of these nodes is not
+        the model's number of attentions; or the graph has an operator that TensorRT cannot run
+        well.
     """
     path = Path(path)
     file = _read(path)
@@ -79,7 +80,7 @@ def check_model(path: str | Path) -> GraphFacts:
         if file.account.weights == "none":
             onnx.checker.check_model(_with_weights_as_inputs(model))
         else:
-            onnx.checker.check_model(str(path))  # by path: weights may lie beside it
+            onnx.checker.check_model(str(path))  # by path, as weights may lie beside it
     except onnx.checker.ValidationError as error:
         raise ExportError(f"{path}: the ONNX checker refuses it: {error}") from error
     for node in attentions:
@@ -96,13 +97,13 @@ def _read(path: Path) -> GraphFile:
     try:
         return read_onnx(path)
     except InvalidInputError as error:
-        if path.is_file():  # what the exporter wrote there is wrong, not what it was given
+        if path.is_file():  # the fault is in what the exporter wrote, not in its input
             raise ExportError(str(error)) from error
         raise
 
 
 def _with_weights_as_inputs(model: ModelProto) -> ModelProto:
-    """What the checker accepts of a graph whose weights were left out."""
+    """Make a graph without weights one that the checker accepts."""
     copy = ModelProto()
     copy.CopyFrom(model)
     del copy.graph.initializer[:]
@@ -149,7 +150,7 @@ def _check_count(file: GraphFile, count: int) -> None:
 
 
 def _check_dtypes(file: GraphFile, attentions: list[NodeProto]) -> None:
-    """q, k and v in the model's dtype: a float32 island before attention has no fast kernel."""
+    """Check that q, k and v have the model's dtype: float32 attention has no fast kernel."""
     expected = file.account.dtype
     known = {v.name: v.type.tensor_type.elem_type for v in file.proto.graph.value_info}
     for node in attentions:
@@ -187,7 +188,7 @@ def _check_operators(path: Path, model: ModelProto) -> None:
 
 
 def check_comparable(dtype: torch.dtype, *, has_weights: bool) -> None:
-    """ONNX Runtime's CPU kernels compute these graphs in float32 only."""
+    """Refuse a comparison that cannot run: ONNX Runtime's CPU kernels need float32 and weights."""
     if not has_weights:
         raise InvalidInputError("--compare needs weights; it cannot run a graph without them")
     if dtype is not torch.float32:
@@ -199,12 +200,12 @@ def check_comparable(dtype: torch.dtype, *, has_weights: bool) -> None:
 
 
 def compare(path: Path, source: GraphSource) -> float:
-    """Largest error of ``sample`` relative to its largest value, at sparsity 0.
+    """Return the largest error of ``sample`` relative to its largest value, at sparsity 0.
 
     Raises
     ------
     ExportError
-        It is above 1e-4, or not finite.
+        The error is above 1e-4 or not finite.
     """
     import onnxruntime
 

@@ -1,4 +1,4 @@
-"""Command line of the exporter."""
+"""The exporter's command line."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def main(
     compare: options.Compare = False,
     device: options.Device = "cpu",
 ) -> None:
-    """Export a video transformer to ONNX, attention as RainFusionAttention nodes."""
+    """Export a video transformer to ONNX with RainFusionAttention nodes."""
     with _errors_on_one_line():
         from rainfusion_trt.export.request import (
             WeightRequest,
@@ -97,7 +97,7 @@ def main(
 
 
 def _given(context: typer.Context) -> set[str]:
-    """Parameters that stand on the command line."""
+    """Names of the parameters given on the command line."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
@@ -114,7 +114,7 @@ def _errors_on_one_line() -> Iterator[None]:
 
 @contextmanager
 def _progress() -> Iterator[dict[str, Any]]:
-    """Callbacks of `export_model` that show its steps on the terminal."""
+    """Give callbacks for `export_model` that show its steps on the terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

@@ -1,4 +1,4 @@
-"""``export_model``: from a diffusers transformer to a checked ONNX file."""
+"""``export_model`` turns a diffusers transformer into a checked ONNX file."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ from rainfusion_trt.graph_file import FusedLora, GraphAccount
 from rainfusion_trt.models import VideoModel, VideoSize
 from rainfusion_trt.operator.settings import AttentionSettings
 
-OPSET = 20  # the newest whose operators every supported runtime has
+OPSET = 20  # the newest that every supported runtime has
 
 Stage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What :func:`export_model` wrote.
+    """The outcome of :func:`export_model`.
 
     Attributes
     ----------
     path
         The ``.onnx`` file.
     facts
-        Counted nodes.
+        Node counts of the graph.
     weight_bytes
-        Size of the weights.
+        Size of the weights in bytes.
     weights
-        "inside" the file, "beside" it in ``<path>.data`` or "none".
+        Place of the weights: "inside" the file, "beside" it in ``<path>.data``, or "none".
     seconds
-        Time it took.
+        Duration of the export.
     error
-        Relative error against PyTorch, if compared.
+        Relative error against PyTorch; None if the file was not compared.
     loras
-        What :func:`fuse_loras` had added to the weights.
+        LoRAs that :func:`fuse_loras` had added to the weights.
     """
 
     path: Path
@@ -84,37 +84,37 @@ def export_model(
     Parameters
     ----------
     model
-        The registry's entry the transformer belongs to.
+        The registry entry of the transformer.
     transformer
-        Weights on the CPU or a GPU, of the dtype the graph shall have; or none, from
-        :func:`rainfusion_trt.export.fake_transformer`, for a file that only shows the graph. LoRAs
-        are added with :func:`rainfusion_trt.export.fuse_loras` before.
+        The module to export, on the CPU or a GPU. The graph gets its dtype. Use
+        :func:`rainfusion_trt.export.fake_transformer` for a graph without weights. Add LoRAs first,
+        with :func:`rainfusion_trt.export.fuse_loras`.
     size
-        Clip that fixes the shapes, or an example of them if `dynamic`.
+        Clip size that fixes the shapes; with `dynamic`, only an example.
     output
-        The ``.onnx`` file; weights above 1.5 GB go to ``<output>.data``. Both appear only when
+        The ``.onnx`` file; weights above 1.5 GB go to ``<output>.data``. Both appear only after
         every check has passed.
     batch
-        By default what the model's diffusers pipeline gives with guidance: 2 where both prompts go
-        into the same call, else 1.
+        Batch size. The default is that of the model's diffusers pipeline with guidance: 2 if both
+        prompts go into one call, else 1.
     settings
-        Attributes of the nodes, without text and scale, which the model has. The sparsity is an
+        Attributes of the nodes, except text and scale, which come from the model. Sparsity is an
         input of the graph.
     dynamic
-        Let batch, frames, height, width and text length vary.
+        Whether batch, frames, height, width and text length may vary.
     component
-        Which of the pipeline's transformers it is, for models that have several.
+        Name of the transformer in its pipeline, for models that have several.
     run_compare
-        Also run the file in ONNX Runtime (float32 only).
+        Whether to compare the file in ONNX Runtime with PyTorch (float32 only).
     stage, progress
-        Called with the name of each step, and with the bytes written and in all.
+        Callbacks: one gets the name of each step, the other the bytes written and their total.
 
     Raises
     ------
     InvalidInputError, UnsupportedError
-        Arguments that do not fit, before any work starts.
+        The arguments do not fit; raised before any work starts.
     ExportError
-        The model could not be traced, or the file fails its checks.
+        The model cannot be traced, or the file fails its checks.
     """
     dtype = cast("torch.dtype", transformer.dtype)
     check_request(transformer, dtype, output, run_compare=run_compare)
@@ -134,7 +134,7 @@ def export_model(
 def check_request(
     module: nn.Module, dtype: torch.dtype, output: str | Path, *, run_compare: bool
 ) -> None:
-    """Refuse what could not be written or compared, before any work starts."""
+    """Refuse an export that could not be written or compared, before any work starts."""
     writer.check_output(Path(output))
     check_plain(module)
     check_finite(module)
@@ -151,7 +151,7 @@ def export_source(
     stage: Stage,
     progress: writer.Progress | None,
 ) -> ExportReport:
-    """Trace, convert, tidy, write and check, whatever the source; see :func:`export_model`."""
+    """Trace, convert, tidy, write and check any source; see :func:`export_model`."""
     settings.check_model_wide()
     started = time.monotonic()
     graph, attentions = _graph(source, settings, stage)
@@ -177,7 +177,7 @@ def export_source(
 
 
 def _graph(source: GraphSource, settings: AttentionSettings, stage: Stage) -> tuple[ir.Model, int]:
-    """The traced module as ONNX, and the number of its self-attentions."""
+    """Trace the module; give it as ONNX, with the number of its self-attentions."""
     stage("trace")
     sparsity = torch.zeros(1, device=next(source.module.parameters()).device)
     with _quiet():
@@ -228,7 +228,7 @@ def _write(
     *,
     run_compare: bool,
 ) -> tuple[GraphFacts, float | None]:
-    """Put the file in its place once it has passed the checks."""
+    """Write and check the file; it reaches its place only if it passes."""
     stage("write")
     with writer.staged(output) as path:
         writer.write(graph, path, progress)
@@ -238,7 +238,7 @@ def _write(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on its own internals and on packages it does not need."""
+    """Silence torch.onnx's remarks on its internals and on packages it does not need."""
     logger: Any = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

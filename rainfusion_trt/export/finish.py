@@ -1,4 +1,4 @@
-"""From the graph torch.onnx gives to the one that is written: small, named, self-describing."""
+"""Turns the graph from torch.onnx into the one that is written: small, named, self-describing."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from rainfusion_trt.export import operator
 from rainfusion_trt.graph_file import DOMAIN, OP_VERSION, GraphAccount, is_attention
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
-_ROOT = "transformer."  # where capture.RoutedTransformer keeps the model
+_ROOT = "transformer."  # capture.RoutedTransformer keeps the model there
 
 
 def optimize(model: ir.Model) -> None:
-    """Fold what is known and share what is equal; weights are left where they are.
+    """Fold known values and share equal ones; leave the weights alone.
 
-    Only linear passes: the pattern rewriter of ``optimize_ir`` changes nothing here and takes
-    minutes for 42 layers.
+    All passes take linear time. The pattern rewriter of ``optimize_ir`` would change nothing here
+    and take minutes for 42 layers.
     """
     fold_constants(model, should_fold=_should_fold)
     passes.IdentityEliminationPass()(model)
@@ -41,7 +41,7 @@ def optimize(model: ir.Model) -> None:
 
 
 def _share_constants(model: ir.Model) -> None:
-    """One initializer for equal constants of the graph; parameters stay apart, equal or not."""
+    """Merge equal constants of the graph into one initializer; parameters stay separate."""
     shared: dict[tuple[ir.DataType, tuple[int | ir.SymbolicDim, ...], bytes], ir.Value] = {}
     initializers = model.graph.initializers
     for name, value in list(initializers.items()):
@@ -55,7 +55,7 @@ def _share_constants(model: ir.Model) -> None:
 
 
 def _should_fold(node: ir.Node) -> bool | None:
-    # Transposing 11 GB of weights in NumPy would take minutes and a second copy of them.
+    # Transposing 11 GB of weights in NumPy would take minutes and as much memory again.
     if node.op_type == "Transpose":
         return False
     tensors = [value.const_value for value in node.inputs if value is not None]
@@ -63,10 +63,10 @@ def _should_fold(node: ir.Node) -> bool | None:
 
 
 def transpose_weights(model: ir.Model) -> None:
-    """``MatMul(x, Transpose(weight))`` becomes ``MatMul(x, weight_T)``, as Linear layers do.
+    """Turn ``MatMul(x, Transpose(weight))`` of Linear layers into ``MatMul(x, weight_T)``.
 
-    The transposed tensors are made one at a time when they are written. They are named after the
-    parameter with ``.T``, so that they can be refitted.
+    Each transposed tensor is made only when it is written. Its name is the parameter's with
+    ``.T``, so that it can be refitted.
     """
     graph = model.graph
     for node in list(graph):
@@ -91,7 +91,7 @@ def transpose_weights(model: ir.Model) -> None:
 def _transposed(
     raw: Tensor, order: Sequence[int], name: str
 ) -> ir.tensor_adapters.TorchTensor | ir.LazyTensor:
-    """The transposed weight, laid out where it lies (on the GPU) each time it is asked for."""
+    """The transposed weight, laid out on its own device each time it is read."""
     view = ir.tensor_adapters.TorchTensor(raw.permute(*order), name=name)
     if isinstance(raw, FakeTensor):
         return view
@@ -103,11 +103,10 @@ def _transposed(
 
 
 def gather_extents(model: ir.Model) -> None:
-    """Extents of dynamic shapes in the form that every TensorRT takes.
+    """Give extents of dynamic shapes the form that every TensorRT takes.
 
-    ``Squeeze(Shape(x, start=i, end=i + 1))`` becomes ``Gather(Shape(x), i)``, in place.
-
-    TensorRT for RTX 1.6 refuses the first, whose input is a shape.
+    ``Squeeze(Shape(x, start=i, end=i + 1))`` becomes ``Gather(Shape(x), i)``, in place. TensorRT
+    for RTX 1.6 refuses a Squeeze whose input is a shape.
     """
     graph = model.graph
     for node in list(graph):
@@ -129,7 +128,7 @@ def gather_extents(model: ir.Model) -> None:
 
 
 def _single_extent(node: ir.Node) -> tuple[ir.Value, int] | None:
-    """The value and the axis whose extent a Squeeze gives as a scalar."""
+    """The value and its axis, if `node` squeezes the extent of one axis to a scalar."""
     squeezed = node.inputs[0] if node.op_type == "Squeeze" else None
     axes = node.inputs[1] if len(node.inputs) > 1 else None
     shape = squeezed.producer() if squeezed is not None else None
@@ -154,10 +153,10 @@ def _constant(graph: ir.Graph, index: int) -> ir.Value:
 def name_values(
     model: ir.Model, inputs: Sequence[str], axes: Mapping[str, Mapping[int, str]]
 ) -> None:
-    """Give inputs, output, weights, dynamic axes and nodes the names that users meet.
+    """Give inputs, output, weights, dynamic axes and nodes their public names.
 
-    Nodes are named after the module they come from, as in
-    ``transformer_blocks.0.attn1/RainFusionAttention``, so that a profile of an engine can be read.
+    A node is named after the module it comes from, as in
+    ``transformer_blocks.0.attn1/RainFusionAttention``, so that an engine's timings can be read.
     """
     graph = model.graph
     graph.name = "transformer"
@@ -182,21 +181,21 @@ def name_values(
 
 
 def _named(size: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | str:
-    """A size with torch's symbols replaced by axis names."""
+    """Replace torch's symbols in a size by axis names."""
     if isinstance(size, int):
         return size
     return re.sub(r"\bs\d+\b", lambda match: symbols.get(match[0], match[0]), str(size))
 
 
 def _module(node: ir.Node) -> str:
-    """Path of the module a node comes from, such as ``transformer_blocks.0.attn1``."""
+    """Path of the node's module, such as ``transformer_blocks.0.attn1``."""
     *scopes, _ = ast.literal_eval(node.metadata_props.get(_SCOPES, "['']"))
     inside = [scope.removeprefix(_ROOT) for scope in scopes if scope.startswith(_ROOT)]
     return inside[-1] if inside else ""
 
 
 def describe(model: ir.Model, account: GraphAccount) -> None:
-    """Add the dense body and the account; drop what only a debugger of the exporter reads."""
+    """Add the dense body and the account; drop torch.onnx's notes for debugging."""
     passes.ClearMetadataAndDocStringPass()(model)
     has_kv_len = any(len(n.inputs) > 5 for n in model.graph if is_attention(n))
     function = operator.dense_function(kv_len=has_kv_len)

@@ -1,4 +1,4 @@
-"""The ONNX operator: its schema, its node and the dense body for runtimes without the plugin."""
+"""The ONNX operator: its schema, its node, and its dense body for runtimes without the plugin."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rainfusion_trt.graph_file import DOMAIN, OP_TYPE, OP_VERSION, PLUGIN_ATTRIB
 from rainfusion_trt.operator.settings import OPERATOR_V1_DEFAULTS, AttentionSettings
 
 DEFAULTS = {**OPERATOR_V1_DEFAULTS.attributes(), **PLUGIN_ATTRIBUTES}
-"""Attributes of the node, each with what it means where it is missing."""
+"""Attributes of the node and their values where a node does not name them."""
 
 _MEANINGS = {
     "text": "none, first or last",
     "method": "rainfusion and its variants",
-    "alpha": "recall from which a head has a kind",
-    "sink_frames": "leading frames attended by all",
-    "scale": "softmax scale, 0 is 1 / sqrt(D)",
+    "alpha": "recall from which a head counts as spatial or temporal",
+    "sink_frames": "leading frames that all tokens attend to",
+    "scale": "softmax scale; 0 means 1 / sqrt(D)",
 }
 _FLOATS = ["tensor(float16)", "tensor(bfloat16)", "tensor(float)"]
 _ANY = [*_FLOATS, "tensor(int32)", "tensor(int64)", "tensor(bool)"]
@@ -39,8 +39,8 @@ def _schema() -> onnx.defs.OpSchema:
             formal("query", "T", "[B, N, S, D]"),
             formal("key", "T", "[B, N, S, D]"),
             formal("value", "T", "[B, N, S, D]"),
-            formal("grid", "G", "[T, H, W], only the shape is read"),
-            formal("sparsity", "tensor(float)", "[1], 0 is dense"),
+            formal("grid", "G", "[T, H, W]; only its shape is read"),
+            formal("sparsity", "tensor(float)", "[1]; 0 is dense"),
             formal("kv_len", "tensor(int32)", "[B]", param_option=option.Optional),
         ],
         outputs=[formal("output", "T", "[B, N, S, D]")],
@@ -52,26 +52,26 @@ def _schema() -> onnx.defs.OpSchema:
     )
 
 
-# The schema is handed to this Op alone: registered with onnx it would hide from the checks what
-# everybody else's onnx sees, a node that only the model's own function explains.
+# Only this Op gets the schema. Elsewhere onnx knows the node by the model's own function alone;
+# with the schema registered, our checks would no longer see the file as everybody else does.
 _attention = Op(Opset(DOMAIN, OP_VERSION), OP_TYPE, _schema())
 
 
-# torch.onnx takes annotations for ONNX types; Any is every value of the graph.
+# torch.onnx reads ONNX types from the annotations; Any admits every value of the graph.
 def translate(q: Any, k: Any, v: Any, grid: Any, sparsity: Any, kv_len: Any, *settings: Any) -> Any:
-    """``torch.ops.rainfusion.attention`` -> the ONNX node, every attribute written out."""
+    """Make the ONNX node of ``torch.ops.rainfusion.attention``, with every attribute."""
     inputs = (q, k, v, grid, sparsity) if kv_len is None else (q, k, v, grid, sparsity, kv_len)
     attributes = AttentionSettings.from_flat(*settings).attributes()
     return _attention(*inputs, **attributes, **PLUGIN_ATTRIBUTES)
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """What ``torch.onnx.export(custom_translation_table=...)`` needs."""
+    """The ``custom_translation_table`` for ``torch.onnx.export``."""
     return {torch.ops.rainfusion.attention.default: translate}
 
 
-# Opset 20 knows no `Attention`: ONNX Runtime runs this on its CPU, and TensorRT fuses the pattern.
-# Softmax is in float32, since its sum over 100 000 keys would overflow float16.
+# Opset 20 has no `Attention`. ONNX Runtime runs this body on the CPU; TensorRT fuses its pattern.
+# Softmax is in float32, because a sum over 100 000 keys would overflow float16.
 _BODY = """
 <domain: "{domain}", opset_import: ["" : 20]>
 {op_type} <{attributes}> (query, key, value, grid, sparsity{kv_len}) => (output)
@@ -111,7 +111,7 @@ _MASK = """
 
 
 def dense_function(*, kv_len: bool) -> ir.Function:
-    """The operator as dense attention, for any ONNX runtime; with or without the last input."""
+    """Dense attention as the operator's body, for any ONNX runtime; `kv_len` adds that input."""
     text = _BODY.format(
         domain=DOMAIN,
         op_type=OP_TYPE,
@@ -124,6 +124,6 @@ def dense_function(*, kv_len: bool) -> ir.Function:
 
 
 def _declared(name: str, value: str | float | int) -> str:
-    """An attribute with its default, in the language of onnx's parser."""
+    """Write an attribute and its default in the syntax of onnx's parser."""
     kind = {str: "string", float: "float", int: "int"}[type(value)]
     return f"{name}: {kind} = {json.dumps(value)}"

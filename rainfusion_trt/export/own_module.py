@@ -1,4 +1,4 @@
-"""``export_module``: a module of no registry, with its grid and text place given by hand."""
+"""``export_module`` exports any module whose grid and text place the caller gives."""
 
 from __future__ import annotations
 
@@ -45,27 +45,27 @@ def export_module(
     Parameters
     ----------
     module
-        In evaluation mode, on the CPU or a GPU; its forward gives one tensor, alone or as the only
-        one of a tuple or of diffusers' output class. `torch.nn.MultiheadAttention` inside hides its
-        call, so its attention stays as it is.
+        A module in evaluation mode, on the CPU or a GPU. Its forward returns one tensor, alone or
+        as the only item of a tuple or of a diffusers output. `torch.nn.MultiheadAttention` hides
+        its call, so attention in it stays as it is.
     inputs
-        Keyword arguments of its forward. Tensors become inputs of the graph, in this order;
-        numbers, strings, booleans and None are fixed in it.
+        Keyword arguments for its forward. Tensors become inputs of the graph, in this order;
+        numbers, strings, booleans and None become fixed.
     grid
-        Token grid (T, H, W) after patching, or a function of the keyword arguments that gives it,
-        as numbers or as any tensor of that shape; for grids that vary, a view of an input:
-        ``lambda call: call["latents"][0, 0, :, ::2, ::2]``. Tokens lie in the order t, h, w.
+        Token grid (T, H, W) after patching, or a function of the keyword arguments that returns
+        it, as numbers or as any tensor of that shape. For a grid that varies, return a view of an
+        input: ``lambda call: call["latents"][0, 0, :, ::2, ::2]``. Tokens are in t, h, w order.
     text, text_tokens
-        Where the L text tokens of the sequence stand, "none", "first" or "last", and L itself or a
-        function of the keyword arguments.
+        Place of the L text tokens in the sequence, "none", "first" or "last", and L, as a number
+        or a function of the keyword arguments.
     kv_len
-        Instead of a mask that hides padding at the end: int32 [B], valid tokens of the sequence
-        (video and text) per batch element, as the name of an input or a function of the keyword
-        arguments. The masks of the calls are then left out.
+        Replaces a mask that hides padding at the end: int32 [B], the number of valid tokens (video
+        and text) of each batch element, as the name of an input or a function of the keyword
+        arguments. The calls' own masks are then left out.
     attentions
-        How many self-attentions there are, if that shall be checked.
+        Expected number of self-attentions; None accepts any.
     name
-        For the metadata; the class's name by default.
+        Name in the metadata; the default is the class's name.
     dynamic
         Axes that may vary, as {input: {axis: name}}.
     output, settings, run_compare, stage, progress
@@ -74,10 +74,11 @@ def export_module(
     Raises
     ------
     InvalidInputError, UnsupportedError
-        Arguments that do not fit, a mask without `kv_len`, or attention RainFusion does not have.
+        The arguments do not fit, a call has a mask and `kv_len` is None, or RainFusion does not
+        support the attention.
     ExportError
-        No attention has T*H*W + L tokens (the message names those that were seen), the module could
-        not be traced, or the file fails its checks.
+        No attention has T*H*W + L tokens (the message lists those seen), the module cannot be
+        traced, or the file fails its checks.
 
     Examples
     --------
@@ -106,7 +107,7 @@ def _source(
     axes: Axes,
     attentions: int | None,
 ) -> GraphSource:
-    """The module as the exporter takes it; what is wrong with the arguments shows here."""
+    """Check the arguments and make the module a source for the exporter."""
     tensors = _check_inputs(module, inputs)
     place.layout(inputs)
     _check_dynamic(tensors, axes)
@@ -132,7 +133,7 @@ def _source(
 
 
 def _check_module(module: nn.Module) -> torch.dtype:
-    """The dtype its weights, and so its attention, have."""
+    """Dtype of most of the weights, and so of attention."""
     dtypes = [p.dtype for p in module.parameters() if p.is_floating_point()]
     if not dtypes:
         raise InvalidInputError(f"{type(module).__name__} has no floating-point parameters")
@@ -144,7 +145,7 @@ def _check_module(module: nn.Module) -> torch.dtype:
 
 
 def _check_inputs(module: nn.Module, inputs: Call) -> dict[str, Tensor]:
-    """The tensors among the arguments."""
+    """Check the arguments and return the tensors among them."""
     try:
         inspect.signature(module.forward).bind(**inputs)
     except TypeError as error:
@@ -187,7 +188,7 @@ def _check_dynamic(tensors: Mapping[str, Tensor], axes: Axes) -> None:
 
 
 def _only_tensor(module: nn.Module, output: Any) -> Tensor:
-    """The tensor a forward gives, out of a tuple or a diffusers output of one."""
+    """Take the one tensor out of a forward's result, a tuple or a diffusers output."""
     if isinstance(output, Tensor):
         return output
     values = tuple(output.values()) if isinstance(output, Mapping) else output

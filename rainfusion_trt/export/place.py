@@ -1,4 +1,4 @@
-"""Grid and text place of a module that no registry knows."""
+"""Token grid and text place of a module outside the registry."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Grid = tuple[int, int, int] | Callable[[Call], Tensor | Sequence[int]]
 
 @dataclass(frozen=True)
 class GivenPlace:
-    """Where the video stands in the sequence, as :func:`export_module` was told."""
+    """Place of the video in the sequence, from the arguments of :func:`export_module`."""
 
     grid: Grid
     text: TextPlace
     text_tokens: int | Callable[[Call], int]
     kv_len: str | Callable[[Call], Tensor] | None
-    like: Tensor  # of the module's dtype and device
+    like: Tensor  # has the module's dtype and device
 
     def layout(self, call: Call) -> AttentionLayout:
         """Grid, text place and valid length of one forward call; raises InvalidInputError."""

@@ -1,4 +1,4 @@
-"""What the command line asks for, checked before any work and made into an export."""
+"""Checks the command line's request before any work and turns it into an export."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rainfusion_trt.models import VideoModel, VideoSize, get_model
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-# Parameters of the command line that only one of the two kinds has.
+# Parameters of the command line that belong to only one of the two kinds of export.
 _OF_MODELS = frozenset(
     (
         "checkpoint",
@@ -49,14 +49,15 @@ _OF_MODULES = frozenset(("grid", "text", "text_tokens", "kv_len", "attentions"))
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be exported.
+    """One export, ready to run.
 
     Attributes
     ----------
     run
-        :func:`export_model` or :func:`export_module` with what makes the graph; takes the rest.
+        :func:`export_model` or :func:`export_module` with the graph's arguments filled in; it takes
+        the others.
     output
-        The file where none is named.
+        The default file.
     """
 
     run: Callable[..., ExportReport]
@@ -64,7 +65,7 @@ class Job:
 
 
 def check_kind(model: str | None, module: str | None, given: Collection[str]) -> None:
-    """Exactly one kind of export, and of the options `given` none of the other kind."""
+    """Check for one kind of export, with none of the other kind's options in `given`."""
     if (model is None) == (module is None):
         raise InvalidInputError(
             "give one of --model NAME, a known model such as cogvideox-5b, and --module "
@@ -86,7 +87,7 @@ def model_job(
     dtype: str | None,
     dynamic: bool,
 ) -> Job:
-    """A model of the registry; makes or loads its weights."""
+    """Make or load the weights of a registered model and prepare its export."""
     model = get_model(name)
     component = model.component(weights.component)
     precision = dtype_of(model, dtype)
@@ -109,7 +110,7 @@ def model_job(
 
 
 def module_job(name: str, *, grid: str | None, **place: Any) -> Job:
-    """A module that a factory makes; the place of its tokens as in :func:`export_module`."""
+    """Prepare the export of a factory's module; `place` as in :func:`export_module`."""
     sizes = parse_grid(grid)
     module, inputs = make_module(name)
     return Job(
@@ -123,12 +124,12 @@ def module_job(name: str, *, grid: str | None, **place: Any) -> Job:
 
 @dataclass(frozen=True)
 class WeightRequest:
-    """Where the weights come from: a checkpoint, a seed, or nowhere.
+    """The source of the weights: a checkpoint, a seed, or none.
 
     Raises
     ------
     InvalidInputError
-        Not exactly one source, or options that do not go with it.
+        There is not exactly one source, or an option does not go with it.
     """
 
     checkpoint: str | None
@@ -160,7 +161,7 @@ class WeightRequest:
             )
 
     def transformer(self, model: VideoModel, dtype: torch.dtype) -> nn.Module:
-        """The transformer with these weights."""
+        """Make the transformer with these weights and add the LoRAs."""
         transformer = self._without_loras(model, dtype)
         fuse_loras(model, transformer, self.loras)
         return transformer
@@ -177,18 +178,18 @@ class WeightRequest:
     def size(
         self, model: VideoModel, frames: int | None, height: int | None, width: int | None
     ) -> VideoSize:
-        """The clip asked for; what is left out is as this configuration has it."""
+        """The requested clip, with the configuration's default for every None."""
         default = model.defaults.size if self.config == "full" else model.tiny_size
         return VideoSize(frames or default.frames, height or default.height, width or default.width)
 
 
 def lora_files(texts: Iterable[str] | None) -> tuple[LoraFile, ...]:
-    """Every ``FILE_OR_DIR[:SCALE]``; raises InvalidInputError where there is none."""
+    """Parse every ``FILE_OR_DIR[:SCALE]``; a missing file raises InvalidInputError."""
     return tuple(LoraFile.parse(text) for text in texts or ())
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is not there."""
+    """Refuse an unknown or missing device."""
     if device not in ("cpu", "cuda"):
         raise InvalidInputError(f"device {device!r} is neither cpu nor cuda")
     if device == "cuda" and not torch.cuda.is_available():
@@ -196,7 +197,7 @@ def check_device(device: str) -> None:
 
 
 def dtype_of(model: VideoModel, name: str | None) -> torch.dtype:
-    """The element type of a short or full name; the model's own for None."""
+    """Find the dtype by its short or full name; None gives the model's own."""
     if name is None:
         return model.defaults.dtype
     for short, dtype in DTYPES.items():
@@ -205,16 +206,16 @@ def dtype_of(model: VideoModel, name: str | None) -> torch.dtype:
     raise InvalidInputError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
 
 
-# -- modules of one's own --------------------------------------------------------------------------
+# -- modules of your own ---------------------------------------------------------------------------
 
 
 def make_module(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
-    """Call the factory and take the module and its example keyword arguments.
+    """Call the factory for the module and its example keyword arguments.
 
     Raises
     ------
     InvalidInputError
-        No such factory, or it gives something else. What it raises itself goes through.
+        The factory does not exist or returns something else. Its own errors pass through.
     """
     package, colon, attribute = name.partition(":")
     if not (package and colon and attribute):
@@ -227,7 +228,7 @@ def make_module(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
             found = importlib.import_module(package)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{package}.".startswith(f"{error.name}."):
-                raise  # an import inside it
+                raise  # an import inside the package failed
             raise InvalidInputError(
                 f"--module {name!r}: there is no module {error.name!r} here or on PYTHONPATH"
             ) from error
@@ -246,7 +247,7 @@ def make_module(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
 
 @contextmanager
 def _working_directory_importable() -> Iterator[None]:
-    """As with ``python -m``: a script only finds what lies beside it."""
+    """Make the working directory importable, as ``python -m`` does."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
@@ -256,7 +257,7 @@ def _working_directory_importable() -> Iterator[None]:
 
 
 def parse_grid(text: str | None) -> tuple[int, int, int]:
-    """``T,H,W`` as numbers."""
+    """Parse ``T,H,W``."""
     parts = (text or "").split(",")
     if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
         raise InvalidInputError(

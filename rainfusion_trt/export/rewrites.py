@@ -1,7 +1,7 @@
 """Rewrites of the traced graph into patterns that TensorRT's parser and optimizer handle well.
 
-Each takes and changes the FX graph of an ExportedProgram after ``run_decompositions({})``. Values
-stay the same to the last bit; only `rms_norms_to_products` may sum in another order.
+Each function changes the FX graph of an ExportedProgram in place, after ``run_decompositions({})``.
+Values stay the same to the last bit; only `rms_norms_to_products` may sum in another order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 
 def rewrite(program: ExportedProgram) -> None:
-    """Apply every rewrite, in place."""
+    """Apply every rewrite in place."""
     graph = program.graph_module.graph
     for apply in _REWRITES:
         apply(graph)
@@ -31,7 +31,7 @@ def rewrite(program: ExportedProgram) -> None:
 
 
 def drop_whole_copies(graph: Graph) -> None:
-    """``slice`` of everything and ``copy`` onto a tensor of the same shape are their source."""
+    """Replace a ``slice`` of everything, or a ``copy`` onto the same shape, by its source."""
     for node in _calls(graph, aten.slice.Tensor):
         source, *bounds = _arguments(node)
         _, start, end, step = _slice_bounds(node, source, bounds)
@@ -46,7 +46,7 @@ def drop_whole_copies(graph: Graph) -> None:
 
 
 def drop_idle_squeezes(graph: Graph) -> None:
-    """``x.squeeze(1)`` where that axis is longer than 1 is x; as ONNX Squeeze it is invalid."""
+    """Drop ``x.squeeze(1)`` where that axis is longer than 1; ONNX Squeeze must not do that."""
     for node in _calls(graph, aten.squeeze.dim):
         source = _arguments(node)[0]
         if node.meta["val"].dim() == source.meta["val"].dim():
@@ -54,7 +54,7 @@ def drop_idle_squeezes(graph: Graph) -> None:
 
 
 def whole_lookups_to_unsqueeze(graph: Graph) -> None:
-    """``embedding(arange(len(table))[None], table)`` is ``table[None]``."""
+    """Replace ``embedding(arange(len(table))[None], table)`` by ``table[None]``."""
     for node in _calls(graph, aten.embedding.default):
         table, rows = _arguments(node)[:2]
         if rows.target is not aten.unsqueeze.default or rows.args[1] != 0:
@@ -67,9 +67,10 @@ def whole_lookups_to_unsqueeze(graph: Graph) -> None:
 
 
 def unbind_pairs_to_slices(graph: Graph) -> None:
-    """``x.view(..., D // 2, 2).unbind(-1)`` becomes ``x[..., 0::2], x[..., 1::2]``.
+    """Turn ``x.view(..., D // 2, 2).unbind(-1)`` into ``x[..., 0::2], x[..., 1::2]``.
 
-    As Split and Squeeze it is refused by the parser of TensorRT for RTX 1.7 at full size.
+    Otherwise it becomes Split and Squeeze, which the parser of TensorRT for RTX 1.7 refuses at full
+    size.
     """
     for node in _calls(graph, aten.unbind.int):
         view, axis = (*_arguments(node), 0)[:2]
@@ -86,9 +87,9 @@ def unbind_pairs_to_slices(graph: Graph) -> None:
 
 
 def lane_writes_to_stack(graph: Graph) -> None:
-    """``out[..., 0::2] = a; out[..., 1::2] = b`` becomes ``stack([a, b], -1).flatten(-2)``.
+    """Turn ``out[..., 0::2] = a; out[..., 1::2] = b`` into ``stack([a, b], -1).flatten(-2)``.
 
-    Nothing of what was in `out` before is left. As strided writes it would become two ScatterND.
+    The two writes overwrite all of `out`. Otherwise they become two ScatterND.
     """
     for node in _calls(graph, aten.slice_scatter.default):
         first = _arguments(node)[0]
@@ -101,7 +102,7 @@ def lane_writes_to_stack(graph: Graph) -> None:
 
 
 def _lane(write: Node) -> int | None:
-    """0 or 1 if a slice_scatter writes all even or all odd places of the last axis."""
+    """Return 0 or 1 if a slice_scatter writes all even or all odd places of the last axis."""
     target, _, *bounds = _arguments(write)
     axis, start, end, step = _slice_bounds(write, target, bounds)
     shape = target.meta["val"].shape
@@ -111,9 +112,9 @@ def _lane(write: Node) -> int | None:
 
 
 def slice_scatter_to_cat(graph: Graph) -> None:
-    """``x[a:b] = y``, functionalised as ``slice_scatter``, becomes ``cat(x[:a], y, x[b:])``.
+    """Turn ``x[a:b] = y``, traced as ``slice_scatter``, into ``cat(x[:a], y, x[b:])``.
 
-    It would become ScatterND with an index as large as x.
+    Otherwise it becomes ScatterND with an index as large as x.
     """
     for node in _calls(graph, aten.slice_scatter.default):
         target, source, *bounds = _arguments(node)
@@ -129,9 +130,9 @@ def slice_scatter_to_cat(graph: Graph) -> None:
 
 
 def select_scatter_to_cat(graph: Graph) -> None:
-    """``x[:, i] = y``, functionalised as ``select_scatter``, becomes ``cat(x[:i], y, x[i + 1:])``.
+    """Turn ``x[:, i] = y``, traced as ``select_scatter``, into ``cat(x[:i], y, x[i + 1:])``.
 
-    It would become ScatterElements with an index as large as y.
+    Otherwise it becomes ScatterElements with an index as large as y.
     """
     for node in _calls(graph, aten.select_scatter.default):
         target, source, axis, index = _arguments(node)
@@ -146,7 +147,7 @@ def select_scatter_to_cat(graph: Graph) -> None:
 
 
 def split_to_slices(graph: Graph) -> None:
-    """``x.split([a, b], dim)`` becomes slices; with sizes that vary it would become a sequence."""
+    """Turn ``x.split([a, b], dim)`` into slices; sizes that vary would make it a sequence."""
     for node in _calls(graph, aten.split_with_sizes.default):
         source, sizes, axis = (*_arguments(node), 0)[:3]
         ends = [_sum(node, sizes[: index + 1]) for index in range(len(sizes) - 1)]
@@ -158,9 +159,9 @@ def split_to_slices(graph: Graph) -> None:
 
 
 def unit_splits_to_slices(graph: Graph) -> None:
-    """``x.chunk(n, dim)`` into single rows whose axis is then squeezed becomes slices.
+    """Turn ``x.chunk(n, dim)`` into slices where its chunks are rows that are then squeezed.
 
-    As Split and Squeeze it would be an unbind, see above.
+    Otherwise it becomes Split and Squeeze; see `unbind_pairs_to_slices`.
     """
     for node in _calls(graph, aten.split.Tensor):
         source, size, axis = (*_arguments(node), 0)[:3]
@@ -174,9 +175,9 @@ def unit_splits_to_slices(graph: Graph) -> None:
 
 
 def rms_norms_to_products(graph: Graph) -> None:
-    """``rms_norm`` becomes what it stands for: in float32, rounded once at the end.
+    """Turn ``rms_norm`` into its definition, in float32 and rounded once at the end.
 
-    On CUDA torch.onnx would make a fused operator of it, and has no translation of that.
+    On CUDA torch.onnx would turn it into a fused operator for which it has no translation.
     """
     for node in _calls(graph, aten.rms_norm.default):
         source, shape, weight, epsilon = (*_arguments(node), None, None)[:4]
@@ -209,7 +210,7 @@ _REWRITES = (
 
 
 def _sum(anchor: Node, sizes: list[Any]) -> Any:
-    """Sum of sizes, each a number or a node."""
+    """Add up sizes, each a number or a node."""
     total = sizes[0]
     for size in sizes[1:]:
         known = isinstance(total, int) and isinstance(size, int)
@@ -222,12 +223,12 @@ def _calls(graph: Graph, target: Callable[..., Any]) -> list[Node]:
 
 
 def _arguments(node: Node) -> tuple[Any, ...]:
-    """Positional arguments of a call; the operator's schema says what each of them is."""
+    """Positional arguments of a call; the operator's schema gives their types."""
     return node.args
 
 
 def _slice_bounds(node: Node, source: Node, bounds: list[Any]) -> tuple[int, Any, Any, Any]:
-    """(axis, start, end, step) of a slice or slice_scatter; ``sys.maxsize`` is the end of all."""
+    """(axis, start, end, step) of a slice or slice_scatter; ``sys.maxsize`` is the axis's end."""
     values: dict[str, Any] = dict(zip(("dim", "start", "end", "step"), bounds, strict=False))
     values.update(node.kwargs)
     axis, start, end = values.get("dim", 0), values.get("start"), values.get("end")
@@ -246,14 +247,14 @@ def _is_negative(bound: Any) -> bool:
 
 
 def _call(anchor: Node, target: Callable[..., Any], *args: Any) -> Node:
-    """A new node before `anchor`, as if it came from the same line of the model."""
+    """Insert a call before `anchor`, as if it came from the same line of the model."""
     with anchor.graph.inserting_before(anchor):
         node = anchor.graph.call_function(target, args)
     for key in ("nn_module_stack", "stack_trace"):
         if key in anchor.meta:
             node.meta[key] = anchor.meta[key]
     values = tree_map(lambda a: a.meta["val"] if isinstance(a, Node) else a, args)
-    node.meta["val"] = target(*values)  # what later rewrites read
+    node.meta["val"] = target(*values)  # later rewrites read it
     return node
 
 

@@ -1,4 +1,4 @@
-"""What an export starts from: a module, its inputs and where its self-attention is."""
+"""The source of an export: a module, its inputs and the layout of its self-attention."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ Axes = Mapping[str, Mapping[int, str]]
 
 @dataclass(frozen=True)
 class GraphSource:
-    """One module with everything that tracing it takes.
+    """A module with everything that is needed to trace it.
 
     Attributes
     ----------
     name
-        What the metadata calls it.
+        Name in the metadata.
     module
-        Whose parameters become the weights.
+        The module to trace. Its parameters become the weights.
     dtype
-        Of its attention; the metadata says so.
+        Element type of its attention, for the metadata.
     inputs
-        Example inputs of the graph, in its order, without `sparsity`.
+        Example inputs of the graph in their order, without `sparsity`.
     axes
-        Those that may vary, as {input: {axis: name}}; empty for a graph of one size.
+        Axes that may vary, as {input: {axis: name}}; empty for a graph of one size.
     arguments
-        Graph inputs -> keyword arguments of one forward call.
+        Turns graph inputs into the keyword arguments of one forward call.
     call
-        The forward call that is traced.
+        The forward call to trace.
     eager
-        The forward call a comparison takes as the truth.
+        The forward call that a comparison takes as reference.
     layout
-        Keyword arguments of the call -> grid, text place and valid length of its self-attention.
+        Finds grid, text place and valid length of self-attention from the call's keyword arguments.
     attentions
-        How many self-attentions there are; None takes what there is, if it is any.
+        Expected number of self-attentions; None accepts any but 0.
     identity
-        Component, configuration, size and hashes of the weights, as :class:`GraphAccount` has
-        them; of known models.
+        Component, configuration, size and hashes of the weights for :class:`GraphAccount`; empty
+        outside the registry.
     loras
-        What was added to its weights.
+        LoRAs added to its weights.
     """
 
     name: str
@@ -75,12 +75,12 @@ def source_of_model(
     dynamic: bool = False,
     component: str | None = None,
 ) -> GraphSource:
-    """The source of a model of the registry; bakes into the transformer what `size` decides.
+    """Make the source of a registered model; prepares the transformer for `size`.
 
     Raises
     ------
     InvalidInputError, UnsupportedError
-        A batch, size or shapes that the model cannot be traced with.
+        The model cannot be traced with this batch, size or shapes.
     """
     component = model.component(component)
     if batch is None:
@@ -117,7 +117,7 @@ def source_of_model(
 def _example_inputs(
     model: VideoModel, transformer: nn.Module, size: VideoSize, *, batch: int, dynamic: bool
 ) -> dict[str, Tensor]:
-    """Example inputs, checked against what can be traced."""
+    """Make example inputs and check that the model can be traced with them."""
     if batch < 1:
         raise InvalidInputError(f"batch={batch} must be 1 or more")
     if dynamic and not model.dynamic_axes():
@@ -126,7 +126,7 @@ def _example_inputs(
             "graph: export it with --fixed, once for every size"
         )
     if dynamic:
-        batch = max(batch, 2)  # torch.export takes a 1 as fixed
+        batch = max(batch, 2)  # torch.export would fix an extent of 1
     device = cast("torch.device", transformer.device)
     inputs = model.example_inputs(transformer, size, batch=batch, device=device)
     if dynamic:
@@ -135,7 +135,7 @@ def _example_inputs(
 
 
 def check_axes(inputs: Mapping[str, Tensor], axes: Axes, origin: str) -> None:
-    """Refuse an extent of 1 for an axis that shall vary: torch.export would fix it."""
+    """Refuse an extent of 1 for a dynamic axis: torch.export would fix it."""
     for name, names in axes.items():
         for axis, axis_name in names.items():
             if inputs[name].shape[axis] < 2:

@@ -1,4 +1,4 @@
-"""Full-size graphs without weights, to look at their structure on a small machine."""
+"""Full-size graphs without weights, for a look at their structure on a small machine."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from rainfusion_trt.export.writer import initial_values
 from rainfusion_trt.models import VideoModel
 
-CONSTANT_BYTES = 1 << 20  # constants of the graph up to here stay in the file
+CONSTANT_BYTES = 1 << 20  # constants of up to this size stay in the file
 
 
 def fake_transformer(
     model: VideoModel, config: Mapping[str, Any], *, dtype: torch.dtype
 ) -> nn.Module:
-    """A transformer of any size whose parameters take no memory."""
+    """Make a transformer of any size whose parameters take no memory."""
     with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
         return model.create(config, dtype=dtype)
 
@@ -31,7 +31,7 @@ def is_fake(transformer: nn.Module) -> bool:
 
 
 def leave_out_weights(model: ir.Model, location: str) -> None:
-    """Point every parameter and table to the place in `location` where its values would lie."""
+    """Point every parameter and table to its place in `location`, which is not written."""
     offset = 0
     for name, tensor in initial_values(model).items():
         if not isinstance(tensor.raw, FakeTensor) and tensor.nbytes <= CONSTANT_BYTES:

@@ -1,4 +1,4 @@
-"""Writes a model and its weights so that a file is there whole or not at all."""
+"""Writes a model and its weights, so that the file is complete or absent."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.graph_file import DataFile, GraphAccount
 from rainfusion_trt.hashing import file_sha256
 
-EMBEDDED_BYTES = 1_500_000_000  # protobuf ends at 2 GiB
-Progress = Callable[[int, int], None]  # bytes written, bytes in all
+EMBEDDED_BYTES = 1_500_000_000  # protobuf's limit is 2 GiB
+Progress = Callable[[int, int], None]  # bytes written, bytes in total
 WeightsPlace = Literal["inside", "beside", "none"]
 
 
 def initial_values(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    """Tensors of the graph's initializers by name, those that were left out included."""
+    """Tensors of the graph's initializers by name, including any that were left out."""
     tensors = {}
     for name, value in model.graph.initializers.items():
         assert value.const_value is not None  # a graph registers no initializer without one
@@ -31,19 +31,19 @@ def initial_values(model: ir.Model) -> dict[str, ir.TensorProtocol]:
 
 
 def weight_bytes(model: ir.Model) -> int:
-    """Bytes of all weights, those that were left out included."""
+    """Bytes of all weights, including any that were left out."""
     return sum(tensor.nbytes for tensor in initial_values(model).values())
 
 
 def weights_place(model: ir.Model) -> WeightsPlace:
-    """Where :func:`write` puts the weights: nowhere if they were left out, else by their size."""
+    """The place that :func:`write` gives the weights: "none" if left out, else by their size."""
     if any(isinstance(tensor, ir.ExternalTensor) for tensor in initial_values(model).values()):
         return "none"
     return "inside" if weight_bytes(model) <= EMBEDDED_BYTES else "beside"
 
 
 def check_output(output: Path) -> None:
-    """Refuse a path that could not be written, before the work starts."""
+    """Refuse a path that cannot be written, before any work starts."""
     if output.suffix != ".onnx":
         raise InvalidInputError(f"output {output} must end in .onnx")
     if output.is_dir():
@@ -51,22 +51,22 @@ def check_output(output: Path) -> None:
 
 
 def data_path(output: Path) -> Path:
-    """Where the weights of a large model lie: beside it, ``model.onnx.data``."""
+    """Path of a large model's weights, beside it: ``model.onnx.data``."""
     return output.with_name(output.name + ".data")
 
 
 @contextmanager
 def staged(output: Path) -> Iterator[Path]:
-    """A path of the same name in a new folder beside `output`; moved there if all goes well.
+    """Give a path of the same name in a new folder; move the file to `output` on success.
 
-    The folder is removed on every way out, an interrupt included.
+    The folder is removed in any case, even on an interrupt.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{output.stem}-", dir=output.parent))
     try:
         stage = folder / output.name
         yield stage
-        # Until the last move there is no model file, so never one with another model's weights.
+        # There is no model file until the last move, and so never one with another model's weights.
         output.unlink(missing_ok=True)
         data_path(output).unlink(missing_ok=True)
         if data_path(stage).exists():
