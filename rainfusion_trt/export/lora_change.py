@@ -13,9 +13,12 @@ from rainfusion_trt.errors import InvalidInputError
 
 
 class Change(ABC):
-    """A change of a weight of `shape`, [out, in, ...]."""
+    """A change of a weight."""
 
-    shape: tuple[int, ...]
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight, [out, in, ...]."""
 
     @abstractmethod
     def rows(self, rows: slice) -> Tensor:
@@ -118,7 +121,8 @@ def change_of(layer: str, tensors: Mapping[str, Tensor], default_scale: float) -
         )
     alpha = _alpha(layer, tensors)
     if "lora" in forms:
-        return _low_rank(layer, *_parts(layer, tensors, LORA), alpha, default_scale)
+        down, up = _parts(layer, tensors, LORA)
+        return _low_rank(layer, down, up, alpha, default_scale)
     if "lokr" in forms:
         return _kronecker(layer, tensors, alpha)
     if "hada" in forms:
@@ -168,7 +172,8 @@ def _kronecker(layer: str, tensors: Mapping[str, Tensor], alpha: float | None) -
             rank = right.shape[0]
     if any(factor.dim() != 2 for factor in factors):
         raise InvalidInputError(f"{layer}: LoKr of a convolution is not read")
-    return Kronecker(*factors, 1.0 if alpha is None or rank is None else alpha / rank)
+    first, second = factors
+    return Kronecker(first, second, 1.0 if alpha is None or rank is None else alpha / rank)
 
 
 def _parts(layer: str, tensors: Mapping[str, Tensor], names: tuple[str, ...]) -> tuple[Tensor, ...]:

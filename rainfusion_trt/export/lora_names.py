@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 _PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
 _FLAT_PREFIX = re.compile(r"(lora_unet|lora_transformer|lycoris)_+")
@@ -206,16 +206,20 @@ def _hunyuanvideo_original(transformer: nn.Module, owners: list[str]) -> _Entrie
         if name is not None:
             yield name, (Place(owner),)
     # The original has shift before scale in its last modulation, diffusers scale before shift.
-    half = transformer.get_submodule("norm_out.linear").weight.shape[0] // 2
+    half = _weight(transformer, "norm_out.linear").shape[0] // 2
     first, second = slice(0, half), slice(half, 2 * half)
     swapped = Place("norm_out.linear", first, second), Place("norm_out.linear", second, first)
     yield "final_layer.adaLN_modulation.1", swapped
 
 
+def _weight(transformer: nn.Module, owner: str) -> Tensor:
+    return transformer.get_parameter(f"{owner}.weight")
+
+
 def _rows_in_order(transformer: nn.Module, owners: list[str]) -> tuple[Place, ...]:
     places, start = [], 0
     for owner in owners:
-        stop = start + transformer.get_submodule(owner).weight.shape[0]
+        stop = start + _weight(transformer, owner).shape[0]
         places.append(Place(owner, slice(start, stop)))
         start = stop
     return tuple(places)

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 
 from rainfusion_trt import rainfusion_attention
 from rainfusion_trt.engine import EngineProfile, build_engine, load_metadata
-from rainfusion_trt.engine.metadata import file_sha256, save_metadata
+from rainfusion_trt.engine.metadata import save_metadata
 from rainfusion_trt.errors import EngineLoadError, InvalidInputError
+from rainfusion_trt.hashing import file_sha256
 from rainfusion_trt.operator.geometry import Kind, TokenLayout
 from rainfusion_trt.testing import synthetic_heads
 
