@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 import rainfusion_trt
-from rainfusion_trt import routing
 from rainfusion_trt.errors import InvalidInputError, RainFusionError, UnsupportedError
 from rainfusion_trt.models import AttentionLayout, VideoSize, get_model
 from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.routing import AttentionRoute, RainFusionSettings
+from rainfusion_trt.routing import route as route_module
 
 SIZE = VideoSize(25, 128, 128)  # 7 x 8 x 8 tokens: enough blocks for sparsity to show
 
@@ -141,6 +141,7 @@ def test_unknown_class_needs_the_model():
             ).sample
 
     transformer, forward = make()
+    expected = forward()
     wrapper = Renamed(transformer)
     with pytest.raises(UnsupportedError, match="Renamed"):
         rainfusion_trt.enable(wrapper)
@@ -150,7 +151,9 @@ def test_unknown_class_needs_the_model():
     with torch.no_grad():
         actual = wrapper(**model.forward_kwargs(inputs))
     assert routing.routed == 2
-    torch.testing.assert_close(actual, forward(), atol=2e-5, rtol=0)
+    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=0)
+    with pytest.raises(UnsupportedError, match="call the transformer itself"):
+        forward()  # past what RainFusion is on for
 
 
 def test_forward_without_routed_attention_is_an_error():
@@ -161,7 +164,7 @@ def test_forward_without_routed_attention_is_an_error():
             hidden_states,
             encoder_hidden_states,
         )
-    with pytest.raises(RainFusionError, match="no self-attention"):
+    with pytest.raises(RainFusionError, match=r"transformer_blocks\.0\.attn1"):
         forward()
 
 
@@ -262,7 +265,7 @@ def test_text_is_the_layouts_and_scale_the_calls(monkeypatch):
         seen.append((options["text"], options["scale"]))
         return arguments[0]
 
-    monkeypatch.setattr(routing, "rainfusion_attention", record)
+    monkeypatch.setattr(route_module, "rainfusion_attention", record)
     q = torch.randn(1, 2, 29, 16)
     with route(text_tokens=5):
         F.scaled_dot_product_attention(q, q, q)

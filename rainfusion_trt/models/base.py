@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -27,6 +28,11 @@ __all__ = [
 ]
 
 ConfigSize = Literal["full", "tiny"]
+
+# Where diffusers' video transformers have their self-attention.
+_SELF_ATTENTION = re.compile(
+    r"(^|\.)((single_)?transformer_|vace_)?blocks\.\d+\.(_orig_mod\.)?attn1?$"
+)
 
 
 class VideoModel(ModelGraph, ABC):
@@ -164,7 +170,7 @@ class VideoModel(ModelGraph, ABC):
         UnsupportedError
             Self-attention and cross-attention could not be told apart.
         """
-        grid = self._grid(forward_kwargs)
+        grid = self._grid(transformer, forward_kwargs)
         text_tokens = forward_kwargs["encoder_hidden_states"].shape[-2]
         if self.text != "none":
             return AttentionLayout(grid=grid, text=self.text, text_tokens=text_tokens)
@@ -175,21 +181,38 @@ class VideoModel(ModelGraph, ABC):
             )
         return AttentionLayout(grid=grid, text="none")
 
-    def token_frames(self, forward_kwargs: Mapping[str, Any]) -> int:
+    def token_frames(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> int:
         """T of the token grid in a call of the transformer."""
-        return self._grid(forward_kwargs).shape[0]
+        return self._grid(transformer, forward_kwargs).shape[0]
 
-    def _grid(self, forward_kwargs: Mapping[str, Any]) -> Tensor:
+    def is_self_attention(self, name: str, module: nn.Module) -> bool:
+        """Whether a module, by its name in the transformer, is one that the operator replaces.
+
+        Text refiners have self-attention too, over the text, and do not lie in these blocks.
+        """
+        is_attention = hasattr(module, "processor") and hasattr(module, "set_processor")
+        cross = getattr(module, "is_cross_attention", False)
+        return is_attention and not cross and _SELF_ATTENTION.search(name) is not None
+
+    def _grid(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> Tensor:
         """A view of the latents of the shape of the token grid."""
-        steps = {
-            "frames": self.patch_frames,
-            "height": self.patch_pixels,
-            "width": self.patch_pixels,
-        }
+        axes = ("frames", "height", "width")
+        steps = dict(zip(axes, self._patch(transformer), strict=True))
         latents = next(given for given in self.inputs if steps.keys() <= set(given.axes))
         first = tuple(slice(None) if axis in steps else 0 for axis in latents.axes)
         patch = tuple(slice(None, None, steps[axis]) for axis in latents.axes if axis in steps)
         return forward_kwargs[latents.name][first][patch]
+
+    def _patch(self, transformer: nn.Module) -> tuple[int, int, int]:
+        """Latent frames, rows and columns a token; a checkpoint's may be others than the model's."""
+        config = getattr(transformer, "config", None)
+        if config is None or config.get("patch_size") is None:
+            return self.patch_frames, self.patch_pixels, self.patch_pixels
+        size = config["patch_size"]
+        if isinstance(size, int):
+            return config.get("patch_size_t") or 1, size, size
+        frames, height, width = size
+        return frames, height, width
 
     def attention_count(self, config: Mapping[str, Any]) -> int:
         """Number of self-attentions that the operator replaces."""

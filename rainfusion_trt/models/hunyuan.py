@@ -30,7 +30,7 @@ class Hunyuan(VideoModel):
 
     def layout(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> AttentionLayout:
         """As for every model, with the number of valid tokens in the place of the masks."""
-        grid = self._grid(forward_kwargs)
+        grid = self._grid(transformer, forward_kwargs)
         masks = [forward_kwargs[name] for name in self.masks]
         lengths = [mask.sum(dim=1, dtype=torch.int32) for mask in masks]
         return AttentionLayout(

@@ -381,7 +381,8 @@ class Pipeline:
 
     def _free_frames(self, call: Call) -> int:
         """Frames of the token grid beside the sink frames."""
-        return max(0, self.model.token_frames(call) - self.artifacts.settings.sink_frames)
+        frames = self.model.token_frames(self.denoiser.components[0], call)
+        return max(0, frames - self.artifacts.settings.sink_frames)
 
     def _frames(self, run: StepRun, arguments: dict[str, Any]) -> Any:
         """The diffusers pipeline's frames, each of its steps told to `run`, checked."""

@@ -67,7 +67,7 @@ def test_other_weights_and_settings_are_exported_again(pipe, tmp_path):
 @pytest.mark.parametrize(
     ("module", "decides"),
     [
-        ("routing.py", True),  # which attentions are captured
+        ("routing/route.py", True),  # which attentions are captured
         ("operator/settings.py", True),  # the attributes of their nodes
         ("operator/ops.py", True),
         ("models/cogvideox.py", True),

@@ -124,7 +124,7 @@ def test_cross_attention_is_left_alone():
     class Watch(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, func, types, args=(), kwargs=None):
             if func is F.scaled_dot_product_attention:
-                query, key, _, mask = args[:4]
+                (query, key), mask = args[:2], kwargs["attn_mask"]  # as diffusers calls it
                 dense.append((query.shape[2], key.shape[2], tuple(mask.shape)))
             elif func is operator:
                 routed.append(args)

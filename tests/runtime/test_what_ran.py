@@ -55,7 +55,7 @@ def test_frames_of_the_token_grid(name):
     model = get_model(name)
     transformer = model.create(model.config("tiny"), dtype=torch.float32)
     call = model.forward_kwargs(model.example_inputs(transformer, model.tiny_size, batch=1))
-    assert model.token_frames(call) == model.layout(transformer, call).grid.shape[0]
+    assert model.token_frames(transformer, call) == model.layout(transformer, call).grid.shape[0]
 
 
 @pytest.mark.parametrize(

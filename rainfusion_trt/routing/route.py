@@ -1,0 +1,125 @@
+"""``AttentionRoute``: attention of any module as the operator, while a graph is captured.
+
+An exported module need not be one of diffusers, and its attention is found by the number of tokens
+alone: a torch function mode takes the calls of ``F.scaled_dot_product_attention`` over the joint
+sequence of video and text and leaves the others (cross-attention, text refiners) alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.models import AttentionLayout
+from rainfusion_trt.operator.ops import rainfusion_attention
+from rainfusion_trt.operator.settings import AttentionSettings
+
+
+class AttentionRoute(TorchFunctionMode):
+    """While entered, self-attention over the layout's tokens is RainFusion attention.
+
+    Parameters
+    ----------
+    layout : AttentionLayout
+        Of the forward call; it says where the text tokens stand.
+    sparsity : Tensor
+        float32 [1].
+    settings : AttentionSettings
+        Of the whole model, without text and scale.
+
+    Attributes
+    ----------
+    count
+        Attentions taken so far.
+    tokens
+        Query and key length of those it takes.
+    others
+        Query and key lengths of the attentions it left alone.
+    """
+
+    def __init__(
+        self, layout: AttentionLayout, sparsity: Tensor, settings: AttentionSettings
+    ) -> None:
+        super().__init__()
+        settings.check_model_wide()
+        frames, height, width = layout.grid.shape
+        self.tokens = frames * height * width + layout.text_tokens
+        self._layout = layout
+        self._sparsity = sparsity
+        self._settings = settings.replace(text=layout.text)
+        self.count = 0
+        self.others: list[tuple[int, int]] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return self._attention(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if query.shape[-2] != self.tokens or key.shape[-2] != self.tokens:
+            self.others.append((query.shape[-2], key.shape[-2]))
+            return F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask,
+                dropout_p,
+                is_causal,
+                scale=scale,
+                enable_gqa=enable_gqa,
+            )
+        if query.dim() != 4 or query.shape[-1] != value.shape[-1]:
+            raise UnsupportedError(
+                f"attention over {self.tokens} tokens has q of shape {tuple(query.shape)} and v of "
+                f"{tuple(value.shape)}; RainFusion takes [B, N, S, D] with one head size"
+            )
+        if dropout_p or is_causal or query.shape[1] != key.shape[1]:
+            raise UnsupportedError(
+                f"attention over {self.tokens} tokens with dropout_p={dropout_p}, is_causal="
+                f"{is_causal}, {query.shape[1]} query and {key.shape[1]} key heads: RainFusion has "
+                "none of dropout, causal masks and grouped heads"
+            )
+        if attn_mask is not None and self._layout.kv_len is None:
+            raise UnsupportedError(
+                f"attention over {self.tokens} tokens has a mask of shape "
+                f"{tuple(attn_mask.shape)}, and the model's layout gives no kv_len in its place; a "
+                "mask that only hides padding at the end is the number of valid tokens, kv_len, "
+                "and other masks RainFusion does not have"
+            )
+        self._check_kv_len(query)
+        self.count += 1
+        return rainfusion_attention(
+            query,
+            key,
+            value,
+            self._layout.grid,
+            sparsity=self._sparsity.to(query.device),
+            kv_len=self._layout.kv_len,
+            **self._settings.replace(scale=scale or 0.0).attributes(),
+        )
+
+    def _check_kv_len(self, query: Tensor) -> None:
+        """A traced graph would broadcast another number of lengths; extents that vary are equal."""
+        kv_len = self._layout.kv_len
+        if kv_len is None or isinstance(kv_len.shape[0], torch.SymInt):
+            return
+        if isinstance(query.shape[0], int) and kv_len.shape[0] != query.shape[0]:
+            raise InvalidInputError(
+                f"kv_len has {kv_len.shape[0]} lengths for a batch of {query.shape[0]}; it must be "
+                "int32 [B]"
+            )

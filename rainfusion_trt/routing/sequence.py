@@ -1,0 +1,67 @@
+"""The operator on q, k and v as diffusers has them, over the whole sequence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rainfusion_trt.errors import RainFusionError
+
+if TYPE_CHECKING:
+    from rainfusion_trt.routing.state import Routing
+
+
+def sequence_attention(
+    routing: Routing,
+    name: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float | None = None,
+) -> Tensor:
+    """RainFusion attention of one self-attention.
+
+    Parameters
+    ----------
+    routing : Routing
+        Of the transformer whose forward runs.
+    name : str
+        Of the attention, for errors.
+    query, key, value
+        [B, S, N, D].
+    mask
+        bool, [B, 1, 1, S], True for the tokens before the padding at the end.
+    scale
+        Of the softmax, default 1 / sqrt(D).
+
+    Returns
+    -------
+    Tensor
+        [B, S, N, D].
+    """
+    tokens = routing.running_tokens()
+    if query.shape[1] != tokens.count or key.shape[1] != tokens.count:
+        raise RainFusionError(
+            f"{name} attends from {query.shape[1]} to {key.shape[1]} tokens, and a clip of "
+            f"{tuple(tokens.grid.shape)} tokens with {tokens.text_tokens} of text has "
+            f"{tokens.count}: this transformer does not work like "
+            f"{routing.model.name}; choose model= by how it patches its latents"
+        )
+    # By the mask, and not by the masks of the forward: a cache may run half a batch, and a
+    # backward pass runs a checkpointed block when the forward is long over.
+    kv_len = None if mask is None else mask.flatten(1).sum(1, dtype=torch.int32)
+    settings = routing.settings.replace(text=tokens.text, scale=scale or 0.0)
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    output = torch.ops.rainfusion.attention(
+        query,
+        key,
+        value,
+        query.new_empty(1).expand(tokens.grid.shape),
+        routing.sparsity_tensor.to(query.device),
+        kv_len,
+        *settings.flat(),
+    )
+    return output.transpose(1, 2)

@@ -1,0 +1,274 @@
+"""``Routing``: what the processors of a transformer share, and the account of its forwards.
+
+`begin` and `end` run around every forward, also inside a graph that ``torch.compile`` makes of it.
+There they may read only what does not change from step to step: everything read becomes a guard.
+That is why the sparsity is a tensor, and why processors note what they did without reading it.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rainfusion_trt.errors import InvalidInputError, RainFusionError, UnsupportedError
+from rainfusion_trt.models import VideoModel
+from rainfusion_trt.operator.settings import AttentionSettings, TextPlace
+from rainfusion_trt.routing.report import RoutingReport
+
+if TYPE_CHECKING:
+    from rainfusion_trt.routing.processors import RoutedProcessor
+
+_log = logging.getLogger(__name__)
+
+
+class Tokens(NamedTuple):
+    """What the self-attentions of a forward attend over.
+
+    Attributes
+    ----------
+    grid : Tensor
+        Of the shape [T, H, W] of the token grid; only its shape is read. A tensor, since
+        torch.compile makes one graph for many shapes, but one for each value of a number.
+    text : {"none", "first", "last"}
+        Where the text tokens stand.
+    text_tokens : int
+        How many they are.
+    padded : bool
+        Whether a mask hides padding at the end of the text.
+    """
+
+    grid: Tensor
+    text: TextPlace
+    text_tokens: int
+    padded: bool
+
+    @property
+    def count(self) -> int:
+        """S, the length of the sequence."""
+        return self.grid.numel() + self.text_tokens
+
+
+class Site:
+    """One self-attention of a transformer.
+
+    Attributes
+    ----------
+    name : str
+        In the transformer, such as ``blocks.0.attn1``.
+    attention, block : nn.Module
+        The attention and what holds it.
+    processor : RoutedProcessor, optional
+        Ours; None where the attention stays dense, as ``allow_dense=True`` permits.
+    entered : bool
+        Whether the block ran in this forward.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        attention: nn.Module,
+        block: nn.Module,
+        processor: RoutedProcessor | None,
+    ) -> None:
+        self.name = name
+        self.attention = attention
+        self.block = block
+        self.processor = processor
+        self.entered = False
+
+
+class Routing:
+    """What :func:`enable` returns: the sparsity of the next calls and what was routed.
+
+    Attributes
+    ----------
+    model : VideoModel
+        How the transformer's inputs are read.
+    settings : AttentionSettings
+        Fixed until :func:`disable`.
+    allow_dense : bool
+        Whether an attention that cannot be sparse runs dense instead of raising an error.
+    """
+
+    def __init__(
+        self,
+        model: VideoModel,
+        settings: AttentionSettings,
+        sparsity: float,
+        transformer: nn.Module,
+        *,
+        allow_dense: bool = False,
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.allow_dense = allow_dense
+        self.tokens: Tokens | None = None  # of the forward that runs
+        self.sites: list[Site] = []
+        self.handles: list[Any] = []  # of our hooks
+        self._kind = type(transformer).__name__
+        # Without self: a graph of torch.compile cannot bind arguments by a signature.
+        self._parameters = tuple(inspect.signature(type(transformer).forward).parameters)[1:]
+        self._dense_grid = False
+        self._logged: set[str] = set()
+        # While diffusers loads a checkpoint parameters are on the meta device, and factories too.
+        device = next(iter(transformer.parameters()), torch.empty(0, device="cpu")).device
+        device = torch.device("cpu") if device.type == "meta" else device
+        self._tensor = torch.tensor([0.0], dtype=torch.float32, device=device)
+        self.sparsity = sparsity
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Routing:
+        """Of a copied transformer: a sparsity of its own, the same model."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        memo[id(self.model)] = self.model
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    # -- for users ------------------------------------------------------------------------------
+
+    @property
+    def sparsity(self) -> float:
+        """Of the next forward calls."""
+        return self._sparsity
+
+    @sparsity.setter
+    def sparsity(self, value: float) -> None:
+        if not 0.0 <= value < 1.0:
+            raise InvalidInputError(f"sparsity={value} must be in [0, 1); 0 is dense attention")
+        self._sparsity = float(value)
+        # In place, since CUDA graphs read this very tensor. One that came to the device in a
+        # forward under inference_mode is written under it.
+        with torch.inference_mode(self._tensor.is_inference()), torch.no_grad():
+            self._tensor.fill_(self._sparsity)
+
+    @property
+    def routed(self) -> int:
+        """Self-attentions that ran as RainFusion attention in the latest forward."""
+        return len(self.report().routed)
+
+    def report(self) -> RoutingReport:
+        """What the self-attentions of the latest forward were."""
+        routed, dense, skipped = [], [], []
+        for site in self.sites:
+            ours = site.processor if self._is_ours(site) else None
+            if ours is None:
+                (dense if site.entered else skipped).append(site.name)
+            elif not ours.ran:
+                skipped.append(site.name)
+            else:
+                (dense if ours.dense or self._dense_grid else routed).append(site.name)
+        return RoutingReport(tuple(routed), tuple(dense), tuple(skipped))
+
+    # -- around a forward -------------------------------------------------------------------------
+
+    @property
+    def sparsity_tensor(self) -> Tensor:
+        """float32 [1], on the device of the latest forward's inputs."""
+        return self._tensor
+
+    def begin(
+        self, transformer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Read what a forward attends over and see that all its self-attentions are ours."""
+        call = dict(zip(self._parameters, args, strict=False))
+        call.update(kwargs)
+        layout = self.model.layout(transformer, call)
+        padded = layout.kv_len is not None
+        self.tokens = Tokens(layout.grid, layout.text, layout.text_tokens, padded)
+        if self._tensor.device != layout.grid.device:  # the transformer was moved since
+            self._tensor = self._tensor.to(layout.grid.device)
+        self._check_grid()
+        self._check_sites()
+
+    def end(self, transformer: nn.Module) -> None:
+        """See that every self-attention of the blocks that ran was RainFusion attention."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            self.tokens = None  # else a backward pass may run a checkpointed block again
+        for site in self.sites:
+            if site.processor is None or site.processor.ran or not site.entered:
+                continue
+            if not _may_skip(site.attention) and not _may_skip(site.block):
+                self._dense(
+                    f"{site.name} of {self._kind} did not run its attention processor, so that its "
+                    "attention is not RainFusion's; disable RainFusion, or leave that module's "
+                    "forward as it is"
+                )
+
+    def _check_grid(self) -> None:
+        """Fewer than two frames beside the sinks leave nothing to be sparse in."""
+        self._dense_grid = False
+        assert self.tokens is not None
+        frames, sinks = self.tokens.grid.shape[0], self.settings.sink_frames
+        # The number is read only here: a graph of torch.compile would be bound to it.
+        if frames - sinks < 2 and self._sparsity > 0:
+            self._dense_grid = True
+            self._dense(
+                f"sparsity={self._sparsity} has no effect: the clip has {frames} latent frames, "
+                f"sink_frames={sinks} of them are always attended to, and at least two others are "
+                "needed; use a longer clip, fewer sink_frames or sparsity=0"
+            )
+
+    def _check_sites(self) -> None:
+        backend = self._common_backend()
+        for site in self.sites:
+            site.entered = False
+            if site.processor is None:
+                continue
+            site.processor.ran = False
+            site.processor.dense = False
+            if not self._is_ours(site):
+                kind = type(site.attention.processor).__name__
+                self._dense(
+                    f"{site.name} of {self._kind} was given the attention processor {kind} after "
+                    "enable(); call disable(), then enable() again"
+                )
+            elif site.processor.backend_name() != backend:
+                site.processor.dense = True
+                self._dense(
+                    f"{site.name} of {self._kind} has an attention backend of its own, "
+                    f"{site.processor.backend_name()!r}, which RainFusion attention would replace; "
+                    "call transformer.set_attention_backend() for the whole transformer"
+                )
+
+    def _common_backend(self) -> str:
+        """The backend that the self-attentions agree on, else diffusers' default."""
+        names = [s.processor.backend_name() for s in self.sites if s.processor is not None]
+        agree = all(name == names[0] for name in names)
+        return names[0] if names and agree else "native"
+
+    @staticmethod
+    def _is_ours(site: Site) -> bool:
+        return site.processor is not None and site.attention.processor is site.processor
+
+    def refuse_dense(self, message: str) -> None:
+        """Raise `message` as an error, or log it once where dense attention is permitted."""
+        self._dense(message)
+
+    def _dense(self, message: str) -> None:
+        if not self.allow_dense:
+            raise RainFusionError(f"{message}; allow_dense=True runs it dense")
+        if not torch.compiler.is_compiling() and message not in self._logged:
+            self._logged.add(message)
+            _log.warning("%s (dense, as allow_dense=True permits)", message)
+
+    def running_tokens(self) -> Tokens:
+        """What the forward that runs attends over."""
+        if self.tokens is None:
+            raise UnsupportedError(
+                f"an attention of {self._kind} ran outside of the transformer's forward, so that "
+                "its tokens are unknown; call the transformer itself, not its forward or its blocks"
+            )
+        return self.tokens
+
+
+def _may_skip(module: nn.Module) -> bool:
+    """Whether a hook of diffusers may give an earlier output of a module instead of running it."""
+    registry = getattr(module, "_diffusers_hook", None)
+    hooks = registry.hooks.values() if registry is not None else ()
+    return any(hasattr(hook, "new_forward") for hook in hooks)

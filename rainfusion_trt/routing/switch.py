@@ -1,0 +1,159 @@
+"""``enable`` and ``disable``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.models import VideoModel, get_model, model_of
+from rainfusion_trt.operator.settings import AttentionSettings, Method
+from rainfusion_trt.routing.state import Routing, Site
+
+_HANDLE = "_rainfusion_routing"  # on a transformer
+_SITE = "_rainfusion_site"  # on a block
+
+
+def enable(
+    transformer: nn.Module,
+    *,
+    sparsity: float = 0.5,
+    method: Method = AttentionSettings.method,
+    alpha: float = AttentionSettings.alpha,
+    sink_frames: int = AttentionSettings.sink_frames,
+    model: str | VideoModel | None = None,
+    allow_dense: bool = False,
+) -> Routing:
+    """Route the self-attention of a diffusers transformer through RainFusion.
+
+    Works before and after ``torch.compile``, offloading, caches and context parallelism, and
+    copies of the transformer have it too, each with a sparsity of its own.
+
+    Parameters
+    ----------
+    transformer
+        ``pipe.transformer``, compiled or not; its weights and its code stay untouched.
+    sparsity, method, alpha, sink_frames
+        As :func:`rainfusion_trt.rainfusion_attention`.
+    model
+        Registry name, needed only where the class and configuration do not tell.
+    allow_dense
+        Run dense, log it and tell it in :meth:`Routing.report`, where an attention cannot be
+        sparse: by a processor that is not diffusers' own, by an attention backend of its own, or
+        since the clip has too few frames. Otherwise that is an error.
+
+    Returns
+    -------
+    Routing
+        Set its ``sparsity`` between calls, for example 0 for the first steps.
+
+    Raises
+    ------
+    InvalidInputError
+        Bad settings, an unknown `model`, or routing is on already.
+    UnsupportedError
+        The transformer belongs to no known model, or has attention that is not diffusers' own.
+
+    Examples
+    --------
+    >>> routing = rainfusion_trt.enable(pipe.transformer, sparsity=0.5)
+    >>> video = pipe("a red fox in the snow").frames[0]
+    >>> rainfusion_trt.disable(pipe.transformer)
+    """
+    transformer = _uncompiled(transformer)
+    if routing_of(transformer) is not None:
+        raise InvalidInputError(
+            "RainFusion is on already for this transformer; set .sparsity of what enable() "
+            "returned, or call disable() first"
+        )
+    if model is None:
+        model = model_of(transformer)
+    elif isinstance(model, str):
+        model = get_model(model)
+    settings = AttentionSettings(method=method, alpha=alpha, sink_frames=sink_frames)
+    routing = Routing(model, settings, sparsity, transformer, allow_dense=allow_dense)
+    routing.sites = _sites(transformer, routing)
+    for site in routing.sites:
+        if site.processor is not None:
+            site.attention.set_processor(site.processor)
+        setattr(site.block, _SITE, site)
+        routing.handles.append(site.block.register_forward_pre_hook(_enter))
+    routing.handles += [
+        transformer.register_forward_pre_hook(_begin, with_kwargs=True),
+        transformer.register_forward_hook(_end),
+    ]
+    setattr(transformer, _HANDLE, routing)
+    return routing
+
+
+def disable(transformer: nn.Module) -> None:
+    """Put the transformer's own attention back.
+
+    Raises
+    ------
+    InvalidInputError
+        RainFusion is not on.
+    """
+    transformer = _uncompiled(transformer)
+    routing = routing_of(transformer)
+    if routing is None:
+        raise InvalidInputError("RainFusion is not on for this transformer; call enable() first")
+    delattr(transformer, _HANDLE)
+    for handle in routing.handles:
+        handle.remove()
+    for site in routing.sites:
+        delattr(site.block, _SITE)
+        if site.processor is not None and site.attention.processor is site.processor:
+            site.attention.set_processor(site.processor.original)
+
+
+def routing_of(transformer: nn.Module) -> Routing | None:
+    """What :func:`enable` returned for a transformer, or its twin for a copy of one."""
+    return _uncompiled(transformer).__dict__.get(_HANDLE)
+
+
+def _uncompiled(transformer: nn.Module) -> nn.Module:
+    """The module itself, where `transformer` is what torch.compile made of it."""
+    return getattr(transformer, "_orig_mod", transformer)
+
+
+def _sites(transformer: nn.Module, routing: Routing) -> list[Site]:
+    """The self-attentions of a transformer, which it still has as they were."""
+    from rainfusion_trt.routing.processors import routed_class  # diffusers takes seconds
+
+    kind = type(transformer).__name__
+    modules = dict(transformer.named_modules())
+    sites = []
+    for name, attention in modules.items():
+        if not routing.model.is_self_attention(name, attention):
+            continue
+        block = modules[name.rpartition(".")[0]]
+        name = name.replace("_orig_mod.", "")
+        original = attention.processor
+        ours = routed_class(original)
+        if ours is None:
+            routing.refuse_dense(
+                f"{name} of {kind} has the attention processor {type(original).__name__}, which "
+                "RainFusion does not know; set diffusers' own one"
+            )
+        processor = None if ours is None else ours(original, routing, name)
+        sites.append(Site(name, attention, block, processor))
+    if not sites:
+        raise UnsupportedError(
+            f"{kind} has no self-attention that RainFusion knows, in blocks as those of "
+            f"{routing.model.transformer_class}; pass the transformer of a diffusers pipeline"
+        )
+    return sites
+
+
+def _begin(transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    transformer._rainfusion_routing.begin(transformer, args, kwargs)
+
+
+def _enter(block: nn.Module, args: tuple[Any, ...]) -> None:
+    block._rainfusion_site.entered = True
+
+
+def _end(transformer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    transformer._rainfusion_routing.end(transformer)
