@@ -15,7 +15,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from rainfusion_trt.operator import cuda_ops, reference
+from rainfusion_trt.operator import cuda_ops, gradient, reference
 from rainfusion_trt.operator.arguments import check_call, grid_tensor, sparsity_tensor
 from rainfusion_trt.operator.plan import HeadPlan
 from rainfusion_trt.operator.settings import AttentionSettings, Method, TextPlace
@@ -97,7 +97,8 @@ def rainfusion_attention(  # type: ignore[misc]  # the overloads leave the setti
     Returns
     -------
     Tensor
-        [B, N, S, D] in the dtype of `q`. No gradient.
+        [B, N, S, D] in the dtype of `q`. Differentiable at a sparsity of 0, and on the CPU at
+        any: there the keys that a head chose count as fixed.
     Tensor, with `return_lse`
         float32 [B, N, S], contiguous: the natural logarithm of the sum of exp(scale * q.k) over the
         keys that the row attends to. -infinity, and an output of 0, for a row without keys, which
@@ -221,3 +222,6 @@ def _attention_fake(q: Tensor, *_: Any) -> Tensor:
 @_attention_lse.register_fake
 def _attention_lse_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+_attention.register_autograd(gradient.backward, setup_context=gradient.setup)
