@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rainfusion_trt.errors import InvalidInputError, RainFusionError, UnsupportedError
+from rainfusion_trt.errors import DenseAttentionError, InvalidInputError, UnsupportedError
 from rainfusion_trt.models import VideoModel
 from rainfusion_trt.operator.settings import AttentionSettings, TextPlace
 from rainfusion_trt.routing.report import RoutingReport
@@ -252,7 +252,7 @@ class Routing:
 
     def _dense(self, message: str) -> None:
         if not self.allow_dense:
-            raise RainFusionError(f"{message}; allow_dense=True runs it dense")
+            raise DenseAttentionError(f"{message}; allow_dense=True runs it dense")
         if not torch.compiler.is_compiling() and message not in self._logged:
             self._logged.add(message)
             _log.warning("%s (dense, as allow_dense=True permits)", message)

@@ -76,14 +76,10 @@ class OneDenoiser(Denoiser):
     def report(self) -> CallReport:
         """What the latest call of the transformer ran."""
 
-    def _expect_call(self) -> None:  # noqa: B027  (nothing to prepare is a valid answer)
-        """Right before a call: forget what an earlier one reported."""
-
     @contextmanager
     def observe(self, before: Before, after: After) -> Iterator[None]:
         def begin(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             before({"hidden_states": args[0], **kwargs} if args else kwargs)
-            self._expect_call()
 
         handles = (
             self.component.register_forward_pre_hook(begin, with_kwargs=True),
@@ -102,13 +98,24 @@ class TorchDenoiser(OneDenoiser):
     name = "torch"
 
     def __init__(
-        self, transformer: nn.Module, model: VideoModel, settings: AttentionSettings
+        self,
+        transformer: nn.Module,
+        model: VideoModel,
+        settings: AttentionSettings,
+        *,
+        allow_dense: bool = False,
     ) -> None:
         from rainfusion_trt.routing import enable
 
         self.component = transformer
         self._attentions = model.attention_count(transformer.config)
-        self._handle = enable(transformer, sparsity=0.0, model=model.name, **settings.record())
+        self._handle = enable(
+            transformer,
+            sparsity=0.0,
+            model=model.name,
+            allow_dense=allow_dense,
+            **settings.record(),
+        )
 
     @property
     def device(self) -> torch.device:
@@ -117,16 +124,13 @@ class TorchDenoiser(OneDenoiser):
     def set_sparsity(self, value: float) -> None:
         self._handle.sparsity = value
 
-    def _expect_call(self) -> None:
-        # Offloading, `remove_all_hooks` or `disable` may have taken the routing off the module:
-        # then nothing writes this, and the call reports that it routed nothing.
-        self._handle.routed = 0
-
     def report(self) -> CallReport:
-        routed = self._handle.routed
-        if getattr(self.component, "is_cache_enabled", False):
-            return CallReport(routed)  # diffusers' caches leave attentions out
-        return CallReport(routed, max(0, self._attentions - routed))
+        from rainfusion_trt.routing import routing_of
+
+        if routing_of(self.component) is not self._handle:
+            return CallReport(0, self._attentions)  # somebody called `disable`
+        ran = self._handle.report()
+        return CallReport(len(ran.routed), len(ran.dense))
 
     def describe(self) -> str:
         face = "kernels" if self.device.type == "cuda" else "reference, made to be read, not fast"

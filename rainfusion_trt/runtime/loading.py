@@ -15,7 +15,12 @@ from rainfusion_trt.weights_hash import check_weights
 
 
 def load_denoiser(
-    name: str, artifacts: Artifacts, *, device: str | torch.device | None, cuda_graph: bool
+    name: str,
+    artifacts: Artifacts,
+    *,
+    device: str | torch.device | None,
+    cuda_graph: bool,
+    allow_dense: bool,
 ) -> Denoiser:
     """Load the backend `name`.
 
@@ -32,7 +37,10 @@ def load_denoiser(
     experts: list[Denoiser] = []
     try:
         for part in artifacts.parts:
-            experts.append(_load_part(name, artifacts, part, place, cuda_graph))
+            if name == "torch":
+                experts.append(_load_torch(artifacts, part, place, allow_dense))
+            else:
+                experts.append(_load_graph(name, artifacts, part, place, cuda_graph))
     except BaseException:
         for expert in experts:
             expert.close()
@@ -40,11 +48,9 @@ def load_denoiser(
     return experts[0] if len(experts) == 1 else ExpertsDenoiser(experts)
 
 
-def _load_part(
+def _load_graph(
     name: str, artifacts: Artifacts, part: Part, place: torch.device, cuda_graph: bool
 ) -> Denoiser:
-    if name == "torch":
-        return _load_torch(artifacts, part, place)
     if part.original is not None:
         check_weights(part.graph_of(name).account, part.original, part.graph_of(name).origin)
     if name == "onnxruntime":
@@ -63,14 +69,18 @@ def _default_device() -> torch.device:
     return torch.device("cpu")
 
 
-def _load_torch(artifacts: Artifacts, part: Part, place: torch.device) -> Denoiser:
+def _load_torch(
+    artifacts: Artifacts, part: Part, place: torch.device, allow_dense: bool
+) -> Denoiser:
     transformer = part.original
     if transformer is None:
         dtype = artifacts.dtype or artifacts.model.defaults.dtype
         transformer = artifacts.model.load(
             artifacts.checkpoint, dtype=dtype, component=part.component
         )
-    return TorchDenoiser(transformer.to(place), artifacts.model, artifacts.settings)
+    return TorchDenoiser(
+        transformer.to(place), artifacts.model, artifacts.settings, allow_dense=allow_dense
+    )
 
 
 def load_pipe(artifacts: Artifacts, denoiser: Denoiser, *, cpu_offload: bool) -> Any:

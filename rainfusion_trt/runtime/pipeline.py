@@ -328,7 +328,13 @@ class Pipeline:
     ) -> Denoiser:
         for index, name in enumerate(names):
             try:
-                return load_denoiser(name, self.artifacts, device=device, cuda_graph=cuda_graph)
+                return load_denoiser(
+                    name,
+                    self.artifacts,
+                    device=device,
+                    cuda_graph=cuda_graph,
+                    allow_dense=self.allow_dense,
+                )
             except RainFusionError as error:
                 if index + 1 == len(names):
                     raise
