@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rainfusion_trt import _moved
 from rainfusion_trt._lazy import on_first_use
+
+if TYPE_CHECKING:
+    from rainfusion_trt.engine import build_engine as build_engine
+    from rainfusion_trt.operator.geometry import Kind as Kind
+    from rainfusion_trt.operator.ops import classify_heads as classify_heads
+    from rainfusion_trt.operator.ops import rainfusion_attention as rainfusion_attention
+    from rainfusion_trt.operator.plan import HeadPlan as HeadPlan
+    from rainfusion_trt.operator.settings import AttentionSettings as AttentionSettings
+    from rainfusion_trt.routing import disable as disable
+    from rainfusion_trt.routing import enable as enable
+    from rainfusion_trt.runtime.pipeline import Pipeline as Pipeline
 
 __version__ = "0.2.0"
 
@@ -30,10 +41,12 @@ _moved.install()
 _export = on_first_use(__name__, _EXPORTS)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "errors" or f"{__name__}.{name}" in _moved.MOVED:
-        return importlib.import_module(f"{__name__}.{name}")
-    return _export(name)
+if not TYPE_CHECKING:  # with it a checker would take any name for granted
+
+    def __getattr__(name: str) -> Any:
+        if name == "errors" or f"{__name__}.{name}" in _moved.MOVED:
+            return importlib.import_module(f"{__name__}.{name}")
+        return _export(name)
 
 
 def __dir__() -> list[str]:

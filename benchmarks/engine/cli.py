@@ -23,7 +23,7 @@ import typer
 from benchmarks.engine.cases import Case
 from benchmarks.engine.denoising import denoise, latent_pipeline, prompt_arguments
 from benchmarks.engine.eager import Eager, cudnn_first
-from benchmarks.engine.engines import Engine, prepare
+from benchmarks.engine.engines import Engine, backend_of, prepare
 from benchmarks.engine.measure import (
     TOLERANCE,
     Forward,
@@ -52,7 +52,7 @@ class PipelineEngine(Engine):
     def __init__(self, eager: Eager, folder: Path, *, cuda_graph: bool) -> None:
         pipe = latent_pipeline(eager.model, eager.transformer)
         self.pipeline = Pipeline(pipe=pipe, engine=folder, cuda_graph=cuda_graph)
-        super().__init__(self.pipeline.denoiser.backend, eager.inputs)
+        super().__init__(backend_of(self.pipeline), eager.inputs)
 
 
 def compare_pipelines(eager: Eager, engines: dict[str, PipelineEngine], steps: int) -> list[Row]:

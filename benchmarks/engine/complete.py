@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.engine.cases import Case
 from benchmarks.engine.denoising import Run, denoise, latent_pipeline, prompt_arguments
 from benchmarks.engine.eager import Eager, kernel_row
-from benchmarks.engine.engines import Engine, Prepared, prepare
+from benchmarks.engine.engines import Engine, Prepared, backend_of, prepare
 from benchmarks.engine.few_layers import CHECKED, EAGER, ENGINE, OPERATOR, Options, Save
 from benchmarks.engine.measure import (
     Forward,
@@ -42,7 +42,7 @@ def measure(case: Case, folder: Path, options: Options, steps: int, save: Save) 
     release()
     start = used_gib()
     with _pipeline(eager, prepared) as pipeline:
-        engine = Engine(pipeline.denoiser.backend, eager.inputs)
+        engine = Engine(backend_of(pipeline), eager.inputs)
         rows.append(error_row(ENGINE, 0.0, EAGER, relative_error(engine(0.0), wanted)))
         rows += memory_rows(ENGINE, start)
         engine(CHECKED)

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from benchmarks.engine.cases import Case
 from benchmarks.engine.measure import Row
-from rainfusion_trt import build_engine
+from rainfusion_trt import Pipeline, build_engine
 from rainfusion_trt.engine import EngineProfile, load_profile
 from rainfusion_trt.export import export_model
 from rainfusion_trt.models import VideoSize
 from rainfusion_trt.runtime.base import Backend
+from rainfusion_trt.runtime.denoiser import GraphDenoiser
 from rainfusion_trt.runtime.ort import OnnxRuntimeBackend
 
 _RECORD = "prepared.json"
@@ -140,6 +141,14 @@ def load(prepared: Prepared, case: Case) -> Backend:
 
         return TensorRTBackend(prepared.engine)
     return OnnxRuntimeBackend(prepared.onnx, device=case.device)
+
+
+def backend_of(pipeline: Pipeline) -> Backend:
+    """The backend of a pipeline that runs an exported graph."""
+    denoiser = pipeline.denoiser
+    if not isinstance(denoiser, GraphDenoiser):
+        raise TypeError(f"{denoiser.describe()} runs no exported graph")
+    return denoiser.backend
 
 
 class Engine:

@@ -33,7 +33,8 @@ def sample_latents(
 
 def decode_video(latents: Tensor, codec: PatchCodec) -> np.ndarray:
     """Pixels uint8 [F, H, W, 3] of latents [T, C, h, w]."""
-    video = codec.decode(latents.transpose(0, 1)[None]).sample[0].float().clamp(-1, 1)
+    (videos,) = codec.decode(latents.transpose(0, 1)[None], return_dict=False)
+    video = videos[0].float().clamp(-1, 1)
     pixels = ((video + 1.0) * 127.5).round().to(torch.uint8)
     return pixels.permute(1, 2, 3, 0).cpu().numpy()
 

@@ -13,6 +13,7 @@ import torch
 
 from rainfusion_trt.errors import BackendUnavailableError, EngineBuildError
 from rainfusion_trt.models import VideoModel, VideoSize
+from rainfusion_trt.models.transformer import as_transformer
 from rainfusion_trt.operator.settings import AttentionSettings
 
 logger = logging.getLogger("rainfusion_trt.demo")
@@ -105,7 +106,7 @@ def run_pair(dense: dict[str, Any], sparse: dict[str, Any], shot: Shot) -> tuple
     tuple of numpy.ndarray
         Both clips, floating [T, H, W, 3] in [0, 1].
     """
-    from rainfusion_trt.runtime.pipeline import Pipeline
+    from rainfusion_trt.runtime.pipeline import Pipeline, PipelineOutput
 
     clips = []
     halves = (("dense", dense, 0.0), (shot.settings.method, sparse, shot.sparsity))
@@ -122,6 +123,7 @@ def run_pair(dense: dict[str, Any], sparse: dict[str, Any], shot: Shot) -> tuple
                 output_type="np",
                 profile=True,
             )
+        assert isinstance(result, PipelineOutput)  # return_dict is true
         mean = sum(row.total_ms for row in result.timings) / len(result.timings)
         logger.info("%s: ran on %s, %.0f ms a step", title, result.backend, mean)
         clips.append(result.frames[0])
@@ -139,7 +141,8 @@ def on_cpu(pipe: Any, onnx: Path, shot: Shot) -> tuple[dict[str, Any], dict[str,
 
 def _fingerprint(transformer: torch.nn.Module) -> str:
     # diffusers' own entries are a set in some order.
-    config = {key: v for key, v in transformer.config.items() if not key.startswith("_")}
+    given = as_transformer(transformer).config
+    config = {key: value for key, value in given.items() if not key.startswith("_")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in transformer.state_dict().items():
         digest.update(name.encode())

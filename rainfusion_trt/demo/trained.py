@@ -12,9 +12,14 @@ from torch import nn
 from rainfusion_trt.demo.codec import PatchCodec
 from rainfusion_trt.demo.components import byte_tokenizer, tiny_text_encoder
 from rainfusion_trt.models.base import VideoSize
+from rainfusion_trt.models.transformer import as_transformer
 
 if TYPE_CHECKING:
-    from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline
+    from diffusers import (
+        CogVideoXDDIMScheduler,
+        CogVideoXPipeline,
+        CogVideoXTransformer3DModel,
+    )
 
 TRAINED_SIZE = VideoSize(frames=49, height=256, width=320)  # 13 x 16 x 20 = 4,160 tokens
 TRAINED_FOLDER = Path(__file__).parent / "bigbuckbunny"  # the weights that ship, and their card
@@ -35,7 +40,7 @@ TRAINED_CONFIG: dict[str, Any] = {
 }
 
 
-def new_transformer(config: Mapping[str, Any], *, seed: int) -> nn.Module:
+def new_transformer(config: Mapping[str, Any], *, seed: int) -> CogVideoXTransformer3DModel:
     """A CogVideoX transformer to be trained, float32.
 
     Modulations and the last projection start at zero, so that every block starts as the identity
@@ -64,7 +69,7 @@ def clip_pipeline(transformer: nn.Module, codec: PatchCodec, *, seed: int = 0) -
     """
     from diffusers import CogVideoXPipeline
 
-    config = transformer.config
+    config = as_transformer(transformer).config
     return CogVideoXPipeline(
         tokenizer=byte_tokenizer(config.max_text_seq_length),
         text_encoder=tiny_text_encoder(config.text_embed_dim, seed=seed),

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rainfusion_trt._lazy import on_first_use
+
+if TYPE_CHECKING:
+    from rainfusion_trt.engine.build import build_engine as build_engine
+    from rainfusion_trt.engine.metadata import EngineMetadata as EngineMetadata
+    from rainfusion_trt.engine.metadata import load_metadata as load_metadata
+    from rainfusion_trt.engine.profile import BuilderSettings as BuilderSettings
+    from rainfusion_trt.engine.profile import EngineProfile as EngineProfile
+    from rainfusion_trt.engine.profile import load_profile as load_profile
 
 # Imported on first use: reading an engine's metadata needs neither torch nor TensorRT.
 _EXPORTS = {
@@ -15,4 +25,5 @@ _EXPORTS = {
 }
 
 __all__ = list(_EXPORTS)  # noqa: PLE0605
-__getattr__ = on_first_use(__name__, _EXPORTS)
+if not TYPE_CHECKING:  # with it a checker would take any name for granted
+    __getattr__ = on_first_use(__name__, _EXPORTS)

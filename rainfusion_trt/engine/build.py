@@ -89,8 +89,7 @@ def build_engine(
     if previous is not None and previous.key == sources.key and not force:
         _log.info("%s is up to date", folder)
         return folder
-    where = ", ".join(build.targets or build.device or ())
-    _log.info("building %s with %s for %s", folder, build.tensorrt, where)
+    _log.info("building %s with %s for %s", folder, build.tensorrt, ", ".join(build.place))
     return write_engine(folder, _request(build, folder), _facts(build, sources), progress)
 
 
@@ -101,10 +100,16 @@ class _Build:
     recipe: EngineProfile
     file: OnnxFile
     shapes: dict[str, Shapes]
-    targets: tuple[str, ...] | None  # None for the GPU of this machine, which is `device`
-    device: tuple[str, str] | None
+    targets: tuple[str, ...] | None  # None for the GPU of this machine
+    capabilities: tuple[str, ...]  # the targets, or the one of this machine's GPU
+    gpu: str | None  # its name; None with targets
     library: NativeLibrary
     tensorrt: TensorRTFlavour
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """The engine's hardware: named targets, or capability and name of this machine's GPU."""
+        return self.capabilities if self.gpu is None else (*self.capabilities, self.gpu)
 
 
 @dataclass(frozen=True)
@@ -132,9 +137,13 @@ def _checked(
     shapes = resolve_profiles(recipe, file)
     targets = choose_targets(recipe.target if target is None else target)
     tensorrt = choose_flavour(flavour, targets)
-    device = native_device() if targets is None else None
-    check_kernels(library, targets or (device[0],))
-    return _Build(recipe, file, shapes, targets, device, library, tensorrt)
+    gpu = None
+    capabilities = targets
+    if capabilities is None:
+        capability, gpu = native_device()
+        capabilities = (capability,)
+    check_kernels(library, capabilities)
+    return _Build(recipe, file, shapes, targets, capabilities, gpu, library, tensorrt)
 
 
 def _sources(build: _Build, previous: EngineMetadata | None) -> _Sources:
@@ -154,7 +163,7 @@ def _sources(build: _Build, previous: EngineMetadata | None) -> _Sources:
             "onnx": combined_sha256(records),
             "plugin": plugin.sha256,
             "tensorrt": [tensorrt.name, tensorrt.version],
-            "targets": build.targets or build.device,
+            "targets": build.place,
             "profiles": profiles,
             "builder": build.recipe.builder.model_dump(),
         }
@@ -177,7 +186,7 @@ def _request(build: _Build, folder: Path) -> BuildRequest:
 
 def _facts(build: _Build, sources: _Sources) -> dict[str, Any]:
     """What the metadata says before the engine is built."""
-    file, recipe, device = build.file, build.recipe, build.device
+    file, recipe = build.file, build.recipe
     account = file.account
     return {
         "model": account.model or recipe.model,
@@ -190,8 +199,8 @@ def _facts(build: _Build, sources: _Sources) -> dict[str, Any]:
         "precision": file.precision or recipe.precision,
         "flavour": build.tensorrt.name,
         "version": build.tensorrt.version,
-        "targets": build.targets or (device[0],),
-        "device": device[1] if device else None,
+        "targets": build.capabilities,
+        "device": build.gpu,
         "profiles": tuple(build.shapes),
         "builder": recipe.builder,
         "plugin": sources.plugin,

@@ -19,15 +19,21 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError
 from rainfusion_trt.places import cache_directory
 
-MODULES = {
+FlavourName = Literal["tensorrt", "tensorrt_rtx"]
+
+MODULES: dict[FlavourName, tuple[str, ...]] = {
     "tensorrt": ("tensorrt",),
     "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
 }
-_LIBRARY_STEMS = {"tensorrt": "libnvinfer.so", "tensorrt_rtx": "libtensorrt_rtx.so"}
+_LIBRARY_STEMS: dict[FlavourName, str] = {
+    "tensorrt": "libnvinfer.so",
+    "tensorrt_rtx": "libtensorrt_rtx.so",
+}
 _preloaded = False
 _INSTALL_HINT = (
     "install `tensorrt` (data centre GPUs) or "
@@ -43,7 +49,7 @@ class TensorRTFlavour:
     ----------
     module : ModuleType
         The Python module with ``Builder``, ``Runtime`` and so on.
-    name : str
+    name : FlavourName
         ``"tensorrt"`` or ``"tensorrt_rtx"``.
     version : str
         Full version, for example ``"11.4.0.12"`` or ``"1.7.1.116"``.
@@ -54,7 +60,7 @@ class TensorRTFlavour:
     """
 
     module: ModuleType
-    name: str
+    name: FlavourName
     version: str
     major: int
     library: Path
@@ -64,7 +70,7 @@ class TensorRTFlavour:
         return f"{title} {self.version}"
 
 
-def available_flavours() -> tuple[str, ...]:
+def available_flavours() -> tuple[FlavourName, ...]:
     """Names of the flavours that can be imported here, without importing them."""
     return tuple(name for name in MODULES if _find_module(name) is not None)
 
@@ -95,7 +101,9 @@ def load_tensorrt(preferred: str | None = None) -> TensorRTFlavour:
             f"unknown TensorRT flavour {preferred!r}: use 'tensorrt' or 'tensorrt_rtx'"
         )
     errors = []
-    for name in (preferred,) if preferred else tuple(MODULES):
+    for name in MODULES:
+        if preferred not in (None, name):
+            continue
         module_name = _find_module(name)
         if module_name is None:
             errors.append(f"{name} is not installed")
@@ -141,7 +149,7 @@ def rtx_link_directory() -> Path | None:
     return links
 
 
-def _find_module(name: str) -> str | None:
+def _find_module(name: FlavourName) -> str | None:
     for module_name in MODULES[name]:
         if module_name in sys.modules or importlib.util.find_spec(module_name) is not None:
             return module_name

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from rainfusion_trt.engine.flavour import FlavourName
 from rainfusion_trt.engine.metadata import TensorRecord
 from rainfusion_trt.engine.profile import BuilderSettings, ShapeRange
 
@@ -37,7 +38,7 @@ class BuildRequest(_Message):
     onnx: Path
     plugin: Path
     plan: Path
-    flavour: Literal["tensorrt", "tensorrt_rtx"]
+    flavour: FlavourName
     targets: tuple[str, ...] | None
     profiles: dict[str, dict[str, ShapeRange]]
     builder: BuilderSettings

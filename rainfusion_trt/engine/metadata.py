@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from rainfusion_trt.engine.flavour import FlavourName
 from rainfusion_trt.engine.profile import BuilderSettings, ShapeRange
 from rainfusion_trt.errors import EngineLoadError
 from rainfusion_trt.graph_file import FusedLora, GraphAccount, RecordedSettings, RecordedSize
@@ -14,7 +15,7 @@ from rainfusion_trt.hashing import file_sha256
 
 ENGINE_FILE = "engine.plan"
 METADATA_FILE = "metadata.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 
 
 class _Record(BaseModel):
@@ -91,7 +92,7 @@ class EngineMetadata(_Record):
     loras: tuple[FusedLora, ...] = ()
     weights_sha256: dict[str, str] = {}
     precision: str
-    flavour: Literal["tensorrt", "tensorrt_rtx"]
+    flavour: FlavourName
     version: str
     targets: tuple[str, ...]
     device: str | None

@@ -198,5 +198,6 @@ def _tensor_record(
     dtype = names.get(tensor.dtype.name, tensor.dtype.name.lower())
     shape = tuple(tensor.shape)
     fixed = ShapeRange(min=shape, opt=shape, max=shape) if min(shape, default=1) > 0 else None
-    ranges = {name: shapes.get(tensor.name, fixed) for name, shapes in profiles.items()}
+    served = {name: shapes.get(tensor.name, fixed) for name, shapes in profiles.items()}
+    ranges = {name: shape for name, shape in served.items() if shape is not None}
     return TensorRecord(name=tensor.name, dtype=dtype, shape=shape, profiles=ranges)

@@ -63,7 +63,8 @@ def _checked(profile: str, shapes: Mapping[str, ShapeRange], file: OnnxFile) -> 
         if tensor.name in shapes:
             complete[tensor.name] = shapes[tensor.name]
         elif not tensor.dynamic:
-            complete[tensor.name] = ShapeRange(min=tensor.shape, opt=tensor.shape, max=tensor.shape)
+            fixed = tuple(extent for extent in tensor.shape if isinstance(extent, int))  # all
+            complete[tensor.name] = ShapeRange(min=fixed, opt=fixed, max=fixed)
         else:
             raise InvalidInputError(
                 f"profile {profile!r} has no shape for the dynamic input {tensor.name!r} of "
@@ -187,15 +188,12 @@ def _shape(
     shape = []
     for axis, by_file in enumerate(tensor.shape):
         by_model = known.axes[axis] if known is not None else None
-        extent: Any
-        if by_file in extents:
-            extent = extents[by_file]
-        elif by_model in extents:
-            extent = extents[by_model]
-        elif isinstance(by_model, int):
-            extent = by_model
-        else:
+        extent: Any = by_file if by_model is None else by_model
+        if isinstance(by_model, str):
             extent = config.get(by_model, by_file)
+        for name in (by_model, by_file):  # the file's name goes before the model's
+            if isinstance(name, str) and name in extents:
+                extent = extents[name]
         if not isinstance(extent, int):
             raise InvalidInputError(
                 f"axis {axis} of input {tensor.name!r} of {file.path} ({_symbolic(tensor)}) has no "

@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models.allegro_rotary import rotary_tables, rows_of_tokens, scales_of
 from rainfusion_trt.models.base import GenerationDefaults, GraphInput, VideoModel, VideoSize
 from rainfusion_trt.models.examples import constant, prompt_mask
 from rainfusion_trt.models.opensora_checkpoint import is_original, load_original
+from rainfusion_trt.models.transformer import Transformer
 
 TEXT_TOKENS = 512  # what AllegroPipeline pads every prompt to
 
@@ -166,7 +167,7 @@ class OpenSoraPlan(Allegro):
 
     def load(
         self, checkpoint: str, *, dtype: torch.dtype, component: str = "transformer"
-    ) -> nn.Module:
+    ) -> Transformer:
         if is_original(checkpoint):
             return load_original(self.diffusers_class(), checkpoint, dtype=dtype)
         return super().load(checkpoint, dtype=dtype, component=component)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 def scales_of(config: Mapping[str, Any]) -> tuple[float, float, float]:
     """Interpolation scales of t, h and w."""
-    return tuple(config[f"interpolation_scale_{axis}"] for axis in "thw")
+    t, h, w = (config[f"interpolation_scale_{axis}"] for axis in "thw")
+    return t, h, w
 
 
 def rotary_tables(

@@ -15,6 +15,7 @@ from rainfusion_trt.models.clip import GenerationDefaults, VideoSize
 from rainfusion_trt.models.graph import ModelGraph
 from rainfusion_trt.models.inputs import GraphInput
 from rainfusion_trt.models.layout import AttentionLayout
+from rainfusion_trt.models.transformer import Transformer, as_transformer
 from rainfusion_trt.models.weights import load_transformer, random_transformer
 from rainfusion_trt.operator.settings import TextPlace
 
@@ -80,7 +81,7 @@ class VideoModel(ModelGraph, ABC):
     def matches(self, transformer: nn.Module) -> bool:
         """Whether a transformer is of this model."""
         of_class = type(transformer).__name__ == self.transformer_class
-        return of_class and self._has_config(transformer.config)
+        return of_class and self._has_config(as_transformer(transformer).config)
 
     @abstractmethod
     def _has_config(self, config: Mapping[str, Any]) -> bool:
@@ -88,7 +89,7 @@ class VideoModel(ModelGraph, ABC):
 
     # -- building the transformer ---------------------------------------------------------------
 
-    def diffusers_class(self) -> type[nn.Module]:
+    def diffusers_class(self) -> type[Transformer]:
         """The transformer's class."""
         import diffusers
 
@@ -113,7 +114,7 @@ class VideoModel(ModelGraph, ABC):
         dtype: torch.dtype,
         device: str | torch.device = "cpu",
         seed: int = 0,
-    ) -> nn.Module:
+    ) -> Transformer:
         """A transformer with seeded random weights whose outputs stay near unit scale."""
         kind = self.diffusers_class()
         return random_transformer(kind, config, dtype=dtype, device=device, seed=seed)
@@ -137,7 +138,7 @@ class VideoModel(ModelGraph, ABC):
 
     def load(
         self, checkpoint: str, *, dtype: torch.dtype, component: str = "transformer"
-    ) -> nn.Module:
+    ) -> Transformer:
         """One transformer of a diffusers checkpoint (a directory or a hub id).
 
         Raises

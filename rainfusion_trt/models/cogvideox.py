@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models.base import GenerationDefaults, GraphInput, VideoModel, VideoSize
 from rainfusion_trt.models.examples import constant
+from rainfusion_trt.models.transformer import as_transformer
 
 # Settings that the shapes of the graph's inputs need, as diffusers has them by default.
 _SHAPES = {
@@ -83,10 +84,10 @@ class CogVideoX(VideoModel):
 
     def _has_config(self, config: Mapping[str, Any]) -> bool:
         return (
-            config.use_rotary_positional_embeddings == self.rotary
-            and (config.patch_size_t or 1) == self.patch_frames
-            and not config.use_learned_positional_embeddings
-            and not config.ofs_embed_dim
+            config["use_rotary_positional_embeddings"] == self.rotary
+            and (config["patch_size_t"] or 1) == self.patch_frames
+            and not config["use_learned_positional_embeddings"]
+            and not config["ofs_embed_dim"]
         )
 
     # -- the graph ------------------------------------------------------------------------------
@@ -96,11 +97,12 @@ class CogVideoX(VideoModel):
         if self.rotary:
             return
         frames, height, width = self._latent_size(size)
-        embed = transformer.patch_embed
+        known = as_transformer(transformer)
+        embed = known.patch_embed
         embed.sample_height, embed.sample_width = height, width
         embed.sample_frames = (frames - 1) * self.vae_frames + 1
         table = embed._get_positional_embeddings(height, width, embed.sample_frames)
-        embed.pos_embedding = table.to(transformer.device, transformer.dtype)
+        embed.pos_embedding = table.to(known.device, known.dtype)
 
     def computed_inputs(
         self, config: Mapping[str, Any], grid: tuple[int, int, int], device: str | torch.device

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models.clip import GenerationDefaults, VideoSize
 from rainfusion_trt.models.inputs import CLIP_AXES, GraphInput, extent_of
+from rainfusion_trt.models.transformer import as_transformer
 
 
 class ModelGraph:
@@ -108,8 +109,9 @@ class ModelGraph:
         seed: int = 0,
     ) -> dict[str, Tensor]:
         """Seeded random graph inputs for a transformer, in graph order, without `sparsity`."""
+        known = as_transformer(transformer)
         return self.drawn_inputs(
-            transformer.config, size, batch=batch, dtype=transformer.dtype, device=device, seed=seed
+            known.config, size, batch=batch, dtype=known.dtype, device=device, seed=seed
         )
 
     def drawn_inputs(
@@ -130,7 +132,7 @@ class ModelGraph:
             The model makes no clip of that size, or the configuration is incomplete.
         """
         extents = self.extents(config, size, batch)
-        grid = tuple(extents[f"grid_{axis}"] for axis in ("frames", "height", "width"))
+        grid = (extents["grid_frames"], extents["grid_height"], extents["grid_width"])
         computed = self.computed_inputs(config, grid, device)
         generator = torch.Generator(device).manual_seed(seed)
         return {

@@ -70,10 +70,11 @@ class HunyuanVideo(Hunyuan):
 
     def _has_config(self, config: Mapping[str, Any]) -> bool:
         return (
-            config.image_condition_type is None
-            and config.guidance_embeds
-            and config.in_channels == config.out_channels
-            and (config.patch_size_t, config.patch_size) == (self.patch_frames, self.patch_pixels)
+            config["image_condition_type"] is None
+            and config["guidance_embeds"]
+            and config["in_channels"] == config["out_channels"]
+            and (config["patch_size_t"], config["patch_size"])
+            == (self.patch_frames, self.patch_pixels)
         )
 
     def config(self, size: ConfigSize = "full", *, layers: int | None = None) -> dict[str, Any]:

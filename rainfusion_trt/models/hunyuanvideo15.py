@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rainfusion_trt.models.base import ConfigSize, GenerationDefaults, GraphInput, VideoSize
 from rainfusion_trt.models.examples import constant, prompt_masks
 from rainfusion_trt.models.hunyuan import Hunyuan
+from rainfusion_trt.models.transformer import as_transformer
 
 TEXT_TOKENS = 1000  # what the pipeline pads prompts to, for Qwen2.5-VL
 TEXT_2_TOKENS = 256  # and for ByT5, which reads quoted words
@@ -72,10 +73,11 @@ class HunyuanVideo15(Hunyuan):
 
     def _has_config(self, config: Mapping[str, Any]) -> bool:
         return (
-            config.task_type == "t2v"
-            and not config.use_meanflow
-            and config.image_embed_dim == IMAGE_CHANNELS
-            and (config.patch_size_t, config.patch_size) == (self.patch_frames, self.patch_pixels)
+            config["task_type"] == "t2v"
+            and not config["use_meanflow"]
+            and config["image_embed_dim"] == IMAGE_CHANNELS
+            and (config["patch_size_t"], config["patch_size"])
+            == (self.patch_frames, self.patch_pixels)
         )
 
     # -- the graph ------------------------------------------------------------------------------
@@ -95,26 +97,25 @@ class HunyuanVideo15(Hunyuan):
         Valid text tokens come first by a product with a matrix of zeros and ones, which is exact.
         Slots behind them differ from diffusers', and nothing reads them.
         """
+        parts = as_transformer(transformer)
         hidden_states = forward_kwargs["hidden_states"]
         timestep = forward_kwargs["timestep"]
         batch, _, frames, height, width = hidden_states.shape
-        rotary = transformer.rope(hidden_states)
-        temb = transformer.time_embed(timestep)
-        video = transformer.x_embedder(hidden_states)
+        rotary = parts.rope(hidden_states)
+        temb = parts.time_embed(timestep)
+        video = parts.x_embedder(hidden_states)
 
         mask = forward_kwargs["encoder_attention_mask"]
-        kind = transformer.cond_type_embed.weight
-        prompt = transformer.context_embedder(
-            forward_kwargs["encoder_hidden_states"], timestep, mask
-        )
-        quoted = transformer.context_embedder_2(forward_kwargs["encoder_hidden_states_2"])
+        kind = parts.cond_type_embed.weight
+        prompt = parts.context_embedder(forward_kwargs["encoder_hidden_states"], timestep, mask)
+        quoted = parts.context_embedder_2(forward_kwargs["encoder_hidden_states_2"])
         tokens = torch.cat([quoted + kind[1], prompt + kind[0]], dim=1)
         valid = torch.cat([forward_kwargs["encoder_attention_mask_2"], mask], dim=1).bool()
         text, text_mask = _valid_first(tokens, valid, tokens.shape[1] + IMAGE_TOKENS)
 
-        for block in transformer.transformer_blocks:
+        for block in parts.transformer_blocks:
             video, text = block(video, text, temb, text_mask, rotary)
-        video = transformer.proj_out(transformer.norm_out(video, temb))
+        video = parts.proj_out(parts.norm_out(video, temb))
         return video.reshape(batch, frames, height, width, -1).permute(0, 4, 1, 2, 3)
 
 

@@ -63,7 +63,8 @@ class GraphInput:
         InvalidInputError
             The configuration lacks a key.
         """
-        return tuple(extents[a] if a in extents else extent_of(a, config) for a in self.axes)
+        everything = {**config, **extents}
+        return tuple(extent_of(axis, everything) for axis in self.axes)
 
 
 def extent_of(axis: str | int, config: Mapping[str, Any]) -> int:

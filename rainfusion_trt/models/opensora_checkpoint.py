@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.models.transformer import Transformer
 from rainfusion_trt.models.weight_files import WeightFiles
 
 _CLASS = "OpenSoraT2V"
@@ -48,7 +49,7 @@ def is_original(checkpoint: str) -> bool:
     return path.is_file() and _read(path).get("_class_name") == _CLASS
 
 
-def load_original(cls: type[nn.Module], checkpoint: str, *, dtype: torch.dtype) -> nn.Module:
+def load_original(cls: type[Transformer], checkpoint: str, *, dtype: torch.dtype) -> Transformer:
     """An AllegroTransformer3DModel with the weights of an original checkpoint.
 
     Parameters

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError, RainFusionError
+from rainfusion_trt.models.transformer import Transformer
 from rainfusion_trt.models.weight_files import (
     WeightFiles,
     apply_scales,
@@ -23,13 +24,13 @@ _log = logging.getLogger(__name__)
 
 
 def random_transformer(
-    cls: type[nn.Module],
+    cls: type[Transformer],
     config: Mapping[str, Any],
     *,
     dtype: torch.dtype,
     device: str | torch.device,
     seed: int,
-) -> nn.Module:
+) -> Transformer:
     """A transformer with seeded random weights, drawn where they stay.
 
     Matrices get variance 1 / fan-in and norms a gain near 1, so that activations keep about unit
@@ -74,16 +75,16 @@ def _parameters_on_meta() -> Iterator[None]:
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
         register(self, name, parameter)
 
-    nn.Module.register_parameter = register_on_meta
+    setattr(nn.Module, register.__name__, register_on_meta)
     try:
         yield
     finally:
-        nn.Module.register_parameter = register
+        setattr(nn.Module, register.__name__, register)
 
 
 def load_transformer(
-    cls: type[nn.Module], checkpoint: str, *, dtype: torch.dtype, component: str = "transformer"
-) -> nn.Module:
+    cls: type[Transformer], checkpoint: str, *, dtype: torch.dtype, component: str = "transformer"
+) -> Transformer:
     """A transformer of a diffusers pipeline or a transformer of its own.
 
     Float8 weights with scales beside them are multiplied out. Where a directory only has files of

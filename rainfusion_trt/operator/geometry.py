@@ -126,7 +126,8 @@ class TokenLayout:
     def __post_init__(self) -> None:
         check_text(self.text)
         check_sink_frames(self.sink_frames)
-        if len(self.grid) != 3 or min(self.grid) < 1:
+        sizes: Sequence[int] = self.grid
+        if len(sizes) != 3 or min(sizes) < 1:
             raise InvalidInputError(
                 f"grid={tuple(self.grid)} must be three positive sizes (T, H, W)"
             )

@@ -30,9 +30,9 @@ def rainfusion_attention(
     v: Tensor,
     grid: Sequence[int] | Tensor,
     *,
-    return_lse: Literal[True],
+    return_lse: Literal[False] = False,
     **arguments: Any,
-) -> tuple[Tensor, Tensor]: ...
+) -> Tensor: ...
 
 
 @overload
@@ -42,9 +42,9 @@ def rainfusion_attention(
     v: Tensor,
     grid: Sequence[int] | Tensor,
     *,
-    return_lse: Literal[False] = False,
+    return_lse: Literal[True],
     **arguments: Any,
-) -> Tensor: ...
+) -> tuple[Tensor, Tensor]: ...
 
 
 def rainfusion_attention(  # type: ignore[misc]  # the overloads leave the settings to this one

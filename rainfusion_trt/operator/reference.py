@@ -39,7 +39,11 @@ _NAN = float("nan")
 
 
 def block_mask(
-    layout: TokenLayout, kind: Kind, band: int, shape: BlockShape, device="cpu"
+    layout: TokenLayout,
+    kind: Kind,
+    band: int,
+    shape: BlockShape,
+    device: str | torch.device = "cpu",
 ) -> Tensor:
     """Block pairs that a dense, spatial or temporal head computes.
 

@@ -1,0 +1,39 @@
+"""The type of a diffusers transformer, for type checkers; diffusers itself is imported on use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    class Transformer(nn.Module):
+        """A module with what `diffusers.ModelMixin` and `ConfigMixin` give every transformer.
+
+        Attributes
+        ----------
+        config
+            Constructor arguments, a mapping.
+        dtype, device
+            Of the parameters.
+        """
+
+        config: Any
+        dtype: torch.dtype
+        device: torch.device
+
+        def __getattr__(self, name: str) -> Any: ...
+
+        @classmethod
+        def from_pretrained(cls, checkpoint: str, **options: Any) -> Self: ...
+
+else:
+    Transformer = nn.Module
+
+
+def as_transformer(module: nn.Module) -> Transformer:
+    """The same object; type checkers then know its configuration and its parts."""
+    return cast(Transformer, module)
