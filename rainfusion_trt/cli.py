@@ -104,10 +104,13 @@ def build_plugin(
 @app.command()
 def build_engine(
     onnx: Annotated[Path, typer.Argument(help="Model written by rainfusion-trt export.")],
-    profile: Annotated[
+    recipe: Annotated[
         Path,
         typer.Option(
-            metavar="NAME|FILE", help="Recipe: a YAML file, or a name such as cogvideox-5b."
+            "--recipe",
+            "--profile",
+            metavar="NAME|FILE",
+            help="A YAML file, or a name such as cogvideox-5b.",
         ),
     ],
     plugin: Annotated[Path | None, typer.Option(help="Plugin library.")] = None,
@@ -130,7 +133,7 @@ def build_engine(
     typer.echo(
         build_engine(
             onnx,
-            profile=profile,
+            recipe=recipe,
             plugin=plugin,
             output=output,
             target=chosen or None,

@@ -28,7 +28,7 @@ clean rainfusion-trt info
 say "building an engine from a recipe of the package"
 clean rainfusion-trt export --model cogvideox-5b --config tiny --random-weights --dtype fp16 \
   --dynamic --frames 25 --height 128 --width 192 --output tiny.onnx
-clean rainfusion-trt build-engine tiny.onnx --profile tiny-cogvideox --target sm80
+clean rainfusion-trt build-engine tiny.onnx --recipe tiny-cogvideox --target sm80
 say "running the demo"
 clean python -m rainfusion_trt.demo --steps 2
 for file in tiny.engine/engine.plan out/demo-fp16.engine/engine.plan out/demo.mp4; do

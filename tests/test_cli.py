@@ -49,7 +49,7 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("build-engine", "no.onnx", "--profile", "no.yaml"), "no.yaml"),
+        (("build-engine", "no.onnx", "--recipe", "no.yaml"), "no.yaml"),
         (
             ("run", "--prompt", "x", "--checkpoint", "no", "--output", "out/x.gif"),
             "out/x.gif has to end in .mp4",
@@ -140,13 +140,14 @@ def test_info_prints_remedies_word_for_word(monkeypatch):
     assert remedy in invoke("info").stdout
 
 
-def test_profile_that_is_neither_file_nor_name(tmp_path):
+def test_recipe_that_is_neither_file_nor_name(tmp_path):
     onnx = tmp_path / "model.onnx"
     onnx.write_bytes(b"")
-    result = invoke("build-engine", str(onnx), "--profile", "cogvideox-6b")
-    assert result.exit_code == 2
-    assert result.stderr.count("\n") == 1
-    assert "cogvideox-6b" in result.stderr and "cogvideox-5b" in result.stderr
+    for option in ("--recipe", "--profile"):  # its name, and that of 0.1
+        result = invoke("build-engine", str(onnx), option, "cogvideox-6b")
+        assert result.exit_code == 2
+        assert result.stderr.count("\n") == 1
+        assert "cogvideox-6b" in result.stderr and "cogvideox-5b" in result.stderr
 
 
 def test_run_writes_an_mp4(tmp_path: Path):

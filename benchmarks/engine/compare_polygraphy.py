@@ -2,7 +2,7 @@
 
     rainfusion-trt export --model cogvideox --random-weights --config tiny --dynamic \\
         --dtype fp16 --output out/tiny.onnx
-    rainfusion-trt build-engine out/tiny.onnx --profile engines/tiny-cogvideox.yaml --target native
+    rainfusion-trt build-engine out/tiny.onnx --recipe engines/tiny-cogvideox.yaml --target native
     python scripts/compare_polygraphy.py out/tiny.onnx --engine out/tiny.engine
 
 The sparsity is 0: ONNX Runtime runs the dense body of the attention nodes, the engine the plugin.

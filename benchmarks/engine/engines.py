@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.engine.cases import Case
 from benchmarks.engine.measure import Row
 from rainfusion_trt import Pipeline, build_engine
-from rainfusion_trt.engine import EngineProfile, load_profile
+from rainfusion_trt.engine import EngineRecipe, load_recipe
 from rainfusion_trt.export import export_model
 from rainfusion_trt.models import VideoSize
 from rainfusion_trt.runtime.base import Backend
@@ -56,7 +56,7 @@ def prepare(
     folder: Path,
     *,
     transformer: nn.Module | None = None,
-    recipe: EngineProfile | Path | None = None,
+    recipe: EngineRecipe | Path | None = None,
     target: str | None = "native",
 ) -> Prepared:
     """Export a case into `folder` and build its engine, unless that was done before.
@@ -73,8 +73,8 @@ def prepare(
         Of the engine; None builds none.
     """
     if isinstance(recipe, Path):
-        recipe = load_profile(recipe)
-    profile: EngineProfile = fixed_recipe(case) if recipe is None else recipe
+        recipe = load_recipe(recipe)
+    profile: EngineRecipe = fixed_recipe(case) if recipe is None else recipe
     wanted = {
         "case": case.signature(),
         "target": target,
@@ -94,7 +94,7 @@ def prepare(
     engine = None
     if target is not None:
         start = time.perf_counter()
-        engine = build_engine(path, profile=profile, target=target)
+        engine = build_engine(path, recipe=profile, target=target)
         seconds["build"] = round(time.perf_counter() - start, 1)
     (folder / _RECORD).write_text(json.dumps({**wanted, "seconds": seconds}), encoding="utf-8")
     return Prepared(path, engine, seconds)
@@ -113,18 +113,18 @@ def _earlier(folder: Path, wanted: dict[str, Any]) -> Prepared | None:
     return Prepared(path, path.with_suffix(".engine") if wanted["target"] else None, seconds)
 
 
-def fixed_recipe(case: Case) -> EngineProfile:
+def fixed_recipe(case: Case) -> EngineRecipe:
     """Recipe for a file of fixed shapes: it has one size."""
-    return EngineProfile.model_validate({"model": case.model.name, "precision": _precision(case)})
+    return EngineRecipe.model_validate({"model": case.model.name, "precision": _precision(case)})
 
 
-def recipe_of_sizes(case: Case, sizes: Mapping[str, VideoSize]) -> EngineProfile:
+def recipe_of_sizes(case: Case, sizes: Mapping[str, VideoSize]) -> EngineRecipe:
     """Recipe for a file of dynamic shapes, one optimisation profile a size."""
     clips = {
         name: {"frames": s.frames, "height": s.height, "width": s.width, "batch": case.batch}
         for name, s in sizes.items()
     }
-    return EngineProfile.model_validate(
+    return EngineRecipe.model_validate(
         {"model": case.model.name, "precision": _precision(case), "sizes": clips}
     )
 

@@ -30,7 +30,7 @@ from benchmarks.engine.engines import prepare, recipe_of_sizes
 from benchmarks.engine.few_layers import Options, Save
 from benchmarks.engine.measure import TOLERANCE, Row, failed_row, release, wrong_rows
 from benchmarks.record import RESULTS, write_result
-from rainfusion_trt.engine import EngineProfile
+from rainfusion_trt.engine import EngineRecipe
 from rainfusion_trt.errors import InvalidInputError, RainFusionError
 from rainfusion_trt.models import VideoSize, get_model
 
@@ -65,7 +65,7 @@ class Job:
 
     name: str
     case: Case
-    recipe: EngineProfile | None
+    recipe: EngineRecipe | None
     run: Callable[[Path, Options, Save], list[Row]]
 
 

@@ -74,13 +74,13 @@ def export_once(model: VideoModel, pipe: Any, path: Path, dtype: torch.dtype, sh
 
 def build_demo_engine(onnx: Path) -> Path:
     """Build for the GPU of this machine, or for named targets where there is none."""
-    from rainfusion_trt.engine import EngineProfile, build_engine
+    from rainfusion_trt.engine import EngineRecipe, build_engine
 
-    recipe = EngineProfile(model="cogvideox-5b", precision="float16")
+    recipe = EngineRecipe(model="cogvideox-5b", precision="float16")
     folder = onnx.with_suffix(".engine")
     if torch.cuda.is_available():
         try:
-            return build_engine(onnx, profile=recipe, output=folder, target="native")
+            return build_engine(onnx, recipe=recipe, output=folder, target="native")
         except (EngineBuildError, BackendUnavailableError) as error:
             logger.warning(
                 "no engine for this GPU (%s); TensorRT for RTX does not cover every data centre "
@@ -88,7 +88,7 @@ def build_demo_engine(onnx: Path) -> Path:
                 error,
                 ", ".join(_TARGETS),
             )
-    return build_engine(onnx, profile=recipe, output=folder, target=_TARGETS)
+    return build_engine(onnx, recipe=recipe, output=folder, target=_TARGETS)
 
 
 def run_pair(dense: dict[str, Any], sparse: dict[str, Any], shot: Shot) -> tuple[Any, Any]:

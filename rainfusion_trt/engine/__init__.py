@@ -10,20 +10,23 @@ if TYPE_CHECKING:
     from rainfusion_trt.engine.build import build_engine as build_engine
     from rainfusion_trt.engine.metadata import EngineMetadata as EngineMetadata
     from rainfusion_trt.engine.metadata import load_metadata as load_metadata
-    from rainfusion_trt.engine.profile import BuilderSettings as BuilderSettings
-    from rainfusion_trt.engine.profile import EngineProfile as EngineProfile
-    from rainfusion_trt.engine.profile import load_profile as load_profile
+    from rainfusion_trt.engine.recipe import BuilderSettings as BuilderSettings
+    from rainfusion_trt.engine.recipe import EngineRecipe as EngineRecipe
+    from rainfusion_trt.engine.recipe import load_recipe as load_recipe
 
 # Imported on first use: reading an engine's metadata needs neither torch nor TensorRT.
 _EXPORTS = {
-    "BuilderSettings": "profile",
+    "BuilderSettings": "recipe",
     "EngineMetadata": "metadata",
-    "EngineProfile": "profile",
+    "EngineRecipe": "recipe",
     "build_engine": "build",
     "load_metadata": "metadata",
-    "load_profile": "profile",
+    "load_recipe": "recipe",
 }
+
+# Names of 0.1.
+_RENAMED = {"EngineProfile": "EngineRecipe", "load_profile": "load_recipe"}
 
 __all__ = list(_EXPORTS)  # noqa: PLE0605
 if not TYPE_CHECKING:  # with it a checker would take any name for granted
-    __getattr__ = on_first_use(__name__, _EXPORTS)
+    __getattr__ = on_first_use(__name__, _EXPORTS, _RENAMED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rainfusion_trt.engine.metadata import (
     PluginRecord,
 )
 from rainfusion_trt.engine.onnx_file import OnnxFile, read_for_build
-from rainfusion_trt.engine.profile import EngineProfile, load_profile
+from rainfusion_trt.engine.recipe import EngineRecipe, load_recipe
 from rainfusion_trt.engine.shapes import Shapes, resolve_profiles
 from rainfusion_trt.engine.target import (
     check_graph,
@@ -38,13 +39,14 @@ _log = logging.getLogger(__name__)
 def build_engine(
     onnx: str | Path,
     *,
-    profile: EngineProfile | str | Path,
+    recipe: EngineRecipe | str | Path | None = None,
     plugin: str | Path | None = None,
     output: str | Path | None = None,
     target: str | list[str] | tuple[str, ...] | None = None,
     flavour: str | None = None,
     force: bool = False,
     progress: bool = True,
+    profile: EngineRecipe | str | Path | None = None,
 ) -> Path:
     """Build an engine, unless the folder already holds it.
 
@@ -52,8 +54,8 @@ def build_engine(
     ----------
     onnx : path
         Model written by ``rainfusion-trt export``.
-    profile : EngineProfile or path
-        Recipe, a YAML file such as those under ``engines/``, or the name of one of these.
+    recipe : EngineRecipe or path
+        The recipe, a YAML file such as those under ``engines/``, or the name of one of these.
     plugin : path, optional
         Plugin library; by default the one that `rainfusion_trt.plugin.build.find_library` finds.
     output : path, optional
@@ -67,6 +69,8 @@ def build_engine(
         Build even if nothing that matters has changed.
     progress : bool
         Show progress on a terminal.
+    profile : EngineRecipe or path, optional
+        The recipe, by the argument's name of 0.1; warns.
 
     Returns
     -------
@@ -82,7 +86,7 @@ def build_engine(
     EngineBuildError
         TensorRT failed; the message carries its last words.
     """
-    build = _checked(onnx, profile, plugin, target, flavour)
+    build = _checked(onnx, _one_recipe(recipe, profile), plugin, target, flavour)
     folder = Path(output) if output is not None else build.file.path.with_suffix(".engine")
     previous = existing_engine(folder)
     sources = _sources(build, previous)
@@ -93,11 +97,26 @@ def build_engine(
     return write_engine(folder, _request(build, folder), _facts(build, sources), progress)
 
 
+def _one_recipe(
+    recipe: EngineRecipe | str | Path | None, profile: EngineRecipe | str | Path | None
+) -> EngineRecipe:
+    """The recipe under the argument's present name or the one of 0.1."""
+    if profile is not None:
+        if recipe is not None:
+            raise InvalidInputError("recipe and profile are one argument: give recipe only")
+        message = "build_engine(profile=...) is now recipe=..."
+        warnings.warn(message, FutureWarning, stacklevel=3)
+        recipe = profile
+    if recipe is None:
+        raise InvalidInputError("recipe is missing: give a YAML file, or a name: cogvideox-5b")
+    return recipe if isinstance(recipe, EngineRecipe) else load_recipe(recipe)
+
+
 @dataclass(frozen=True)
 class _Build:
     """What an engine is built from, checked to fit together."""
 
-    recipe: EngineProfile
+    recipe: EngineRecipe
     file: OnnxFile
     shapes: dict[str, Shapes]
     targets: tuple[str, ...] | None  # None for the GPU of this machine
@@ -123,13 +142,12 @@ class _Sources:
 
 def _checked(
     onnx: str | Path,
-    profile: EngineProfile | str | Path,
+    recipe: EngineRecipe,
     plugin: str | Path | None,
     target: str | list[str] | tuple[str, ...] | None,
     flavour: str | None,
 ) -> _Build:
     """Read and check everything before a folder is touched."""
-    recipe = profile if isinstance(profile, EngineProfile) else load_profile(profile)
     file = read_for_build(onnx)
     library = load_library(plugin)
     check_graph(library, file)
@@ -211,18 +229,18 @@ def _facts(build: _Build, sources: _Sources) -> dict[str, Any]:
     }
 
 
-def _check_recipe(recipe: EngineProfile, file: OnnxFile) -> None:
+def _check_recipe(recipe: EngineRecipe, file: OnnxFile) -> None:
     model = file.account.model
     if recipe.model is not None:
         expected = get_model(recipe.model).name
         if model is not None and model != expected:
             raise InvalidInputError(
-                f"{file.path} holds {model}, the engine profile is for {expected}: use the "
-                "profile of that model"
+                f"{file.path} holds {model}, the engine recipe is for {expected}: use the "
+                "recipe of that model"
             )
     if file.precision is not None and file.precision != recipe.precision:
         raise InvalidInputError(
-            f"{file.path} was exported in {file.precision}, the engine profile says "
-            f"precision: {recipe.precision}; change the profile or export with "
+            f"{file.path} was exported in {file.precision}, the engine recipe says "
+            f"precision: {recipe.precision}; change the recipe or export with "
             f"--dtype {'bf16' if recipe.precision == 'bfloat16' else 'fp16'}"
         )

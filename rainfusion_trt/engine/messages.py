@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from rainfusion_trt.engine.flavour import FlavourName
 from rainfusion_trt.engine.metadata import TensorRecord
-from rainfusion_trt.engine.profile import BuilderSettings, ShapeRange
+from rainfusion_trt.engine.recipe import BuilderSettings, ShapeRange
 
 
 class _Message(BaseModel):

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rainfusion_trt.engine.flavour import FlavourName
-from rainfusion_trt.engine.profile import BuilderSettings, ShapeRange
+from rainfusion_trt.engine.recipe import BuilderSettings, ShapeRange
 from rainfusion_trt.errors import EngineLoadError
 from rainfusion_trt.graph_file import FusedLora, GraphAccount, RecordedSettings, RecordedSize
 from rainfusion_trt.hashing import file_sha256

@@ -19,7 +19,7 @@ from rainfusion_trt.engine.messages import (
 )
 from rainfusion_trt.engine.metadata import TensorRecord
 from rainfusion_trt.engine.plugin_registry import register_plugin
-from rainfusion_trt.engine.profile import BuilderSettings, ShapeRange
+from rainfusion_trt.engine.recipe import BuilderSettings, ShapeRange
 from rainfusion_trt.errors import EngineBuildError
 from rainfusion_trt.graph_file import (
     PLUGIN_ATTRIBUTES,

@@ -30,6 +30,6 @@ def find_recipe(name: str | Path) -> Path:
     if str(name) in recipes:
         return recipes[str(name)]
     raise InvalidInputError(
-        f"engine profile {name} is neither a file nor one of the recipes that come with the "
+        f"engine recipe {name} is neither a file nor one of the recipes that come with the "
         f"project: {', '.join(recipes) or 'none was found'}"
     )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rainfusion_trt.engine.onnx_file import OnnxFile
-from rainfusion_trt.engine.profile import EngineProfile, ShapeRange, VideoRange
+from rainfusion_trt.engine.recipe import EngineRecipe, ShapeRange, VideoRange
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.graph_file import GraphTensor
 from rainfusion_trt.models import GraphInput, VideoModel, VideoSize, get_model
@@ -19,7 +19,7 @@ Shapes = dict[str, ShapeRange]
 _BOUNDS = ("min", "opt", "max")
 
 
-def resolve_profiles(profile: EngineProfile, file: OnnxFile) -> dict[str, Shapes]:
+def resolve_profiles(recipe: EngineRecipe, file: OnnxFile) -> dict[str, Shapes]:
     """Shapes of every input for every optimisation profile, checked against the ONNX file.
 
     Returns
@@ -34,17 +34,15 @@ def resolve_profiles(profile: EngineProfile, file: OnnxFile) -> dict[str, Shapes
         An input is missing or unknown, a rank or a fixed extent differs, or extents that have to
         be equal are not.
     """
-    resolved = {
-        name: _from_size(profile, name, video, file) for name, video in profile.sizes.items()
-    }
-    for name, shapes in profile.shapes.items():
+    resolved = {name: _from_size(recipe, name, video, file) for name, video in recipe.sizes.items()}
+    for name, shapes in recipe.shapes.items():
         resolved[name] = dict(shapes)
     if not resolved:
         dynamic = [tensor.name for tensor in file.inputs if tensor.dynamic]
         if dynamic:
             raise InvalidInputError(
                 f"{file.path} has dynamic inputs ({', '.join(dynamic)}): name clip sizes under "
-                "`sizes` or input shapes under `shapes` in the engine profile"
+                "`sizes` or input shapes under `shapes` in the engine recipe"
             )
         return {}
     return {name: _checked(name, shapes, file) for name, shapes in resolved.items()}
@@ -108,9 +106,9 @@ def _check_shape(
             )
 
 
-def _from_size(profile: EngineProfile, name: str, video: VideoRange, file: OnnxFile) -> Shapes:
-    assert profile.model is not None  # EngineProfile checks it
-    model = get_model(profile.model)
+def _from_size(recipe: EngineRecipe, name: str, video: VideoRange, file: OnnxFile) -> Shapes:
+    assert recipe.model is not None  # EngineRecipe checks it
+    model = get_model(recipe.model)
     shapes = {}
     for bound in _BOUNDS:
         frames, height, width, batch = (

@@ -8,7 +8,7 @@ import torch
 
 from rainfusion_trt.engine.flavour import TensorRTFlavour, available_flavours, load_tensorrt
 from rainfusion_trt.engine.onnx_file import OnnxFile
-from rainfusion_trt.engine.profile import check_targets
+from rainfusion_trt.engine.recipe import check_targets
 from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError, UnsupportedError
 from rainfusion_trt.operator.native import Dtype, NativeLibrary, Problem
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from rainfusion_trt.engine import EngineProfile, build_engine, load_metadata
+from rainfusion_trt.engine import EngineRecipe, build_engine, load_metadata
 from rainfusion_trt.engine.flavour import available_flavours
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models import get_model
@@ -31,7 +31,7 @@ def script():
 @pytest.fixture(scope="module")
 def engine(exported, tmp_path_factory, plugin_library):
     clip = {"frames": 9, "height": 64, "width": 96, "batch": 2}
-    profile = EngineProfile.model_validate(
+    profile = EngineRecipe.model_validate(
         {
             "model": "cogvideox-5b",
             "precision": "float16",
@@ -41,7 +41,7 @@ def engine(exported, tmp_path_factory, plugin_library):
     )
     output = tmp_path_factory.mktemp("polygraphy") / "tiny.engine"
     return build_engine(
-        exported / "float16.onnx", profile=profile, plugin=plugin_library, output=output
+        exported / "float16.onnx", recipe=profile, plugin=plugin_library, output=output
     )
 
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from helpers.engine_models import PROFILE, write_model
-from rainfusion_trt.engine import build_engine, load_metadata, load_profile
+from rainfusion_trt.engine import build_engine, load_metadata, load_recipe
 from rainfusion_trt.engine.flavour import available_flavours
 from rainfusion_trt.engine.messages import BuildRequest
 from rainfusion_trt.engine.onnx_file import read_for_build
 from rainfusion_trt.engine.process import run_worker
-from rainfusion_trt.engine.profile import BuilderSettings, EngineProfile
+from rainfusion_trt.engine.recipe import BuilderSettings, EngineRecipe
 from rainfusion_trt.engine.shapes import resolve_profiles
 from rainfusion_trt.errors import (
     BackendUnavailableError,
@@ -36,18 +36,18 @@ pytestmark = [
 
 
 @pytest.fixture
-def recipe(tmp_path) -> EngineProfile:
+def recipe(tmp_path) -> EngineRecipe:
     """For `write_model`."""
     file = tmp_path / "recipe.yaml"
     file.write_text(PROFILE)
-    return load_profile(file)
+    return load_recipe(file)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_cogvideox_for_two_architectures(exported, tmp_path, plugin_library, dtype):
     clip = {"frames": {"min": 9, "opt": 9, "max": 17}, "height": 64, "width": 96, "batch": 2}
     sizes = {"short": clip, "still": {**clip, "frames": 5}} if dtype == "float16" else {}
-    recipe = EngineProfile.model_validate(
+    recipe = EngineRecipe.model_validate(
         {
             "model": "cogvideox",
             "precision": dtype,
@@ -57,7 +57,7 @@ def test_cogvideox_for_two_architectures(exported, tmp_path, plugin_library, dty
         }
     )
     folder = build_engine(
-        exported / f"{dtype}.onnx", profile=recipe, plugin=plugin_library, output=tmp_path / "e"
+        exported / f"{dtype}.onnx", recipe=recipe, plugin=plugin_library, output=tmp_path / "e"
     )
     built = load_metadata(folder)
     assert built.plugin_layers == 2
@@ -80,14 +80,14 @@ def test_cogvideox_for_two_architectures(exported, tmp_path, plugin_library, dty
 
 WITHOUT_DIFFUSERS = """
 import sys
-from rainfusion_trt.engine import EngineProfile, build_engine, load_metadata
+from rainfusion_trt.engine import EngineRecipe, build_engine, load_metadata
 
 onnx, plugin, output = sys.argv[1:]
 size = {"frames": 9, "height": 64, "width": 96, "batch": 2}
-recipe = EngineProfile.model_validate(
+recipe = EngineRecipe.model_validate(
     {"model": "cogvideox", "precision": "float16", "target": ["sm80"], "sizes": {"clip": size}}
 )
-folder = build_engine(onnx, profile=recipe, plugin=plugin, output=output, progress=False)
+folder = build_engine(onnx, recipe=recipe, plugin=plugin, output=output, progress=False)
 assert load_metadata(folder).plugin_layers == 2
 assert "diffusers" not in sys.modules
 """
@@ -111,7 +111,7 @@ def test_a_build_needs_no_diffusers(exported, tmp_path, plugin_library):
 def test_fixed_model_with_its_size_and_with_another(exported, tmp_path, plugin_library):
     def recipe(frames):
         size = {"frames": frames, "height": 64, "width": 96, "batch": 2}
-        return EngineProfile.model_validate(
+        return EngineRecipe.model_validate(
             {
                 "model": "cogvideox-5b",
                 "precision": "bfloat16",
@@ -121,10 +121,10 @@ def test_fixed_model_with_its_size_and_with_another(exported, tmp_path, plugin_l
         )
 
     onnx, output = exported / "bfloat16.onnx", tmp_path / "e"
-    build_engine(onnx, profile=recipe(9), plugin=plugin_library, output=output)
+    build_engine(onnx, recipe=recipe(9), plugin=plugin_library, output=output)
     assert load_metadata(output).inputs[0].profiles["clip"].fixed
     with pytest.raises(InvalidInputError, match="axis 1 is fixed at 3"):
-        build_engine(onnx, profile=recipe(13), plugin=plugin_library, output=output)
+        build_engine(onnx, recipe=recipe(13), plugin=plugin_library, output=output)
     assert load_metadata(output).profiles == ("clip",)
 
 
@@ -134,7 +134,7 @@ def test_builds_only_when_something_matters(tmp_path, plugin_library, recipe, ca
 
     def builds(profile=recipe, **options) -> bool:
         caplog.clear()
-        folder = build_engine(onnx, profile=profile, plugin=plugin_library, **options)
+        folder = build_engine(onnx, recipe=profile, plugin=plugin_library, **options)
         assert folder == tmp_path / "m.engine"
         up_to_date = "up to date" in caplog.text
         assert up_to_date != ("plugin layers" in caplog.text)
@@ -165,11 +165,11 @@ def test_builds_only_when_something_matters(tmp_path, plugin_library, recipe, ca
 
 def test_failed_build_leaves_the_old_engine(tmp_path, plugin_library, recipe):
     onnx = write_model(tmp_path / "m.onnx")
-    folder = build_engine(onnx, profile=recipe, plugin=plugin_library)
+    folder = build_engine(onnx, recipe=recipe, plugin=plugin_library)
     before = load_metadata(folder)
     flags = recipe.model_copy(update={"builder": BuilderSettings(flags=("NO_SUCH_FLAG",))})
     with pytest.raises(EngineBuildError, match="no builder flag 'NO_SUCH_FLAG'"):
-        build_engine(onnx, profile=flags, plugin=plugin_library)
+        build_engine(onnx, recipe=flags, plugin=plugin_library)
     assert load_metadata(folder) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("m.engine", "m.onnx", "recipe.yaml")
@@ -181,7 +181,7 @@ def test_folder_that_is_no_engine_is_left_alone(tmp_path, plugin_library, recipe
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"meow")
     with pytest.raises(InvalidInputError, match="not an engine folder"):
-        build_engine(onnx, profile=recipe, plugin=plugin_library, output=tmp_path / "photos")
+        build_engine(onnx, recipe=recipe, plugin=plugin_library, output=tmp_path / "photos")
     assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"meow"
 
 
@@ -212,11 +212,11 @@ def test_dense_body_instead_of_the_plugin_is_noticed(tmp_path, plugin_library, r
 def test_library_missing_or_foreign(tmp_path, plugin_library, recipe):
     onnx = write_model(tmp_path / "m.onnx")
     with pytest.raises(LibraryNotFoundError, match=r"nowhere\.so"):
-        build_engine(onnx, profile=recipe, plugin=tmp_path / "nowhere.so")
+        build_engine(onnx, recipe=recipe, plugin=tmp_path / "nowhere.so")
     text = tmp_path / "text.so"
     text.write_text("not a library")
     with pytest.raises(LibraryNotFoundError, match=r"text\.so"):
-        build_engine(onnx, profile=recipe, plugin=text)
+        build_engine(onnx, recipe=recipe, plugin=text)
     with pytest.raises(EngineBuildError, match=r"cannot load the plugin library .*text\.so"):
         run_worker(request(onnx, recipe, text))
 
@@ -226,7 +226,7 @@ def test_corrupt_model_reaches_nobody(tmp_path, plugin_library, recipe):
     good = request(onnx, recipe, plugin_library)
     onnx.write_bytes(onnx.read_bytes()[:1000])
     with pytest.raises(InvalidInputError, match="not a readable ONNX file"):
-        build_engine(onnx, profile=recipe, plugin=plugin_library)
+        build_engine(onnx, recipe=recipe, plugin=plugin_library)
     with pytest.raises(EngineBuildError, match="cannot parse"):
         run_worker(good)
 
@@ -234,9 +234,9 @@ def test_corrupt_model_reaches_nobody(tmp_path, plugin_library, recipe):
 def test_unknown_target(tmp_path, plugin_library, recipe):
     onnx = write_model(tmp_path / "m.onnx")
     with pytest.raises(EngineBuildError, match="cannot build for sm90; it can for .*sm80"):
-        build_engine(onnx, profile=recipe, plugin=plugin_library, target="sm90")
+        build_engine(onnx, recipe=recipe, plugin=plugin_library, target="sm90")
     with pytest.raises(InvalidInputError, match="'hopper'"):
-        build_engine(onnx, profile=recipe, plugin=plugin_library, target="hopper")
+        build_engine(onnx, recipe=recipe, plugin=plugin_library, target="hopper")
 
 
 def test_recipe_of_another_model_or_precision(tmp_path, plugin_library, recipe):
@@ -244,24 +244,24 @@ def test_recipe_of_another_model_or_precision(tmp_path, plugin_library, recipe):
     onnx = write_model(tmp_path / "m.onnx", properties=properties)
     other = recipe.model_copy(update={"model": "cogvideox-2b"})
     with pytest.raises(InvalidInputError, match="holds cogvideox-5b, .* for cogvideox-2b"):
-        build_engine(onnx, profile=other, plugin=plugin_library)
+        build_engine(onnx, recipe=other, plugin=plugin_library)
     other = recipe.model_copy(update={"precision": "bfloat16"})
     with pytest.raises(InvalidInputError, match="exported in float16, .* bfloat16"):
-        build_engine(onnx, profile=other, plugin=plugin_library)
+        build_engine(onnx, recipe=other, plugin=plugin_library)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_native_build_needs_a_gpu(tmp_path, plugin_library, recipe):
     onnx = write_model(tmp_path / "m.onnx")
     with pytest.raises(BackendUnavailableError, match="--target sm89"):
-        build_engine(onnx, profile=recipe, plugin=plugin_library, target="native")
+        build_engine(onnx, recipe=recipe, plugin=plugin_library, target="native")
 
 
 @pytest.mark.skipif("tensorrt" in available_flavours(), reason="TensorRT is installed")
 def test_flavour_that_is_not_installed(tmp_path, plugin_library, recipe):
     onnx = write_model(tmp_path / "m.onnx")
     with pytest.raises(BackendUnavailableError, match="tensorrt is not installed"):
-        build_engine(onnx, profile=recipe, plugin=plugin_library, flavour="tensorrt")
+        build_engine(onnx, recipe=recipe, plugin=plugin_library, flavour="tensorrt")
 
 
 def test_tensorrt_proper_builds_for_its_own_gpu_only(tmp_path, plugin_library, recipe, monkeypatch):
@@ -272,7 +272,7 @@ def test_tensorrt_proper_builds_for_its_own_gpu_only(tmp_path, plugin_library, r
     monkeypatch.setattr(target, "load_tensorrt", lambda flavour: proper)
     onnx = write_model(tmp_path / "m.onnx")
     with pytest.raises(InvalidInputError, match="builds for the GPU of this machine only"):
-        build_engine(onnx, profile=recipe, plugin=plugin_library, flavour="tensorrt")
+        build_engine(onnx, recipe=recipe, plugin=plugin_library, flavour="tensorrt")
 
 
 def test_worker_finds_the_package_from_anywhere(tmp_path, plugin_library, recipe, monkeypatch):

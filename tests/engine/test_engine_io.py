@@ -15,7 +15,7 @@ from rainfusion_trt.engine.metadata import (
     load_metadata,
     save_metadata,
 )
-from rainfusion_trt.engine.profile import BuilderSettings, ShapeRange
+from rainfusion_trt.engine.recipe import BuilderSettings, ShapeRange
 from rainfusion_trt.errors import BackendUnavailableError, EngineLoadError, InvalidInputError
 from rainfusion_trt.runtime.base import check_feed
 from rainfusion_trt.runtime.engine_io import select_profile, tensor_infos

@@ -17,7 +17,7 @@ from rainfusion_trt.engine.metadata import (
     load_metadata,
     save_metadata,
 )
-from rainfusion_trt.engine.profile import BuilderSettings, ShapeRange
+from rainfusion_trt.engine.recipe import BuilderSettings, ShapeRange
 from rainfusion_trt.errors import EngineLoadError
 
 PLAN = b"a serialised engine"

@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from helpers.engine_models import write_model
 from rainfusion_trt.engine.onnx_file import read_for_build
-from rainfusion_trt.engine.profile import EngineProfile
+from rainfusion_trt.engine.recipe import EngineRecipe
 from rainfusion_trt.engine.target import check_graph
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.operator.native import Dtype, NativeLibrary, load_library
@@ -115,7 +115,7 @@ def test_float32_has_no_kernel(tmp_path, library):
 
 
 def test_recipes_name_the_types_of_the_kernels():
-    names = get_args(EngineProfile.model_fields["precision"].annotation)
+    names = get_args(EngineRecipe.model_fields["precision"].annotation)
     assert names == tuple(name.lower() for name in Dtype.__members__)
 
 

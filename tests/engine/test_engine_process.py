@@ -23,8 +23,8 @@ from rainfusion_trt.engine.messages import (
     parse_event,
 )
 from rainfusion_trt.engine.process import run_worker
-from rainfusion_trt.engine.profile import BuilderSettings
 from rainfusion_trt.engine.progress import BuildProgress
+from rainfusion_trt.engine.recipe import BuilderSettings
 from rainfusion_trt.errors import EngineBuildError
 
 BUILT = Built(plugin_layers=1, inputs=(), outputs=(), engine_size=3, engine_sha256="x")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rainfusion_trt.engine.onnx_file import OnnxFile
-from rainfusion_trt.engine.profile import EngineProfile, load_profile
+from rainfusion_trt.engine.recipe import EngineRecipe, load_recipe
 from rainfusion_trt.engine.shapes import clip_shapes, resolve_profiles
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.graph_file import GraphAccount, GraphTensor
@@ -32,8 +32,8 @@ def onnx_file(*inputs: GraphTensor, config: str = "{}") -> OnnxFile:
     return OnnxFile(Path("m.onnx"), (), inputs, (), ("attn",), (), account)
 
 
-def recipe(**shapes) -> EngineProfile:
-    return EngineProfile.model_validate({"precision": "float16", "shapes": {"p": shapes}})
+def recipe(**shapes) -> EngineRecipe:
+    return EngineRecipe.model_validate({"precision": "float16", "shapes": {"p": shapes}})
 
 
 def test_fixed_inputs_fill_in():
@@ -43,7 +43,7 @@ def test_fixed_inputs_fill_in():
 
 
 def test_fixed_model_needs_no_shapes():
-    bare = EngineProfile(precision="float16")
+    bare = EngineRecipe(precision="float16")
     assert resolve_profiles(bare, onnx_file(SPARSITY)) == {}
     with pytest.raises(InvalidInputError, match=r"dynamic inputs \(x\)"):
         resolve_profiles(bare, onnx_file(X, SPARSITY))
@@ -67,8 +67,8 @@ def test_shapes_that_do_not_fit(shapes, words):
         assert word in str(error.value)
 
 
-def video_recipe(**size) -> EngineProfile:
-    return EngineProfile.model_validate(
+def video_recipe(**size) -> EngineRecipe:
+    return EngineRecipe.model_validate(
         {"model": "cogvideox-5b", "precision": "float16", "sizes": {"clip": size}}
     )
 
@@ -141,7 +141,7 @@ def test_recipes_at_the_standard_size(name):
     inputs = [
         GraphTensor(key, "bfloat16", (None,) * len(shape)) for key, (shape, _) in full.items()
     ]
-    recipe = load_profile(ROOT / f"engines/{name}.yaml")
+    recipe = load_recipe(ROOT / f"engines/{name}.yaml")
     resolved = resolve_profiles(recipe, onnx_file(*inputs, SPARSITY))
     expected = {key: tuple(shape) for key, (shape, _) in full.items()}
     assert recipe.model == model.name and expected in [
@@ -196,7 +196,7 @@ def test_files_of_another_model_are_refused(inputs, words):
 WITHOUT_DIFFUSERS = """
 import sys
 from rainfusion_trt.engine.onnx_file import read_for_build
-from rainfusion_trt.engine.profile import EngineProfile
+from rainfusion_trt.engine.recipe import EngineRecipe
 from rainfusion_trt.engine.shapes import resolve_profiles
 
 try:
@@ -207,7 +207,7 @@ else:
     raise SystemExit("diffusers can be imported")
 clip = {"frames": {"min": 9, "opt": 9, "max": 17}, "height": 64, "width": 96, "batch": 2}
 recipe = {"model": "cogvideox-5b", "precision": "float16", "sizes": {"clip": clip}}
-shapes = resolve_profiles(EngineProfile.model_validate(recipe), read_for_build(sys.argv[1]))["clip"]
+shapes = resolve_profiles(EngineRecipe.model_validate(recipe), read_for_build(sys.argv[1]))["clip"]
 print({name: shape.max for name, shape in shapes.items()})
 """
 

@@ -119,11 +119,11 @@ def test_parser_makes_attention_a_plugin_layer(exported, plugin_library):
 def test_tensorrt_builds_an_engine_of_two_sizes(exported, plugin_library, tmp_path):
     from rainfusion_trt.engine import build_engine, load_metadata
     from rainfusion_trt.engine.flavour import available_flavours
-    from rainfusion_trt.engine.profile import EngineProfile
+    from rainfusion_trt.engine.recipe import EngineRecipe
 
     if "tensorrt_rtx" not in available_flavours():
         pytest.skip("TensorRT for RTX is not installed")
-    recipe = EngineProfile.model_validate(
+    recipe = EngineRecipe.model_validate(
         {
             "model": NAME,
             "precision": "float16",
@@ -136,7 +136,7 @@ def test_tensorrt_builds_an_engine_of_two_sizes(exported, plugin_library, tmp_pa
         }
     )
     file = exported(NAME, torch.float16, dynamic=True, layers=1)
-    folder = build_engine(file.path, profile=recipe, plugin=plugin_library, output=tmp_path / "e")
+    folder = build_engine(file.path, recipe=recipe, plugin=plugin_library, output=tmp_path / "e")
     built = load_metadata(folder)
     assert built.plugin_layers == 1 and built.model == NAME
     assert {i.name: i.dtype for i in built.inputs} == {

@@ -103,11 +103,11 @@ def test_graph_inputs_are_the_pipelines(exported):
 def test_tensorrt_builds_it_with_every_attention_a_plugin_layer(exported, plugin_library, tmp_path):
     from rainfusion_trt.engine import build_engine, load_metadata
     from rainfusion_trt.engine.flavour import available_flavours
-    from rainfusion_trt.engine.profile import EngineProfile
+    from rainfusion_trt.engine.recipe import EngineRecipe
 
     if "tensorrt_rtx" not in available_flavours():
         pytest.skip("TensorRT for RTX is not installed")
-    recipe = EngineProfile.model_validate(
+    recipe = EngineRecipe.model_validate(
         {
             "model": "hunyuanvideo",
             "precision": "bfloat16",
@@ -116,7 +116,7 @@ def test_tensorrt_builds_it_with_every_attention_a_plugin_layer(exported, plugin
         }
     )
     file = exported("hunyuanvideo", torch.bfloat16, layers=1)
-    folder = build_engine(file.path, profile=recipe, plugin=plugin_library, output=tmp_path / "e")
+    folder = build_engine(file.path, recipe=recipe, plugin=plugin_library, output=tmp_path / "e")
     built = load_metadata(folder)
     assert built.plugin_layers == 2 and built.model == "hunyuanvideo"
     assert {i.name: i.dtype for i in built.inputs} == {

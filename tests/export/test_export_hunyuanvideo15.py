@@ -64,11 +64,11 @@ def test_attention_takes_a_length_in_place_of_the_mask(exported):
 def test_tensorrt_builds_it_with_every_attention_a_plugin_layer(exported, plugin_library, tmp_path):
     from rainfusion_trt.engine import build_engine, load_metadata
     from rainfusion_trt.engine.flavour import available_flavours
-    from rainfusion_trt.engine.profile import EngineProfile
+    from rainfusion_trt.engine.recipe import EngineRecipe
 
     if "tensorrt_rtx" not in available_flavours():
         pytest.skip("TensorRT for RTX is not installed")
-    recipe = EngineProfile.model_validate(
+    recipe = EngineRecipe.model_validate(
         {
             "model": "hunyuanvideo-1.5",
             "precision": "bfloat16",
@@ -77,5 +77,5 @@ def test_tensorrt_builds_it_with_every_attention_a_plugin_layer(exported, plugin
         }
     )
     file = exported("hunyuanvideo-1.5", torch.bfloat16, layers=1)
-    folder = build_engine(file.path, profile=recipe, plugin=plugin_library, output=tmp_path / "e")
+    folder = build_engine(file.path, recipe=recipe, plugin=plugin_library, output=tmp_path / "e")
     assert load_metadata(folder).plugin_layers == 1

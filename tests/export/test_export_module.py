@@ -271,7 +271,7 @@ def test_more_than_one_output_is_an_error(tmp_path):
 def test_tensorrt_builds_it_with_every_attention_a_plugin_layer(tmp_path, plugin_library):
     from rainfusion_trt.engine import build_engine, load_metadata
     from rainfusion_trt.engine.flavour import available_flavours
-    from rainfusion_trt.engine.profile import EngineProfile
+    from rainfusion_trt.engine.recipe import EngineRecipe
 
     if "tensorrt_rtx" not in available_flavours():
         pytest.skip("TensorRT for RTX is not installed")
@@ -284,7 +284,7 @@ def test_tensorrt_builds_it_with_every_attention_a_plugin_layer(tmp_path, plugin
         text_tokens=TEXT_TOKENS,
         output=tmp_path / "m.onnx",
     )
-    recipe = EngineProfile.model_validate(
+    recipe = EngineRecipe.model_validate(
         {
             "precision": "float16",
             "target": ["sm80", "sm120"],
@@ -292,7 +292,7 @@ def test_tensorrt_builds_it_with_every_attention_a_plugin_layer(tmp_path, plugin
         }
     )
     folder = build_engine(
-        report.path, profile=recipe, plugin=plugin_library, output=tmp_path / "engine"
+        report.path, recipe=recipe, plugin=plugin_library, output=tmp_path / "engine"
     )
     built = load_metadata(folder)
     assert built.plugin_layers == 2 and built.model == "PlainDiT"

@@ -152,12 +152,12 @@ def test_tensorrt_builds_it_with_every_attention_a_plugin_layer(
 ):
     from rainfusion_trt.engine import build_engine, load_metadata
     from rainfusion_trt.engine.flavour import available_flavours
-    from rainfusion_trt.engine.profile import EngineProfile
+    from rainfusion_trt.engine.recipe import EngineRecipe
 
     if "tensorrt_rtx" not in available_flavours():
         pytest.skip("TensorRT for RTX is not installed")
     precision = str(dtype).removeprefix("torch.")
-    recipe = EngineProfile.model_validate(
+    recipe = EngineRecipe.model_validate(
         {
             "model": name,
             "precision": precision,
@@ -167,7 +167,7 @@ def test_tensorrt_builds_it_with_every_attention_a_plugin_layer(
         }
     )
     file = exported(name, dtype, dynamic=dynamic, layers=1)
-    folder = build_engine(file.path, profile=recipe, plugin=plugin_library, output=tmp_path / "e")
+    folder = build_engine(file.path, recipe=recipe, plugin=plugin_library, output=tmp_path / "e")
     built = load_metadata(folder)
     assert built.plugin_layers == 1 and built.model == name
     assert {i.name: i.dtype for i in built.inputs} == {

@@ -11,7 +11,7 @@ import torch
 
 from helpers.cogvideox_pipeline import tiny_pipeline
 from rainfusion_trt import Pipeline
-from rainfusion_trt.engine import EngineProfile, build_engine
+from rainfusion_trt.engine import EngineRecipe, build_engine
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models import VideoSize, get_model
 
@@ -48,8 +48,8 @@ def engine(tmp_path_factory, plugin_library):
 
     path = tmp_path_factory.mktemp("engine") / "tiny.onnx"
     export_model(MODEL, tiny_transformer(), SIZE, output=path)
-    recipe = EngineProfile(model=MODEL.name, precision="float16")
-    return build_engine(path, profile=recipe, plugin=plugin_library)
+    recipe = EngineRecipe(model=MODEL.name, precision="float16")
+    return build_engine(path, recipe=recipe, plugin=plugin_library)
 
 
 def relative_error(out: torch.Tensor, wanted: torch.Tensor) -> float:

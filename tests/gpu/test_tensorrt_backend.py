@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from rainfusion_trt import rainfusion_attention
-from rainfusion_trt.engine import EngineProfile, build_engine, load_metadata
+from rainfusion_trt.engine import EngineRecipe, build_engine, load_metadata
 from rainfusion_trt.engine.metadata import save_metadata
 from rainfusion_trt.errors import EngineLoadError, InvalidInputError
 from rainfusion_trt.hashing import file_sha256
@@ -92,7 +92,7 @@ def engines(tmp_path_factory, plugin_library):
     return {
         dtype: build_engine(
             write_model(folder / f"{dtype}.onnx", dtype),
-            profile=EngineProfile(precision=dtype, shapes=shapes),
+            recipe=EngineRecipe(precision=dtype, shapes=shapes),
             plugin=plugin_library,
         )
         for dtype in DTYPES
@@ -284,8 +284,8 @@ def test_tiny_cogvideox(tmp_path, plugin_library):
     transformer = model.create(model.config("tiny"), dtype=torch.bfloat16, device="cuda")
     onnx = tmp_path / "tiny.onnx"
     export.export_model(model, transformer, size, output=onnx)
-    profile = EngineProfile(model="cogvideox-5b", precision="bfloat16")
-    folder = build_engine(onnx, profile=profile, plugin=plugin_library)
+    profile = EngineRecipe(model="cogvideox-5b", precision="bfloat16")
+    folder = build_engine(onnx, recipe=profile, plugin=plugin_library)
     backend = TensorRTBackend(folder, plugin=plugin_library)
     inputs = model.example_inputs(transformer, size, batch=2, device="cuda")
 

@@ -20,7 +20,7 @@ from helpers.engine_models import TOKENS, write_model
 from rainfusion_trt.engine import network
 from rainfusion_trt.engine.flavour import load_tensorrt
 from rainfusion_trt.engine.messages import BuildRequest
-from rainfusion_trt.engine.profile import BuilderSettings, ShapeRange
+from rainfusion_trt.engine.recipe import BuilderSettings, ShapeRange
 from rainfusion_trt.errors import EngineBuildError
 
 PEER = {"plugin_namespace": "peer", "plugin_version": "1"}

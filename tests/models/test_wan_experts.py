@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import rainfusion_trt
 from helpers.wan_pipeline import tiny_pipeline
 from rainfusion_trt.cli import app
-from rainfusion_trt.engine import EngineProfile, build_engine, load_metadata
+from rainfusion_trt.engine import EngineRecipe, build_engine, load_metadata
 from rainfusion_trt.engine.flavour import available_flavours
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.export import export_model
@@ -192,8 +192,8 @@ def test_an_engine_says_which_one_and_what_was_added(pipe, tmp_path, plugin_libr
     graph = onnx.load(path)
     graph.metadata_props.add(key="rainfusion.loras", value=json.dumps([lora]))
     onnx.save(graph, path)
-    recipe = EngineProfile(model="wan2.2-a14b", precision="float16")
-    engine = build_engine(path, profile=recipe, plugin=plugin_library, target="sm80")
+    recipe = EngineRecipe(model="wan2.2-a14b", precision="float16")
+    engine = build_engine(path, recipe=recipe, plugin=plugin_library, target="sm80")
     metadata = load_metadata(engine)
     assert metadata.component == "transformer_2" and metadata.loras == (FusedLora(**lora),)
     shown = CliRunner().invoke(app, ["info", "--engine", str(engine)])

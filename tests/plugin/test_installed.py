@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rainfusion_trt import __version__, places
-from rainfusion_trt.engine import load_profile
+from rainfusion_trt.engine import load_recipe
 from rainfusion_trt.engine.recipes import shipped_recipes
 from rainfusion_trt.errors import InvalidInputError, LibraryNotFoundError, PluginBuildError
 from rainfusion_trt.plugin import build as module
@@ -158,8 +158,8 @@ def test_recipes_by_name(package, tmp_path, monkeypatch):
     assert recipes["cogvideox1.5-5b"] == package / "_sources/engines/cogvideox1.5-5b.yaml"
     monkeypatch.chdir(tmp_path)
     Path("cogvideox-2b").mkdir()  # a folder of that name does not stand in the way
-    assert load_profile("cogvideox-2b").model == "cogvideox-2b"
+    assert load_recipe("cogvideox-2b").model == "cogvideox-2b"
     Path("cogvideox-5b").write_text("precision: bfloat16")
-    assert load_profile("cogvideox-5b").model is None  # a file is taken before a name
+    assert load_recipe("cogvideox-5b").model is None  # a file is taken before a name
     with pytest.raises(InvalidInputError, match=r"engines/wan.yaml is neither .* wan2\.1-1\.3b"):
-        load_profile("engines/wan.yaml")
+        load_recipe("engines/wan.yaml")

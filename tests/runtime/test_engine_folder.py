@@ -15,7 +15,7 @@ from rainfusion_trt.engine.metadata import (
     TensorRecord,
     save_metadata,
 )
-from rainfusion_trt.engine.profile import BuilderSettings
+from rainfusion_trt.engine.recipe import BuilderSettings
 from rainfusion_trt.errors import BackendUnavailableError, EngineLoadError, InvalidInputError
 from rainfusion_trt.models import VideoSize, get_model
 

@@ -101,7 +101,7 @@ class BuilderSettings(_Strict):
     flags: tuple[str, ...] = ()
 
 
-class EngineProfile(_Strict):
+class EngineRecipe(_Strict):
     """One engine recipe.
 
     Attributes
@@ -139,7 +139,7 @@ class EngineProfile(_Strict):
         return value
 
     @model_validator(mode="after")
-    def _consistent(self) -> EngineProfile:
+    def _consistent(self) -> EngineRecipe:
         check_targets(self.target)
         if self.sizes and self.model is None:
             raise ValueError("`sizes` needs `model`: input shapes follow from the model")
@@ -162,7 +162,7 @@ def check_targets(target: str | tuple[str, ...]) -> None:
         raise ValueError(f"target names a compute capability twice: {list(target)}")
 
 
-def load_profile(path: str | Path) -> EngineProfile:
+def load_recipe(path: str | Path) -> EngineRecipe:
     """Read an engine recipe: a YAML file, or one that comes with the project by its name.
 
     Raises
@@ -175,20 +175,20 @@ def load_profile(path: str | Path) -> EngineProfile:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise InvalidInputError(f"engine profile {path}: {error.strerror}") from error
+        raise InvalidInputError(f"engine recipe {path}: {error.strerror}") from error
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InvalidInputError(f"engine profile {path} is not valid YAML: {error}") from error
+        raise InvalidInputError(f"engine recipe {path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise InvalidInputError(
-            f"engine profile {path} must hold keys such as `precision` and `sizes`, "
+            f"engine recipe {path} must hold keys such as `precision` and `sizes`, "
             f"found {type(content).__name__}"
         )
     try:
-        return EngineProfile.model_validate(content)
+        return EngineRecipe.model_validate(content)
     except ValidationError as error:
-        raise InvalidInputError(f"engine profile {path}: {_explain(error)}") from error
+        raise InvalidInputError(f"engine recipe {path}: {_explain(error)}") from error
 
 
 def _explain(error: ValidationError) -> str:

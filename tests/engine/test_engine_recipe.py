@@ -6,21 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from rainfusion_trt.engine.profile import EngineProfile, load_profile
+from rainfusion_trt.engine.recipe import EngineRecipe, load_recipe
 from rainfusion_trt.errors import InvalidInputError
 
 RECIPES = sorted((Path(__file__).parents[2] / "engines").glob("*.yaml"))
 
 
-def profile(tmp_path: Path, text: str) -> EngineProfile:
+def recipe_of(tmp_path: Path, text: str) -> EngineRecipe:
     file = tmp_path / "recipe.yaml"
     file.write_text(text)
-    return load_profile(file)
+    return load_recipe(file)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipe_loads(path):
-    recipe = load_profile(path)
+    recipe = load_recipe(path)
     assert recipe.model is not None
     assert recipe.sizes
 
@@ -30,7 +30,7 @@ def test_shipped_recipes_are_found():
 
 
 def test_numbers_and_lists_stand_for_fixed_ranges(tmp_path):
-    recipe = profile(
+    recipe = recipe_of(
         tmp_path,
         "precision: float16\n"
         "model: cogvideox-5b\n"
@@ -88,11 +88,11 @@ SIZE = "{frames: 9, height: 64, width: 96, batch: 1}"
 )
 def test_error_names_file_key_and_value(tmp_path, text, words):
     with pytest.raises(InvalidInputError) as error:
-        profile(tmp_path, text)
+        recipe_of(tmp_path, text)
     for word in ["recipe.yaml", *words]:
         assert word in str(error.value)
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(InvalidInputError, match=r"nowhere\.yaml"):
-        load_profile(tmp_path / "nowhere.yaml")
+        load_recipe(tmp_path / "nowhere.yaml")
