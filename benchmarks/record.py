@@ -84,7 +84,7 @@ def write_result(
     note
         Facts about the set-up that a reader must know.
     facts
-        What else holds for all rows, by name.
+        Other facts that hold for all rows, by name.
     folder
         Default ``benchmarks/results``.
     """

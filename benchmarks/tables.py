@@ -34,7 +34,7 @@ def sources(records: Mapping[str, Record], folder: str) -> str:
     records
         By file name without its ending.
     folder
-        Where the files lie, from the document.
+        Folder of the files, relative to the document.
     """
     parts = [markdown([source(name, record, folder) for name, record in records.items()])]
     for title, text_of in (("Versions", versions), ("Note", _note)):

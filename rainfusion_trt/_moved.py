@@ -35,7 +35,7 @@ class _Redirect(Loader):
         old = module.__name__
         new = MOVED[old]
         warnings.warn(f"{old} has moved: import {new} instead", FutureWarning, stacklevel=2)
-        # What stands in sys.modules after this call is what the import gives.
+        # The import gives whatever is in sys.modules after this call.
         sys.modules[old] = importlib.import_module(new)
 
 

@@ -1,4 +1,4 @@
-"""What of all that this project can use is installed on this machine."""
+"""Finds which of the optional dependencies are installed on this machine."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Finding:
     Attributes
     ----------
     name : str
-        What it is.
+        Its name, for display.
     found : str
         Version or path; empty if it is not there.
     remedy : str
-        How to get it.
+        Advice on installing it.
     """
 
     name: str

@@ -57,9 +57,9 @@ class FusedLora:
     scale
         The factor it was added with.
     sha256
-        Of the file.
+        Hash of the file.
     layers
-        How many layers it changed.
+        Number of layers that it changed.
     """
 
     file: str
@@ -111,7 +111,7 @@ RecordedSize = Annotated[str | None, AfterValidator(_size)]
 
 
 class GraphAccount(BaseModel):
-    """What an exported file says about itself, in its metadata.
+    """An exported file's account of itself, in its metadata.
 
     Every field may be missing: other programs write files with our nodes too.
 
@@ -120,19 +120,19 @@ class GraphAccount(BaseModel):
     model, component
         Registry name, or a class's name, and which of its pipeline's transformers.
     config
-        Of the transformer; empty for a module of no registry.
+        Configuration of the transformer; empty for a module outside the registry.
     size
         Clip it was exported for.
     dtype
         Element type of its attention, such as ``"float16"``.
     attention_nodes
-        How many RainFusionAttention nodes it was written with.
+        Number of RainFusionAttention nodes that it was written with.
     settings
         Attention settings of all nodes.
     dynamic
         Whether it takes other sizes.
     loras
-        What was added to its weights.
+        LoRAs that were added to its weights.
     weights
         "none" where only the graph was written.
     data
@@ -141,7 +141,7 @@ class GraphAccount(BaseModel):
     weights_sha256
         Hashes of its weights, see `rainfusion_trt.weights_hash`; files of version 0.2 have none.
     version
-        Of this package, which wrote it.
+        Version of this package, which wrote it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -301,7 +301,7 @@ class GraphFile:
     path
         The ``.onnx`` file.
     account
-        What it says about itself; empty where another program wrote it.
+        Its account of itself; empty where another program wrote it.
     proto
         Its content.
     """

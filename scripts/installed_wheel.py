@@ -1,4 +1,4 @@
-"""What check_wheel.sh asserts of the environment the wheel is installed in: python FILE VENV."""
+"""Checks of check_wheel.sh on the environment with the installed wheel: python FILE VENV."""
 
 import re
 import shutil

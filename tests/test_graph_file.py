@@ -18,7 +18,7 @@ from rainfusion_trt.models import VideoSize
 from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.runtime.graphs import graph_of_onnx
 
-# What rainfusion-trt 0.1.0 wrote for a tiny wan2.2-a14b with a LoRA, key by key.
+# Metadata that rainfusion-trt 0.1.0 wrote for a tiny wan2.2-a14b with a LoRA, key by key.
 OF_0_1 = {
     "rainfusion.model": "wan2.2-a14b",
     "rainfusion.config": '{"attention_head_dim": 64, "num_layers": 2, "patch_size": [1, 2, 2]}',

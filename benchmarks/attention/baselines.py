@@ -36,7 +36,7 @@ class ReadyCase:
     run
         Launch it; returns [B, N, S or more, D], or None if only the plan is made.
     positions
-        Where each token stands in the output, if not in its own place.
+        Position of each token in the output, if not its own.
     """
 
     case: Case

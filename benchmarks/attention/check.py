@@ -48,7 +48,7 @@ class SampledRows:
         Parameters
         ----------
         positions
-            Where each token stands in `out`, if not in its own place.
+            Position of each token in `out`, if not its own.
         """
         rows = self.rows if positions is None else positions[self.rows]
         errors = [

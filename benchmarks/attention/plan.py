@@ -70,7 +70,7 @@ def planned(
     Parameters
     ----------
     kinds
-        What each head of a batch element was made to be.
+        The kind that each head of a batch element was made.
 
     Raises
     ------

@@ -24,17 +24,17 @@ class Case:
     Attributes
     ----------
     model
-        Of the registry.
+        A model of the registry.
     size
         Clip of the example inputs, and of the graph unless it is `dynamic`.
     batch
-        As the model's pipeline calls it with guidance, unless a benchmark says otherwise.
+        Batch of one call of the model's pipeline with guidance, unless a benchmark says otherwise.
     width
         "full" or "tiny" constructor arguments.
     layers
         Blocks (of each kind, where a model has two); None = all.
     device, dtype
-        Where the weights are drawn and stay, and in which type.
+        Place and type of the weights, which are drawn there and stay.
     dynamic
         Whether the graph takes other sizes too.
     """

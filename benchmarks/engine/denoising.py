@@ -69,11 +69,11 @@ class Run:
     Attributes
     ----------
     calls, outputs
-        What its transformer was asked and what it answered.
+        Its transformer's calls and outputs.
     latents
-        What it ends with.
+        The final latents.
     timings
-        Of every step, if `profile` was asked for.
+        Times of every step, if `profile` was asked for.
     """
 
     calls: list[dict[str, Any]]

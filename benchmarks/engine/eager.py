@@ -31,7 +31,7 @@ class Eager:
     Parameters
     ----------
     case
-        What to make.
+        The case to run.
     transformer
         The network of an earlier one, instead of a new one.
     """

@@ -37,7 +37,7 @@ class Prepared:
     engine
         Folder of the engine; None where only ONNX Runtime will run it.
     seconds
-        How long each step took, when it was done.
+        Duration of each step that was run.
     """
 
     onnx: Path
@@ -64,13 +64,13 @@ def prepare(
     Parameters
     ----------
     folder
-        Of this case alone; `Prepared.remove` deletes it.
+        Folder for this case alone; `Prepared.remove` deletes it.
     transformer
         The case's network, if it is there already.
     recipe
         By default the sizes of the exported file.
     target
-        Of the engine; None builds none.
+        Target of the engine; None builds none.
     """
     if isinstance(recipe, Path):
         recipe = load_recipe(recipe)

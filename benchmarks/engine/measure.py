@@ -94,7 +94,7 @@ def time_in_turn(runs: Runs, rounds: int, blocks: int | None = None) -> list[Row
     runs
         Warm already.
     blocks
-        Where given, rows also hold the time of a forward call over its number of blocks.
+        If given, rows also hold the time of a forward call over its number of blocks.
     """
     times: dict[tuple[str, float], list[float]] = {key: [] for key in runs}
     for _ in range(rounds):

@@ -56,7 +56,7 @@ class Job:
     Attributes
     ----------
     name
-        Of the file, after ``models_``; of the scratch folder too.
+        Name of the file, after ``models_``, and of the scratch folder.
     recipe
         None where the file's own size is the recipe.
     run

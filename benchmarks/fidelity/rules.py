@@ -117,7 +117,7 @@ def rule_for(
     share : float, optional
         Share of pairs that baselines are to compute.
     device : torch.device
-        Of the masks.
+        Device of the masks.
     seed : int
         Seed of the baselines' random choices.
     """

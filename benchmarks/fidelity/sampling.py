@@ -35,7 +35,7 @@ class Result:
     densities : Tensor
         float32 of the same shape, dense steps 1.
     dense_steps : int
-        How many steps ran dense at the start.
+        Number of dense steps at the start.
     """
 
     latents: Tensor
@@ -61,7 +61,7 @@ class Sampler:
     Parameters
     ----------
     folder : Path
-        What scripts/train_demo.py writes as ``pipeline``.
+        The folder ``pipeline`` that scripts/train_demo.py writes.
     prompt : str
         The same for all seeds.
     seeds : sequence of int

@@ -46,7 +46,7 @@ def attend_windows(
         ``drop``: other windows do not count. ``means``: each counts as one key, its mean key
         with its tokens as weight and its mean value. ``first``: that and a first-order term.
     dtype
-        What means are rounded to.
+        Element type that means are rounded to.
     """
     if rest not in RESTS:
         raise ValueError(f"rest is one of {RESTS}, not {rest}")

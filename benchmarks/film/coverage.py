@@ -1,4 +1,4 @@
-"""How many keys hold 95 % of a head's softmax mass: what the spread of heads is judged by."""
+"""The number of keys that hold 95 % of a head's softmax mass, by which heads are compared."""
 
 from __future__ import annotations
 

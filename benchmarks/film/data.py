@@ -27,7 +27,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Film:
-    """What one process holds of all clips.
+    """The share of all clips that one process holds.
 
     Attributes
     ----------

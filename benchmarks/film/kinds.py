@@ -28,7 +28,7 @@ class KindRule:
     forced
         A kind that all heads have, instead of the choice.
     fallback
-        What a head is when no recall reaches ``alpha``: ``textural``, or ``larger``: the kind
+        The kind of a head when no recall reaches ``alpha``: ``textural``, or ``larger``: the kind
         with the larger recall.
     windows
         If given, the tokens that a textural head leaves out count by the mean of those in each of

@@ -1,4 +1,4 @@
-"""What was predicted before anything was measured, and what others published."""
+"""Predictions made before anything was measured, and figures that others published."""
 
 from __future__ import annotations
 

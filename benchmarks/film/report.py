@@ -12,14 +12,14 @@ from benchmarks.record import write_result
 
 @dataclass
 class Report:
-    """What one training measured.
+    """The measurements of one training.
 
     Attributes
     ----------
     name
-        Of the file, without its ending.
+        Name of the file, without its suffix.
     facts
-        What holds for all rules.
+        Facts that hold for all rules.
     rows
         One dictionary a rule.
     """

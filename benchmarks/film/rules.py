@@ -34,7 +34,7 @@ class Tally:
 
 
 class Rule(Protocol):
-    """What stands in for dense attention: [N, S, D] three times to [N, S, D]."""
+    """A replacement for dense attention: [N, S, D] three times to [N, S, D]."""
 
     name: str
     sparsity: float
@@ -70,7 +70,7 @@ class WindowRule:
     score
         A name in ``scores.SCORES``.
     rest
-        What the other windows count for: see ``attend_windows``.
+        Weight of the other windows: see ``attend_windows``.
     spread
         ``row``: the same budget for every query window; ``layer``: one threshold on predicted
         probability for all windows and heads of a layer.

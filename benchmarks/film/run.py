@@ -124,7 +124,7 @@ def _for_evaluation(
 def _report(
     options: argparse.Namespace, scene: Scene, evaluator: Evaluator, log: list[dict[str, Any]]
 ) -> Report:
-    """What is known before any rule, and what an earlier run with the same weights measured."""
+    """The facts before any rule, and the results of an earlier run with the same weights."""
     share = coverage(evaluator)
     logger.info("share of keys for 95 %% of the mass: %s", share["quantiles"])
     losses = evaluator.dense_loss()

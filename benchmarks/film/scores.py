@@ -1,4 +1,4 @@
-"""How promising a key window looks to a query window: the scores that a choice is made by.
+"""Scores by which key windows are chosen for a query window.
 
 Every score is float32 [N, query windows, key windows]; larger is chosen first. Scores of heads are
 logarithms of an estimated softmax mass per key token up to a constant of the row, except ``random``

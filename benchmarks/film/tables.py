@@ -21,7 +21,7 @@ DOCUMENT = RESULTS.parents[1] / "docs" / "film.md"
 BASE = "RainFusion2"
 SPARSITIES = (0.8, 0.9, 0.64)
 
-# What is exchanged, what for what, and the rules with the one and with the other.
+# Each exchange: its name, both sides, and the rules with one and with the other.
 CUBES = "boxes, sub-window scores, means"
 LONG = "long boxes, sub, means"
 CHANGES = (
@@ -92,7 +92,7 @@ def render(trainings: Trainings) -> str:
 
 
 def files(trainings: Trainings) -> str:
-    """Where, when and how the files were measured, and how long each model was trained."""
+    """The place, date and command of the measurements, and the length of each training."""
     rows = [
         {
             "file": name,
@@ -219,7 +219,7 @@ def every_rule(trainings: Trainings, sparsity: float) -> str:
 
 
 def _last_steps(training: list[Row]) -> list[str]:
-    """How many steps each stage took."""
+    """The number of steps of each stage."""
     last = {entry["stage"]: entry["step"] for entry in training}
     return [f"{stage} {step}" for stage, step in last.items()]
 

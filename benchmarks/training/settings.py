@@ -23,7 +23,7 @@ class Settings:
     warmup : int
         Steps until then.
     seed : int
-        Of weights, windows, timesteps and noise.
+        Seed of weights, windows, timesteps and noise.
     ema : float
         Decay of the moving average; less in the first steps.
     unconditional : float

@@ -67,7 +67,7 @@ class Trainer:
     settings : Settings
         See there.
     device : torch.device
-        Where to train.
+        Device to train on.
     compiled : bool
         Whether steps run the transformer through ``torch.compile``. It shares the weights with
         `transformer`, which stays what is saved, averaged and sampled.
@@ -75,7 +75,7 @@ class Trainer:
     Attributes
     ----------
     losses : list of float
-        Of the steps done, up to the last `fetch_losses`.
+        Losses of the steps done, up to the last `fetch_losses`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""How the demo model's scripts log and end."""
+"""Logging and exit codes of the demo model's scripts."""
 
 from __future__ import annotations
 

@@ -40,5 +40,5 @@ def decode_video(latents: Tensor, codec: PatchCodec) -> np.ndarray:
 
 
 def psnr(error: float) -> float:
-    """Of a mean squared error of pixels in [-1, 1], whose peak-to-peak is 2."""
+    """PSNR in dB for a mean squared error of pixels in [-1, 1], whose peak-to-peak is 2."""
     return math.inf if error == 0 else 10.0 * math.log10(4.0 / error)

@@ -25,16 +25,16 @@ _TARGETS = ("sm80", "sm120")  # what TensorRT for RTX builds for where there is 
 
 @dataclass(frozen=True)
 class Shot:
-    """What is made twice: dense and with RainFusion.
+    """The clip to make twice: dense and with RainFusion.
 
     Attributes
     ----------
     prompt, size, steps, seed
-        As for `rainfusion_trt.Pipeline`; there is no guidance.
+        The same as for `rainfusion_trt.Pipeline`; there is no guidance.
     sparsity : float
-        Of the RainFusion half, in [0, 1), after a first tenth of dense steps.
+        Sparsity of the RainFusion half, in [0, 1), after a first tenth of dense steps.
     settings : AttentionSettings
-        Of the RainFusion half.
+        Attention settings of the RainFusion half.
     """
 
     prompt: str
@@ -99,7 +99,7 @@ def run_pair(dense: dict[str, Any], sparse: dict[str, Any], shot: Shot) -> tuple
     dense, sparse
         Arguments of `rainfusion_trt.Pipeline` that say where each half runs.
     shot
-        What to make.
+        The clip to make.
 
     Returns
     -------
@@ -131,7 +131,7 @@ def run_pair(dense: dict[str, Any], sparse: dict[str, Any], shot: Shot) -> tuple
 
 
 def on_cpu(pipe: Any, onnx: Path, shot: Shot) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Where the halves run without a GPU: ONNX Runtime has dense attention only."""
+    """Arguments for both halves without a GPU; ONNX Runtime has dense attention only."""
     settings = shot.settings.record()
     return (
         {"pipe": pipe, "onnx": onnx, "backend": "onnxruntime", "device": "cpu"},

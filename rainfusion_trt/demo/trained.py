@@ -88,7 +88,7 @@ def load_trained(dtype: torch.dtype) -> CogVideoXPipeline:
 
 
 def clip_scheduler() -> CogVideoXDDIMScheduler:
-    """What trains and samples: v-prediction, no signal left at the last timestep."""
+    """The scheduler of training and sampling: v-prediction, no signal at the last timestep."""
     from diffusers import CogVideoXDDIMScheduler
 
     return CogVideoXDDIMScheduler(

@@ -114,7 +114,7 @@ def _one_recipe(
 
 @dataclass(frozen=True)
 class _Build:
-    """What an engine is built from, checked to fit together."""
+    """The parts that an engine is built from, checked to fit together."""
 
     recipe: EngineRecipe
     file: OnnxFile
@@ -133,7 +133,7 @@ class _Build:
 
 @dataclass(frozen=True)
 class _Sources:
-    """What a build depends on: the files by content, and one hash over everything."""
+    """A build's inputs: the files by content, and one hash over everything."""
 
     onnx_files: tuple[FileRecord, ...]
     plugin: PluginRecord
@@ -203,7 +203,7 @@ def _request(build: _Build, folder: Path) -> BuildRequest:
 
 
 def _facts(build: _Build, sources: _Sources) -> dict[str, Any]:
-    """What the metadata says before the engine is built."""
+    """The part of the metadata that is known before the engine is built."""
     file, recipe = build.file, build.recipe
     account = file.account
     return {

@@ -24,7 +24,7 @@ def record_files(
     Parameters
     ----------
     folder : Path
-        Where the files lie.
+        Folder of the files.
     names : iterable of str
         File names relative to it.
     known : iterable of FileRecord

@@ -1,4 +1,4 @@
-"""What the build process is asked, and what it reports: JSON both ways."""
+"""Requests to the build process and its reports, JSON both ways."""
 
 from __future__ import annotations
 

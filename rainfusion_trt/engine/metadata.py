@@ -1,4 +1,4 @@
-"""metadata.json beside engine.plan: what an engine is, and what it was built from."""
+"""metadata.json beside engine.plan: describes an engine and what it was built from."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class PluginRecord(_Record):
 
 
 class EngineMetadata(_Record):
-    """What an engine folder holds.
+    """The contents of metadata.json.
 
     Attributes
     ----------
@@ -80,7 +80,7 @@ class EngineMetadata(_Record):
     key
         Hash of everything that matters for the build.
     engine_size, engine_sha256
-        Of engine.plan.
+        Bytes and SHA-256 of engine.plan.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -114,7 +114,7 @@ class EngineMetadata(_Record):
 
     @property
     def account(self) -> GraphAccount:
-        """What the exported file said about itself, and the engine still does."""
+        """The exported file's account of itself, as the engine keeps it."""
         return GraphAccount(
             model=self.model,
             component=self.component,

@@ -1,4 +1,4 @@
-"""What the builder must know about an exported ONNX file before TensorRT opens it."""
+"""Reads what the builder needs from an exported ONNX file before TensorRT opens it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class OnnxFile:
     queries
         Their first inputs, as far as the file says what these are.
     account
-        What it says about itself; empty where this exporter did not write it.
+        Its account of itself; empty where this exporter did not write it.
     """
 
     path: Path

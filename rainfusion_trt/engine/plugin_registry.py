@@ -10,7 +10,7 @@ from rainfusion_trt.graph_file import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERS
 
 
 class PluginIdentity(NamedTuple):
-    """What TensorRT finds a creator by."""
+    """The key by which TensorRT finds a creator."""
 
     name: str
     version: str

@@ -32,7 +32,7 @@ def run_worker(
     Parameters
     ----------
     request : BuildRequest
-        What to build.
+        The build to run.
     on_event : callable
         Called with every event, for a progress display.
     command : tuple of str

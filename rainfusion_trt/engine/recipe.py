@@ -1,4 +1,4 @@
-"""Engine recipes: what an engine is built for, read from a YAML file under ``engines/``."""
+"""Engine recipes, read from YAML files such as those under ``engines/``."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class VideoRange(_Strict):
 
 
 class BuilderSettings(_Strict):
-    """What TensorRT's builder is told.
+    """Settings for TensorRT's builder.
 
     Attributes
     ----------
@@ -109,7 +109,7 @@ class EngineRecipe(_Strict):
     model
         Registry name; the ONNX file must hold this model. None = any model, `shapes` only.
     precision
-        What the ONNX file was exported in. TensorRT networks are strongly typed: the file decides,
+        Element type of the ONNX file. TensorRT networks are strongly typed: the file decides,
         the recipe says what it expects.
     target
         ``"native"`` = the GPU of this machine; else compute capabilities such as

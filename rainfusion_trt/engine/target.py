@@ -1,4 +1,4 @@
-"""What an engine is built for, and the TensorRT that can."""
+"""Chooses the hardware that an engine is built for, and a TensorRT that can do it."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def model_of(transformer: nn.Module, *, components: int = 1) -> VideoModel:
     transformer
         Any of the model's transformers.
     components
-        How many of them its pipeline has.
+        Number of transformers in its pipeline.
 
     Raises
     ------

@@ -28,7 +28,7 @@ _ALLEGRO_SCALES = {
     "interpolation_scale_h": 2.0,
     "interpolation_scale_w": 2.0,
 }
-# Of the 720p checkpoints; the 480p ones were trained with 1, 1, 1. A checkpoint's own config tells.
+# For the 720p checkpoints; the 480p ones were trained with 1, 1, 1. Each config.json says which.
 _OPENSORA_720P_SCALES = {
     "interpolation_scale_t": 1.0,
     "interpolation_scale_h": 1.5,

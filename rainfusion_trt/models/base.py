@@ -1,4 +1,4 @@
-"""What the project must know about one video diffusion transformer."""
+"""The description of one video diffusion transformer: all that the project knows about it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class VideoModel(ModelGraph, ABC):
     aliases : tuple of str
         More names in the registry.
     text : {"none", "first", "last"}
-        Where the text tokens stand in self-attention.
+        Place of the text tokens in self-attention.
     transformer_class : str
         Class name in diffusers, imported on use.
     components : tuple of str
@@ -65,7 +65,7 @@ class VideoModel(ModelGraph, ABC):
     distinctive : tuple of str
         Settings that tell the model from others of its class.
     remedy : str
-        What to do about a checkpoint of another model.
+        Advice about a checkpoint of another model, for the error message.
     """
 
     aliases: tuple[str, ...] = ()

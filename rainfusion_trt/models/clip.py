@@ -1,4 +1,4 @@
-"""Clips as users name them, and what a pipeline makes when the user says nothing."""
+"""Clip sizes as users give them, and the defaults of a pipeline."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class VideoSize:
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """What the model's diffusers pipeline uses when the user says nothing."""
+    """The settings that the model's diffusers pipeline uses unless the user gives others."""
 
     size: VideoSize
     steps: int

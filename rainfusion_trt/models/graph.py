@@ -27,7 +27,7 @@ class ModelGraph:
     name : str
         In the registry.
     defaults : GenerationDefaults
-        Of the pipeline; an error names its size as one that works.
+        Defaults of the pipeline. Errors give their size as one that works.
     inputs : tuple of GraphInput
         Inputs of the graph in its order, without `sparsity`. Example inputs, dynamic axes and the
         shapes of an engine follow from them.
@@ -124,7 +124,7 @@ class ModelGraph:
         device: str | torch.device = "cpu",
         seed: int = 0,
     ) -> dict[str, Tensor]:
-        """As `example_inputs`, from the transformer's configuration and dtype alone.
+        """Like `example_inputs`, but from the transformer's configuration and dtype alone.
 
         Raises
         ------
@@ -154,7 +154,7 @@ class ModelGraph:
         grid : tuple of int
             T, H and W in tokens.
         device
-            Where the values are needed.
+            Device for the values.
         """
         return {}
 

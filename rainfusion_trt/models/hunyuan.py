@@ -1,4 +1,4 @@
-"""What HunyuanVideo and HunyuanVideo-1.5 share."""
+"""The common part of HunyuanVideo and HunyuanVideo-1.5."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Hunyuan(VideoModel):
     image_tokens: int = 0
 
     def layout(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> AttentionLayout:
-        """As for every model, with the number of valid tokens in the place of the masks."""
+        """The base class's layout, with the number of valid tokens in place of the masks."""
         grid = self._grid(transformer, forward_kwargs)
         masks = [forward_kwargs[name] for name in self.masks]
         lengths = [mask.sum(dim=1, dtype=torch.int32) for mask in masks]

@@ -1,4 +1,4 @@
-"""How one forward call's self-attention maps to the operator."""
+"""The mapping of one forward call's self-attention to the operator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rainfusion_trt.operator.settings import TextPlace
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    """How one forward call's self-attention maps to the operator.
+    """The operator's arguments for the self-attention of one forward call.
 
     Attributes
     ----------
@@ -21,7 +21,7 @@ class AttentionLayout:
         Any tensor of shape [T, H, W], the token grid after patching; only its shape is read. A
         view of the latents, or `token_grid` where a call gives the grid as numbers.
     text : {"none", "first", "last"}
-        Where the text tokens stand in the attention sequence.
+        Place of the text tokens in the attention sequence.
     kv_len : Tensor, optional
         int32 [B], valid tokens per batch element, or None when every token is valid. It stands for
         the attention mask of the call, which the operator does not get.

@@ -93,7 +93,7 @@ def allegro_config(path: Path) -> dict[str, Any]:
     rows_columns = original["sample_size"]
     height, width = (rows_columns,) * 2 if isinstance(rows_columns, int) else rows_columns
     frames = original["sample_size_t"]
-    # What OpenSoraT2V computes where its configuration gives no scale.
+    # OpenSoraT2V computes these where its configuration gives no scale.
     computed = {
         "interpolation_scale_t": (frames - 1) // 16 + 1 if frames % 2 else frames / 16,
         "interpolation_scale_h": height / 30,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         config
             Constructor arguments, a mapping.
         dtype, device
-            Of the parameters.
+            Those of the parameters.
         """
 
         config: Any

@@ -91,7 +91,7 @@ class Wan(VideoModel):
         )
 
     def graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """As for every model, the timestep checked: one for each token or one for all of them."""
+        """Also check the timestep: one for each token, or one for all of them."""
         timestep = forward_kwargs.get("timestep")
         shape = [] if timestep is None else list(torch.as_tensor(timestep).shape)
         if timestep is not None and self.token_timesteps != (len(shape) == 2):

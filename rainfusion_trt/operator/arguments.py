@@ -1,4 +1,4 @@
-"""What a call of the operator may be given beside its settings: conversions and checks."""
+"""Converts and checks the arguments of an operator call other than its settings."""
 
 from __future__ import annotations
 

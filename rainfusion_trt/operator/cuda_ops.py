@@ -74,11 +74,11 @@ def launch(
     tensors : tuple of Tensor
         q, k, v and out, [B, N, S, D]; classify needs no out.
     grid, sparsity, kv_len, settings
-        Of the call, checked.
+        Those of the call, checked.
     plan : Plan or HeadPlan, optional
-        What to report; an empty ``native.Plan()`` plans without reporting.
+        Tensors for the report; an empty ``native.Plan()`` plans without reporting.
     lse : Tensor, optional
-        Where attention writes the log-sum-exp, float32 [B, N, S], contiguous.
+        Output of the log-sum-exp, float32 [B, N, S], contiguous.
 
     Raises
     ------

@@ -31,7 +31,7 @@ TWO_WAY_RECALL = 0.95
 
 
 class Kind(IntEnum):
-    """What a head was found to be; the values of :attr:`HeadPlan.kind`."""
+    """The kind of a head; the values of :attr:`HeadPlan.kind`."""
 
     DENSE = 0
     SPATIAL = 1
@@ -98,7 +98,7 @@ class Block:
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Where text, sink frames and the other video tokens stand in the sequence.
+    """The places of text, sink frames and other video tokens in the sequence.
 
     Attributes
     ----------

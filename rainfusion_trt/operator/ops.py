@@ -72,7 +72,7 @@ def rainfusion_attention(  # type: ignore[misc]  # the overloads leave the setti
     grid
         Token grid (T, H, W) after patching, or any tensor of that shape. S = T*H*W + L.
     text
-        Where the L text tokens stand: "none" (L = 0), "first" or "last".
+        Place of the L text tokens: "none" (L = 0), "first" or "last".
     sparsity
         s in [0, 1), 0 = dense. A float32 tensor [1] on the device of `q` is read on the device in
         every call, so that it may change under a captured CUDA graph; there, values that are out of
@@ -139,7 +139,7 @@ def classify_heads(
     sink_frames: int = AttentionSettings.sink_frames,
     scale: float | None = None,
 ) -> HeadPlan:
-    """What ARM makes of every head: its kind, the recalls behind it and the density computed.
+    """Classify every head by ARM: its kind, the recalls behind it and the density computed.
 
     Parameters as :func:`rainfusion_attention`.
 

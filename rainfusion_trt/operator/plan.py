@@ -1,4 +1,4 @@
-"""What ARM reports about the heads of one attention call."""
+"""ARM's report about the heads of one attention call."""
 
 from __future__ import annotations
 

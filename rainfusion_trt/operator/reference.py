@@ -124,7 +124,7 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Head:
-    """What ARM decided for one head."""
+    """ARM's decision for one head."""
 
     kind: Kind
     recall_temporal: float

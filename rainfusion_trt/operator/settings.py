@@ -41,7 +41,7 @@ RECORDED = ("method", "alpha", "sink_frames")
 
 @dataclass(frozen=True)
 class AttentionSettings:
-    """What stays fixed over a generation: the attributes of the operator.
+    """Settings that stay fixed over a generation: the attributes of the operator.
 
     The values here are the defaults of every Python function and of the command line. A call's
     sparsity is no setting, since it may change from step to step.
@@ -56,7 +56,7 @@ class AttentionSettings:
     sink_frames : int
         Leading latent frames that every token attends to and that attend to every token.
     text : str
-        Where the text tokens stand: "none", "first" or "last". In a model its layout says it.
+        Place of the text tokens: "none", "first" or "last". In a model its layout says it.
     scale : float
         Softmax scale; 0 is 1 / sqrt(D). In a model each attention says it.
 
@@ -195,7 +195,7 @@ def _from_flat(*values: Any) -> AttentionSettings:
 OPERATOR_V1_DEFAULTS = AttentionSettings(
     text="none", method="rainfusion", alpha=0.9, sink_frames=1, scale=0.0
 )
-"""What a node of version 1 of the ONNX operator means by an attribute that it lacks.
+"""Values of attributes that a node of version 1 of the ONNX operator lacks.
 
 Frozen: graphs that were written with it rely on it. Python's defaults are those of
 :class:`AttentionSettings` and may move; the TensorRT plugin's are in ``tensorrt/attributes.h``.

@@ -40,7 +40,7 @@ def run_on(architectures: str, capability: int, *, ptx: bool = False) -> bool:
     architectures : str
         As CMake writes them, for example ``"80-real;90"``.
     capability : int
-        For example 86.
+        Compute capability as a number, such as 86.
     ptx : bool
         Whether PTX will do, which the driver compiles when it loads the library.
     """

@@ -159,7 +159,7 @@ def source_hash(root: Path) -> str:
 
 
 def _shipped_library() -> Path:
-    """Where a wheel for one platform brings the library."""
+    """The library's path in a wheel for one platform."""
     return places.PACKAGE / "lib" / LIBRARY_NAME
 
 
@@ -169,7 +169,7 @@ def _builds(cache: Path, sources: str) -> Path:
 
 
 def _libraries(builds: Path) -> list[Path]:
-    """Of an installed package: what it built, the newest first, then what the wheel brought."""
+    """An installed package's libraries: those it built, newest first, then the wheel's own."""
     newest_first = sorted(
         builds.glob(f"*/{LIBRARY_NAME}"), key=lambda path: path.stat().st_mtime, reverse=True
     )

@@ -20,7 +20,7 @@ OURS, PEER = ("RainFusionAttention", "rainfusion"), ("Exchange", "peer")
 
 
 class Layer:
-    """What `get_layer` gives: a base class that does not know its plugin."""
+    """The result of `get_layer`: a base class that does not know its plugin."""
 
     def __init__(self, name, kind="PLUGIN_V3", plugin=None):
         self.name, self.type, self.owner = name, kind, plugin

@@ -23,7 +23,7 @@ def call(*arguments: str):
 
 
 def test_exports_and_says_what_it_wrote(tmp_path):
-    """As a script of a checkout, from another folder, without anything on PYTHONPATH."""
+    """A script of a checkout runs from another folder, with nothing on PYTHONPATH."""
     command = [sys.executable, str(SCRIPT), "--model", "cogvideox-2b", *TINY]
     command += ["--dtype", "fp32", "--compare", "--output", "out/tiny.onnx"]
     result = subprocess.run(

@@ -87,7 +87,7 @@ def test_names_are_unique():
 
 
 def test_means_of_equal_keys_are_exact():
-    """Where all keys and values of a window are equal, the approximation is no approximation."""
+    """If all keys and values of a window are equal, the approximation is exact."""
     q, k, v = heads_of()
     _, keys = Catalogue(TINY, CPU).cut("cube")
     for x in (k, v):

@@ -88,7 +88,7 @@ def test_other_size_than_the_engines(pipe, engine):
 
 
 def test_pipeline_without_text_encoder_and_vae(pipe, engine):
-    """As benchmarks use it: the engine alone says where to compute."""
+    """The benchmarks' way: the engine alone says where to compute."""
     text = torch.randn(1, 16, 32, device="cuda", dtype=torch.float16)
     pipe.register_modules(tokenizer=None, text_encoder=None, vae=None)
     call = {k: v for k, v in CALL.items() if k != "prompt"}

@@ -53,7 +53,7 @@ class PackedTransformer(nn.Module):
 
 
 class Packed(VideoModel):
-    """What an adapter needs for it: an input whose shape is the grid, made of and into numbers."""
+    """The model's adapter: one input has the grid's shape, made from numbers and back."""
 
     name = "packed"
     text = "none"

@@ -1,4 +1,4 @@
-"""What every model of the registry states about its graph's inputs, and what follows from it."""
+"""Every model's statements about its graph's inputs, and what follows from them."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 
 
 def run(*command: object, **options: object) -> str:
-    """What `command` prints."""
+    """The output of `command`."""
     result = subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, timeout=500, **options
     )

@@ -123,7 +123,7 @@ def profile(batch: int, frames: int, text_tokens: int) -> list[dict[str, int]]:
 @needs_rtx
 @pytest.mark.tensorrt
 def test_tensorrt_rtx_saves_the_workspace_of_every_profile(plugin_library, tmp_path):
-    """What an engine's layer says it has is what it has asked for, profile by profile."""
+    """A layer of an engine says it has exactly what it asked for, profile by profile."""
     profiles = [profile(1, 9, 30), profile(4, 13, 77), profile(2, 5, 200)]
     plan = tmp_path / "engine.plan"
     options = ["--library", str(plugin_library), "--plan", str(plan)]

@@ -62,7 +62,7 @@ def with_attributes(settings: AttentionSettings | None) -> onnx.ModelProto:
 
 
 def parsed(settings: list[AttentionSettings | None], library: Path, folder: Path) -> list[dict]:
-    """What the plugin of each node says its attributes are."""
+    """The attributes of each node, as its plugin reports them."""
     paths = [folder / f"{index}.onnx" for index in range(len(settings))]
     for path, given in zip(paths, settings, strict=True):
         onnx.save(with_attributes(given), path)

@@ -52,7 +52,7 @@ def cache(tmp_path) -> Path:
 
 @pytest.fixture
 def commands(monkeypatch):
-    """What would be run. Nothing is, but the libraries appear."""
+    """Record the commands instead of running them, and make the libraries appear."""
     seen = []
 
     def run(command, log, title):
