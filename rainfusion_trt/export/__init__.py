@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from rainfusion_trt.export.check import check_model as check_model
     from rainfusion_trt.export.exporter import ExportReport as ExportReport
     from rainfusion_trt.export.exporter import export_model as export_model
-    from rainfusion_trt.export.lora import FusedLora as FusedLora
     from rainfusion_trt.export.lora import fuse_loras as fuse_loras
     from rainfusion_trt.export.lora_file import LoraFile as LoraFile
     from rainfusion_trt.export.own_module import export_module as export_module
     from rainfusion_trt.export.weightless import fake_transformer as fake_transformer
+    from rainfusion_trt.graph_file import FusedLora as FusedLora
 
 _EXPORTS = {
     "ExportReport": "exporter",

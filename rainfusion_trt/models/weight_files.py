@@ -111,7 +111,7 @@ class WeightFiles:
         plain = [name for name in (f"{_INDEX}.json", f"{_STEM}.safetensors") if name in names]
         if plain:
             return cls._opened(folder, plain[0], None)
-        variants = {}
+        variants: dict[str, str] = {}
         for name in names:
             match = _VARIANT.fullmatch(name)
             if match and not _SHARD.search(name):

@@ -132,8 +132,8 @@ def load_transformer(
 
 
 def _load(
-    cls: type[nn.Module], checkpoint: str, subfolder: str | None, dtype: torch.dtype
-) -> nn.Module:
+    cls: type[Transformer], checkpoint: str, subfolder: str | None, dtype: torch.dtype
+) -> Transformer:
     config = cls.load_config(checkpoint, subfolder=subfolder)
     check_config(cls, config, f"checkpoint {checkpoint!r}")
     is_local = Path(checkpoint).is_dir()
@@ -159,7 +159,7 @@ def _load(
     return module
 
 
-def _files(cls: type[nn.Module], config: Mapping[str, Any], folder: Path) -> WeightFiles | None:
+def _files(cls: type[Transformer], config: Mapping[str, Any], folder: Path) -> WeightFiles | None:
     """The files in a folder, which are those of this configuration; None if they are pickled."""
     files = WeightFiles.find(folder)
     if files is not None:
@@ -169,7 +169,7 @@ def _files(cls: type[nn.Module], config: Mapping[str, Any], folder: Path) -> Wei
 
 
 def _shapes(
-    cls: type[nn.Module], config: Mapping[str, Any], folder: Path
+    cls: type[Transformer], config: Mapping[str, Any], folder: Path
 ) -> dict[str, tuple[int, ...]]:
     """Of every tensor that a checkpoint of this configuration has."""
     try:

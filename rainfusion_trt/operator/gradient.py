@@ -50,14 +50,15 @@ def _attention_backward(
             "pass; set the sparsity to 0 for training, or run under torch.no_grad()"
         )
     with _recorded():
-        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        leaves = tuple(x.detach().requires_grad_() for x in (q, k, v))
+        q, k, v = leaves
         if is_sparse:
             output = reference.attention(
-                *leaves, tuple(grid.shape), sparsity, kv_len, settings, return_lse=False
+                q, k, v, tuple(grid.shape), sparsity, kv_len, settings, return_lse=False
             )[0]
         else:
             output = F.scaled_dot_product_attention(
-                *leaves, _mask(q, kv_len), scale=settings.softmax_scale(q.shape[-1])
+                q, k, v, _mask(q, kv_len), scale=settings.softmax_scale(q.shape[-1])
             )
         grads = torch.autograd.grad(output, leaves, grad)
     # A custom operator must not return one of its inputs, nor one tensor twice.
