@@ -205,7 +205,7 @@ class VideoModel(ModelGraph, ABC):
         return forward_kwargs[latents.name][first][patch]
 
     def _patch(self, transformer: nn.Module) -> tuple[int, int, int]:
-        """Latent frames, rows and columns a token; a checkpoint may have its own."""
+        """Latent frames, rows and columns a token: the transformer's, else the model's."""
         config = getattr(transformer, "config", None)
         if config is None or config.get("patch_size") is None:
             return self.patch_frames, self.patch_pixels, self.patch_pixels

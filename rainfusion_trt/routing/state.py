@@ -7,7 +7,6 @@ That is why the sparsity is a tensor, and why processors note what they did with
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rainfusion_trt.errors import DenseAttentionError, InvalidInputError, UnsupportedError
-from rainfusion_trt.models import VideoModel
+from rainfusion_trt.models import VideoModel, get_model, model_names
 from rainfusion_trt.operator.settings import AttentionSettings, TextPlace
 from rainfusion_trt.routing.report import RoutingReport
 
@@ -122,13 +121,17 @@ class Routing:
         self._tensor = torch.tensor([0.0], dtype=torch.float32, device=device)
         self.sparsity = sparsity
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Routing:
-        """Of a copied transformer: a sparsity of its own, the same model."""
-        twin = object.__new__(type(self))
-        memo[id(self)] = twin
-        memo[id(self.model)] = self.model
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return twin
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles of the transformer; a model of the registry goes by its name."""
+        state = dict(self.__dict__)
+        if self.model.name in model_names() and get_model(self.model.name) is self.model:
+            state["model"] = self.model.name
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.model, str):
+            self.model = get_model(self.model)
 
     # -- for users ------------------------------------------------------------------------------
 

@@ -1,0 +1,184 @@
+"""An attention that cannot be sparse is an error that names it, or dense with permission."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import rainfusion_trt
+from rainfusion_trt.errors import RainFusionError, UnsupportedError
+from rainfusion_trt.models import VideoSize
+from tests.helpers.routed_models import CLASSES, attentions, call_of, run, tiny
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class OwnAttention:
+    """A processor that is not diffusers' and calls no attention that anybody could replace."""
+
+    def __call__(self, attn, hidden_states, *args, **kwargs):
+        other = kwargs.get("encoder_hidden_states")
+        return hidden_states if other is None else (hidden_states, other)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_processor_that_nobody_knows(name, caplog):
+    model, transformer = tiny(name)
+    call = call_of(model, transformer)
+    block, attention = list(attentions(transformer, model).items())[1]
+    attention.set_processor(OwnAttention())
+    with pytest.raises(RainFusionError, match=rf"{block}.*OwnAttention.*allow_dense=True"):
+        rainfusion_trt.enable(transformer, model=name)
+    assert "_rainfusion_routing" not in vars(transformer)
+    with caplog.at_level(logging.WARNING):
+        routing = rainfusion_trt.enable(transformer, model=name, allow_dense=True)
+    assert block in caplog.text
+    run(transformer, call)
+    assert routing.report().dense == (block,)
+    assert routing.routed == len(routing.sites) - 1
+
+
+@pytest.mark.parametrize("name", ["wan2.1-1.3b", "cogvideox-5b"])
+def test_a_processor_set_after_enable(name):
+    model, transformer = tiny(name)
+    call = call_of(model, transformer)
+    sites = attentions(transformer, model)
+    original = next(iter(sites.values())).processor
+    routing = rainfusion_trt.enable(transformer, sparsity=0.5)
+    block, attention = list(sites.items())[1]
+    attention.set_processor(type(original)())
+    with pytest.raises(RainFusionError, match=rf"{block}.*disable\(\), then enable\(\) again"):
+        run(transformer, call)
+    routing.allow_dense = True
+    run(transformer, call)
+    assert routing.report().dense == (block,)
+
+
+def test_one_block_with_another_backend(caplog):
+    """Its attention would be RainFusion's against the user's word, or dense without one."""
+    model, transformer = tiny("wan2.1-1.3b")
+    call = call_of(model, transformer)
+    dense = run(transformer, call)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.7)
+    sparse = run(transformer, call)
+    transformer.blocks[1].attn1.set_attention_backend("_native_math")
+    with pytest.raises(RainFusionError, match=r"blocks\.1\.attn1.*'_native_math'"):
+        run(transformer, call)
+    routing.allow_dense = True
+    with caplog.at_level(logging.WARNING):
+        mixed = run(transformer, call)
+        run(transformer, call)
+    assert caplog.text.count("blocks.1.attn1") == 1
+    assert routing.report() == (("blocks.0.attn1",), ("blocks.1.attn1",), ())
+    assert not torch.equal(mixed, sparse) and not torch.equal(mixed, dense)
+    transformer.blocks[1].attn1.set_attention_backend("native")
+    assert torch.equal(run(transformer, call), sparse)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_backend_for_the_whole_transformer_leaves_self_attention_sparse(before):
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as registry
+
+    model, transformer = tiny("wan2.1-1.3b")
+    call = call_of(model, transformer)
+    active = registry._active_backend
+    try:
+        if before:
+            transformer.set_attention_backend("_native_math")
+        routing = rainfusion_trt.enable(transformer, sparsity=0.7)
+        transformer.set_attention_backend("_native_math")
+        run(transformer, call)
+        assert routing.routed == 2
+        rainfusion_trt.disable(transformer)
+        assert transformer.blocks[0].attn1.processor._attention_backend == "_native_math"
+    finally:
+        registry.set_active_backend(active)
+
+
+@pytest.mark.parametrize(
+    ("frames", "options"), [(5, {}), (17, {"sink_frames": 5}), (17, {"sink_frames": 4})]
+)
+def test_too_few_frames(frames, options):
+    model, transformer = tiny("cogvideox-5b")
+    call = call_of(model, transformer, VideoSize(frames, 64, 96))
+    routing = rainfusion_trt.enable(transformer, sparsity=0.7, **options)
+    with pytest.raises(RainFusionError, match=r"sparsity=0\.7 has no effect.*allow_dense=True"):
+        run(transformer, call)
+    routing.sparsity = 0.0
+    run(transformer, call)
+    assert routing.routed == 2
+    routing.sparsity, routing.allow_dense = 0.7, True
+    run(transformer, call)
+    assert routing.routed == 0 and len(routing.report().dense) == 2
+
+
+def test_forward_past_the_call():
+    model, transformer = tiny("wan2.1-1.3b")
+    call = call_of(model, transformer)
+    rainfusion_trt.enable(transformer, sparsity=0.5)
+    run(transformer, call)
+    with torch.no_grad(), pytest.raises(UnsupportedError, match="call the transformer itself"):
+        transformer.forward(**call)
+
+
+def test_no_mask_of_the_users():
+    model, transformer = tiny("allegro")
+    call = call_of(model, transformer)
+    frames, height, width = call["hidden_states"].shape[2:]
+    rainfusion_trt.enable(transformer, model="allegro")
+    with pytest.raises(UnsupportedError, match=r"blocks\.0\.attn1 has an attention mask"):
+        run(transformer, {**call, "attention_mask": torch.ones(1, frames, height, width)})
+
+
+def test_a_transformer_that_patches_otherwise_than_its_model():
+    model, transformer = tiny("hunyuanvideo", patch_size=1)
+    call = call_of(model, transformer)
+    dense = run(transformer, call)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.0, model="hunyuanvideo")
+    torch.testing.assert_close(run(transformer, call), dense, atol=2e-5, rtol=0)
+    assert routing.routed == 4
+
+
+def test_fused_projections():
+    model, transformer = tiny("cogvideox-5b")
+    call = call_of(model, transformer)
+    dense = run(transformer, call)
+    rainfusion_trt.enable(transformer, sparsity=0.0)
+    transformer.fuse_qkv_projections()
+    with pytest.raises(RainFusionError, match="FusedCogVideoXAttnProcessor2_0 after enable"):
+        run(transformer, call)
+    rainfusion_trt.disable(transformer)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.0)
+    torch.testing.assert_close(run(transformer, call), dense, atol=2e-5, rtol=0)
+    assert routing.routed == 2
+
+
+def test_cross_attention_and_refiners_stay_dense():
+    """Only self-attention over the video goes to the operator; the rest is diffusers' own."""
+    for name in CLASSES:
+        model, transformer = tiny(name)
+        call = call_of(model, transformer)
+        count = []
+
+        class Watch(torch.overrides.TorchFunctionMode):
+            def __init__(self, seen):
+                super().__init__()
+                self.seen = seen
+
+            def __torch_function__(self, func, types, args=(), kwargs=None):
+                if func is F.scaled_dot_product_attention:
+                    self.seen.append(func)
+                return func(*args, **(kwargs or {}))
+
+        with Watch(count):
+            run(transformer, call)
+        plain = len(count)
+        routing = rainfusion_trt.enable(transformer, sparsity=0.5, model=name)
+        count.clear()
+        with Watch(count):
+            run(transformer, call)
+        assert len(count) == plain - routing.routed
+        assert routing.routed == model.attention_count(transformer.config)
