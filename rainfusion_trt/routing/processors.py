@@ -120,7 +120,7 @@ class RoutedWan(RoutedProcessor):
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -153,7 +153,7 @@ class RoutedCogVideoX(RoutedProcessor):
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
         attention_mask: Tensor | None = None,
@@ -176,14 +176,14 @@ class RoutedCogVideoX(RoutedProcessor):
         encoder_hidden_states, hidden_states = output.split([text, output.size(1) - text], dim=1)
         return hidden_states, encoder_hidden_states
 
-    def _projected(self, attn: nn.Module, tokens: Tensor) -> tuple[Tensor, ...]:
+    def _projected(self, attn: Any, tokens: Tensor) -> tuple[Tensor, ...]:
         return attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)
 
 
 class RoutedFusedCogVideoX(RoutedCogVideoX):
     """``FusedCogVideoXAttnProcessor2_0``, which `fuse_qkv_projections` sets."""
 
-    def _projected(self, attn: nn.Module, tokens: Tensor) -> tuple[Tensor, ...]:
+    def _projected(self, attn: Any, tokens: Tensor) -> tuple[Tensor, ...]:
         return attn.to_qkv(tokens).chunk(3, dim=-1)
 
 
@@ -192,7 +192,7 @@ class RoutedAllegro(RoutedProcessor):
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -219,7 +219,7 @@ class RoutedHunyuanVideo(RoutedProcessor):
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
         attention_mask: Tensor | None = None,
@@ -247,7 +247,7 @@ class RoutedHunyuanVideo15(RoutedProcessor):
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
         attention_mask: Tensor | None = None,
@@ -270,9 +270,9 @@ class RoutedHunyuanVideo15(RoutedProcessor):
 
 
 def _normed(
-    attn: nn.Module,
+    attn: Any,
     tokens: Tensor,
-    projections: tuple[nn.Module, ...],
+    projections: tuple[nn.Module, nn.Module, nn.Module],
     norms: tuple[nn.Module | None, nn.Module | None],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v of some tokens as [B, S, N, D], q and k normalised where there are norms."""
@@ -289,9 +289,7 @@ def _rotated(x: Tensor, rotary: Pair, end: int) -> Tensor:
     return torch.cat([apply_rotary_emb(x[:, :end], rotary, sequence_dim=1), x[:, end:]], dim=1)
 
 
-def _with_text(
-    attn: nn.Module, video: tuple[Tensor, Tensor, Tensor], text: Tensor
-) -> tuple[Tensor, ...]:
+def _with_text(attn: Any, video: tuple[Tensor, Tensor, Tensor], text: Tensor) -> tuple[Tensor, ...]:
     """q, k and v of the video, those of the text behind them."""
     added = _normed(
         attn,
@@ -302,7 +300,7 @@ def _with_text(
     return tuple(torch.cat(pair, dim=1) for pair in zip(video, added, strict=True))
 
 
-def _two_streams(attn: nn.Module, output: Tensor, text: int) -> Pair:
+def _two_streams(attn: Any, output: Tensor, text: int) -> Pair:
     """Video and text of an output, each through the projection that its stream has."""
     video, words = output[:, :-text], output[:, -text:]
     if getattr(attn, "to_out", None) is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -55,7 +54,9 @@ class AttentionRoute(TorchFunctionMode):
         self.count = 0
         self.others: list[tuple[int, int]] = []
 
-    def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if func is F.scaled_dot_product_attention:
             return self._attention(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -116,10 +117,11 @@ class AttentionRoute(TorchFunctionMode):
     def _check_kv_len(self, query: Tensor) -> None:
         """A traced graph would broadcast another number of lengths; extents that vary are equal."""
         kv_len = self._layout.kv_len
-        if kv_len is None or isinstance(kv_len.shape[0], torch.SymInt):
+        if kv_len is None:
             return
-        if isinstance(query.shape[0], int) and kv_len.shape[0] != query.shape[0]:
+        lengths: Any = kv_len.shape[0]  # torch.SymInt where it varies
+        batch: Any = query.shape[0]
+        if isinstance(lengths, int) and isinstance(batch, int) and lengths != batch:
             raise InvalidInputError(
-                f"kv_len has {kv_len.shape[0]} lengths for a batch of {query.shape[0]}; it must be "
-                "int32 [B]"
+                f"kv_len has {lengths} lengths for a batch of {batch}; it must be int32 [B]"
             )

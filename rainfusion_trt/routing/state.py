@@ -48,7 +48,7 @@ class Tokens(NamedTuple):
     padded: bool
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """S, the length of the sequence."""
         return self.grid.numel() + self.text_tokens
 
@@ -71,7 +71,7 @@ class Site:
     def __init__(
         self,
         name: str,
-        attention: nn.Module,
+        attention: Any,
         block: nn.Module,
         processor: RoutedProcessor | None,
     ) -> None:
@@ -157,7 +157,9 @@ class Routing:
 
     def report(self) -> RoutingReport:
         """What the self-attentions of the latest forward were."""
-        routed, dense, skipped = [], [], []
+        routed: list[str] = []
+        dense: list[str] = []
+        skipped: list[str] = []
         for site in self.sites:
             ours = site.processor if self._is_ours(site) else None
             if ours is None:

@@ -147,13 +147,13 @@ def _sites(transformer: nn.Module, routing: Routing) -> list[Site]:
     return sites
 
 
-def _begin(transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _begin(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     transformer._rainfusion_routing.begin(transformer, args, kwargs)
 
 
-def _enter(block: nn.Module, args: tuple[Any, ...]) -> None:
+def _enter(block: Any, args: tuple[Any, ...]) -> None:
     block._rainfusion_site.entered = True
 
 
-def _end(transformer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+def _end(transformer: Any, args: tuple[Any, ...], output: Any) -> None:
     transformer._rainfusion_routing.end(transformer)
