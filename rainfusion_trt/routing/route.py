@@ -1,8 +1,9 @@
-"""``AttentionRoute``: attention of any module as the operator, while a graph is captured.
+"""``AttentionRoute``: attention of any module as the operator, found by its number of tokens.
 
-An exported module need not be one of diffusers, and its attention is found by the number of tokens
-alone: a torch function mode takes the calls of ``F.scaled_dot_product_attention`` over the joint
-sequence of video and text and leaves the others (cross-attention, text refiners) alone.
+For modules that need not be diffusers', as in an export, and for those that are built of other
+attention than diffusers': a torch function mode takes the calls of
+``F.scaled_dot_product_attention`` over the joint sequence of video and text and leaves the others
+(cross-attention, text refiners) alone.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class AttentionRoute(TorchFunctionMode):
         Query and key length of those it takes.
     others
         Query and key lengths of the attentions it left alone.
+    entered
+        Whether it takes calls now.
     """
 
     def __init__(
@@ -52,7 +55,17 @@ class AttentionRoute(TorchFunctionMode):
         self._sparsity = sparsity
         self._settings = settings.replace(text=layout.text)
         self.count = 0
+        self.entered = False
         self.others: list[tuple[int, int]] = []
+
+    def __enter__(self) -> AttentionRoute:
+        self.entered = True
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.entered = False
+        super().__exit__(*error)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from rainfusion_trt.errors import DenseAttentionError, InvalidInputError, UnsupportedError
-from rainfusion_trt.models import VideoModel, get_model, model_names
+from rainfusion_trt.models import AttentionLayout, VideoModel, get_model, model_names
 from rainfusion_trt.operator.settings import AttentionSettings, TextPlace
 from rainfusion_trt.routing.report import RoutingReport
+from rainfusion_trt.routing.route import AttentionRoute
 
 if TYPE_CHECKING:
     from rainfusion_trt.routing.processors import RoutedProcessor
@@ -113,6 +114,7 @@ class Routing:
         self._kind = type(transformer).__name__
         # Without self: a graph of torch.compile cannot bind arguments by a signature.
         self._parameters = tuple(inspect.signature(type(transformer).forward).parameters)[1:]
+        self._route: AttentionRoute | None = None  # of the latest forward, where it is by tokens
         self._dense_grid = False
         self._logged: set[str] = set()
         # While diffusers loads a checkpoint parameters are on the meta device, and factories too.
@@ -123,7 +125,7 @@ class Routing:
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles of the transformer; a model of the registry goes by its name."""
-        state = dict(self.__dict__)
+        state = {**self.__dict__, "_route": None}
         if self.model.name in model_names() and get_model(self.model.name) is self.model:
             state["model"] = self.model.name
         return state
@@ -157,6 +159,8 @@ class Routing:
 
     def report(self) -> RoutingReport:
         """What the self-attentions of the latest forward were."""
+        if self.by_tokens:
+            return RoutingReport(*self._by_tokens_report())
         routed: list[str] = []
         dense: list[str] = []
         skipped: list[str] = []
@@ -190,11 +194,15 @@ class Routing:
             self._tensor = self._tensor.to(layout.grid.device)
         self._check_grid()
         self._check_sites()
+        if self.by_tokens:
+            self._enter_route(layout)
 
     def end(self, transformer: nn.Module) -> None:
         """See that every self-attention of the blocks that ran was RainFusion attention."""
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             self.tokens = None  # else a backward pass may run a checkpointed block again
+        if self.by_tokens:
+            self._leave_route()
         for site in self.sites:
             if site.processor is None or site.processor.ran or not site.entered:
                 continue
@@ -204,6 +212,39 @@ class Routing:
                     "attention is not RainFusion's; disable RainFusion, or leave that module's "
                     "forward as it is"
                 )
+
+    # -- transformers without attention modules of diffusers ------------------------------------
+
+    @property
+    def by_tokens(self) -> bool:
+        """Whether attention is found by its number of tokens, for want of modules to replace it."""
+        return not self.sites
+
+    def _enter_route(self, layout: AttentionLayout) -> None:
+        if torch.compiler.is_compiling():
+            raise UnsupportedError(
+                f"{self._kind} has no attention modules of diffusers, and what finds its attention "
+                "by tokens cannot be compiled; run it without torch.compile"
+            )
+        self._route = AttentionRoute(layout, self._tensor, self.settings)
+        self._route.__enter__()
+
+    def _leave_route(self) -> None:
+        if self._route is None or not self._route.entered:
+            return
+        self._route.__exit__(None, None, None)
+        if self._route.count == 0:
+            self._dense(
+                f"no self-attention of {self._kind} was routed: none of its calls reached "
+                f"F.scaled_dot_product_attention with the {self._route.tokens} tokens of "
+                f"{self.model.name}; disable RainFusion or pass the model that it works like"
+            )
+
+    def _by_tokens_report(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+        names = tuple(f"attention {i}" for i in range(self._route.count if self._route else 0))
+        return ((), names, ()) if self._dense_grid else (names, (), ())
+
+    # -- checks -----------------------------------------------------------------------------------
 
     def _check_grid(self) -> None:
         """Fewer than two frames beside the sinks leave nothing to be sparse in."""

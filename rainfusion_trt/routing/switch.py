@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models import VideoModel, get_model, model_of
 from rainfusion_trt.operator.settings import AttentionSettings, Method
 from rainfusion_trt.routing.state import Routing, Site
@@ -37,7 +37,9 @@ def enable(
     sparsity, method, alpha, sink_frames
         As :func:`rainfusion_trt.rainfusion_attention`.
     model
-        Registry name, needed only where the class and configuration do not tell.
+        Registry name, needed only where the class and configuration do not tell; or a `VideoModel`
+        of your own. A transformer without attention modules of diffusers is routed by the number
+        of tokens that reach ``F.scaled_dot_product_attention``, and torch.compile cannot trace it.
     allow_dense
         Run dense, log it and tell it in :meth:`Routing.report`, where an attention cannot be
         sparse: by a processor that is not diffusers' own, by an attention backend of its own, or
@@ -53,7 +55,9 @@ def enable(
     InvalidInputError
         Bad settings, an unknown `model`, or routing is on already.
     UnsupportedError
-        The transformer belongs to no known model, or has attention that is not diffusers' own.
+        The transformer belongs to no known model.
+    DenseAttentionError
+        One of its self-attentions has a processor that is not diffusers' own.
 
     Examples
     --------
@@ -79,9 +83,10 @@ def enable(
             site.attention.set_processor(site.processor)
         setattr(site.block, _SITE, site)
         routing.handles.append(site.block.register_forward_pre_hook(_enter))
+    # What `begin` enters by tokens has to be left after an error too; dynamo traces no such hook.
     routing.handles += [
         transformer.register_forward_pre_hook(_begin, with_kwargs=True),
-        transformer.register_forward_hook(_end),
+        transformer.register_forward_hook(_end, always_call=routing.by_tokens),
     ]
     setattr(transformer, _HANDLE, routing)
     return routing
@@ -119,7 +124,10 @@ def _uncompiled(transformer: nn.Module) -> nn.Module:
 
 
 def _sites(transformer: nn.Module, routing: Routing) -> list[Site]:
-    """The self-attentions of a transformer, which it still has as they were."""
+    """The self-attentions of a transformer, which it still has as they were.
+
+    None for a transformer that is not built of diffusers' attention modules.
+    """
     from rainfusion_trt.routing.processors import routed_class  # diffusers takes seconds
 
     kind = type(transformer).__name__
@@ -139,11 +147,6 @@ def _sites(transformer: nn.Module, routing: Routing) -> list[Site]:
             )
         processor = None if ours is None else ours(original, routing, name)
         sites.append(Site(name, attention, block, processor))
-    if not sites:
-        raise UnsupportedError(
-            f"{kind} has no self-attention that RainFusion knows, in blocks as those of "
-            f"{routing.model.transformer_class}; pass the transformer of a diffusers pipeline"
-        )
     return sites
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 import torch.nn.functional as F
 
 import rainfusion_trt
-from rainfusion_trt.errors import RainFusionError, UnsupportedError
+from rainfusion_trt.errors import DenseAttentionError, RainFusionError, UnsupportedError
 from rainfusion_trt.models import VideoSize
+from rainfusion_trt.routing import routing_of
+from tests.helpers.packed_model import Packed, PackedTransformer
 from tests.helpers.routed_models import CLASSES, attentions, call_of, run, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -182,3 +185,27 @@ def test_cross_attention_and_refiners_stay_dense():
             run(transformer, call)
         assert len(count) == plain - routing.routed
         assert routing.routed == model.attention_count(transformer.config)
+
+
+def test_by_tokens_is_left_after_an_error():
+    """A transformer without diffusers' attention modules; routing it is test_packed_model's."""
+    transformer = PackedTransformer()
+    model = Packed()
+    size = VideoSize(25, 256, 256)
+    call = model.forward_kwargs(model.example_inputs(transformer, size, batch=1))
+    routing = rainfusion_trt.enable(transformer, sparsity=0.5, model=model)
+    dense = F.scaled_dot_product_attention(*[torch.ones(1, 1, 256, 8)] * 3)
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        transformer(**{**call, "hidden_states": call["hidden_states"][:, 1:]})
+    assert torch.equal(F.scaled_dot_product_attention(*[torch.ones(1, 1, 256, 8)] * 3), dense)
+    assert not torch._C._len_torch_function_stack()
+    with torch.no_grad():
+        transformer(**call)
+    assert routing.report() == (("attention 0",), (), ())
+    twin = copy.deepcopy(transformer)
+    with torch.no_grad():
+        twin(**call)
+    assert routing_of(twin).routed == 1
+    transformer.forward = lambda *a, **k: (dense,)
+    with torch.no_grad(), pytest.raises(DenseAttentionError, match="no self-attention of Packed"):
+        transformer(**call)
