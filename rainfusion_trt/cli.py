@@ -25,7 +25,7 @@ class _ErrorsInOneLine(TyperGroup):
     Others show their traceback, with the request to report it.
     """
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:  # a click.Context, typer's own or the package's
         try:
             return super().invoke(ctx)
         except Exception as error:
@@ -184,7 +184,7 @@ def run(
     profile: Annotated[bool, typer.Option(help="Print the time of every step.")] = False,
 ) -> None:
     """Make a video from a text."""
-    from rainfusion_trt.runtime.pipeline import Pipeline
+    from rainfusion_trt.runtime.pipeline import Pipeline, PipelineOutput
     from rainfusion_trt.video import check_fps, check_target, save_video
 
     check_target(output, overwrite=overwrite)
@@ -220,6 +220,7 @@ def run(
             profile=profile,
             output_type="np",
         )
+        assert isinstance(result, PipelineOutput)  # as return_dict is True
         rate = pipeline.model.defaults.fps if fps is None else fps
         save_video(result.frames[0], output, fps=rate, overwrite=overwrite)
     if profile:

@@ -221,7 +221,7 @@ def _part(component: str, engine: Path | None, onnx: Path | None, pipe: Any) -> 
 
 
 def _choose_model(model: str | None, graphs: Iterable[Graph], originals: list[Any]) -> VideoModel:
-    names = {graph.origin: get_model(graph.account.model) for graph in graphs}
+    names = {graph.origin: get_model(graph.model) for graph in graphs}
     if model is not None:
         names = {"model=": get_model(model), **names}
     if not names and originals:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models.base import VideoModel
+from rainfusion_trt.models.transformer import as_transformer
 from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.runtime.base import Backend
 from rainfusion_trt.runtime.report import CallReport
@@ -108,7 +109,7 @@ class TorchDenoiser(OneDenoiser):
         from rainfusion_trt.routing import enable
 
         self.component = transformer
-        self._attentions = model.attention_count(transformer.config)
+        self._attentions = model.attention_count(as_transformer(transformer).config)
         self._handle = enable(
             transformer,
             sparsity=0.0,
@@ -118,7 +119,7 @@ class TorchDenoiser(OneDenoiser):
         )
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # type: ignore[override]  # it moves with the module
         return next(self.component.parameters()).device
 
     def set_sparsity(self, value: float) -> None:

@@ -28,6 +28,12 @@ class Graph:
     account: GraphAccount
     flavour: str | None = None
 
+    @property
+    def model(self) -> str:
+        """Registry name of its model, without which `graph_of_onnx` and `graph_of_engine` raise."""
+        assert self.account.model is not None
+        return self.account.model
+
     def check_settings(self, given: dict[str, Any]) -> None:
         """Raise InvalidInputError where another setting is asked for than it was exported with."""
         if self.account.settings is None:

@@ -53,12 +53,16 @@ def _load_graph(
 ) -> Denoiser:
     if part.original is not None:
         check_weights(part.graph_of(name).account, part.original, part.graph_of(name).origin)
+    # `candidates` names only backends whose artifact was given.
     if name == "onnxruntime":
+        assert part.onnx is not None
         backend: Any = OnnxRuntimeBackend(part.onnx, place)
     else:
         from rainfusion_trt.runtime.tensorrt import TensorRTBackend
 
+        assert part.engine is not None
         backend = TensorRTBackend(part.engine, device=place, cuda_graph=cuda_graph)
+    assert part.config is not None
     attentions = part.graph_of(name).account.attention_nodes
     return GraphDenoiser(backend, artifacts.model, part.config, attentions)
 
@@ -74,6 +78,7 @@ def _load_torch(
 ) -> Denoiser:
     transformer = part.original
     if transformer is None:
+        assert artifacts.checkpoint is not None  # there is a checkpoint or a pipeline
         dtype = artifacts.dtype or artifacts.model.defaults.dtype
         transformer = artifacts.model.load(
             artifacts.checkpoint, dtype=dtype, component=part.component

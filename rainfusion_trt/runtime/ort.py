@@ -120,11 +120,12 @@ class OnnxRuntimeBackend(Backend):
 
     def _outputs(self, binding: Any) -> dict[str, Tensor]:
         """ONNX Runtime's own memory as torch tensors, which keep it alive."""
+        from torch.utils.dlpack import from_dlpack
+
         values = zip(self.outputs, binding.get_outputs(), strict=True)
         # In older releases (1.23, 1.24) only the object inside an OrtValue speaks DLPack.
         return {
-            name: torch.from_dlpack(v if hasattr(v, "__dlpack__") else v._ortvalue)
-            for name, v in values
+            name: from_dlpack(v if hasattr(v, "__dlpack__") else v._ortvalue) for name, v in values
         }
 
 

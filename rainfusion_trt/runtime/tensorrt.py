@@ -6,6 +6,7 @@ import logging
 import mmap
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,6 +85,10 @@ class TensorRTBackend(Backend):
                 "%s was built with the plugin %s, running with %s",
                 *(self._folder, self.metadata.plugin.build, library.build_info),
             )
+        # TensorRT's objects, which have no types; None once closed.
+        self._runtime: Any = None
+        self._engine: Any = None
+        self._context: Any = None
         self._logger = process_logger(self._flavour.module)
         self._logger.clear()
         with torch.cuda.device(self.device):
@@ -308,6 +313,5 @@ def _cuda_device(device: str | torch.device) -> torch.device:
             f"a TensorRT engine runs on an NVIDIA GPU only, {found}: use backend='onnxruntime' or "
             "'torch' on the CPU"
         )
-    return torch.device(
-        "cuda", device.index if device.index is not None else torch.cuda.current_device()
-    )
+    index: int | None = device.index  # None for "cuda" alone, though torch's types say int
+    return torch.device("cuda", torch.cuda.current_device() if index is None else index)
