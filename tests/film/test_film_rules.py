@@ -198,7 +198,7 @@ def test_raster_rule_is_that_of_the_operator():
     The operator lets sink blocks compete for the budget too, so here they score low; 3 of its 15
     key blocks are 3 of our 12.
     """
-    from rainfusion_trt.reference import rainfusion_attention
+    from rainfusion_trt.operator.reference import rainfusion_attention
 
     grid = (5, 16, 24)
     scene = replace(TINY, grid=grid, tile=(192, 128), text=0)
