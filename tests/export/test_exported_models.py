@@ -22,7 +22,8 @@ def relative_error(exported, size: VideoSize, batch: int) -> float:
     """Largest difference between ONNX Runtime and PyTorch over the largest value."""
     model, transformer = exported.model, exported.transformer
     inputs = model.example_inputs(transformer, size, batch=batch, seed=size.width)
-    inputs["timestep"] = torch.arange(100, 100 + 300 * batch, 300)  # another one per element
+    steps = torch.arange(100, 100 + 300 * batch, 300)  # another one per element
+    inputs["timestep"] = steps.to(inputs["timestep"].dtype)
     with torch.no_grad():
         expected = transformer(**model.forward_kwargs(inputs)).sample
     session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
