@@ -15,6 +15,7 @@ from benchmarks.film.rules import CHUNK, Tally
 from benchmarks.film.scene import Scene
 from benchmarks.film.scores import Heads
 from benchmarks.film.windows import Windows
+from rainfusion_trt.operator.settings import OPERATOR_V1_DEFAULTS
 
 SAMPLE = 1024
 
@@ -39,7 +40,7 @@ class KindRule:
     sparsity: float
     scene: Scene
     device: torch.device | str = "cpu"
-    alpha: float = 0.9
+    alpha: float = OPERATOR_V1_DEFAULTS.alpha
     forced: str | None = None
     fallback: str = "textural"
     windows: Windows | None = None

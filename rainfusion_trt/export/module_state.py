@@ -10,6 +10,7 @@ from torch import nn
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.export.weightless import is_fake
 from rainfusion_trt.models.weight_files import named
+from rainfusion_trt.routing import routing_of
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -90,7 +91,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 
 def _refuse_routing(module: nn.Module, kind: str) -> None:
-    if getattr(module, "_rainfusion_routing", None) is not None:  # what enable() leaves there
+    if routing_of(module) is not None:
         raise InvalidInputError(
             f"RainFusion is on for this {kind}: call rainfusion_trt.disable() first, the export "
             "puts the operator in by itself"
