@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
@@ -11,19 +9,21 @@ from typing import Any
 import numpy as np
 
 from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError
+from rainfusion_trt.files.place import check_file
+from rainfusion_trt.files.seal import DIGITS, Seal
+from rainfusion_trt.files.staging import staging
 
 _CODECS = ("libx264", "mpeg4")  # the better first; wheels built without GPL parts lack libx264
 _MAX_FPS = 1000
-_SCRATCH = ".video-"
 _TOLERANCE = 1e-2  # of floating values beyond [0, 1]: rounding, and the overshoot of a resize
 _IMAGE_MODES = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "1")
 _QUALITY = {"libx264": {"crf": "17"}, "mpeg4": {"qscale": "2"}}
 
 
 # An mp4 file is a sequence of boxes: length, type, and here a UUID that says whose box it is.
-_DIGEST = hashlib.sha256().digest_size
+# Players skip boxes of type `uuid`, and programs that change or copy a video drop them.
 _OWNER = uuid.UUID("6f3dbc5c-3f0e-5d0b-9a53-5f6b8c0f27a1").bytes + b"rainfusion-trt video 1\n"
-_BOX = (8 + len(_OWNER) + _DIGEST).to_bytes(4, "big") + b"uuid" + _OWNER
+_SEAL = Seal((8 + len(_OWNER) + DIGITS).to_bytes(4, "big") + b"uuid" + _OWNER)
 
 
 def to_uint8(frames: Any) -> np.ndarray:
@@ -162,12 +162,12 @@ def save_video(frames: Any, path: str | Path, *, fps: int, overwrite: bool = Fal
     clip = to_uint8(frames)
     height, width = clip.shape[1:3]
     clip = np.pad(clip, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=_SCRATCH) as scratch:
-        temporary = Path(scratch) / path.name
-        _encode(clip, temporary, fps)
-        _mark(temporary)
-        temporary.replace(path)
+    with staging(path) as stage:
+        made = stage.new / path.name
+        _encode(clip, made, fps)
+        _SEAL.put_on(made)
+        check_target(path, overwrite=overwrite)  # another may have come meanwhile
+        stage.publish()
     return path
 
 
@@ -198,69 +198,13 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".mp4":
         raise InvalidInputError(f"output {path} has to end in .mp4")
-    try:
-        _check_place(path, overwrite=overwrite)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InvalidInputError(f"output {path} cannot be written: {reason}") from error
+    check_file(
+        path,
+        ours=lambda there: overwrite or _SEAL.is_on(there),
+        remedy=", or say that it may be overwritten (--overwrite)",
+    )
     _encoder()
     return path
-
-
-def _check_place(path: Path, *, overwrite: bool) -> None:
-    if path.is_symlink():
-        raise InvalidInputError(f"output {path} is a link: name the file itself")
-    if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "no regular file"
-        raise InvalidInputError(f"output {path} is {kind}: name a file")
-    if path.is_file() and not overwrite and not is_ours(path):
-        raise InvalidInputError(
-            f"output {path} exists, and is not as rainfusion-trt has written it: choose another "
-            "name, move it away, or say that it may be overwritten (--overwrite)"
-        )
-    folder = path.parent
-    while not folder.exists() and folder != folder.parent:
-        if folder.is_symlink():
-            raise InvalidInputError(f"output {path}: {folder} is a link to nothing")
-        folder = folder.parent
-    if not folder.is_dir():
-        raise InvalidInputError(f"output {path}: {folder} is not a folder")
-    # Permissions alone do not tell: file systems are read-only, and root may write anywhere else.
-    with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH):
-        pass
-
-
-def _mark(path: Path) -> None:
-    """Append the box that says who wrote a video, and what it held then.
-
-    Players skip boxes of type `uuid`, and programs that change or copy a video drop them. Its hash
-    is that of everything before it.
-    """
-    digest = _file_digest(path, path.stat().st_size)
-    with path.open("ab") as file:
-        file.write(_BOX + digest)
-
-
-def is_ours(path: Path) -> bool:
-    """Whether a file is a video as `save_video` has written it."""
-    length = len(_BOX) + _DIGEST
-    size = path.stat().st_size
-    if size <= length:
-        return False
-    with path.open("rb") as file:
-        file.seek(size - length)
-        end = file.read(length)
-    return end.startswith(_BOX) and _file_digest(path, size - length) == end[len(_BOX) :]
-
-
-def _file_digest(path: Path, size: int) -> bytes:
-    """SHA-256 of the first `size` bytes of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while size > 0 and (chunk := file.read(min(size, 1 << 20))):
-            digest.update(chunk)
-            size -= len(chunk)
-    return digest.digest()
 
 
 def _encoder() -> tuple[Any, str]:

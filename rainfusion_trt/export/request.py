@@ -20,6 +20,7 @@ from rainfusion_trt.export.lora import fuse_loras
 from rainfusion_trt.export.lora_file import LoraFile
 from rainfusion_trt.export.own_module import export_module
 from rainfusion_trt.export.weightless import fake_transformer
+from rainfusion_trt.export.writer import check_output
 from rainfusion_trt.models import VideoModel, VideoSize, get_model
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -57,7 +58,7 @@ class Job:
         :func:`export_model` or :func:`export_module` with the graph's arguments filled in; it takes
         the others.
     output
-        The default file.
+        The file, which can be written.
     """
 
     run: Callable[..., ExportReport]
@@ -86,15 +87,22 @@ def model_job(
     batch: int | None,
     dtype: str | None,
     dynamic: bool,
+    output: Path | None = None,
 ) -> Job:
-    """Make or load the weights of a registered model and prepare its export."""
+    """Make or load the weights of a registered model and prepare its export.
+
+    Where it will go is looked at before, as weights can take minutes.
+    """
     model = get_model(name)
     component = model.component(weights.component)
     precision = dtype_of(model, dtype)
     size = weights.size(model, *clip)
     shape = "dynamic" if dynamic else size
-    transformer = weights.transformer(model, precision)
     which = f"-{component}" if len(model.components) > 1 else ""
+    if output is None:
+        output = Path(f"{model.name}{which}-{shape}-{str(precision).removeprefix('torch.')}.onnx")
+    check_output(output)
+    transformer = weights.transformer(model, precision)
     return Job(
         partial(
             export_model,
@@ -105,17 +113,21 @@ def model_job(
             dynamic=dynamic,
             component=component,
         ),
-        Path(f"{model.name}{which}-{shape}-{str(precision).removeprefix('torch.')}.onnx"),
+        output,
     )
 
 
-def module_job(name: str, *, grid: str | None, **place: Any) -> Job:
+def module_job(name: str, *, grid: str | None, output: Path | None = None, **place: Any) -> Job:
     """Prepare the export of a factory's module; `place` as in :func:`export_module`."""
     sizes = parse_grid(grid)
+    factory = name.rpartition(":")[2]
+    output = output or Path(f"{factory}.onnx")
+    if factory:  # else `make_module` says what is wrong
+        check_output(output)
     module, inputs = make_module(name)
     return Job(
         partial(export_module, module, inputs, grid=sizes, **place),
-        Path(f"{name.rpartition(':')[2]}.onnx"),
+        output,
     )
 
 

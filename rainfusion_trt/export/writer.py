@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +11,27 @@ import onnx
 import onnx_ir as ir
 
 from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.graph_file import DataFile, GraphAccount
-from rainfusion_trt.hashing import file_sha256
+from rainfusion_trt.files.place import check_file
+from rainfusion_trt.files.seal import DIGITS, Seal
+from rainfusion_trt.files.staging import remove_leftovers, staging
+from rainfusion_trt.graph_file import METADATA_PREFIX, DataFile, GraphAccount, read_onnx
+from rainfusion_trt.hashing import file_sha256, kept_sha256
 
 EMBEDDED_BYTES = 1_500_000_000  # protobuf's limit is 2 GiB
 Progress = Callable[[int, int], None]  # bytes written, bytes in total
 WeightsPlace = Literal["inside", "beside", "none"]
+
+
+def _seal() -> Seal:
+    """One more entry of the graph's metadata: protobuf reads appended fields as if they had been
+    there, and programs that write the graph again put them elsewhere.
+    """
+    entry = onnx.StringStringEntryProto(key=f"{METADATA_PREFIX}seal", value="0" * DIGITS)
+    model = onnx.ModelProto(metadata_props=[entry])
+    return Seal(model.SerializeToString()[:-DIGITS])
+
+
+SEAL = _seal()
 
 
 def initial_values(model: ir.Model) -> dict[str, ir.TensorProtocol]:
@@ -43,11 +56,39 @@ def weights_place(model: ir.Model) -> WeightsPlace:
 
 
 def check_output(output: Path) -> None:
-    """Refuse a path that cannot be written, before any work starts."""
+    """Refuse a path that cannot be written, before any work starts.
+
+    Raises
+    ------
+    InvalidInputError
+        Not an .onnx, a folder that cannot be written to, or there lies a graph that this exporter
+        has not written, or weights that no graph of its own there names.
+    """
     if output.suffix != ".onnx":
         raise InvalidInputError(f"output {output} must end in .onnx")
-    if output.is_dir():
-        raise InvalidInputError(f"output {output} is a directory; name a file in it")
+    remove_leftovers(output.parent)  # with weights whose graph did not get to its place
+    check_file(output, ours=SEAL.is_on)
+    check_file(data_path(output), ours=lambda data: _is_named(output, data))
+
+
+def is_whole(output: Path) -> bool:
+    """Whether a graph and any weights beside it are there as they were written."""
+    if not (output.is_file() and SEAL.is_on(output)):
+        return False
+    data = read_onnx(output).account.data
+    return data is None or _is_named(output, data_path(output))
+
+
+def _is_named(output: Path, data: Path) -> bool:
+    """Whether weights are those that a graph of this exporter was written with."""
+    if not (output.is_file() and data.is_file() and SEAL.is_on(output)):
+        return False
+    named = read_onnx(output).account.data
+    return (
+        named is not None
+        and (named.file, named.size) == (data.name, data.stat().st_size)
+        and named.sha256 == kept_sha256(data)
+    )
 
 
 def data_path(output: Path) -> Path:
@@ -57,32 +98,24 @@ def data_path(output: Path) -> Path:
 
 @contextmanager
 def staged(output: Path) -> Iterator[Path]:
-    """Give a path of the same name in a new folder; move the file to `output` on success.
+    """Give a path of the same name in a new folder; move graph and weights to `output` on success.
 
-    The folder is removed in any case, even on an interrupt.
+    Two exports to one name come one after the other, and neither is mixed with the other.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.stem}-", dir=output.parent))
-    try:
-        stage = folder / output.name
-        yield stage
-        # There is no model file until the last move, and so never one with another model's weights.
-        output.unlink(missing_ok=True)
-        data_path(output).unlink(missing_ok=True)
-        if data_path(stage).exists():
-            data_path(stage).replace(data_path(output))
-        stage.replace(output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with staging(output) as stage:
+        yield stage.new / output.name
+        check_output(output)  # others may have come meanwhile
+        stage.publish(data_path(output).name)
 
 
 def write(model: ir.Model, path: Path, progress: Progress | None = None) -> None:
-    """Write to `path`, weights beside it where they are too large to be in it.
+    """Write to `path`, weights beside it where they are too large to be in it, and seal it.
 
     The graph then names their size and hash, so that those of another export are refused.
     """
     if weights_place(model) != "beside":
         ir.save(model, path)
+        SEAL.put_on(path)
         return
     done, total = 0, weight_bytes(model)
 
@@ -94,6 +127,7 @@ def write(model: ir.Model, path: Path, progress: Progress | None = None) -> None
 
     ir.save(model, path, external_data=data_path(path).name, callback=report)
     _name_data(path)
+    SEAL.put_on(path)
 
 
 def _name_data(path: Path) -> None:
