@@ -10,7 +10,7 @@ from typing import Any
 
 from rainfusion_trt.engine.fingerprint import combined_sha256, digest, record_files
 from rainfusion_trt.engine.flavour import TensorRTFlavour
-from rainfusion_trt.engine.folder import existing_engine, write_engine
+from rainfusion_trt.engine.folder import check_replaceable, existing_engine, write_engine
 from rainfusion_trt.engine.messages import BuildRequest
 from rainfusion_trt.engine.metadata import (
     ENGINE_FILE,
@@ -29,6 +29,7 @@ from rainfusion_trt.engine.target import (
     native_device,
 )
 from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.files.staging import staging
 from rainfusion_trt.hashing import file_sha256
 from rainfusion_trt.models import get_model
 from rainfusion_trt.operator.native import NativeLibrary, load_library
@@ -86,15 +87,28 @@ def build_engine(
     EngineBuildError
         TensorRT failed; the message carries its last words.
     """
-    build = _checked(onnx, _one_recipe(recipe, profile), plugin, target, flavour)
-    folder = Path(output) if output is not None else build.file.path.with_suffix(".engine")
+    onnx = Path(onnx)
+    folder = Path(output) if output is not None else Path(f"{onnx.parent / onnx.stem}.engine")
     previous = existing_engine(folder)
+    build = _checked(onnx, _one_recipe(recipe, profile), plugin, target, flavour)
     sources = _sources(build, previous)
-    if previous is not None and previous.key == sources.key and not force:
-        _log.info("%s is up to date", folder)
+    if _is_current(folder, previous, sources, force=force):
         return folder
-    _log.info("building %s with %s for %s", folder, build.tensorrt, ", ".join(build.place))
-    return write_engine(folder, _request(build, folder), _facts(build, sources), progress)
+    check_replaceable(folder)
+    with staging(folder) as stage:
+        if _is_current(folder, existing_engine(folder), sources, force=force):
+            return folder  # another process has built it meanwhile
+        _log.info("building %s with %s for %s", folder, build.tensorrt, ", ".join(build.place))
+        return write_engine(stage, _request(build, folder), _facts(build, sources), progress)
+
+
+def _is_current(
+    folder: Path, found: EngineMetadata | None, sources: _Sources, *, force: bool
+) -> bool:
+    if force or found is None or found.key != sources.key:
+        return False
+    _log.info("%s is up to date", folder)
+    return True
 
 
 def _one_recipe(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import json
 import logging
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from rainfusion_trt.engine.messages import BuildRequest, Built
 from rainfusion_trt.engine.metadata import (
     ENGINE_FILE,
+    FORMAT,
     METADATA_FILE,
     EngineMetadata,
     load_metadata,
@@ -21,15 +22,31 @@ from rainfusion_trt.engine.metadata import (
 from rainfusion_trt.engine.process import run_worker
 from rainfusion_trt.engine.progress import BuildProgress
 from rainfusion_trt.errors import EngineLoadError, InvalidInputError
+from rainfusion_trt.files.place import check_folder
+from rainfusion_trt.files.staging import Staging, remove_leftovers
 
+CACHE_FILE = "runtime.cache"  # what TensorRT for RTX compiled; written by the runtime
+_CONTENT = {ENGINE_FILE, METADATA_FILE, CACHE_FILE}
+_FIELDS_OF_0_2 = {"schema_version", "plugin_layers", "engine_sha256", "onnx_sha256", "onnx_files"}
 _log = logging.getLogger(__name__)
 
 
 def existing_engine(folder: Path) -> EngineMetadata | None:
-    """Metadata of an earlier build; raises if `folder` holds something else."""
-    if not folder.exists():
+    """Metadata of an earlier build; None if there is none, or it is damaged.
+
+    Raises
+    ------
+    InvalidInputError
+        `folder` holds something that no build has written, or no folder can be put there.
+    """
+    if not folder.is_dir() or folder.is_symlink():
+        check_folder(folder)
         return None
-    if not (folder / METADATA_FILE).is_file() and any(folder.iterdir()):
+    remove_leftovers(folder)
+    if not any(folder.iterdir()):
+        check_folder(folder)
+        return None
+    if not _is_ours(folder / METADATA_FILE):
         raise InvalidInputError(
             f"{folder} exists and is not an engine folder: choose another output"
         )
@@ -40,23 +57,59 @@ def existing_engine(folder: Path) -> EngineMetadata | None:
         return None
 
 
+def check_replaceable(folder: Path) -> None:
+    """Refuse to replace a folder with anything in it that no build or run has put there.
+
+    Raises
+    ------
+    InvalidInputError
+        There is such a thing, or no folder can be put there.
+    """
+    check_folder(folder)
+    if not folder.exists():
+        return
+    names = {path.name for path in folder.iterdir() if path.is_file() or path.is_symlink()}
+    folders = {path.name for path in folder.iterdir()} - names
+    foreign = sorted((names - _CONTENT) | folders)
+    if foreign:
+        raise InvalidInputError(
+            f"{folder} would be replaced, and holds {', '.join(foreign[:3])}"
+            f"{' ...' if len(foreign) > 3 else ''}, which no build has put there: move that away, "
+            "or choose another output"
+        )
+
+
+def _is_ours(metadata: Path) -> bool:
+    """Whether a file is the metadata of an engine, of this version or another."""
+    try:
+        found = json.loads(metadata.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(found, dict) or metadata.is_symlink():
+        return False
+    return found.get("format", FORMAT) == FORMAT and found.keys() >= _FIELDS_OF_0_2
+
+
 def write_engine(
-    folder: Path, request: BuildRequest, facts: dict[str, Any], progress: bool
+    stage: Staging, request: BuildRequest, facts: dict[str, Any], progress: bool
 ) -> Path:
-    """Build in a temporary folder beside `folder` and put it in its place when it is whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        fresh = Path(scratch) / "new"
-        fresh.mkdir()
-        request = request.model_copy(update={"plan": (fresh / ENGINE_FILE).resolve()})
-        started = time.monotonic()
-        with BuildProgress(progress) as display:
-            built = run_worker(request, display)
-        seconds = time.monotonic() - started
-        save_metadata(fresh, _metadata(built, facts, seconds))
-        if folder.exists():
-            folder.rename(Path(scratch) / "old")
-        fresh.rename(folder)
+    """Build in the staging folder, and put the engine in its place when it is whole."""
+    folder = stage.target
+    fresh = stage.new / folder.name
+    fresh.mkdir()
+    request = request.model_copy(update={"plan": (fresh / ENGINE_FILE).resolve()})
+    started = time.monotonic()
+    with BuildProgress(progress) as display:
+        built = run_worker(request, display, keep=(stage.lock,))
+    seconds = time.monotonic() - started
+    save_metadata(fresh, _metadata(built, facts, seconds))
+    try:
+        check_replaceable(folder)  # it took a while
+    except InvalidInputError as error:
+        aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        fresh.rename(aside)
+        raise InvalidInputError(f"{error}. The new engine is in {aside}") from error
+    stage.publish()
     _log.info(
         "%s: %.1f MB, %d plugin layers, %.1f s",
         *(folder, built.engine_size / 1e6, built.plugin_layers, seconds),

@@ -16,6 +16,7 @@ from rainfusion_trt.hashing import file_sha256
 ENGINE_FILE = "engine.plan"
 METADATA_FILE = "metadata.json"
 SCHEMA_VERSION: Final = 1
+FORMAT: Final = "rainfusion-trt engine"
 
 
 class _Record(BaseModel):
@@ -65,6 +66,8 @@ class EngineMetadata(_Record):
 
     Attributes
     ----------
+    format
+        Says that the folder was written by this package, which may then replace it.
     model, component, config, size, settings, loras, weights_sha256
         Registry name, which of its pipeline's transformers, transformer configuration, exported
         clip size, attention settings, what was added to the weights and their hashes, as the
@@ -83,6 +86,7 @@ class EngineMetadata(_Record):
         Bytes and SHA-256 of engine.plan.
     """
 
+    format: Literal["rainfusion-trt engine"] = FORMAT
     schema_version: Literal[1] = SCHEMA_VERSION
     model: str | None
     component: str = "transformer"

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from rainfusion_trt.engine.messages import BuildRequest, Built, Event, Failed, LogLine, parse_event
 from rainfusion_trt.errors import EngineBuildError
+from rainfusion_trt.processes.run import guarded
 
 _LAST_WORDS = 12  # lines of log that an error message carries
 _log = logging.getLogger(__name__)
@@ -26,8 +27,9 @@ def run_worker(
     request: BuildRequest,
     on_event: Callable[[Event], None] = lambda event: None,
     command: tuple[str, ...] = COMMAND,
+    keep: Sequence[int] = (),
 ) -> Built:
-    """Build in a child process.
+    """Build in a child process, which ends with this one.
 
     Parameters
     ----------
@@ -37,6 +39,8 @@ def run_worker(
         Called with every event, for a progress display.
     command : tuple of str
         The worker's command line.
+    keep : sequence of int
+        File descriptors that it inherits, of locks that last as long as it does.
 
     Raises
     ------
@@ -44,19 +48,16 @@ def run_worker(
         The build failed or its process died; the message carries TensorRT's last words.
     """
     with tempfile.TemporaryFile() as stderr:
-        process = subprocess.Popen(
+        with guarded(
             command,
+            keep=keep,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
             env=_environment(),
-        )
-        try:
+        ) as process:
             built, failure, log = _converse(process, request, on_event)
             code = process.wait()
-        finally:
-            process.kill()
-            process.wait()
         if built is not None and code == 0:
             return built
         words = "\n".join(f"  {line}" for line in log[-_LAST_WORDS:])

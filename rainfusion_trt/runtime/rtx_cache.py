@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 
-CACHE_FILE = "runtime.cache"
+from rainfusion_trt.engine.folder import CACHE_FILE
+from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.files.staging import staging
+
 _log = logging.getLogger(__name__)
 
 
@@ -43,11 +45,10 @@ class RuntimeCache:
         if content == self._saved:
             return
         try:
-            with tempfile.TemporaryDirectory(dir=self._file.parent) as scratch:
-                fresh = Path(scratch) / CACHE_FILE
-                fresh.write_bytes(content)
-                fresh.replace(self._file)
-        except OSError as error:
+            with staging(self._file) as stage:
+                (stage.new / CACHE_FILE).write_bytes(content)
+                stage.publish()
+        except (InvalidInputError, OSError) as error:
             _log.info("cannot keep compiled kernels in %s: %s", self._file, error)
             return
         self._saved = content
