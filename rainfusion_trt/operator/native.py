@@ -30,6 +30,7 @@ from rainfusion_trt.operator.native_types import (
     Text,
 )
 from rainfusion_trt.plugin.build import find_library
+from rainfusion_trt.plugin.elf import is_whole
 
 if TYPE_CHECKING:
     from rainfusion_trt.operator.plan import HeadPlan
@@ -128,6 +129,11 @@ class NativeLibrary:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
+        if self.path.is_file() and not is_whole(self.path):  # loading it could end the process
+            raise LibraryNotFoundError(
+                f"{self.path} is not a RainFusion library: it is no shared library, or a part of "
+                "one; rebuild it with `rainfusion-trt build-plugin`"
+            )
         try:
             self._library = ctypes.CDLL(str(self.path))
             for name, (restype, argtypes) in _SIGNATURES.items():

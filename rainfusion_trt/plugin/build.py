@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
-import json
+import logging
 import os
 import re
 import shutil
@@ -15,13 +15,17 @@ from pathlib import Path
 
 from rainfusion_trt import __version__, places
 from rainfusion_trt.errors import LibraryNotFoundError, PluginBuildError
+from rainfusion_trt.files.place import check_file
+from rainfusion_trt.files.staging import staging
 from rainfusion_trt.plugin.architectures import (
     DEFAULT_ARCHITECTURES,
     machine_code_for,
     native_capabilities,
     run_on,
 )
-from rainfusion_trt.plugin.cmake import compile_targets, configure
+from rainfusion_trt.plugin.cmake import compile_targets, configure, discard
+from rainfusion_trt.plugin.elf import is_whole
+from rainfusion_trt.plugin.stamp import read_stamp, stamp_file, write_stamp
 from rainfusion_trt.plugin.toolkit import find_cuda_toolkit
 
 LIBRARY_NAME = "librainfusion_trt.so"
@@ -32,6 +36,7 @@ STATIC_LIBRARY_NAMES = (
 )
 BUILD_COMMAND = "rainfusion-trt build-plugin"
 
+_log = logging.getLogger(__name__)
 _SOURCE_PATTERNS = ("*.h", "*.cuh", "*.cc", "*.cu", "*.map", "*.cmake", "CMakeLists.txt")
 
 
@@ -82,7 +87,8 @@ def build_plugin(
     output : str or Path, optional
         The library to write; by default ``build/librainfusion_trt.so`` in a checkout, and in a
         directory of its sources and architectures under `rainfusion_trt.places.cache_directory`
-        for an installed package.
+        for an installed package. Files that lie there and are not as a build has left them are
+        kept, and refused.
     architectures : str or sequence of str, optional
         CUDA architectures as CMake writes them, for example ``"80-real;90"``. By default
         ``RAINFUSION_CUDA_ARCHITECTURES``, else those of the GPUs in this machine, else the list in
@@ -99,6 +105,8 @@ def build_plugin(
 
     Raises
     ------
+    InvalidInputError
+        `output` cannot be written, or is in the way of a file of other origin.
     PluginBuildError
         No sources, no compiler, or the build failed; the message ends with the log's last lines.
     """
@@ -116,21 +124,21 @@ def build_plugin(
     wanted = chosen or machine_code_for(native_capabilities()) or DEFAULT_ARCHITECTURES
     key = re.sub(r"[^0-9a-z-]+", "_", wanted)
     build = builds / key if installed else sources / "build"
-    output = Path(output).resolve() if output else build / LIBRARY_NAME
-    with _locked(build):
+    own_place = output is None
+    output = build / LIBRARY_NAME if output is None else Path(output).absolute()
+    with _locked(build) as lock:
         if not force and _is_current(output, sources_now, chosen):
             return output
+        _check_output(output, own_place=own_place)
         toolkit = find_cuda_toolkit(build)
         directory = build / "plugin"
-        configure(sources, directory, toolkit, wanted)
-        compile_targets(directory, ["rainfusion_trt", *_targets(STATIC_LIBRARY_NAMES)], jobs)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        for name in (*STATIC_LIBRARY_NAMES, LIBRARY_NAME):
-            _install(directory / name, output if name == LIBRARY_NAME else output.parent / name)
-        stamp = {"sources": sources_now, "architectures": wanted, "version": __version__}
-        _stamp_file(output).write_text(json.dumps(stamp) + "\n")
+        configure(sources, directory, toolkit, wanted, lock)
+        targets = ["rainfusion_trt", *_targets(STATIC_LIBRARY_NAMES)]
+        compile_targets(directory, targets, lock, jobs)
+        _check_output(output, own_place=own_place)  # it took a while
+        _install(directory, output, sources_now, wanted)
         if installed:  # nobody edits these sources, so that the objects serve no later build
-            shutil.rmtree(directory)
+            discard(directory)
         _installed_library.cache_clear()
     return output
 
@@ -200,10 +208,6 @@ def _targets(libraries: Sequence[str]) -> list[str]:
     return [name.removeprefix("lib").removesuffix(".so") for name in libraries]
 
 
-def _stamp_file(library: Path) -> Path:
-    return library.with_name(library.name + ".json")
-
-
 def _is_current(
     library: Path, sources: str, architectures: str | None, *, ptx: bool = False
 ) -> bool:
@@ -212,35 +216,73 @@ def _is_current(
     Without a wish, any architectures will do that run on the GPUs in this machine, as machine code
     or, with `ptx`, as PTX.
     """
-    try:
-        stamp = json.loads(_stamp_file(library).read_text())
-    except (OSError, ValueError):
+    stamp = read_stamp(library)
+    if stamp is None or (stamp.sources, stamp.version) != (sources, __version__):
         return False
-    if not library.is_file() or stamp["sources"] != sources or stamp.get("version") != __version__:
+    if not is_whole(library):
+        return False
+    # Tools that repair a wheel may change its library; pip has compared what it installed.
+    if library != _shipped_library() and not (
+        library.name in stamp.files and stamp.is_met(library.parent)
+    ):
         return False
     if architectures is not None:
-        return stamp["architectures"] == architectures
-    built = stamp["architectures"]
+        return stamp.architectures == architectures
+    built = stamp.architectures
     return all(run_on(built, capability, ptx=ptx) for capability in native_capabilities())
 
 
-def _install(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.copy2(source, temporary)
-    temporary.replace(target)
+def _built_names(output: Path) -> tuple[str, ...]:
+    return (output.name, *STATIC_LIBRARY_NAMES)
+
+
+def _check_output(output: Path, *, own_place: bool) -> None:
+    """Refuse what cannot be written, and outside our own folder the place of others' files."""
+    stamp = read_stamp(output)
+    for name in _built_names(output):
+        check_file(
+            output.with_name(name),
+            ours=lambda path: own_place or (stamp is not None and stamp.names(path)),
+        )
+    check_file(stamp_file(output), ours=lambda _: own_place or stamp is not None)
+
+
+def _install(directory: Path, output: Path, sources: str, architectures: str) -> None:
+    """Put the built libraries and their stamp in place, all or none."""
+    names = _built_names(output)
+    with staging(stamp_file(output)) as stage:
+        for name in names:
+            source = directory / (LIBRARY_NAME if name == output.name else name)
+            shutil.copy2(source, stage.new / name)
+        write_stamp(
+            stage.new,
+            output,
+            names,
+            sources=sources,
+            architectures=architectures,
+            version=__version__,
+        )
+        stage.publish(*names)
 
 
 @contextlib.contextmanager
-def _locked(build: Path) -> Iterator[None]:
-    """Make the directory and hold a lock that other processes that build in it wait for."""
+def _locked(build: Path) -> Iterator[int]:
+    """Make the directory and hold a lock that other processes that build in it wait for.
+
+    Gives its file descriptor, which compilers inherit: while one of them lives, nobody else builds.
+    """
     try:
         build.mkdir(parents=True, exist_ok=True)
-        file = (build / "plugin.lock").open("w")
+        file = (build / "plugin.lock").open("a")
     except OSError as error:
         raise PluginBuildError(
             f"cannot build in {build}: {error.strerror}; set RAINFUSION_TRT_CACHE to a directory "
             "that can be written to"
         ) from error
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.warning("another process is building in %s: waiting for it", build)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()

@@ -16,12 +16,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rainfusion_trt.errors import PluginBuildError
 from rainfusion_trt.plugin.toolkit import CudaToolkit
+from rainfusion_trt.processes.run import guarded
 
 _LOG_TAIL = 30  # lines of the log that go into an error
+_MARKER = "configuration.txt"  # in a folder that is ours: its configuration, empty until it is done
 
 
-def configure(sources: Path, directory: Path, toolkit: CudaToolkit, architectures: str) -> None:
-    """Run CMake's configuration of `sources` in `directory`."""
+def configure(
+    sources: Path, directory: Path, toolkit: CudaToolkit, architectures: str, lock: int
+) -> None:
+    """Run CMake's configuration of `sources` in `directory`; its processes inherit `lock`."""
     command = [
         *(tool("cmake"), "-S", sources, "-B", directory),
         "-DCMAKE_BUILD_TYPE=Release",
@@ -38,19 +42,52 @@ def configure(sources: Path, directory: Path, toolkit: CudaToolkit, architecture
         raise PluginBuildError("no C++ compiler: install one (`apt-get install g++`) or set CXX")
     # A cache of another compiler or of another checkout cannot be reused.
     signature = "\n".join(map(str, command))
-    marker = directory / "configuration.txt"
-    if directory.exists() and (not marker.is_file() or marker.read_text() != signature):
-        shutil.rmtree(directory)
-    directory.mkdir(exist_ok=True)
-    _run(command, directory / "configure.log", "Configuring the plugin")
+    marker = directory / _MARKER
+    if not (marker.is_file() and marker.read_text() == signature):
+        _empty(directory)
+        directory.mkdir(exist_ok=True)
+        marker.write_text("")
+    _run(command, directory / "configure.log", "Configuring the plugin", lock)
     marker.write_text(signature)
 
 
-def compile_targets(directory: Path, targets: Sequence[str], jobs: int | None = None) -> None:
+def compile_targets(
+    directory: Path, targets: Sequence[str], lock: int, jobs: int | None = None
+) -> None:
     """Build `targets` in a configured `directory`."""
     count = jobs or os.cpu_count() or 1
     command = [tool("cmake"), "--build", directory, "--parallel", str(count), "--target", *targets]
-    _run(command, directory / "build.log", "Building the plugin")
+    marker = directory / _MARKER
+    signature = marker.read_text()
+    if _find_tool("ninja") is None:
+        marker.write_text("")  # make takes half an object for a whole one if it is killed now
+    try:
+        _run(command, directory / "build.log", "Building the plugin", lock)
+    finally:
+        marker.write_text(signature)
+
+
+def discard(directory: Path) -> None:
+    """Remove a folder that `configure` has made."""
+    _empty(directory)
+    (directory / _MARKER).unlink(missing_ok=True)
+    directory.rmdir()
+
+
+def _empty(directory: Path) -> None:
+    """Remove all but the marker, which tells that it may be removed, should this be killed."""
+    if not directory.exists() or not any(directory.iterdir()):
+        return
+    if not (directory / _MARKER).is_file():
+        raise PluginBuildError(
+            f"{directory} is in the way, and no build has made it (it has no {_MARKER}): move it "
+            "away"
+        )
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _MARKER:
+            path.unlink()
 
 
 def _find_tool(name: str) -> str | None:
@@ -67,29 +104,33 @@ def tool(name: str) -> str:
     return path
 
 
-def _run(command: Sequence[object], log: Path, title: str) -> None:
-    """Run `command` with its output in `log`, showing ninja's or make's progress."""
+def _run(command: Sequence[object], log: Path, title: str, lock: int) -> None:
+    """Run `command` with its output in `log`, showing ninja's or make's progress.
+
+    It and all that it starts end with this process, and inherit `lock`.
+    """
     tail: deque[str] = deque(maxlen=_LOG_TAIL)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     progress = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
     with log.open("w") as file, progress:
         task = progress.add_task(title, total=None)
-        process = subprocess.Popen(
+        with guarded(
             [str(part) for part in command],
+            keep=(lock,),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-        )
-        for line in process.stdout or ():
-            file.write(line)
-            tail.append(line)
-            step = re.match(r"\[ *(\d+)/(\d+)\]", line)
-            if step:
-                progress.update(task, completed=int(step[1]), total=int(step[2]))
-        if process.wait() == 0:
-            total = progress.tasks[0].total or 1
-            progress.update(task, completed=total, total=total)
+        ) as process:
+            for line in process.stdout or ():
+                file.write(line)
+                tail.append(line)
+                step = re.match(r"\[ *(\d+)/(\d+)\]", line)
+                if step:
+                    progress.update(task, completed=int(step[1]), total=int(step[2]))
+            if process.wait() == 0:
+                total = progress.tasks[0].total or 1
+                progress.update(task, completed=total, total=total)
     if process.returncode != 0:
         raise PluginBuildError(
             f"{title.lower()} failed with exit status {process.returncode}; the log is {log}, its "

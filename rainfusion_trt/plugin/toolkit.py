@@ -107,8 +107,7 @@ def _link_toolkit(wheels: Path, root: Path) -> Path:
     nvcc looks for its libraries in ``lib64`` beside the directory it was called from, and CMake
     for ``libcudart.so``; the wheels have ``lib`` and ``libcudart.so.13``.
     """
-    if root.exists():
-        shutil.rmtree(root)
+    _remove_links(root)
     for name in ("bin", "lib64"):
         (root / name).mkdir(parents=True)
     for program in (wheels / "bin").iterdir():
@@ -122,3 +121,17 @@ def _link_toolkit(wheels: Path, root: Path) -> Path:
         (root / name).symlink_to(wheels / name)
     (root / "lib").symlink_to("lib64")
     return root
+
+
+def _remove_links(root: Path) -> None:
+    """Remove an earlier toolkit of links, in which there is nothing else."""
+    for folder, folders, files in os.walk(root, topdown=False):
+        for path in (Path(folder, name) for name in (*folders, *files)):
+            if path.is_symlink():
+                path.unlink()
+            elif path.is_dir():
+                path.rmdir()
+            else:
+                raise PluginBuildError(f"{path} is in the way, and no build has put it there")
+    if root.exists():
+        root.rmdir()

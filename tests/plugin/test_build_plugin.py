@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from helpers.elf import empty_library
 from rainfusion_trt import places
 from rainfusion_trt.errors import PluginBuildError
 from rainfusion_trt.plugin import build as module
@@ -31,10 +32,10 @@ def commands(monkeypatch):
     """Commands that would run. None does, but the libraries appear."""
     seen = []
 
-    def run(command, log, title):
+    def run(command, log, title, lock):
         seen.append([str(part) for part in command])
         for name in (module.LIBRARY_NAME, *module.STATIC_LIBRARY_NAMES):
-            (log.parent / name).write_text(name)
+            (log.parent / name).write_bytes(empty_library(name))
 
     monkeypatch.setattr(cmake, "_run", run)
     return seen

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.elf import empty_library
 from rainfusion_trt import __version__, places
 from rainfusion_trt.engine import load_recipe
 from rainfusion_trt.engine.recipes import shipped_recipes
@@ -55,10 +56,10 @@ def commands(monkeypatch):
     """Record the commands instead of running them, and make the libraries appear."""
     seen = []
 
-    def run(command, log, title):
+    def run(command, log, title, lock):
         seen.append([str(part) for part in command])
         for name in (LIBRARY_NAME, *STATIC_LIBRARY_NAMES):
-            (log.parent / name).write_text(name)
+            (log.parent / name).write_bytes(empty_library(name))
 
     monkeypatch.setattr(cmake, "_run", run)
     return seen
@@ -68,9 +69,11 @@ def ship(package: Path, architectures: str, **changes: str) -> Path:
     """Put a library into the package, as a wheel for one platform does."""
     library = package / "lib" / LIBRARY_NAME
     library.parent.mkdir()
-    library.write_text("shipped")
-    stamp = {"sources": HASH, "architectures": architectures, "version": __version__, **changes}
-    library.with_name(LIBRARY_NAME + ".json").write_text(json.dumps(stamp))
+    library.write_bytes(empty_library("shipped"))
+    stamp = {"sources": HASH, "architectures": architectures, "version": __version__}
+    library.with_name(LIBRARY_NAME + ".json").write_text(
+        json.dumps({**stamp, "files": {}, **changes})
+    )
     return library
 
 
