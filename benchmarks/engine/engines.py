@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -17,7 +18,9 @@ from benchmarks.engine.cases import Case
 from benchmarks.engine.measure import Row
 from rainfusion_trt import Pipeline, build_engine
 from rainfusion_trt.engine import EngineRecipe, load_recipe
+from rainfusion_trt.engine.folder import check_replaceable
 from rainfusion_trt.export import export_model
+from rainfusion_trt.export.writer import data_path, is_whole
 from rainfusion_trt.models import VideoSize
 from rainfusion_trt.runtime.base import Backend
 from rainfusion_trt.runtime.denoiser import GraphDenoiser
@@ -48,7 +51,14 @@ class Prepared:
         return [{"what": step, "seconds": value} for step, value in self.seconds.items()]
 
     def remove(self) -> None:
-        shutil.rmtree(self.onnx.parent)
+        """Remove its files, and their folder if there is nothing else in it."""
+        if self.engine is not None:
+            check_replaceable(self.engine)
+            shutil.rmtree(self.engine)
+        for file in (self.onnx, data_path(self.onnx), self.onnx.with_name(_RECORD)):
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.onnx.parent.rmdir()
 
 
 def prepare(
@@ -64,7 +74,7 @@ def prepare(
     Parameters
     ----------
     folder
-        Folder for this case alone; `Prepared.remove` deletes it.
+        Folder for this case alone.
     transformer
         The case's network, if it is there already.
     recipe
@@ -101,15 +111,15 @@ def prepare(
 
 
 def _earlier(folder: Path, wanted: dict[str, Any]) -> Prepared | None:
-    """The files of an earlier run, if it prepared the same case."""
-    record = folder / _RECORD
-    if not record.is_file():
-        return None
-    found = json.loads(record.read_text(encoding="utf-8"))
-    seconds = found.pop("seconds")
-    if found != wanted:
-        return None
+    """The files of an earlier run, if it prepared the same case and they are whole."""
     path = folder / "model.onnx"
+    try:
+        found = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        seconds = found.pop("seconds")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):  # missing or damaged
+        return None
+    if found != wanted or not is_whole(path):
+        return None
     return Prepared(path, path.with_suffix(".engine") if wanted["target"] else None, seconds)
 
 

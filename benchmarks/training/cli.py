@@ -25,13 +25,13 @@ from safetensors.torch import load_file
 
 from benchmarks.training.clips import CLIPS, read_clip
 from benchmarks.training.dataset import LatentClips
-from benchmarks.training.results import Sampling, write_curve, write_results
+from benchmarks.training.results import Sampling, check_pipeline, write_curve, write_results
 from benchmarks.training.settings import Settings
 from benchmarks.training.training import Trainer
 from rainfusion_trt.demo.codec import PatchCodec, pool_frames, to_float
 from rainfusion_trt.demo.console import run_app
 from rainfusion_trt.demo.sampling import decode_video, psnr
-from rainfusion_trt.demo.sheet import write_sheet
+from rainfusion_trt.demo.sheet import check_sheet, write_sheet
 from rainfusion_trt.demo.trained import TRAINED_CONFIG, TRAINED_SIZE, new_transformer
 from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError
 from rainfusion_trt.video import save_video
@@ -100,6 +100,8 @@ def train(
     ] = None,
 ) -> None:
     """Train, or resume training; then write the pipeline and samples, even of a stopped run."""
+    check_sheet(output / "samples.jpg")
+    check_pipeline(output / "pipeline")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     settings = Settings(steps=steps, batch=batch, lr=lr, seed=seed, warmup=min(200, steps // 10))
     transformer = new_transformer(TRAINED_CONFIG, seed=seed)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,14 @@ from benchmarks.training.nearest import nearest_window
 from benchmarks.training.training import Trainer
 from rainfusion_trt.demo.sampling import sample_latents
 from rainfusion_trt.demo.trained import clip_pipeline
+from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.files.place import check_folder
+from rainfusion_trt.files.staging import staging
+from rainfusion_trt.hashing import file_sha256
 
 logger = logging.getLogger(__name__)
+
+_MANIFEST = "rainfusion.json"  # in a saved pipeline: what it was saved with
 
 
 @dataclass(frozen=True)
@@ -126,12 +130,39 @@ def write_json(value: dict[str, Any], path: Path) -> None:
     temporary.replace(path)
 
 
+def check_pipeline(folder: Path) -> None:
+    """Refuse a folder to which no pipeline can be saved, or that holds anything but an earlier one.
+
+    Raises
+    ------
+    InvalidInputError
+        The message names the folder.
+    """
+    check_folder(folder)
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    try:
+        known = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = None
+    if known != {_MANIFEST: "", **_hashes(folder)}:
+        raise InvalidInputError(
+            f"{folder} exists, and is not as a training run has saved it: move it away, or choose "
+            "another --output"
+        )
+
+
 def save_folder(pipe: Any, folder: Path) -> None:
     """`save_pretrained` into another folder that takes the name when it is complete."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".pipeline-") as scratch:
-        fresh = Path(scratch) / "pipeline"
+    with staging(folder) as stage:
+        fresh = stage.new / folder.name
         pipe.save_pretrained(fresh)
-        if folder.exists():
-            shutil.rmtree(folder)
-        fresh.replace(folder)
+        write_json({_MANIFEST: "", **_hashes(fresh)}, fresh / _MANIFEST)
+        check_pipeline(folder)
+        stage.publish()
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    return {name: file_sha256(path) for name, path in names.items() if name != _MANIFEST}

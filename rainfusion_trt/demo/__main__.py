@@ -18,8 +18,16 @@ from rich.logging import RichHandler
 
 from rainfusion_trt.demo.captions import captioned
 from rainfusion_trt.demo.sampling import psnr
-from rainfusion_trt.demo.sheet import write_sheet
-from rainfusion_trt.demo.steps import Shot, build_demo_engine, export_once, on_cpu, run_pair
+from rainfusion_trt.demo.sheet import check_sheet, write_sheet
+from rainfusion_trt.demo.steps import (
+    Shot,
+    build_demo_engine,
+    check_outputs,
+    export_once,
+    model_file,
+    on_cpu,
+    run_pair,
+)
 from rainfusion_trt.demo.trained import TRAINED_PROMPT, TRAINED_SIZE, load_trained
 from rainfusion_trt.errors import RainFusionError
 from rainfusion_trt.models import get_model
@@ -62,12 +70,14 @@ def demo(output: Path, shot: Shot) -> None:
     """Run it; writes demo.mp4, demo.jpg and what leads to them."""
     from rainfusion_trt.plugin.build import build_plugin
 
-    check_target(output / "demo.mp4")
-    model = get_model("cogvideox")
     on_gpu = torch.cuda.is_available()
+    check_target(output / "demo.mp4")
+    check_sheet(output / "demo.jpg")
+    check_outputs(output, on_gpu=on_gpu)
+    model = get_model("cogvideox")
     console.rule("1. export to ONNX")
     pipe = load_trained(torch.float16 if on_gpu else torch.float32)
-    half = export_once(model, pipe, output / "demo-fp16.onnx", torch.float16, shot)
+    half = export_once(model, pipe, model_file(output, torch.float16), torch.float16, shot)
     console.rule("2. build the plugin")
     console.print(f"{build_plugin()}", highlight=False)
     console.rule("3. build the engine")
@@ -82,7 +92,7 @@ def demo(output: Path, shot: Shot) -> None:
             "No GPU, which engines need: dense attention runs in ONNX Runtime from an exported "
             "file, RainFusion in PyTorch's reference. Neither says anything about speed."
         )
-        full = export_once(model, pipe, output / "demo-fp32.onnx", torch.float32, shot)
+        full = export_once(model, pipe, model_file(output, torch.float32), torch.float32, shot)
         places = on_cpu(pipe, full, shot)
     dense, sparse = run_pair(*places, shot)
     console.rule("5. write the video")

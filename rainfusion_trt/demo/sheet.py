@@ -7,7 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
+from rainfusion_trt.files.place import check_file
+from rainfusion_trt.files.seal import Seal
+from rainfusion_trt.files.staging import staging
+
+_SEAL = Seal(b"rainfusion-trt picture 1\n")  # readers of JPEG stop before it, at the end's marker
 COLUMNS = 5  # frames of a video, evenly spaced from the first to the last
+
+
+def check_sheet(path: Path) -> None:
+    """Refuse a picture that cannot be written, or would replace one of other origin."""
+    check_file(path, ours=_SEAL.is_on)
 
 
 def write_sheet(videos: Sequence[np.ndarray], path: Path) -> Path:
@@ -18,7 +28,7 @@ def write_sheet(videos: Sequence[np.ndarray], path: Path) -> Path:
     videos
         uint8 [F, H, W, 3], all of one size.
     path
-        Replaced at once, never half written.
+        Replaced at once, never half written, if it is as an earlier call has written it.
     """
     from PIL import Image
 
@@ -27,6 +37,10 @@ def write_sheet(videos: Sequence[np.ndarray], path: Path) -> Path:
         places = np.linspace(0, len(video) - 1, COLUMNS).round().astype(int)
         rows.append(np.concatenate([video[place] for place in places], axis=1))
     whole = Image.fromarray(np.concatenate(rows, axis=0))
-    part = path.with_name(f"{path.name}.part")
-    whole.reduce(2).save(part, "JPEG", quality=85)
-    return part.replace(path)
+    with staging(path) as stage:
+        part = stage.new / path.name
+        whole.reduce(2).save(part, "JPEG", quality=85)
+        _SEAL.put_on(part)
+        check_sheet(path)
+        stage.publish()
+    return path

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from rainfusion_trt.demo.stamp import check_stamp, is_cut, is_stamped, write_stamp
 from rainfusion_trt.errors import BackendUnavailableError, EngineBuildError
 from rainfusion_trt.models import VideoModel, VideoSize
 from rainfusion_trt.models.transformer import as_transformer
@@ -45,16 +46,59 @@ class Shot:
     settings: AttentionSettings = AttentionSettings()
 
 
-def export_once(model: VideoModel, pipe: Any, path: Path, dtype: torch.dtype, shot: Shot) -> Path:
-    """Export the pipeline's transformer, unless the file is there and nothing has changed."""
-    from rainfusion_trt.export import export_model
+def check_outputs(folder: Path, *, on_gpu: bool) -> None:
+    """Refuse, before the demo starts, what it could not write and what of others it would replace.
 
-    stamp_file = path.with_suffix(".json")
-    stamp = {"transformer": _fingerprint(pipe.transformer), "exporter": _sources()}
-    stamp["versions"] = f"torch {torch.__version__}, {shot.size}, {shot.settings}"
-    if path.is_file() and stamp_file.is_file() and json.loads(stamp_file.read_text()) == stamp:
+    Raises
+    ------
+    InvalidInputError
+        The message names the file.
+    """
+    from rainfusion_trt.engine.folder import existing_engine
+
+    for path in _models(folder, on_gpu=on_gpu):
+        check_stamp(path)
+        _check_export(path)
+    existing_engine(engine_folder(model_file(folder, torch.float16)))
+
+
+def model_file(folder: Path, dtype: torch.dtype) -> Path:
+    """The exported model in the demo's folder."""
+    return folder / f"demo-{'fp16' if dtype == torch.float16 else 'fp32'}.onnx"
+
+
+def engine_folder(onnx: Path) -> Path:
+    """The engine of an exported model."""
+    return onnx.with_suffix(".engine")
+
+
+def _models(folder: Path, *, on_gpu: bool) -> list[Path]:
+    dtypes = (torch.float16,) if on_gpu else (torch.float16, torch.float32)
+    return [model_file(folder, dtype) for dtype in dtypes]
+
+
+def _check_export(path: Path) -> None:
+    """As the export will look; what is a part of an earlier export only is removed."""
+    from rainfusion_trt.export.writer import check_output
+
+    if path.is_file() and not path.is_symlink() and is_cut(path):
+        logger.info("%s is cut short: exporting it again", path)
+        path.unlink()
+    check_output(path)
+
+
+def export_once(model: VideoModel, pipe: Any, path: Path, dtype: torch.dtype, shot: Shot) -> Path:
+    """Export the pipeline's transformer, unless the file is there, whole, and nothing changed."""
+    from rainfusion_trt.export import export_model
+    from rainfusion_trt.export.writer import is_whole
+
+    facts = {"transformer": _fingerprint(pipe.transformer), "exporter": _sources()}
+    facts["versions"] = f"torch {torch.__version__}, {shot.size}, {shot.settings}"
+    if is_stamped(path, facts) and is_whole(path):
         logger.info("%s is up to date", path)
         return path
+    check_stamp(path)
+    _check_export(path)
     transformer = model.create(pipe.transformer.config, dtype=dtype)
     transformer.load_state_dict(pipe.transformer.state_dict())
     report = export_model(
@@ -66,7 +110,7 @@ def export_once(model: VideoModel, pipe: Any, path: Path, dtype: torch.dtype, sh
         settings=shot.settings,
         run_compare=dtype == torch.float32,
     )
-    stamp_file.write_text(json.dumps(stamp), encoding="utf-8")
+    write_stamp(path, facts)
     error = "" if report.error is None else f", relative error to PyTorch {report.error:.1e}"
     logger.info("%s: %d RainFusionAttention nodes%s", path, report.facts.attentions, error)
     return path
@@ -77,7 +121,7 @@ def build_demo_engine(onnx: Path) -> Path:
     from rainfusion_trt.engine import EngineRecipe, build_engine
 
     recipe = EngineRecipe(model="cogvideox-5b", precision="float16")
-    folder = onnx.with_suffix(".engine")
+    folder = engine_folder(onnx)
     if torch.cuda.is_available():
         try:
             return build_engine(onnx, recipe=recipe, output=folder, target="native")

@@ -45,6 +45,7 @@ class RuntimeCache:
         if content == self._saved:
             return
         try:
+            self._file.parent.stat()  # a folder that is gone is not made again
             with staging(self._file) as stage:
                 (stage.new / CACHE_FILE).write_bytes(content)
                 stage.publish()

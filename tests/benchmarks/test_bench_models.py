@@ -257,6 +257,23 @@ class TestPrepared:
         assert exports == []
         engines.prepare(dataclasses.replace(case, batch=1), tmp_path, target=None)
         assert len(exports) == 1
+        (tmp_path / "prepared.json").write_text("")  # as a run that was killed could leave it
+        engines.prepare(case, tmp_path, target=None)
+        assert len(exports) == 2
+
+    def test_removes_its_own_files_only(self, tmp_path):
+        folder = tmp_path / "case"
+        folder.mkdir()
+        for name in ("model.onnx", "model.onnx.data", "prepared.json", "notes"):
+            (folder / name).write_text("")
+        (folder / "model.engine").mkdir()
+        prepared = engines.Prepared(folder / "model.onnx", folder / "model.engine", {})
+        prepared.remove()
+        assert [path.name for path in folder.iterdir()] == ["notes"]
+        (folder / "notes").unlink()
+        prepared = dataclasses.replace(prepared, engine=None)
+        prepared.remove()
+        assert not folder.exists()
 
     @pytest.mark.tensorrt
     @pytest.mark.skipif("tensorrt_rtx" not in available_flavours(), reason="no TensorRT for RTX")
