@@ -94,7 +94,7 @@ class Staging:
     def clean(self) -> None:
         """Empty the folder. A target that did not get to its place leaves its predecessor there."""
         if self.moves.exists() and (self.new / self.target.name).exists():
-            for name, stamps in json.loads(self.moves.read_text()).items():
+            for name, stamps in self._moved().items():
                 place = self.target.with_name(name)
                 if place.is_file() and _stamps(place) == stamps:
                     place.unlink()
@@ -107,6 +107,14 @@ class Staging:
         for folder in (self.new, self.old):
             if folder.is_dir() and not folder.is_symlink():
                 shutil.rmtree(folder)
+
+    def _moved(self) -> dict[str, list[int]]:
+        """What is being put in place; nothing is known if the machine went down just then."""
+        try:
+            moved = json.loads(self.moves.read_text(encoding="utf-8"))
+        except ValueError:
+            return {}
+        return moved if isinstance(moved, dict) else {}
 
     def remove(self) -> None:
         """Remove the emptied folder; who waits for its lock sees that and makes another."""

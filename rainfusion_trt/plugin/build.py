@@ -55,7 +55,7 @@ def find_library() -> Path:
     """
     chosen = os.environ.get("RAINFUSION_TRT_LIBRARY")
     if chosen:
-        path = Path(chosen).expanduser().resolve()
+        path = places.expanded(chosen, "RAINFUSION_TRT_LIBRARY").resolve()
         if not path.is_file():
             raise LibraryNotFoundError(f"RAINFUSION_TRT_LIBRARY names {path}, which is no file")
         return path

@@ -43,12 +43,12 @@ def configure(
     # A cache of another compiler or of another checkout cannot be reused.
     signature = "\n".join(map(str, command))
     marker = directory / _MARKER
-    if not (marker.is_file() and marker.read_text() == signature):
+    if not (marker.is_file() and marker.read_bytes() == signature.encode()):
         _empty(directory)
         directory.mkdir(exist_ok=True)
         marker.write_text("")
     _run(command, directory / "configure.log", "Configuring the plugin", lock)
-    marker.write_text(signature)
+    marker.write_bytes(signature.encode())
 
 
 def compile_targets(
@@ -58,13 +58,13 @@ def compile_targets(
     count = jobs or os.cpu_count() or 1
     command = [tool("cmake"), "--build", directory, "--parallel", str(count), "--target", *targets]
     marker = directory / _MARKER
-    signature = marker.read_text()
+    signature = marker.read_bytes()
     if _find_tool("ninja") is None:
         marker.write_text("")  # make takes half an object for a whole one if it is killed now
     try:
         _run(command, directory / "build.log", "Building the plugin", lock)
     finally:
-        marker.write_text(signature)
+        marker.write_bytes(signature)
 
 
 def discard(directory: Path) -> None:

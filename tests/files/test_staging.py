@@ -118,6 +118,15 @@ def test_data_that_was_changed_after_the_kill_is_kept(tmp_path):
     assert content(tmp_path) == {"m.data": "mine"}
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"m.data": '])
+def test_a_damaged_account_of_moves_stops_nobody(tmp_path, text):
+    """Then nothing proves whose the data is, so that it stays."""
+    kill(start(tmp_path / "m", "new", f"new m.data {tmp_path.name}"))
+    (staging_folder(tmp_path / "m") / "moves").write_text(text)
+    remove_leftovers(tmp_path)
+    assert content(tmp_path) == {"m.data": "new"}
+
+
 def test_the_next_run_of_another_target_cleans(tmp_path):
     kill(start(tmp_path / "m", "new", "made"))
     write(tmp_path / "other", "x")

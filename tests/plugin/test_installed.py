@@ -156,6 +156,14 @@ def test_cache_that_cannot_be_written(package, tmp_path, monkeypatch):
         build_plugin()
 
 
+def test_home_that_is_not_there(package, monkeypatch):
+    for variable in ("RAINFUSION_TRT_CACHE", "RAINFUSION_TRT_LIBRARY"):
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, "~no-such-user/x")
+            with pytest.raises(InvalidInputError, match=f"~no-such-user/x: set {variable} to"):
+                find_library()
+
+
 def test_recipes_by_name(package, tmp_path, monkeypatch):
     recipes = shipped_recipes()
     assert recipes["cogvideox1.5-5b"] == package / "_sources/engines/cogvideox1.5-5b.yaml"
