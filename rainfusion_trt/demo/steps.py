@@ -20,7 +20,13 @@ from rainfusion_trt.operator.settings import AttentionSettings
 logger = logging.getLogger("rainfusion_trt.demo")
 
 _PACKAGE = Path(__file__).parents[1]
-_AFTER_EXPORT = ("demo", "engine", "plugin", "runtime")  # folders without a part in the export
+_AFTER_EXPORT = (
+    "demo",
+    "engine",
+    "plugin",
+    "processes",
+    "runtime",
+)  # folders without a part in the export
 _TARGETS = ("sm80", "sm120")  # what TensorRT for RTX builds for where there is no GPU
 
 

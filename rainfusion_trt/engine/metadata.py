@@ -15,8 +15,8 @@ from rainfusion_trt.hashing import file_sha256
 
 ENGINE_FILE = "engine.plan"
 METADATA_FILE = "metadata.json"
-SCHEMA_VERSION: Final = 1
 FORMAT: Final = "rainfusion-trt engine"
+SCHEMA_VERSION: Final = 1
 
 
 class _Record(BaseModel):

@@ -84,21 +84,15 @@ def main(
                 component,
             )
             clip = (frames, height, width)
-            job = model_job(
-                model,
-                weights,
-                clip,
-                batch=batch,
-                dtype=dtype,
-                dynamic=dynamic,
-                output=output,
-            )
+            job = model_job(model, weights, clip, batch=batch, dtype=dtype, dynamic=dynamic)
         else:
             assert module is not None  # check_kind refuses neither
             place = {"text": text, "text_tokens": text_tokens, "kv_len": kv_len}
-            job = module_job(module, grid=grid, output=output, attentions=attentions, **place)
+            job = module_job(module, grid=grid, attentions=attentions, **place)
         with _progress() as progress:
-            report = job.run(output=job.output, settings=settings, run_compare=compare, **progress)
+            report = job.run(
+                output=output or job.output, settings=settings, run_compare=compare, **progress
+            )
     typer.echo(_summary(report))
 
 

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,10 +54,10 @@ class Job:
     Attributes
     ----------
     run
-        :func:`export_model` or :func:`export_module` with the graph's arguments filled in; it takes
-        the others.
+        Looks at where the file will go, makes or loads the weights, which can take minutes, and
+        exports. It takes the arguments of :func:`export_model` that are not about the graph.
     output
-        The file, which can be written.
+        The default file.
     """
 
     run: Callable[..., ExportReport]
@@ -87,48 +86,45 @@ def model_job(
     batch: int | None,
     dtype: str | None,
     dynamic: bool,
-    output: Path | None = None,
 ) -> Job:
-    """Make or load the weights of a registered model and prepare its export.
-
-    Where it will go is looked at before, as weights can take minutes.
-    """
+    """Prepare the export of a registered model."""
     model = get_model(name)
     component = model.component(weights.component)
     precision = dtype_of(model, dtype)
     size = weights.size(model, *clip)
     shape = "dynamic" if dynamic else size
     which = f"-{component}" if len(model.components) > 1 else ""
-    if output is None:
-        output = Path(f"{model.name}{which}-{shape}-{str(precision).removeprefix('torch.')}.onnx")
-    check_output(output)
-    transformer = weights.transformer(model, precision)
-    return Job(
-        partial(
-            export_model,
+
+    def run(*, output: Path, **options: Any) -> ExportReport:
+        check_output(output)
+        transformer = weights.transformer(model, precision)
+        return export_model(
             model,
             transformer,
             size,
+            output=output,
             batch=batch,
             dynamic=dynamic,
             component=component,
-        ),
-        output,
-    )
+            **options,
+        )
+
+    name = f"{model.name}{which}-{shape}-{str(precision).removeprefix('torch.')}"
+    return Job(run, Path(f"{name}.onnx"))
 
 
-def module_job(name: str, *, grid: str | None, output: Path | None = None, **place: Any) -> Job:
+def module_job(name: str, *, grid: str | None, **place: Any) -> Job:
     """Prepare the export of a factory's module; `place` as in :func:`export_module`."""
     sizes = parse_grid(grid)
     factory = name.rpartition(":")[2]
-    output = output or Path(f"{factory}.onnx")
-    if factory:  # else `make_module` says what is wrong
-        check_output(output)
-    module, inputs = make_module(name)
-    return Job(
-        partial(export_module, module, inputs, grid=sizes, **place),
-        output,
-    )
+
+    def run(*, output: Path, **options: Any) -> ExportReport:
+        if factory:  # else `make_module` says what is wrong
+            check_output(output)
+        module, inputs = make_module(name)
+        return export_module(module, inputs, grid=sizes, output=output, **place, **options)
+
+    return Job(run, Path(f"{factory}.onnx"))
 
 
 # -- models and their weights ---------------------------------------------------------------------

@@ -338,7 +338,7 @@ folder.run_worker = lambda request, display, **options: process.run_worker(
     request, lambda event: print(event.text, flush=True), worker(PLAN, 600), **options
 )
 with staging(Path(sys.argv[1])) as stage:
-    folder.write_engine(stage, BuildRequest(**REQUEST), {**FACTS, "key": "2"}, False)
+    folder.write_engine(stage, BuildRequest(**REQUEST), {**FACTS, "key": "2" * 64}, False)
 """
 
 
