@@ -37,8 +37,10 @@ request = json.load(sys.stdin)
 Path(request["plan"]).write_bytes({plan!r})
 print(json.dumps({{"event": "log", "severity": "info", "text": "planned"}}), flush=True)
 time.sleep({seconds})
+tensor = {{"dtype": "float16", "shape": [2, 3]}}
 print(json.dumps({{
-    "event": "built", "plugin_layers": 1, "inputs": [], "outputs": [],
+    "event": "built", "plugin_layers": 1,
+    "inputs": [{{"name": "x", **tensor}}], "outputs": [{{"name": "sample", **tensor}}],
     "engine_size": {size}, "engine_sha256": {sha256!r},
 }}), flush=True)
 """
