@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
 from helpers.cogvideox_pipeline import tiny_pipeline
 from rainfusion_trt.demo import __main__ as demo
@@ -142,18 +141,13 @@ def test_a_model_that_was_changed_is_kept(pipe, path, caplog):
     ],
 )
 def test_files_of_others_end_it_at_once(tmp_path, monkeypatch, name):
-    import typer
-
     monkeypatch.setattr(demo, "load_trained", lambda _: pytest.fail("the work has started"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     file = tmp_path / name
     file.parent.mkdir(exist_ok=True)
     file.write_text("mine")
-    app = typer.Typer()
-    app.command()(demo.main)
-    result = CliRunner(env={"COLUMNS": "400"}).invoke(app, ["--output", str(tmp_path)])
-    assert result.exit_code == 2, result.output
-    assert "error:" in result.output and Path(name).parts[0] in result.output
+    with pytest.raises(InvalidInputError, match=Path(name).parts[0]):
+        demo.demo(tmp_path, SHOT)
     assert file.read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == [Path(name).parts[0]]
 
