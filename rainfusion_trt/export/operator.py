@@ -71,17 +71,22 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 # Opset 20 has no `Attention`. ONNX Runtime runs this body on the CPU; TensorRT fuses its pattern.
-# Softmax is in float32, because a sum over 100 000 keys would overflow float16.
+# Softmax is in float32, because a sum over 100 000 keys would overflow float16. Optimisers of other
+# projects rewrite it: constants are tensors, since some make doubles of `value_float`, and an empty
+# shape of grid and sparsity is joined in, since some drop inputs that no node of a function takes.
 _BODY = """
 <domain: "{domain}", opset_import: ["" : 20]>
 {op_type} <{attributes}> (query, key, value, grid, sparsity{kv_len}) => (output)
 {{
-  head_shape = Shape <start: int = 3, end: int = 4> (query)
+  query_size = Shape <start: int = 3, end: int = 4> (query)
+  of_grid = Shape <start: int = 0, end: int = 0> (grid)
+  of_sparsity = Shape <start: int = 0, end: int = 0> (sparsity)
+  head_shape = Concat <axis: int = 0> (query_size, of_grid, of_sparsity)
   head_size = Cast <to: int = 1> (head_shape)
   head_root = Sqrt (head_size)
   default_scale = Reciprocal (head_root)
   given_scale = Constant <value_float: float = @scale> ()
-  zero = Constant <value_float: float = 0.0> ()
+  zero = Constant <value: tensor = float {{0}}> ()
   is_default = Equal (given_scale, zero)
   softmax_scale = Where (is_default, default_scale, given_scale)
   typed_scale = CastLike (softmax_scale, query)
@@ -98,14 +103,14 @@ _BODY = """
 _MASK = """
   key_count = Shape <start: int = 2, end: int = 3> (key)
   key_end = Squeeze (key_count)
-  first = Constant <value_int: int = 0> ()
-  step = Constant <value_int: int = 1> ()
+  first = Constant <value: tensor = int64 {0}> ()
+  step = Constant <value: tensor = int64 {1}> ()
   positions = Range (first, key_end, step)
   typed_positions = Cast <to: int = 6> (positions)
-  axes = Constant <value_ints: ints = [1, 2, 3]> ()
+  axes = Constant <value: tensor = int64[3] {1, 2, 3}> ()
   ends = Unsqueeze (kv_len, axes)
   is_real = Less (typed_positions, ends)
-  lowest = Constant <value_float: float = -1e30> ()
+  lowest = Constant <value: tensor = float {-1e30}> ()
   masked = Where (is_real, scores, lowest)
 """
 
