@@ -1,15 +1,11 @@
-"""An exported ONNX file: its operator, its account of itself, and the one function that reads it.
-
-Exporter, checker, engine builder and runtime meet here. Reading needs the `onnx` package, but
-neither torch nor diffusers.
-"""
+"""An exported file's account of itself: written by the exporter, read by everybody."""
 
 from __future__ import annotations
 
 import json
 import re
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,23 +21,13 @@ from pydantic import (
     ValidationError,
 )
 
-from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError
-from rainfusion_trt.hashing import kept_sha256
+from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.graph_file.names import METADATA_PREFIX
 from rainfusion_trt.operator.settings import AttentionSettings
 
 if TYPE_CHECKING:
-    import onnx
-
     from rainfusion_trt.models.base import VideoSize
 
-DOMAIN, OP_TYPE, OP_VERSION = "rainfusion", "RainFusionAttention", 1
-"""The ONNX operator."""
-
-# TensorRT looks for a plugin of the node's type, in the namespace and version that it carries.
-PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE = OP_TYPE, "1", DOMAIN
-PLUGIN_ATTRIBUTES = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": PLUGIN_VERSION}
-
-METADATA_PREFIX = "rainfusion."
 _TEXTS = frozenset(("model", "component", "size", "dtype", "version", "weights"))  # else JSON
 _SIZE = re.compile(r"(\d+)x(\d+)x(\d+)")
 
@@ -263,155 +249,3 @@ def parse_size(text: str | None) -> VideoSize | None:
     if match is None:
         raise InvalidInputError(f"size {text!r} is not FRAMESxHEIGHTxWIDTH")
     return VideoSize(*map(int, match.groups()))
-
-
-@dataclass(frozen=True)
-class GraphTensor:
-    """A graph input or output; dynamic extents are names, unknown ones None."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str | None, ...]
-
-    @property
-    def dynamic(self) -> bool:
-        return any(not isinstance(extent, int) for extent in self.shape)
-
-    @classmethod
-    def of(cls, value: onnx.ValueInfoProto) -> GraphTensor:
-        """An input, output or value of an ONNX graph."""
-        import onnx
-
-        tensor = value.type.tensor_type
-        shape = tuple(
-            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
-            for dim in tensor.shape.dim
-        )
-        dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
-        names = {"float": "float32", "double": "float64"}
-        return cls(value.name, names.get(dtype, dtype), shape)
-
-
-@dataclass(frozen=True)
-class GraphFile:
-    """An ONNX file as read, without weights that lie beside it.
-
-    Attributes
-    ----------
-    path
-        The ``.onnx`` file.
-    account
-        Its account of itself; empty where another program wrote it.
-    proto
-        Its content.
-    """
-
-    path: Path
-    account: GraphAccount
-    proto: onnx.ModelProto
-
-    @property
-    def inputs(self) -> tuple[GraphTensor, ...]:
-        """Graph inputs in graph order, without weights."""
-        weights = {tensor.name for tensor in self.proto.graph.initializer}
-        return tuple(GraphTensor.of(v) for v in self.proto.graph.input if v.name not in weights)
-
-    @property
-    def outputs(self) -> tuple[GraphTensor, ...]:
-        """Graph outputs in graph order."""
-        return tuple(GraphTensor.of(value) for value in self.proto.graph.output)
-
-    @property
-    def attentions(self) -> list[onnx.NodeProto]:
-        """Its RainFusionAttention nodes."""
-        return [node for node in self.proto.graph.node if is_attention(node)]
-
-    @property
-    def data_files(self) -> dict[str, int]:
-        """Files with weights beside it, relative to its folder -> bytes each must have."""
-        needed: dict[str, int] = {}
-        for tensor in _tensors(self.proto):
-            entries = {entry.key: entry.value for entry in tensor.external_data}
-            if "location" in entries:
-                end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
-                needed[entries["location"]] = max(end, needed.get(entries["location"], 0))
-        return dict(sorted(needed.items()))
-
-    def check_data_files(self) -> None:
-        """Raise InvalidInputError if one is missing, too short or of another size than written."""
-        for name, size in self.data_files.items():
-            data = self.path.parent / name
-            actual = data.stat().st_size if data.is_file() else None
-            if actual is None or actual < size:
-                state = "is missing" if actual is None else f"has {actual} of {size} bytes"
-                raise InvalidInputError(
-                    f"{self.path}: its weights file {data} {state}: export the model again, or "
-                    "copy both files together"
-                )
-            self.account.check_data(self.path, name, size=actual)
-
-    def verify_data(self) -> None:
-        """Check the files beside it by size and content; a second a GB, once in a process."""
-        self.check_data_files()
-        if self.account.data is not None:
-            for name in self.data_files:
-                sha256 = kept_sha256(self.path.parent / name)
-                self.account.check_data(self.path, name, sha256=sha256)
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    yield from _graph_tensors(model.graph)
-    for function in model.functions:
-        yield from _node_tensors(function.node)
-
-
-def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    yield from _node_tensors(graph.node)
-
-
-def _node_tensors(nodes: Any) -> Iterator[onnx.TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _graph_tensors(graph)
-
-
-def is_attention(node: Any) -> bool:
-    """Whether a node, of `onnx` or of `onnx_ir`, is the operator."""
-    return (node.domain, node.op_type) == (DOMAIN, OP_TYPE)
-
-
-def read_onnx(path: str | Path) -> GraphFile:
-    """Read an ONNX file; weights beside it stay on disk.
-
-    Raises
-    ------
-    InvalidInputError
-        The file is missing, no ONNX or without a graph, or its metadata does not hold what it must.
-    BackendUnavailableError
-        The ``onnx`` package is not installed.
-    """
-    try:
-        import onnx
-        from google.protobuf.message import DecodeError
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"exported models are read with the `onnx` package ({error}): pip install onnx"
-        ) from error
-    path = Path(path)
-    if not path.is_file():
-        raise InvalidInputError(f"no ONNX file at {path}: write one with rainfusion-trt export")
-    try:
-        proto = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
-        raise InvalidInputError(
-            f"{path} is not a readable ONNX file, onnx refuses it ({error}): export it again"
-        ) from error
-    if not proto.graph.node:
-        raise InvalidInputError(f"{path} holds no graph: export it again")
-    metadata = {entry.key: entry.value for entry in proto.metadata_props}
-    return GraphFile(path, GraphAccount.from_metadata(metadata, path), proto)

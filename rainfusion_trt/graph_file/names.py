@@ -1,0 +1,19 @@
+"""The operator's names, in ONNX and in TensorRT's plugin registry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+DOMAIN, OP_TYPE, OP_VERSION = "rainfusion", "RainFusionAttention", 1
+"""The ONNX operator."""
+
+# TensorRT looks for a plugin of the node's type, in the namespace and version that it carries.
+PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE = OP_TYPE, "1", DOMAIN
+PLUGIN_ATTRIBUTES = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": PLUGIN_VERSION}
+
+METADATA_PREFIX = "rainfusion."
+
+
+def is_attention(node: Any) -> bool:
+    """Whether a node, of `onnx` or of `onnx_ir`, is the operator."""
+    return (node.domain, node.op_type) == (DOMAIN, OP_TYPE)
