@@ -20,7 +20,13 @@ from rainfusion_trt.processes.run import guarded
 
 _LAST_WORDS = 12  # lines of log that an error message carries
 _log = logging.getLogger(__name__)
-COMMAND = (sys.executable, "-m", "rainfusion_trt.engine.worker")
+# `-m` and `-c` let Python import from the working directory, where anything may lie; `-P`, which does
+# not, is not in Python 3.10. What is imported before this line is built into Python.
+_START = (
+    "import sys; sys.path[:] = [path for path in sys.path if path]; "
+    "import runpy; runpy.run_module('rainfusion_trt.engine.worker', run_name='__main__')"
+)
+COMMAND = (sys.executable, "-c", _START)
 
 
 def run_worker(
@@ -70,7 +76,8 @@ def run_worker(
 def _environment() -> dict[str, str]:
     """The child finds this package even if the parent has it from a changed ``sys.path``."""
     package_root = str(Path(__file__).parents[2])
-    paths = (package_root, os.environ.get("PYTHONPATH"))
+    # An empty entry, as in ":/somewhere", would be the working directory.
+    paths = (package_root, *os.environ.get("PYTHONPATH", "").split(os.pathsep))
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
