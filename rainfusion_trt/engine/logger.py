@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rainfusion_trt.engine.messages import LogLine
 
 _log = logging.getLogger(__name__)
+NO_GPU = re.compile(
+    r"\[checkMacros\S* Error Code 1: Cuda Runtime \(.*?cudaError (35|100): [^)]*\)+"
+)
+"""TensorRT's remark that there is no driver or no device, where it needs neither."""
 
 
 class ProcessLogger:
@@ -40,6 +46,45 @@ class ProcessLogger:
 def process_logger(trt: Any) -> ProcessLogger:
     """The process's logger for a TensorRT module."""
     return ProcessLogger(trt)
+
+
+class HeldLog:
+    """A build's log on its way to `emit`, which can be held until it is known to matter.
+
+    Parameters
+    ----------
+    emit
+        Gets the lines.
+    without_gpu
+        The build needs no GPU, so that nobody is told that there is none.
+    """
+
+    def __init__(self, emit: Callable[[LogLine], None], *, without_gpu: bool) -> None:
+        self._emit = emit
+        self._without_gpu = without_gpu
+        self._lines: list[LogLine] | None = None
+
+    def __call__(self, line: LogLine) -> None:
+        if self._without_gpu:
+            text = NO_GPU.sub("", line.text).strip()
+            if not text:
+                return
+            line = line.model_copy(update={"text": text})
+        if self._lines is None:
+            self._emit(line)
+        else:
+            self._lines.append(line)
+
+    @contextmanager
+    def held(self) -> Iterator[list[LogLine]]:
+        """Lines inside are kept; those that are still in the list at the end go out then."""
+        lines = self._lines = []
+        try:
+            yield lines
+        finally:
+            self._lines = None
+            for line in lines:
+                self._emit(line)
 
 
 def make_logger(trt: Any, emit: Callable[[LogLine], None]) -> Any:

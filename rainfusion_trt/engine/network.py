@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rainfusion_trt.engine.flavour import TensorRTFlavour, load_tensorrt
-from rainfusion_trt.engine.logger import make_logger
+from rainfusion_trt.engine.logger import NO_GPU, HeldLog, make_logger
 from rainfusion_trt.engine.messages import (
     BuildRequest,
     Built,
@@ -41,7 +41,8 @@ def build(request: BuildRequest, emit: Emit) -> Built:
     """
     flavour = load_tensorrt(request.flavour)
     trt = flavour.module
-    logger = make_logger(trt, emit)
+    log = HeldLog(emit, without_gpu=request.targets is not None)
+    logger = make_logger(trt, log)
     builder = trt.Builder(logger)
     if not register_plugin(trt, request.plugin):
         raise EngineBuildError(
@@ -50,8 +51,13 @@ def build(request: BuildRequest, emit: Emit) -> Built:
         )
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(request.onnx)):
-        raise EngineBuildError(f"{flavour} cannot parse {request.onnx}: {_parser_errors(parser)}")
+    with log.held() as lines:
+        parsed = parser.parse_from_file(str(request.onnx))
+        if not parsed:  # the log says the same once more, among the parser's own affairs
+            cause = _parser_errors(parser, lines)
+            lines.clear()
+    if not parsed:
+        raise EngineBuildError(f"{flavour} cannot parse {request.onnx}: {cause}")
     plugin_layers = count_plugin_layers(trt, network, request.attention_nodes, emit)
     config = builder.create_builder_config()
     monitor = make_progress_monitor(trt, emit)
@@ -142,12 +148,20 @@ def _network_flags(trt: Any) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-def _parser_errors(parser: Any) -> str:
+def _parser_errors(parser: Any, lines: Iterable[LogLine]) -> str:
+    """What the parser says is wrong, and what our plugin said of it in the log."""
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    return "; ".join(
-        f"{error.desc()}" + (f" (node {error.node_name()})" if error.node_name() else "")
-        for error in errors
-    )
+    words = [_parser_error(error) for error in errors]
+    words += [line.text for line in lines if line.failure and line.text.startswith(PLUGIN_NAME)]
+    return "; ".join(dict.fromkeys(words)) or "it does not say why"
+
+
+def _parser_error(error: Any) -> str:
+    operator, node = error.node_operator(), error.node_name()
+    if "Plugin not found" in error.desc():
+        return f"it knows no operator {operator or node!r}, and there is no plugin of that name"
+    place = f" (node {node or operator})" if node or operator else ""
+    return NO_GPU.sub("", error.desc()).strip() + place
 
 
 def _configure(flavour: TensorRTFlavour, config: Any, settings: BuilderSettings) -> None:

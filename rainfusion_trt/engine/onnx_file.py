@@ -11,11 +11,14 @@ from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.graph_file import (
     DOMAIN,
     OP_TYPE,
-    PLUGIN_ATTRIBUTES,
+    OP_VERSION,
     GraphAccount,
     GraphFile,
     GraphTensor,
+    check_attention,
+    name_of,
     read_onnx,
+    text_of,
 )
 
 if TYPE_CHECKING:
@@ -82,13 +85,14 @@ def read_for_build(path: str | Path) -> OnnxFile:
     Raises
     ------
     InvalidInputError
-        The file is missing, corrupt, lacks external data or has that of another
-        export by its size, holds no RainFusionAttention node, or one
-        of its nodes lacks the attributes by which TensorRT finds the plugin.
+        The file is missing, corrupt or cut off, is of an unknown version, lacks external data or
+        has that of another export by its size, holds no RainFusionAttention node, or one of its
+        nodes does not say what it has to.
     BackendUnavailableError
         The ``onnx`` package is not installed.
     """
     file = read_onnx(path)
+    _check_opsets(file)
     nodes = file.attentions
     _check_nodes(file, nodes)
     file.check_data_files()
@@ -100,10 +104,32 @@ def read_for_build(path: str | Path) -> OnnxFile:
         data_files=tuple(file.data_files),
         inputs=file.inputs,
         outputs=file.outputs,
-        attention_nodes=tuple(node.name or node.output[0] for node in nodes),
+        attention_nodes=tuple(name_of(node) for node in nodes),
         queries=tuple(GraphTensor.of(query) for query in queries),
         account=file.account,
     )
+
+
+def _check_opsets(file: GraphFile) -> None:
+    """Refuse operators of a version that nobody here knows, and a file that ends too early."""
+    import onnx
+
+    versions = {text_of(opset.domain): opset.version for opset in file.proto.opset_import}
+    known = {"": range(1, onnx.defs.onnx_opset_version() + 1), DOMAIN: (OP_VERSION,)}
+    for domain, good in known.items():
+        found = versions.get(domain)
+        if found not in good:
+            raise InvalidInputError(
+                f"{file.path} has version {found} of the operators of {domain or 'ONNX'!r}, known "
+                f"here is {good[0]}{f' to {good[-1]}' if len(good) > 1 else ''}: export the model "
+                "again"
+            )
+    bodies = {(text_of(f.domain), text_of(f.name)) for f in file.proto.functions}
+    if file.attentions and (DOMAIN, OP_TYPE) not in bodies:
+        raise InvalidInputError(
+            f"{file.path} has no body of {OP_TYPE}, which stands at its end: the file is "
+            "incomplete; copy it anew, or export the model again"
+        )
 
 
 def _check_nodes(file: GraphFile, nodes: list[onnx.NodeProto]) -> None:
@@ -112,15 +138,9 @@ def _check_nodes(file: GraphFile, nodes: list[onnx.NodeProto]) -> None:
         raise InvalidInputError(
             f"{path} holds no {DOMAIN}::{OP_TYPE} node: export the model with rainfusion-trt export"
         )
+    shapes = file.shapes
     for node in nodes:
-        found = {attribute.name: attribute.s.decode() for attribute in node.attribute}
-        for name, expected in PLUGIN_ATTRIBUTES.items():
-            if found.get(name) != expected:
-                raise InvalidInputError(
-                    f"{path}: node {node.name or node.output[0]!r} has {name}="
-                    f"{found.get(name)!r} instead of {expected!r}, so TensorRT would take its "
-                    "dense body instead of the plugin: export the model again"
-                )
+        check_attention(node, path, shapes)
     if expected_count is not None and expected_count != len(nodes):
         raise InvalidInputError(
             f"{path} holds {len(nodes)} {OP_TYPE} nodes, its metadata says {expected_count}: "

@@ -32,7 +32,7 @@ def register_plugin(trt: Any, library: Path) -> bool:
         False if TensorRT cannot load it; its log says why.
     """
     registry = trt.get_plugin_registry()
-    if all(registry.get_creator(*plugin) is not None for plugin in PLUGINS):
+    if all(_has(registry, plugin) for plugin in PLUGINS):
         # A registry refuses a second library with the same plugin, so the first one stays.
         first = _registered.get(id(trt))
         if first != library:
@@ -42,3 +42,12 @@ def register_plugin(trt: Any, library: Path) -> bool:
         return False
     _registered[id(trt)] = library
     return True
+
+
+def _has(registry: Any, plugin: PluginIdentity) -> bool:
+    """Whether the registry knows a plugin, without an error in TensorRT's log where it does not."""
+    creators = getattr(registry, "all_creators_recursive", None)
+    names = [getattr(creator, "name", None) for creator in creators or ()]
+    if names and None not in names and plugin.name not in names:
+        return False
+    return registry.get_creator(*plugin) is not None

@@ -26,6 +26,7 @@ from rainfusion_trt.graph_file.names import (
     PLUGIN_VERSION,
     is_attention,
 )
+from rainfusion_trt.graph_file.nodes import check_attention, name_of, text_of
 
 __all__ = [
     "DOMAIN",
@@ -43,7 +44,10 @@ __all__ = [
     "GraphTensor",
     "RecordedSettings",
     "RecordedSize",
+    "check_attention",
     "is_attention",
+    "name_of",
     "parse_size",
     "read_onnx",
+    "text_of",
 ]

@@ -14,6 +14,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Field,
     PlainSerializer,
     PlainValidator,
     StrictBool,
@@ -49,9 +50,9 @@ class FusedLora:
     """
 
     file: str
-    scale: float
+    scale: Annotated[float, Field(allow_inf_nan=False)]
     sha256: str
-    layers: int
+    layers: Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class DataFile:
     """
 
     file: str
-    size: int
+    size: Annotated[int, Field(ge=0)]
     sha256: str
 
 
@@ -137,7 +138,7 @@ class GraphAccount(BaseModel):
     config: dict[str, Any] = {}
     size: RecordedSize = None
     dtype: str | None = None
-    attention_nodes: StrictInt | None = None
+    attention_nodes: Annotated[StrictInt, Field(ge=0)] | None = None
     settings: RecordedSettings = None
     dynamic: StrictBool = False
     loras: tuple[FusedLora, ...] = ()
@@ -233,7 +234,7 @@ def _is_said(value: Any) -> bool:
 def _from_json(name: str, text: str, origin: str | Path) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of too many digits
         raise InvalidInputError(
             f"{origin}: metadata {METADATA_PREFIX}{name} is not JSON ({error}): export it again"
         ) from error

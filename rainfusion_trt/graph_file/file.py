@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError
 from rainfusion_trt.graph_file.account import GraphAccount
 from rainfusion_trt.graph_file.names import is_attention
+from rainfusion_trt.graph_file.nodes import text_of
 from rainfusion_trt.hashing import kept_sha256
 
 if TYPE_CHECKING:
@@ -35,12 +36,13 @@ class GraphTensor:
 
         tensor = value.type.tensor_type
         shape = tuple(
-            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+            dim.dim_value if dim.HasField("dim_value") else text_of(dim.dim_param) or None
             for dim in tensor.shape.dim
         )
-        dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
-        names = {"float": "float32", "double": "float64"}
-        return cls(value.name, names.get(dtype, dtype), shape)
+        names = {number: name.lower() for name, number in onnx.TensorProto.DataType.items()}
+        names |= {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.DOUBLE: "float64"}
+        dtype = names.get(tensor.elem_type, f"type {tensor.elem_type}")
+        return cls(text_of(value.name), dtype, shape)
 
 
 @dataclass(frozen=True)
@@ -78,15 +80,41 @@ class GraphFile:
         return [node for node in self.proto.graph.node if is_attention(node)]
 
     @property
+    def shapes(self) -> dict[str | bytes, tuple[int | str | None, ...]]:
+        """Shapes of its values, as far as it says them."""
+        graph = self.proto.graph
+        infos = (*graph.value_info, *graph.input, *graph.output)
+        known = {value.name: GraphTensor.of(value).shape for value in infos}
+        return {**known, **{tensor.name: tuple(tensor.dims) for tensor in graph.initializer}}
+
+    @property
     def data_files(self) -> dict[str, int]:
-        """Files with weights beside it, relative to its folder -> bytes each must have."""
+        """Files with weights beside it, relative to its folder -> bytes each must have.
+
+        Raises
+        ------
+        InvalidInputError
+            One lies elsewhere, or a place in it is none.
+        """
         needed: dict[str, int] = {}
         for tensor in _tensors(self.proto):
             entries = {entry.key: entry.value for entry in tensor.external_data}
             if "location" in entries:
-                end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
-                needed[entries["location"]] = max(end, needed.get(entries["location"], 0))
+                name, end = self._place(entries)
+                needed[name] = max(end, needed.get(name, 0))
         return dict(sorted(needed.items()))
+
+    def _place(self, entries: Mapping[str, str]) -> tuple[str, int]:
+        """The file of one tensor, and where in it the tensor ends."""
+        name = text_of(entries["location"])
+        offset, length = (text_of(entries.get(key, "0")) for key in ("offset", "length"))
+        inside = name and not PurePath(name).is_absolute() and ".." not in PurePath(name).parts
+        if inside and "\0" not in name and offset.isdecimal() and length.isdecimal():
+            return name, int(offset) + int(length)
+        raise InvalidInputError(
+            f"{self.path} keeps weights in {name!r} at {offset}, {length} bytes: only a place in a "
+            "file beside it is read; export the model again"
+        )
 
     def check_data_files(self) -> None:
         """Raise InvalidInputError if one is missing, too short or of another size than written."""
@@ -152,12 +180,13 @@ def read_onnx(path: str | Path) -> GraphFile:
     if not path.is_file():
         raise InvalidInputError(f"no ONNX file at {path}: write one with rainfusion-trt export")
     try:
-        proto = onnx.load(path, load_external_data=False)
+        # Its suffix would choose another format.
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
     except DecodeError as error:
         raise InvalidInputError(
             f"{path} is not a readable ONNX file, onnx refuses it ({error}): export it again"
         ) from error
     if not proto.graph.node:
         raise InvalidInputError(f"{path} holds no graph: export it again")
-    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    metadata = {text_of(entry.key): text_of(entry.value) for entry in proto.metadata_props}
     return GraphFile(path, GraphAccount.from_metadata(metadata, path), proto)

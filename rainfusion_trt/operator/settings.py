@@ -38,6 +38,8 @@ ATTRIBUTES = ("text", "method", "alpha", "sink_frames", "scale")
 RECORDED = ("method", "alpha", "sink_frames")
 """Settings of a whole model. Text and scale belong to each of its attentions."""
 
+_MOST_SINK_FRAMES = (1 << 31) - 1  # the C interface has 32 bits for them
+
 
 @dataclass(frozen=True)
 class AttentionSettings:
@@ -174,6 +176,8 @@ def check_sink_frames(value: object) -> None:
         raise InvalidInputError(f"sink_frames={value!r} must be a whole number")
     if value < 0:
         raise InvalidInputError(f"sink_frames={value} must be 0 or more")
+    if value > _MOST_SINK_FRAMES:
+        raise InvalidInputError(f"sink_frames={value} must be below 2^31")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
