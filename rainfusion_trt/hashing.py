@@ -1,10 +1,13 @@
-"""SHA-256 of files."""
+"""SHA-256 of files and of JSON."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 # A file changed this shortly before it was looked at could change again within one tick of the
 # file system's clock, so its hash is not kept (git treats its index the same way).
@@ -38,3 +41,8 @@ def kept_sha256(path: Path) -> str:
     if time.time_ns() - state.st_ctime_ns >= CLOCK_TICK_NS:
         _kept[path] = (stamps, sha256)
     return sha256
+
+
+def json_sha256(values: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON object, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

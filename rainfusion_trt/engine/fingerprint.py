@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from rainfusion_trt.engine.metadata import FileRecord
-from rainfusion_trt.hashing import CLOCK_TICK_NS, file_sha256
+from rainfusion_trt.hashing import CLOCK_TICK_NS, file_sha256, json_sha256
+
+digest = json_sha256
 
 
 def record_files(
@@ -37,11 +36,6 @@ def record_files(
 def combined_sha256(records: Iterable[FileRecord]) -> str:
     """One hash over names and contents of the files."""
     return digest({record.name: record.sha256 for record in records})
-
-
-def digest(values: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON object, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _record(path: Path, name: str, known: FileRecord | None) -> FileRecord:

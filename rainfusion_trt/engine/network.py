@@ -20,6 +20,7 @@ from rainfusion_trt.engine.messages import (
 from rainfusion_trt.engine.metadata import TensorRecord
 from rainfusion_trt.engine.plugin_registry import register_plugin
 from rainfusion_trt.engine.recipe import BuilderSettings, ShapeRange
+from rainfusion_trt.engine.records import dtype_of
 from rainfusion_trt.errors import EngineBuildError
 from rainfusion_trt.graph_file import (
     PLUGIN_ATTRIBUTES,
@@ -208,8 +209,12 @@ def _add_profile(
 def _tensor_record(
     trt: Any, tensor: Any, profiles: Mapping[str, Mapping[str, ShapeRange]]
 ) -> TensorRecord:
-    names = {"HALF": "float16", "BF16": "bfloat16", "FLOAT": "float32"}
-    dtype = names.get(tensor.dtype.name, tensor.dtype.name.lower())
+    dtype = dtype_of(tensor.dtype.name)
+    if dtype is None:
+        raise EngineBuildError(
+            f"{tensor.name} is {tensor.dtype.name.lower()}, which torch cannot hand over: give "
+            "inputs and outputs of the model another element type"
+        )
     shape = tuple(tensor.shape)
     fixed = ShapeRange(min=shape, opt=shape, max=shape) if min(shape, default=1) > 0 else None
     served = {name: shapes.get(tensor.name, fixed) for name, shapes in profiles.items()}

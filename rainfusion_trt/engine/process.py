@@ -20,8 +20,8 @@ from rainfusion_trt.processes.run import guarded
 
 _LAST_WORDS = 12  # lines of log that an error message carries
 _log = logging.getLogger(__name__)
-# `-m` and `-c` let Python import from the working directory, where anything may lie; `-P`, which does
-# not, is not in Python 3.10. What is imported before this line is built into Python.
+# `-m` and `-c` let Python import from the working directory, where anything may lie. `-P` does not,
+# but Python 3.10 has no such option. What is imported before the path is mended is built in.
 _START = (
     "import sys; sys.path[:] = [path for path in sys.path if path]; "
     "import runpy; runpy.run_module('rainfusion_trt.engine.worker', run_name='__main__')"

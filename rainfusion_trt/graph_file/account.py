@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rainfusion_trt.models.base import VideoSize
 
 _TEXTS = frozenset(("model", "component", "size", "dtype", "version", "weights"))  # else JSON
-_SIZE = re.compile(r"(\d+)x(\d+)x(\d+)")
+_SIZE = re.compile(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})x([1-9][0-9]{0,8})")
 
 
 @dataclass(frozen=True)

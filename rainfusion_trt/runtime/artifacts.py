@@ -206,7 +206,13 @@ class Artifacts:
         file = Path(self.checkpoint or "") / part.component / "config.json"
         if self.checkpoint is None or not file.is_file():
             return None
-        return json.loads(file.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(file.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise InvalidInputError(f"{file} is not JSON ({error}): download it again") from error
+        if not isinstance(found, dict):
+            raise InvalidInputError(f"{file} holds no configuration: download it again")
+        return found
 
 
 def _part(component: str, engine: Path | None, onnx: Path | None, pipe: Any) -> Part:

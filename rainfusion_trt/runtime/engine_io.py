@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from rainfusion_trt.engine.metadata import EngineMetadata, TensorRecord
+from rainfusion_trt.engine.recipe import ShapeRange
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.runtime.base import TensorInfo, torch_dtype
 
@@ -54,9 +55,15 @@ def select_profile(metadata: EngineMetadata, shapes: Mapping[str, Shape]) -> int
     )
 
 
+def _bounds(record: TensorRecord, profile: str) -> ShapeRange:
+    """Shapes of an input in a profile, which only inputs of a fixed shape may leave out."""
+    fixed = record.shape
+    return record.profiles.get(profile) or ShapeRange(min=fixed, opt=fixed, max=fixed)
+
+
 def _allowed(inputs: Sequence[TensorRecord], profile: str, shapes: Mapping[str, Shape]) -> bool:
     for record in inputs:
-        bounds, shape = record.profiles[profile], shapes[record.name]
+        bounds, shape = _bounds(record, profile), shapes[record.name]
         if len(shape) != len(bounds.min) or any(
             not low <= extent <= high
             for low, extent, high in zip(bounds.min, shape, bounds.max, strict=True)
@@ -66,13 +73,13 @@ def _allowed(inputs: Sequence[TensorRecord], profile: str, shapes: Mapping[str, 
 
 
 def _tuned(inputs: Sequence[TensorRecord], profile: str, shapes: Mapping[str, Shape]) -> bool:
-    return all(record.profiles[profile].opt == shapes[record.name] for record in inputs)
+    return all(_bounds(record, profile).opt == shapes[record.name] for record in inputs)
 
 
 def _describe(inputs: Sequence[TensorRecord], profile: str) -> str:
     parts = []
     for record in inputs:
-        bounds = record.profiles[profile]
+        bounds = _bounds(record, profile)
         text = _text(bounds.min)
         parts.append(f"{record.name} {text if bounds.fixed else f'{text} to {_text(bounds.max)}'}")
     return f"{profile!r}: {', '.join(parts)}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.errors import EngineLoadError, InvalidInputError, UnsupportedError
 from rainfusion_trt.runtime.artifacts import Artifacts, Part
 from rainfusion_trt.runtime.denoiser import Denoiser, GraphDenoiser, TorchDenoiser
 from rainfusion_trt.runtime.experts import ExpertsDenoiser
@@ -29,9 +29,7 @@ def load_denoiser(
     RainFusionError
         It cannot run here, or not with this device or option.
     """
-    place = torch.device(device) if device is not None else _default_device()
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidInputError(f"device {place} was asked for, but torch finds no CUDA GPU")
+    place = _device(device)
     if cuda_graph and name not in ("tensorrt", "tensorrt_rtx"):
         raise UnsupportedError(f"cuda_graph=True needs an engine; the backend here is {name}")
     experts: list[Denoiser] = []
@@ -62,15 +60,34 @@ def _load_graph(
 
         assert part.engine is not None
         backend = TensorRTBackend(part.engine, device=place, cuda_graph=cuda_graph)
+        if backend.metadata.account != part.graph_of(name).account:
+            backend.close()
+            raise EngineLoadError(f"{part.engine} was replaced while it was loaded: load it again")
     assert part.config is not None
     attentions = part.graph_of(name).account.attention_nodes
     return GraphDenoiser(backend, artifacts.model, part.config, attentions)
 
 
-def _default_device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+def _device(asked: str | torch.device | None) -> torch.device:
+    """The device that was asked for; by default the GPU where there is one, else the CPU."""
+    if asked is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cpu")
+    try:
+        place = torch.device(asked)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidInputError(f"device {asked!r} is none: use cuda, cuda:1 or cpu") from error
+    if place.type not in ("cuda", "cpu"):
+        raise InvalidInputError(f"device {str(place)!r} runs nothing here: use cuda or cpu")
+    if place.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index: int | None = place.index  # None for "cuda" alone, though torch's types say int
+        if not count:
+            raise InvalidInputError(f"device {place} was asked for, but torch finds no CUDA GPU")
+        if index is not None and index >= count:
+            raise InvalidInputError(f"device {place} was asked for, but torch finds {count} GPUs")
+    return place
 
 
 def _load_torch(

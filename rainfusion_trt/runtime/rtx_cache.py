@@ -17,7 +17,7 @@ class RuntimeCache:
     """Kernels that TensorRT for RTX compiled, in a file of the engine's folder.
 
     TensorRT itself checks that the file fits GPU, driver and version, and ignores it if not. A
-    folder that cannot be written costs the compilation each time and is no error.
+    folder that cannot be read or written costs the compilation each time and is no error.
 
     Parameters
     ----------
@@ -31,12 +31,11 @@ class RuntimeCache:
         self._file = folder / CACHE_FILE
         self._cache = config.create_runtime_cache()
         self._saved = b""
-        if self._file.is_file():
-            content = self._file.read_bytes()
-            if content and self._cache.deserialize(content):
-                self._saved = content
-            else:
-                _log.info("%s is of another GPU, driver or version: compiling again", self._file)
+        content = self._read()
+        if content and self._cache.deserialize(content):
+            self._saved = content
+        elif content is not None:
+            _log.info("%s is of another GPU, driver or version: compiling again", self._file)
         config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
@@ -53,3 +52,13 @@ class RuntimeCache:
             _log.info("cannot keep compiled kernels in %s: %s", self._file, error)
             return
         self._saved = content
+
+    def _read(self) -> bytes | None:
+        """The file's content; None without a file that can be read."""
+        try:
+            return self._file.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            _log.info("cannot read compiled kernels in %s: %s", self._file, error)
+            return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,19 @@ from torch import Tensor
 
 from rainfusion_trt.engine.flavour import TensorRTFlavour, load_tensorrt
 from rainfusion_trt.engine.logger import process_logger
-from rainfusion_trt.engine.metadata import ENGINE_FILE, EngineMetadata, load_metadata
+from rainfusion_trt.engine.metadata import (
+    ENGINE_FILE,
+    EngineMetadata,
+    load_metadata,
+    read_plan,
+)
 from rainfusion_trt.engine.plugin_registry import register_plugin
 from rainfusion_trt.errors import BackendUnavailableError, EngineLoadError, KernelError
 from rainfusion_trt.hashing import file_sha256
 from rainfusion_trt.operator.native import load_library
 from rainfusion_trt.runtime.base import Backend, check_feed
 from rainfusion_trt.runtime.cuda_graph import CapturedGraph, import_cudart
+from rainfusion_trt.runtime.engine_check import check_engine
 from rainfusion_trt.runtime.engine_io import Shape, select_profile, tensor_infos
 from rainfusion_trt.runtime.rtx_cache import RuntimeCache
 
@@ -67,7 +72,7 @@ class TensorRTBackend(Backend):
         cuda_graph: bool = False,
     ) -> None:
         self._folder = Path(engine_folder)
-        self.metadata = load_metadata(self._folder)
+        self.metadata = load_metadata(self._folder, verify=False)  # _load hashes what it loads
         self.device = _cuda_device(device)
         self._flavour = load_tensorrt(self.metadata.flavour)
         self.name = self._flavour.name
@@ -152,18 +157,14 @@ class TensorRTBackend(Backend):
             raise EngineLoadError(self._logger.explain(f"TensorRT cannot load {library}"))
         plan = self._folder / ENGINE_FILE
         self._runtime = trt.Runtime(self._logger.trt_logger)
-        with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-            self._engine = self._runtime.deserialize_cuda_engine(view)
+        content = read_plan(self._folder, self.metadata)
+        self._engine = self._runtime.deserialize_cuda_engine(content)
+        del content  # before the engine asks for memory
         if self._engine is None:
             raise EngineLoadError(
                 self._logger.explain(f"{self._flavour} cannot load {plan}: build the engine again")
             )
-        names = {self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)}
-        if names != {*self.inputs, *self.outputs}:
-            raise EngineLoadError(
-                f"{plan} has inputs and outputs {sorted(names)}, its metadata says "
-                f"{sorted({*self.inputs, *self.outputs})}: build the engine again"
-            )
+        check_engine(self._engine, self.metadata, plan)
         # Scratch memory is handed in, from torch's allocator.
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self._cache: RuntimeCache | None = None

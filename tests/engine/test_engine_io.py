@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from rainfusion_trt.engine.metadata import (
 from rainfusion_trt.engine.recipe import BuilderSettings, ShapeRange
 from rainfusion_trt.errors import BackendUnavailableError, EngineLoadError, InvalidInputError
 from rainfusion_trt.runtime.base import check_feed
+from rainfusion_trt.runtime.engine_check import check_engine
 from rainfusion_trt.runtime.engine_io import select_profile, tensor_infos
 from rainfusion_trt.runtime.tensorrt import TensorRTBackend, check_compatible
 
@@ -140,6 +143,87 @@ def test_feed_is_checked_against_the_engine():
     ]:
         with pytest.raises(InvalidInputError, match=words):
             check_feed(backend, feed)
+
+
+def test_an_input_of_fixed_shape_may_leave_out_its_profiles():
+    engine = metadata()
+    fixed = TensorRecord(name="sparsity", dtype="float32", shape=(1,))
+    engine = engine.model_copy(update={"inputs": (engine.inputs[0], fixed)})
+    assert select_profile(engine, {"x": (2, 32, 8), "sparsity": (1,)}) == 1
+    with pytest.raises(InvalidInputError, match="no optimisation profile"):
+        select_profile(engine, {"x": (2, 32, 8), "sparsity": (2,)})
+
+
+# -- does the engine fit its metadata? -------------------------------------------------------------
+
+
+class Engine:
+    """TensorRT's ICudaEngine, as `metadata()` describes it, with changes."""
+
+    num_optimization_profiles = 2
+    tensors: ClassVar = {
+        "x": ("INPUT", "BF16", (-1, -1, 8)),
+        "sparsity": ("INPUT", "FLOAT", (1,)),
+        "sample": ("OUTPUT", "BF16", (-1, -1, 8)),
+    }
+    profiles: ClassVar = [
+        ((1, 4, 8), (2, 8, 8), (2, 16, 8)),
+        ((2, 8, 8), (2, 32, 8), (2, 32, 8)),
+    ]
+
+    @property
+    def num_io_tensors(self):
+        return len(self.tensors)
+
+    def get_tensor_name(self, index):
+        return list(self.tensors)[index]
+
+    def get_tensor_mode(self, name):
+        return SimpleNamespace(name=self.tensors[name][0])
+
+    def get_tensor_dtype(self, name):
+        return SimpleNamespace(name=self.tensors[name][1])
+
+    def get_tensor_shape(self, name):
+        return self.tensors[name][2]
+
+    def get_tensor_profile_shape(self, name, index):
+        assert name == "x"
+        return [list(shape) for shape in self.profiles[index]]
+
+
+def test_an_engine_and_its_own_metadata():
+    check_engine(Engine(), metadata(), Path("engine.plan"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tensors": {**Engine.tensors, "y": Engine.tensors["x"]}}, "inputs and outputs"),
+        ({"num_optimization_profiles": 1}, "optimisation profiles 1, its metadata says 2"),
+        (
+            {"tensors": {**Engine.tensors, "x": ("INPUT", "HALF", (-1, -1, 8))}},
+            "x as float16, its metadata says bfloat16",
+        ),
+        (
+            {"tensors": {**Engine.tensors, "sample": ("OUTPUT", "FP8", (-1, -1, 8))}},
+            "sample as fp8, its metadata says bfloat16",
+        ),
+        (
+            {"tensors": {**Engine.tensors, "x": ("OUTPUT", "BF16", (-1, -1, 8))}},
+            "x as output, its metadata says input",
+        ),
+        ({"tensors": {**Engine.tensors, "x": ("INPUT", "BF16", (-1, -1, 9))}}, "x of shape"),
+        ({"tensors": {**Engine.tensors, "x": ("INPUT", "BF16", (-1, 8))}}, "x of shape"),
+        ({"profiles": Engine.profiles[::-1]}, "x in profile 'small' as"),
+    ],
+)
+def test_an_engine_and_the_metadata_of_another(changes, words):
+    engine = Engine()
+    vars(engine).update(changes)
+    with pytest.raises(EngineLoadError, match=words) as error:
+        check_engine(engine, metadata(), Path("engine.plan"))
+    assert "build the engine again" in str(error.value)
 
 
 # -- is this the right TensorRT and GPU? -----------------------------------------------------------

@@ -15,10 +15,12 @@ from rainfusion_trt.engine.metadata import (
     PluginRecord,
     TensorRecord,
     load_metadata,
+    read_plan,
     save_metadata,
 )
 from rainfusion_trt.engine.recipe import BuilderSettings, ShapeRange
 from rainfusion_trt.errors import EngineLoadError
+from rainfusion_trt.hashing import json_sha256
 
 PLAN = b"a serialised engine"
 
@@ -106,6 +108,135 @@ def test_metadata_is_no_json(folder):
     (folder / "metadata.json").write_text("{")
     with pytest.raises(EngineLoadError, match=r"metadata\.json cannot be read"):
         load_metadata(folder)
+
+
+def changed(folder, *place, value, signed=True):
+    """Change one value of metadata.json, with its hash or without."""
+    file = folder / "metadata.json"
+    content = json.loads(file.read_text())
+    del content["sha256"]
+    *parents, last = place
+    inner = content
+    for key in parents:
+        inner = inner[key]
+    inner[last] = value
+    content["sha256"] = json_sha256(content) if signed else "0" * 64
+    file.write_text(json.dumps(content))
+
+
+def refusal(folder) -> str:
+    with pytest.raises(EngineLoadError) as error:
+        load_metadata(folder)
+    assert "\n" not in str(error.value) and "build the engine again" in str(error.value)
+    return str(error.value)
+
+
+SHAPES = ("inputs", 0, "profiles", "tiny")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (("targets",), [], "targets: target is empty"),
+        (("targets",), ["sm80", "sm80"], "names a compute capability twice"),
+        (("targets",), ["8.0"], "'8.0' is neither native"),
+        (("targets",), "sm80", "targets: Input should be a valid"),
+        (("profiles",), ["tiny", "tiny"], "profiles: names one twice"),
+        (("profiles",), [], "x has an unknown profile 'tiny'"),
+        (("profiles",), ["large"], "x has an unknown profile 'tiny'"),
+        (("profiles",), ["tiny", "large"], "x has no shapes for the profile 'large'"),
+        (("loras",), {}, "loras: Input should be"),
+        (("loras",), "style", "loras: Input should be"),
+        (("loras",), [1], "loras.0"),
+        (
+            ("loras",),
+            [{"file": "a", "scale": "1", "sha256": "b", "layers": 1}],
+            "loras.0.scale: Input should be a valid number",
+        ),
+        (
+            ("loras",),
+            [{"file": "a", "scale": 1.0, "sha256": "b", "layers": -1}],
+            "loras.0.layers",
+        ),
+        (("engine_size",), "19", "engine_size: Input should be a valid integer"),
+        (("engine_size",), -1, "engine_size"),
+        (("engine_size",), True, "engine_size"),
+        (("engine_sha256",), "x", "engine_sha256"),
+        (("plugin_layers",), -1, "plugin_layers"),
+        (("precision",), "float32", "precision: Input should be 'float16' or 'bfloat16'"),
+        (("precision",), "[/red]", "precision"),
+        (("flavour",), "tensorrt_lite", "flavour"),
+        (("version",), "latest", "version"),
+        (("size",), "0x64x96", "FRAMESxHEIGHTxWIDTH"),
+        (("size",), "9" * 5000 + "x1x1", "FRAMESxHEIGHTxWIDTH"),
+        (("settings",), {"alpha": 2}, "alpha=2"),
+        (("config",), [], "config"),
+        (("date",), "yesterday", "date: Invalid isoformat"),
+        (("build_seconds",), float("nan"), "build_seconds"),
+        (("build_seconds",), -1.0, "build_seconds"),
+        (("inputs",), [], "an engine has inputs and outputs"),
+        (("inputs", 0, "dtype"), "float15", "inputs.0.dtype"),
+        (("inputs", 0, "name"), "sample", "two tensors have one name"),
+        (("inputs", 0, "shape"), [-1, 9], "does not have the shapes of its profile 'tiny'"),
+        (("inputs", 0, "shape"), [-1], "does not have the shapes of its profile 'tiny'"),
+        (("inputs", 0, "shape"), [0, 8], "an extent is -1"),
+        ((*SHAPES, "min"), [3, 8], "needs min <= opt <= max"),
+        ((*SHAPES, "max"), [2], "differ in rank"),
+        (("inputs", 0, "profiles"), {}, "x has no shapes for the profile 'tiny'"),
+        (("outputs", 0, "profiles"), {"huge": {"min": [1], "opt": [1], "max": [1]}}, "'huge'"),
+        (("plugin", "sha256"), "abc", "plugin.sha256"),
+        (("builder", "optimization_level"), 9, "builder.optimization_level"),
+    ],
+)
+def test_fields_are_of_their_type_and_range(folder, place, value, words):
+    changed(folder, *place, value=value)
+    assert words in refusal(folder)
+
+
+def test_every_field_is_covered_by_the_hash(folder, metadata):
+    """Another value that is as good as the right one, but for the hash."""
+    changes = {
+        "model": "cogvideox",
+        "device": "a GPU",
+        "version": "1.7.1.117",
+        "targets": ["sm80"],
+        "config": {"num_layers": 3},
+        "command": "",
+        "key": "3" * 64,
+    }
+    intact = (folder / "metadata.json").read_text()
+    for name, value in changes.items():
+        changed(folder, name, value=value, signed=False)
+        assert "does not match its hash of itself" in refusal(folder)
+        (folder / "metadata.json").write_text(intact)
+    assert load_metadata(folder) == metadata
+
+
+def test_metadata_without_a_hash(folder, metadata):
+    (folder / "metadata.json").write_text(metadata.model_dump_json())
+    assert "has no hash of itself" in refusal(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"3", b"[" * 100_000, b"\xff\xfe{}", b'{"a":'])
+def test_content_that_is_no_object(folder, content):
+    (folder / "metadata.json").write_bytes(content)
+    assert "metadata.json cannot be read" in refusal(folder)
+
+
+def test_the_plan_is_hashed_and_returned_from_one_read(folder, metadata, monkeypatch):
+    """The file changes as soon as it was read: what is used is what was hashed."""
+    read = type(folder).read_bytes
+
+    def read_once(path):
+        content = read(path)
+        path.write_bytes(b"another engine, now")
+        return content
+
+    assert len(b"another engine, now") == len(PLAN)
+    monkeypatch.setattr(type(folder), "read_bytes", read_once)
+    assert read_plan(folder, metadata) == PLAN
+    with pytest.raises(EngineLoadError, match="does not match the hash"):
+        read_plan(folder, metadata)
 
 
 # -- what tells that nothing changed ---------------------------------------------------------------
