@@ -15,12 +15,12 @@ import importlib
 import importlib.util
 import os
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
+from rainfusion_trt.engine.links import link_folder
 from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError
 from rainfusion_trt.places import cache_directory
 
@@ -127,7 +127,8 @@ def rtx_link_directory() -> Path | None:
     The ONNX parser opens ``libtensorrt_rtx.so`` by that name when it meets a plugin, and the
     plain wheels hold ``libtensorrt_rtx.so.1`` only: the process then ends in ``std::terminate``.
     `load_tensorrt` uses this directory by itself; put it on ``LD_LIBRARY_PATH`` for tools that
-    import TensorRT for RTX on their own, such as Polygraphy.
+    import TensorRT for RTX on their own, such as Polygraphy. Nothing else is in it; where the cache
+    cannot be written, it lasts as long as this process.
 
     Returns
     -------
@@ -141,12 +142,10 @@ def rtx_link_directory() -> Path | None:
     if (source / "libtensorrt_rtx.so").exists():
         return source
     key = hashlib.sha256(str(source).encode()).hexdigest()[:16]
-    links = cache_directory() / "tensorrt-rtx-libs" / key
-    links.mkdir(parents=True, exist_ok=True)
-    for library in source.glob("lib*.so.*"):
-        _link(links / library.name, library)
-        _link(links / (library.name.split(".so.")[0] + ".so"), library)
-    return links
+    libraries = sorted(source.glob("lib*.so.*"))
+    links = {library.name: library for library in libraries}
+    links |= {library.name.split(".so.")[0] + ".so": library for library in libraries}
+    return link_folder(cache_directory() / "tensorrt-rtx-libs" / key, links)
 
 
 def _find_module(name: FlavourName) -> str | None:
@@ -154,16 +153,6 @@ def _find_module(name: FlavourName) -> str | None:
         if module_name in sys.modules or importlib.util.find_spec(module_name) is not None:
             return module_name
     return None
-
-
-def _link(link: Path, target: Path) -> None:
-    if link.is_symlink() and link.readlink() == target:
-        return
-    # Renamed into place, so that processes that start together do not meet half a link.
-    with tempfile.TemporaryDirectory(dir=link.parent) as scratch:
-        temporary = Path(scratch) / link.name
-        temporary.symlink_to(target)
-        temporary.replace(link)
 
 
 def _preload_rtx() -> None:
