@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from rainfusion_trt.console import run_command
 from rainfusion_trt.demo.captions import captioned
 from rainfusion_trt.demo.sampling import psnr
 from rainfusion_trt.demo.sheet import check_sheet, write_sheet
@@ -29,9 +30,9 @@ from rainfusion_trt.demo.steps import (
     run_pair,
 )
 from rainfusion_trt.demo.trained import TRAINED_PROMPT, TRAINED_SIZE, load_trained
-from rainfusion_trt.errors import RainFusionError
 from rainfusion_trt.models import get_model
 from rainfusion_trt.operator.settings import METHODS, AttentionSettings
+from rainfusion_trt.runtime.call_arguments import check_seed
 from rainfusion_trt.runtime.schedule import check_sparsity
 from rainfusion_trt.video import check_target, save_video, side_by_side
 
@@ -57,13 +58,10 @@ def main(
     # diffusers remarks that the patch codec is not CogVideoX's VAE.
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec", FutureWarning)
-    try:
-        check_sparsity(sparsity, "--sparsity")
-        settings = AttentionSettings(method)  # type: ignore[arg-type]
-        demo(output, Shot(TRAINED_PROMPT, TRAINED_SIZE, steps, seed, sparsity, settings))
-    except RainFusionError as error:
-        console.print("[red]error:[/red]", str(error), soft_wrap=True, highlight=False)
-        raise typer.Exit(2) from error
+    check_sparsity(sparsity, "--sparsity")
+    check_seed(seed)
+    settings = AttentionSettings(method)  # type: ignore[arg-type]
+    demo(output, Shot(TRAINED_PROMPT, TRAINED_SIZE, steps, seed, sparsity, settings))
 
 
 def demo(output: Path, shot: Shot) -> None:
@@ -120,4 +118,4 @@ def frame_psnr(first: np.ndarray, second: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

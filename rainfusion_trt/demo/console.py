@@ -7,13 +7,11 @@ import logging
 import typer
 from rich.logging import RichHandler
 
-from rainfusion_trt.errors import RainFusionError
-
-logger = logging.getLogger("rainfusion_trt")
+from rainfusion_trt.console import report
 
 
 def run_app(app: typer.Typer, *, show_time: bool) -> None:
-    """Run a script's commands; an error of ours is one line and exit status 2."""
+    """Run a script's commands; an error that a user can mend is one line and exit status 2."""
     logging.basicConfig(
         level=logging.INFO,
         format="%(message)s",
@@ -23,6 +21,5 @@ def run_app(app: typer.Typer, *, show_time: bool) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         app(standalone_mode=True)
-    except RainFusionError as error:
-        logger.error("%s", error)
-        raise SystemExit(2) from error
+    except Exception as error:
+        raise SystemExit(report(error)) from error

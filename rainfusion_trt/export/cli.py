@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rainfusion_trt.errors import RainFusionError
+from rainfusion_trt.console import OneLineCommand
 from rainfusion_trt.export import options
 from rainfusion_trt.operator.settings import AttentionSettings, check_text
 
@@ -26,7 +26,7 @@ _STAGES = {
 }
 
 
-@app.command()
+@app.command(cls=OneLineCommand)
 def main(
     context: typer.Context,
     model: options.Model = None,
@@ -58,41 +58,40 @@ def main(
     device: options.Device = "cpu",
 ) -> None:
     """Export a video transformer to ONNX with RainFusionAttention nodes."""
-    with _errors_on_one_line():
-        from rainfusion_trt.export.request import (
-            WeightRequest,
-            check_kind,
-            lora_files,
-            model_job,
-            module_job,
-        )
+    from rainfusion_trt.export.request import (
+        WeightRequest,
+        check_kind,
+        lora_files,
+        model_job,
+        module_job,
+    )
 
-        check_kind(model, module, _given(context))
-        check_text(text)
-        settings = AttentionSettings(method, alpha, sink_frames)  # type: ignore[arg-type]
-        if model is not None:
-            loras = lora_files(lora)
-            weights = WeightRequest(
-                checkpoint,
-                loras,
-                random_weights,
-                no_weights,
-                config.value,
-                layers,
-                seed,
-                device,
-                component,
-            )
-            clip = (frames, height, width)
-            job = model_job(model, weights, clip, batch=batch, dtype=dtype, dynamic=dynamic)
-        else:
-            assert module is not None  # check_kind refuses neither
-            place = {"text": text, "text_tokens": text_tokens, "kv_len": kv_len}
-            job = module_job(module, grid=grid, attentions=attentions, **place)
-        with _progress() as progress:
-            report = job.run(
-                output=output or job.output, settings=settings, run_compare=compare, **progress
-            )
+    check_kind(model, module, _given(context))
+    check_text(text)
+    settings = AttentionSettings(method, alpha, sink_frames)  # type: ignore[arg-type]
+    if model is not None:
+        loras = lora_files(lora)
+        weights = WeightRequest(
+            checkpoint,
+            loras,
+            random_weights,
+            no_weights,
+            config.value,
+            layers,
+            seed,
+            device,
+            component,
+        )
+        clip = (frames, height, width)
+        job = model_job(model, weights, clip, batch=batch, dtype=dtype, dynamic=dynamic)
+    else:
+        assert module is not None  # check_kind refuses neither
+        place = {"text": text, "text_tokens": text_tokens, "kv_len": kv_len}
+        job = module_job(module, grid=grid, attentions=attentions, **place)
+    with _progress() as progress:
+        report = job.run(
+            output=output or job.output, settings=settings, run_compare=compare, **progress
+        )
     typer.echo(_summary(report))
 
 
@@ -100,16 +99,6 @@ def _given(context: typer.Context) -> set[str]:
     """Names of the parameters given on the command line."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
-
-
-@contextmanager
-def _errors_on_one_line() -> Iterator[None]:
-    try:
-        yield
-    except RainFusionError as error:
-        typer.secho("error: ", fg="red", err=True, nl=False)
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from error
 
 
 @contextmanager

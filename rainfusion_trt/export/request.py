@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.errors import InvalidInputError, RainFusionError
 from rainfusion_trt.export.exporter import ExportReport, export_model
 from rainfusion_trt.export.lora import fuse_loras
 from rainfusion_trt.export.lora_file import LoraFile
@@ -21,6 +22,7 @@ from rainfusion_trt.export.own_module import export_module
 from rainfusion_trt.export.weightless import fake_transformer
 from rainfusion_trt.export.writer import check_output
 from rainfusion_trt.models import VideoModel, VideoSize, get_model
+from rainfusion_trt.runtime.call_arguments import check_seed
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -89,6 +91,8 @@ def model_job(
 ) -> Job:
     """Prepare the export of a registered model."""
     model = get_model(name)
+    if batch is not None and batch < 1:
+        raise InvalidInputError(f"--batch is {batch}: give a number from 1 on")
     component = model.component(weights.component)
     precision = dtype_of(model, dtype)
     size = weights.size(model, *clip)
@@ -152,6 +156,9 @@ class WeightRequest:
 
     def __post_init__(self) -> None:
         check_device(self.device)
+        check_seed(self.seed)
+        if self.layers is not None and self.layers < 1:
+            raise InvalidInputError(f"--layers is {self.layers}: give a number from 1 on")
         given = (self.checkpoint is not None) + self.random_weights + self.no_weights
         if given == 0:
             raise InvalidInputError(
@@ -188,7 +195,8 @@ class WeightRequest:
     ) -> VideoSize:
         """The requested clip, with the configuration's default for every None."""
         default = model.defaults.size if self.config == "full" else model.tiny_size
-        return VideoSize(frames or default.frames, height or default.height, width or default.width)
+        given = {"frames": frames, "height": height, "width": width}
+        return VideoSize(**{n: getattr(default, n) if v is None else v for n, v in given.items()})
 
 
 def lora_files(texts: Iterable[str] | None) -> tuple[LoraFile, ...]:
@@ -223,10 +231,10 @@ def make_module(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
     Raises
     ------
     InvalidInputError
-        The factory does not exist or returns something else. Its own errors pass through.
+        The factory does not exist, fails or returns something else.
     """
-    package, colon, attribute = name.partition(":")
-    if not (package and colon and attribute):
+    package, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in (*package.split("."), attribute)):
         raise InvalidInputError(
             f"--module {name!r} must be package.module:factory, a function without parameters that "
             "gives a torch module and its example keyword arguments"
@@ -236,14 +244,19 @@ def make_module(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
             found = importlib.import_module(package)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{package}.".startswith(f"{error.name}."):
-                raise  # an import inside the package failed
+                raise _fails(name, error) from error  # an import inside the package
             raise InvalidInputError(
                 f"--module {name!r}: there is no module {error.name!r} here or on PYTHONPATH"
             ) from error
+        except Exception as error:
+            raise _fails(name, error) from error
         factory = getattr(found, attribute, None)
         if not callable(factory):
             raise InvalidInputError(f"--module {name!r}: {package} has no function {attribute!r}")
-        made = factory()
+        try:
+            made = factory()
+        except Exception as error:
+            raise _fails(name, error) from error
     is_pair = isinstance(made, tuple) and len(made) == 2
     if not (is_pair and isinstance(made[0], nn.Module) and isinstance(made[1], Mapping)):
         raise InvalidInputError(
@@ -251,6 +264,17 @@ def make_module(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
             "dictionary of example keyword arguments"
         )
     return made
+
+
+def _fails(name: str, error: Exception) -> Exception:
+    """Somebody's own code failed: what it says, and where. Errors of ours go on as they are."""
+    if isinstance(error, RainFusionError):
+        return error
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return InvalidInputError(
+        f"--module {name!r} failed in {place.filename}:{place.lineno} "
+        f"({type(error).__name__}: {error}): correct it there"
+    )
 
 
 @contextmanager

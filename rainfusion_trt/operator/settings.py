@@ -176,7 +176,7 @@ def check_sink_frames(value: object) -> None:
         raise InvalidInputError(f"sink_frames={value!r} must be a whole number")
     if value < 0:
         raise InvalidInputError(f"sink_frames={value} must be 0 or more")
-    if value > _MOST_SINK_FRAMES:
+    if int(value) > _MOST_SINK_FRAMES:
         raise InvalidInputError(f"sink_frames={value} must be below 2^31")
 
 

@@ -24,7 +24,14 @@ def choose_generator(generator: Generators, seed: int | None) -> Generators:
         return generator
     if generator is not None:
         raise InvalidInputError("give generator or seed, not both")
+    check_seed(seed)
     return torch.Generator("cpu").manual_seed(seed)
+
+
+def check_seed(seed: Any) -> None:
+    """Raise InvalidInputError for what torch takes as no seed."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
+        raise InvalidInputError(f"seed is {seed!r}: give an integer from -2^63 to 2^64 - 1")
 
 
 _SIZES = ("num_frames", "height", "width")

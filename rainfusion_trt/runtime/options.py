@@ -1,0 +1,39 @@
+"""Options of ``rainfusion-trt run``: one name each, with type, spelling and help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Prompt = Annotated[str, typer.Option(help="What the video shows.")]
+Checkpoint = Annotated[
+    str, typer.Option(help="Diffusers directory or hub id: text encoder, VAE, scheduler.")
+]
+Output = Annotated[Path, typer.Option(help="The mp4 file.")]
+Model = Annotated[str | None, typer.Option(help="Such as cogvideox (default: engine's).")]
+Engine = Annotated[Path | None, typer.Option(help="Folder of build-engine.")]
+Onnx = Annotated[Path | None, typer.Option(help="Exported model, for ONNX Runtime.")]
+Second = Annotated[Path | None, typer.Option(help="Of the second transformer.")]
+Backend = Annotated[str, typer.Option(help="auto, tensorrt, tensorrt_rtx, onnxruntime or torch.")]
+NegativePrompt = Annotated[str | None, typer.Option(help="What it does not show.")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps (default: model's).", min=1)]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale (default: model's).")]
+Frames = Annotated[int | None, typer.Option(help="Frames (default: engine's).")]
+Height = Annotated[int | None, typer.Option(help="Pixels (default: engine's).")]
+Width = Annotated[int | None, typer.Option(help="Pixels (default: engine's).")]
+Sparsity = Annotated[float, typer.Option(help="Share of pairs left out; 0 is dense.")]
+DenseFraction = Annotated[float, typer.Option(help="Share of first steps kept dense.")]
+Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
+Fps = Annotated[int | None, typer.Option(help="Frames per second (default: model's).")]
+Overwrite = Annotated[
+    bool, typer.Option(help="Replace the file even if this command has not written it.")
+]
+Device = Annotated[str | None, typer.Option(help="cuda or cpu (default: GPU if any).")]
+CudaGraph = Annotated[bool, typer.Option(help="Replay the engine as a CUDA graph.")]
+CpuOffload = Annotated[bool, typer.Option(help="Text encoder and VAE off the GPU.")]
+VaeTiling = Annotated[bool, typer.Option(help="Decode in tiles: slower, less memory.")]
+AllowFallback = Annotated[bool, typer.Option(help="Accept the next best backend.")]
+AllowDense = Annotated[bool, typer.Option(help="Accept dense attention.")]
+Profile = Annotated[bool, typer.Option(help="Print the time of every step.")]
