@@ -69,7 +69,8 @@ def explain_other(error: BaseException) -> str | None:
     """Cause and remedy of an exception that is not ours; None if it is a bug."""
     if type(error).__name__ in _MEMORY:
         where = _said(error) if str(error) else "on the host"
-        return f"out of memory ({where}): ask for a smaller clip, or try --cpu-offload and --vae-tiling"
+        remedy = "ask for a smaller clip, or try --cpu-offload and --vae-tiling"
+        return f"out of memory ({where}): {remedy}"
     for kind in _TYPES:
         if any(_belongs(cls.__module__, kind.packages) for cls in type(error).__mro__):
             return kind.text.format(_said(error), package=_package(kind, type(error).__module__))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ import torch
 from typer.testing import CliRunner
 
 from helpers.cogvideox_pipeline import tiny_pipeline
+from helpers.engine_folders import engine_metadata
 from rainfusion_trt import environment
 from rainfusion_trt.cli import app
+from rainfusion_trt.engine.metadata import save_metadata
 from rainfusion_trt.errors import NotFiniteError
 from rainfusion_trt.models import VideoSize, get_model
 
@@ -100,6 +103,74 @@ def test_targets_are_checked_before_anything_is_loaded(tmp_path, monkeypatch):
         patch.setitem(sys.modules, "av", None)
         assert "pip install av" in refusal(*run_arguments(tmp_path / "new.mp4"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["holiday.mp4", "x.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--fps", "0", "fps is 0"),
+        ("--frames", "0", "num_frames is 0"),
+        ("--height", "0", "height is 0"),
+        ("--width", "-8", "width is -8"),
+        ("--steps", "0", "--steps"),
+        ("--guidance", "nan", "guidance_scale is nan"),
+        ("--seed", str(2**64), f"seed is {2**64}"),
+    ],
+)
+def test_numbers_are_checked_before_anything_is_loaded(tmp_path, option, value, words):
+    output = tmp_path / "x.mp4"
+    assert words in refusal(*run_arguments(output, "--model", "cogvideox", option, value))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--frames", "0", "frames=0 must be"),
+        ("--height", "0", "height=0 must be"),
+        ("--width", "-16", "width=-16 must be"),
+        ("--batch", "0", "--batch is 0"),
+        ("--layers", "0", "--layers is 0"),
+        ("--seed", str(2**64), "seed is"),
+        ("--alpha", "nan", "alpha=nan"),
+        ("--sink-frames", str(2**31), "sink_frames=2147483648"),
+        ("--dtype", "int4", "dtype 'int4'"),
+    ],
+)
+def test_exports_of_nothing_are_refused(tmp_path, option, value, words):
+    tiny = ("--model", "cogvideox-5b", "--config", "tiny", "--random-weights")
+    target = ("--output", str(tmp_path / "m.onnx"))
+    assert words in refusal("export", *tiny, *target, option, value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_info_shows_what_metadata_says_as_it_is(tmp_path):
+    """Neither markup nor commands for the terminal."""
+    said = engine_metadata(device="[/red]:boom: \x1b[2J", component="[bold]x")
+    (tmp_path / "engine.plan").write_bytes(b"engine")
+    save_metadata(tmp_path, said)
+    result = invoke("info", "--engine", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert r"[/red]:boom: \x1b[2J" in result.stdout and "[bold]x" in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"targets": []},
+        {"profiles": ["[/red]"]},
+        {"loras": "[/red]"},
+        {"[/red]": 1},
+        {"size": "[/x"},
+    ],
+)
+def test_info_on_damaged_metadata_is_one_line(tmp_path, change):
+    (tmp_path / "engine.plan").write_bytes(b"engine")
+    save_metadata(tmp_path, engine_metadata())
+    file = tmp_path / "metadata.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert "metadata.json cannot be read" in refusal("info", "--engine", str(tmp_path))
 
 
 @pytest.mark.parametrize(

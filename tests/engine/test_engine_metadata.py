@@ -9,16 +9,14 @@ import time
 
 import pytest
 
+from helpers.engine_folders import engine_metadata
 from rainfusion_trt.engine import fingerprint
 from rainfusion_trt.engine.metadata import (
     EngineMetadata,
-    PluginRecord,
-    TensorRecord,
     load_metadata,
     read_plan,
     save_metadata,
 )
-from rainfusion_trt.engine.recipe import BuilderSettings, ShapeRange
 from rainfusion_trt.errors import EngineLoadError
 from rainfusion_trt.hashing import json_sha256
 
@@ -27,33 +25,7 @@ PLAN = b"a serialised engine"
 
 @pytest.fixture
 def metadata() -> EngineMetadata:
-    shapes = ShapeRange(min=(1, 8), opt=(2, 8), max=(2, 8))
-    return EngineMetadata(
-        model="cogvideox-5b",
-        config={"num_layers": 2},
-        size="9x64x96",
-        settings={"method": "rainfusion"},
-        precision="float16",
-        flavour="tensorrt_rtx",
-        version="1.7.1.116",
-        targets=("sm80", "sm120"),
-        device=None,
-        profiles=("tiny",),
-        builder=BuilderSettings(optimization_level=2),
-        inputs=(TensorRecord(name="x", dtype="float16", shape=(-1, 8), profiles={"tiny": shapes}),),
-        outputs=(TensorRecord(name="sample", dtype="float16", shape=(-1, 8)),),
-        plugin=PluginRecord(file="librainfusion_trt.so", sha256="0" * 64, build="0.1.0 sm_80"),
-        plugin_layers=2,
-        onnx="m.onnx",
-        onnx_sha256="1" * 64,
-        onnx_files=(),
-        key="2" * 64,
-        engine_size=len(PLAN),
-        engine_sha256=hashlib.sha256(PLAN).hexdigest(),
-        date="2026-01-01T00:00:00+00:00",
-        build_seconds=1.5,
-        command="rainfusion-trt build-engine",
-    )
+    return engine_metadata(engine_size=len(PLAN), engine_sha256=hashlib.sha256(PLAN).hexdigest())
 
 
 @pytest.fixture
