@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -176,9 +177,11 @@ def load_recipe(path: str | Path) -> EngineRecipe:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InvalidInputError(f"engine recipe {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"engine recipe {path} is no text: {error}") from error
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also of dates, and of depth
         raise InvalidInputError(f"engine recipe {path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise InvalidInputError(
@@ -199,7 +202,7 @@ def _explain(error: ValidationError) -> str:
         key = ".".join(part for part in place if "[" not in part and "literal" not in part)
         message = item["msg"].removeprefix("Value error, ")
         given = item["input"]
-        shown = f", got {given!r}" if not isinstance(given, dict) else ""
+        shown = f", got {reprlib.repr(given)}" if not isinstance(given, dict) else ""
         lines.append(f"{key}: {message}{shown}" if key else message)
     return "; ".join(dict.fromkeys(lines))
 

@@ -44,7 +44,7 @@ def use(folder) -> None:
     assert result.stdout.replace("\n", "").isprintable()
 
 
-@bounded(150)
+@bounded(60)
 @given(data=st.data())
 def test_any_value_anywhere(folder, intact, data):
     """With a hash that fits, as somebody would write it who knows how."""
@@ -58,7 +58,7 @@ def test_any_value_anywhere(folder, intact, data):
         use(folder)
 
 
-@bounded(100)
+@bounded(40)
 @given(data=st.data())
 def test_any_damage_of_the_file(folder, intact, data):
     (folder / "metadata.json").write_bytes(data.draw(damaged_bytes(intact)))
