@@ -58,11 +58,11 @@ class _OneLineErrors:
     """Mixed into typer's commands: what leaves them is an exit status."""
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
-        with _border():
+        with border():
             return super().make_context(*arguments, **options)  # type: ignore[misc]
 
     def invoke(self, ctx: Any) -> Any:  # a click.Context, typer's own or the package's
-        with _border():
+        with border():
             return super().invoke(ctx)  # type: ignore[misc]
 
 
@@ -93,7 +93,8 @@ def log_to_terminal(level: int = logging.INFO) -> None:
 
 
 @contextmanager
-def _border() -> Iterator[None]:
+def border() -> Iterator[None]:
+    """A context in a command whose errors end it, told as here; for commands of any class."""
     try:
         yield
     except Exception as error:

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from rainfusion_trt.console import run_command
+from rainfusion_trt.console import border, run_command
 from rainfusion_trt.demo.captions import captioned
 from rainfusion_trt.demo.sampling import psnr
 from rainfusion_trt.demo.sheet import check_sheet, write_sheet
@@ -58,10 +58,11 @@ def main(
     # diffusers remarks that the patch codec is not CogVideoX's VAE.
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec", FutureWarning)
-    check_sparsity(sparsity, "--sparsity")
-    check_seed(seed)
-    settings = AttentionSettings(method)  # type: ignore[arg-type]
-    demo(output, Shot(TRAINED_PROMPT, TRAINED_SIZE, steps, seed, sparsity, settings))
+    with border():
+        check_sparsity(sparsity, "--sparsity")
+        check_seed(seed)
+        settings = AttentionSettings(method)  # type: ignore[arg-type]
+        demo(output, Shot(TRAINED_PROMPT, TRAINED_SIZE, steps, seed, sparsity, settings))
 
 
 def demo(output: Path, shot: Shot) -> None:
