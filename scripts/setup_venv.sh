@@ -38,3 +38,18 @@ setup_venv() {
     touch "$stamp"
   fi
 }
+
+# The lean runtimes of TensorRT 10 and 11, whose plugin registries work without a GPU. Each is in a
+# folder of its own, as both have the same modules.
+install_lean_runtimes() {
+  local major folder
+  for major in 10 11; do
+    folder=".venv/tensorrt-lean/$major"
+    if cmp -s "scripts/tensorrt-lean-$major.txt" "$folder/requirements.txt"; then continue; fi
+    say "installing the lean runtime of TensorRT $major"
+    rm -rf "$folder"
+    .venv/bin/python -m pip install --disable-pip-version-check --no-deps --target "$folder" \
+      -r "scripts/tensorrt-lean-$major.txt"
+    cp "scripts/tensorrt-lean-$major.txt" "$folder/requirements.txt"
+  done
+}

@@ -6,6 +6,10 @@
 
 namespace conformance {
 
+// Loading, unloading and loading again, in a real runtime. Needs no GPU.
+void check_registry(const trt_host::RealRuntime& runtime, trt_host::Log& log,
+                    const std::string& path, Report& report);
+
 // Creator, shapes, formats and every wrong input. Needs no GPU.
 void check_protocol(trt_host::PluginLibrary& library, Report& report);
 

@@ -40,6 +40,11 @@ class Fields {
     return add(name, nvinfer1::PluginFieldType::kINT64, &value, 1);
   }
 
+  Fields& numbers(const std::string& name, const std::vector<float>& values) {
+    return add(name, nvinfer1::PluginFieldType::kFLOAT32, values.data(),
+               static_cast<int32_t>(values.size()));
+  }
+
   // Another value for a number of that name.
   template <typename Number>
   Fields& replace(const std::string& name, Number value) {

@@ -1,4 +1,5 @@
 // The creator, attributes, shapes, formats and every wrong input.
+#include <cmath>
 #include <functional>
 #include <map>
 #include <set>
@@ -50,6 +51,11 @@ void check_attributes(Suite& suite) {
       {"'scale' is -2", [](Fields& f) { f.number("scale", -2.0F); }},
       {"'sparsity' is unknown", [](Fields& f) { f.number("sparsity", 0.5F); }},
       {"'alpha' must be a float", [](Fields& f) { f.text("alpha", "0.9"); }},
+      {"'alpha' must be finite", [](Fields& f) { f.number("alpha", std::nanf("")); }},
+      {"'sink_frames' must be an integer", [](Fields& f) { f.number("sink_frames", 1.0F); }},
+      {"'sink_frames' is 4294967296; it is too large",
+       [](Fields& f) { f.number("sink_frames", int64_t{1} << 32); }},
+      {"'scale' must be one number", [](Fields& f) { f.numbers("scale", {1.0F, 2.0F}); }},
       {"'text' must be a string", [](Fields& f) { f.number("text", int32_t{1}); }},
   };
   for (const auto& [words, change] : wrong) {
@@ -57,6 +63,11 @@ void check_attributes(Suite& suite) {
     change(fields);
     const Builder builder(suite.creator(), fields);
     suite.expect_error(!builder, words, "attribute " + words);
+    // The same in an engine.
+    fields.number(kLayoutName, kLayout).number(kWorkspaceName, int64_t{1} << 20);
+    const trt_host::Plugin saved(suite.creator().createPlugin("layer", fields.collection(),
+                                                              nvinfer1::TensorRTPhase::kRUNTIME));
+    suite.expect_error(!saved, words, "an engine's attribute " + words);
   }
 }
 

@@ -13,6 +13,11 @@ inline constexpr Size kSmall{1, 2, 2, 3, 5, 0, 64};
 inline constexpr Size kClip{2, 3, 5, 9, 11, 37, 64};
 inline constexpr Size kLarge{4, 3, 13, 30, 45, 226, 64};
 
+// What an engine's fields have beside the attributes.
+inline constexpr const char* kLayoutName = "engine_layout";
+inline constexpr const char* kWorkspaceName = "workspace_bytes";
+inline constexpr int32_t kLayout = RAINFUSION_WORKSPACE_LAYOUT;
+
 struct Suite {
   trt_host::PluginLibrary& library;
   Report& report;

@@ -1,5 +1,6 @@
 // A host that treats a plugin library as TensorRT does: loads it, gives it a logger, finds the
-// creator, and takes a layer through the build phase, an engine file and the run time.
+// creator, and takes a layer through the build phase, an engine file and the run time. With a real
+// runtime, that one's registry does the first three.
 //
 // Its main program must define getInferLibVersion, as a runtime does (see runtime_identity.cc).
 #pragma once
@@ -9,70 +10,37 @@
 
 #include <cstring>
 #include <memory>
-#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "expressions.h"
 #include "fields.h"
+#include "log.h"
+#include "real_runtime.h"
 
 namespace trt_host {
 
-class Log final : public nvinfer1::ILogger {
- public:
-  void log(Severity severity, const char* message) noexcept override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    lines_.emplace_back(message);
-    if (severity <= Severity::kERROR) ++errors_;
-  }
-
-  void clear() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    lines_.clear();
-    errors_ = 0;
-  }
-
-  int errors() const { return errors_; }
-
-  bool has(const std::string& words) const {
-    for (const std::string& line : lines_) {
-      if (line.find(words) != std::string::npos) return true;
-    }
-    return false;
-  }
-
-  std::string all() const {
-    std::string text;
-    for (const std::string& line : lines_) text += "\n    " + line;
-    return text.empty() ? "\n    (nothing)" : text;
-  }
-
- private:
-  std::mutex mutex_;
-  std::vector<std::string> lines_;
-  int errors_ = 0;
-};
-
-class LoggerFinder final : public nvinfer1::ILoggerFinder {
- public:
-  explicit LoggerFinder(nvinfer1::ILogger& logger) : logger_(logger) {}
-  nvinfer1::ILogger* findLogger() override { return &logger_; }
-
- private:
-  nvinfer1::ILogger& logger_;
-};
-
 class PluginLibrary {
  public:
-  explicit PluginLibrary(const std::string& path) : finder_(log_) {
+  // `runtime` logs to `log`; null for none.
+  PluginLibrary(const std::string& path, Log& log, const RealRuntime* runtime = nullptr)
+      : log_(log), finder_(log), runtime_(runtime) {
     handle_ = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (handle_ == nullptr) throw std::runtime_error(dlerror());
-    symbol<void(nvinfer1::ILoggerFinder*)>("setLoggerFinder")(&finder_);
+    if (runtime_ == nullptr) {
+      symbol<void(nvinfer1::ILoggerFinder*)>("setLoggerFinder")(&finder_);
+    } else if ((registered_ = runtime_->load(path)) == nullptr) {
+      throw std::runtime_error("the runtime cannot load " + path + log_.all());
+    }
   }
 
   ~PluginLibrary() {
-    symbol<void(nvinfer1::ILoggerFinder*)>("setLoggerFinder")(nullptr);
+    if (runtime_ != nullptr) {
+      runtime_->unload(registered_);
+    } else {
+      symbol<void(nvinfer1::ILoggerFinder*)>("setLoggerFinder")(nullptr);
+    }
     dlclose(handle_);
   }
 
@@ -96,7 +64,12 @@ class PluginLibrary {
   // The creator TensorRT picks for a node of domain `space` and type `name`.
   nvinfer1::IPluginCreatorV3One& creator(const std::string& name, const std::string& version,
                                          const std::string& space) const {
-    for (nvinfer1::IPluginCreatorInterface* candidate : creators()) {
+    std::vector<nvinfer1::IPluginCreatorInterface*> candidates = creators();
+    if (runtime_ != nullptr) {
+      candidates = {runtime_->creator(name.c_str(), version.c_str(), space.c_str())};
+    }
+    for (nvinfer1::IPluginCreatorInterface* candidate : candidates) {
+      if (candidate == nullptr) continue;
       const nvinfer1::InterfaceInfo info = candidate->getInterfaceInfo();
       if (std::strcmp(info.kind, "PLUGIN CREATOR_V3ONE") != 0) continue;
       auto* const creator = static_cast<nvinfer1::IPluginCreatorV3One*>(candidate);
@@ -111,8 +84,10 @@ class PluginLibrary {
   Log& log() { return log_; }
 
  private:
-  Log log_;
+  Log& log_;
   LoggerFinder finder_;
+  const RealRuntime* runtime_;
+  void* registered_ = nullptr;
   void* handle_ = nullptr;
 };
 

@@ -12,11 +12,6 @@ using trt_host::Builder;
 using trt_host::Context;
 using trt_host::Engine;
 
-// What an engine's fields have beside the attributes.
-constexpr const char* kLayoutName = "engine_layout";
-constexpr const char* kWorkspaceName = "workspace_bytes";
-constexpr int32_t kLayout = RAINFUSION_WORKSPACE_LAYOUT;
-
 // Clips whose sizes are at most those of `max`, each on its own, and whose tokens are.
 void add_random_clips(std::vector<Size>& clips, const Size& max) {
   std::mt19937 generator(5);

@@ -32,8 +32,21 @@ struct LoggerFinder11 : nvinfer1::IVersionedInterface {
   virtual void* findLogger() = 0;
 };
 
-// Entries of the vtable of IPluginRegistry::registerCreator(IPluginCreatorInterface&, ...).
-constexpr int kRegisterCreator10 = 12;
-constexpr int kRegisterCreator11 = 8;
+// Where the vtable of IPluginRegistry has the functions for IPluginCreatorInterface.
+struct RegistryEntries {
+  int load_library;
+  int deregister_library;
+  int register_creator;
+  int get_creator;
+};
+
+constexpr RegistryEntries kRegistry10{10, 11, 12, 14};
+constexpr RegistryEntries kRegistry11{6, 7, 8, 10};
+
+// The function at one of these places of an object, which is its first argument.
+template <typename Function>
+Function* entry_of(void* object, int entry) {
+  return reinterpret_cast<Function*>((*static_cast<void***>(object))[entry]);
+}
 
 }  // namespace rainfusion::tensorrt

@@ -24,7 +24,8 @@ std::optional<RuntimeLibrary> open_loaded(const std::string& path) {
 
 int collect(dl_phdr_info* info, size_t, void* data) {
   const std::string name = file_name(info->dlpi_name);
-  if (starts_with(name, "libnvinfer.so") || starts_with(name, "libtensorrt_rtx.so")) {
+  if (starts_with(name, "libnvinfer.so") || starts_with(name, "libnvinfer_lean.so") ||
+      starts_with(name, "libtensorrt_rtx.so")) {
     static_cast<std::vector<std::string>*>(data)->emplace_back(info->dlpi_name);
   }
   return 0;

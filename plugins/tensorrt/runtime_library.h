@@ -38,7 +38,7 @@ struct RuntimeLibrary {
 // The runtime whose image holds `address` (a vtable, say), if it is one.
 std::optional<RuntimeLibrary> runtime_at(const void* address);
 
-// All of libnvinfer and libtensorrt_rtx in this process, in load order.
+// All of libnvinfer, libnvinfer_lean and libtensorrt_rtx in this process, in load order.
 std::vector<RuntimeLibrary> loaded_runtimes();
 
 }  // namespace rainfusion::tensorrt

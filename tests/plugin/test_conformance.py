@@ -17,21 +17,12 @@ from helpers import tiny_model
 from helpers.tiny_model import make_model
 from rainfusion_trt.engine.flavour import available_flavours, rtx_link_directory
 from rainfusion_trt.operator import native
-from rainfusion_trt.plugin.build import compile_targets, source_directory
+from rainfusion_trt.plugin.build import source_directory
 
 TINY_MODEL = Path(tiny_model.__file__)
 needs_rtx = pytest.mark.skipif(
     "tensorrt_rtx" not in available_flavours(), reason="TensorRT for RTX is not importable"
 )
-
-
-@pytest.fixture(scope="module")
-def conformance(plugin_library) -> Path:
-    directory = source_directory() / "build" / "plugin"
-    if not (directory / "configuration.txt").is_file():
-        pytest.skip("the library was not built in this checkout")
-    compile_targets(directory, ["rainfusion_conformance"])
-    return directory / "rainfusion_conformance"
 
 
 def test_protocol(conformance, plugin_library):

@@ -38,10 +38,9 @@ void register_with(const RuntimeLibrary& runtime) {
   void* const registry = get_registry();
 
   using RegisterCreator = bool(void*, nvinfer1::IPluginCreatorInterface&, const char*) noexcept;
-  const int entry =
-      runtime.layout() == InterfaceLayout::kTensorRT10 ? kRegisterCreator10 : kRegisterCreator11;
-  auto* const register_creator =
-      reinterpret_cast<RegisterCreator*>((*static_cast<void***>(registry))[entry]);
+  const RegistryEntries& entries =
+      runtime.layout() == InterfaceLayout::kTensorRT10 ? kRegistry10 : kRegistry11;
+  auto* const register_creator = entry_of<RegisterCreator>(registry, entries.register_creator);
 
   int32_t count = 0;
   nvinfer1::IPluginCreatorInterface* const* const creators = getCreators(count);

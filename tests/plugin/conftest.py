@@ -1,0 +1,18 @@
+"""The conformance host, built beside the library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rainfusion_trt.plugin.build import compile_targets, source_directory
+
+
+@pytest.fixture(scope="session")
+def conformance(plugin_library) -> Path:
+    directory = source_directory() / "build" / "plugin"
+    if not (directory / "configuration.txt").is_file():
+        pytest.skip("the library was not built in this checkout")
+    compile_targets(directory, ["rainfusion_conformance"])
+    return directory / "rainfusion_conformance"
