@@ -19,14 +19,11 @@ class Hunyuan(VideoModel):
     ----------
     masks : tuple of str
         The inputs that are masks over text.
-    image_tokens : int
-        Slots for tokens of an image behind the text, which a call without one leaves empty.
     """
 
     text = "last"
     guidance_batch = False
     masks: tuple[str, ...] = ("encoder_attention_mask",)
-    image_tokens: int = 0
 
     def layout(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> AttentionLayout:
         """The base class's layout, with the number of valid tokens in place of the masks."""
@@ -37,5 +34,5 @@ class Hunyuan(VideoModel):
             grid=grid,
             text=self.text,
             kv_len=reduce(torch.add, lengths) + grid.numel(),
-            text_tokens=sum(mask.shape[1] for mask in masks) + self.image_tokens,
+            text_tokens=sum(mask.shape[1] for mask in masks),
         )

@@ -3,18 +3,27 @@
 Video and the tokens of two text encoders attend jointly, text last, in double-stream blocks.
 Diffusers gathers the valid text tokens by boolean masks and gives attention a mask of S x S; a
 length says the same. :meth:`HunyuanVideo15.call` is the forward without them. The slots of image
-tokens, which text to video leaves empty, stay at the end as padding.
+tokens, which text to video leaves empty, stay at the end as padding. With an image they come first,
+as diffusers has them; only PyTorch runs that, as graphs are of text to video.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rainfusion_trt.models.base import ConfigSize, GenerationDefaults, GraphInput, VideoSize
+from rainfusion_trt.errors import UnsupportedError
+from rainfusion_trt.models.base import (
+    AttentionLayout,
+    ConfigSize,
+    GenerationDefaults,
+    GraphInput,
+    VideoSize,
+)
 from rainfusion_trt.models.examples import constant, prompt_masks
 from rainfusion_trt.models.hunyuan import Hunyuan
 from rainfusion_trt.models.transformer import as_transformer
@@ -61,7 +70,6 @@ class HunyuanVideo15(Hunyuan):
     )
     refused = dict.fromkeys(("attention_kwargs", "timestep_r"), "leave it out")
     masks = ("encoder_attention_mask", "encoder_attention_mask_2")
-    image_tokens = IMAGE_TOKENS
     configs = _CONFIGS
     transformer_class = "HunyuanVideo15Transformer3DModel"
     pipeline_class = "HunyuanVideo15Pipeline"
@@ -80,6 +88,16 @@ class HunyuanVideo15(Hunyuan):
             == (self.patch_frames, self.patch_pixels)
         )
 
+    def layout(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> AttentionLayout:
+        """With the slots of image tokens, which are valid where there is an image."""
+        layout = super().layout(transformer, forward_kwargs)
+        image = forward_kwargs.get("image_embeds")
+        slots = IMAGE_TOKENS if image is None else image.shape[1]
+        valid = layout.kv_len
+        if image is not None and not torch.compiler.is_exporting():  # no graph has an image
+            valid = valid + slots * (image != 0).any()
+        return replace(layout, kv_len=valid, text_tokens=layout.text_tokens + slots)
+
     # -- the graph ------------------------------------------------------------------------------
 
     def forward_kwargs(self, graph_inputs: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -90,6 +108,16 @@ class HunyuanVideo15(Hunyuan):
             **super().forward_kwargs(graph_inputs),
             "image_embeds": hidden_states.new_zeros(shape),
         }
+
+    def graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Without the image embeddings, which have to be zeros: the graph has no image."""
+        image = forward_kwargs.get("image_embeds")
+        if image is not None and (image != 0).any():
+            raise UnsupportedError(
+                f"{self.name}: the call has an image in its image_embeds, and graphs are of "
+                "text to video; leave the image out, or use backend='torch'"
+            )
+        return super().graph_inputs(forward_kwargs)
 
     def call(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> Tensor:
         """The transformer's forward for text to video, without branches on values.

@@ -119,6 +119,34 @@ def test_zero_sparsity_is_dense(transformer, monkeypatch):
         assert kv_len.dtype is torch.int32 and kv_len.tolist() == [144 + 340, 144 + 17]
 
 
+@pytest.mark.parametrize("task", ["t2v", "i2v"])
+@pytest.mark.parametrize("tokens", [729, 3])
+def test_images_are_attended_to(task, tokens):
+    """Image to video, and a configuration of text to video that is given an image."""
+    config = {**MODEL.config("tiny"), "task_type": task}
+    transformer = MODEL.create(config, dtype=torch.float32)
+    call = call_of(transformer, (300, 17), (40, 0))
+    generator = torch.Generator().manual_seed(2)
+    without = forward(transformer, call)
+    call["image_embeds"] = torch.randn(2, tokens, 1152, generator=generator)
+    dense = forward(transformer, call)
+    assert (dense - without).abs().max() > 1e-3
+    layout = MODEL.layout(transformer, call)
+    assert layout.text_tokens == 1256 + tokens
+    assert layout.kv_len.tolist() == [144 + tokens + 340, 144 + tokens + 17]
+    rainfusion_trt.enable(transformer, sparsity=0.0, model=MODEL)
+    error = (forward(transformer, call) - dense).abs().max() / dense.abs().max()
+    assert error < 1e-5
+
+
+def test_a_graph_takes_no_image(transformer):
+    call = call_of(transformer, (300,), (40,))
+    assert "image_embeds" not in MODEL.graph_inputs(call)
+    call["image_embeds"][0, 5, 7] = 1e-3
+    with pytest.raises(UnsupportedError, match="image_embeds.*text to video"):
+        MODEL.graph_inputs(call)
+
+
 def made_pipeline(transformer) -> HunyuanVideo15Pipeline:
     """Without text encoders and with a VAE that is never called."""
     pipeline = HunyuanVideo15Pipeline(
