@@ -39,17 +39,16 @@ setup_venv() {
   fi
 }
 
-# The lean runtimes of TensorRT 10 and 11, whose plugin registries work without a GPU. Each is in a
-# folder of its own, as both have the same modules.
-install_lean_runtimes() {
-  local major folder
-  for major in 10 11; do
-    folder=".venv/tensorrt-lean/$major"
-    if cmp -s "scripts/tensorrt-lean-$major.txt" "$folder/requirements.txt"; then continue; fi
-    say "installing the lean runtime of TensorRT $major"
+# What tests need that cannot be in the environment itself, each list in a folder of its own: the lean
+# runtimes of TensorRT 10 and 11 have the same modules, and diffusers loads every quantiser it finds.
+install_aside() {
+  local list folder
+  for list in tests/requirements/*.txt; do
+    folder=".venv/aside/$(basename "$list" .txt)"
+    if cmp -s "$list" "$folder/requirements.txt"; then continue; fi
+    say "installing $list into $folder"
     rm -rf "$folder"
-    .venv/bin/python -m pip install --disable-pip-version-check --no-deps --target "$folder" \
-      -r "scripts/tensorrt-lean-$major.txt"
-    cp "scripts/tensorrt-lean-$major.txt" "$folder/requirements.txt"
+    .venv/bin/python -m pip install --disable-pip-version-check --no-deps --target "$folder" -r "$list"
+    cp "$list" "$folder/requirements.txt"
   done
 }

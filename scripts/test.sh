@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup_venv.sh
 
 setup_venv "export,pipeline,rtx,build,study,film,test"
-install_lean_runtimes
+install_aside
 say "building the plugin"
 rainfusion-trt build-plugin
 say "checking style and types"

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from helpers import lean_runtime
-from helpers.required import lacks
-from rainfusion_trt.plugin.build import source_directory
+from helpers.required import aside
 
 
 @pytest.fixture(params=["10", "11"])
@@ -25,12 +24,7 @@ def major(request) -> str:
 
 @pytest.fixture
 def folder(major) -> Path:
-    """Where scripts/test.sh has put the runtime."""
-    folder = Path(sys.prefix) / "tensorrt-lean" / major
-    if not (folder / "tensorrt_lean_libs").is_dir():
-        pins = source_directory() / "scripts" / f"tensorrt-lean-{major}.txt"
-        lacks(f"{folder} does not hold {' and '.join(pins.read_text().split())}")
-    return folder
+    return aside(f"tensorrt-lean-{major}")
 
 
 def child(*arguments: object) -> tuple[dict, str]:
