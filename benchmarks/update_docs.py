@@ -1,4 +1,4 @@
-"""Write the results in README.md, docs/results.md and docs/models.md from benchmarks/results.
+"""Write the results in README.md, docs/results.md, models.md and diffusers.md from their files.
 
     python scripts/update_docs.py [--check]
 
@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from benchmarks import diffusers_tests
 from benchmarks.attention.cases import CUDNN, OURS
 from benchmarks.engine import models_table
 from benchmarks.tables import Record, Row, heading, markdown, source
@@ -156,6 +157,7 @@ def _fidelity(rows: list[Row]) -> str:
 # By prefix of the file's name, the longer first: its tables, or the document that has them.
 _TABLES: dict[str, Callable[[list[Row]], str] | str] = {
     "attention": _attention,
+    "diffusers_tests": "[docs/diffusers.md](diffusers.md#diffusers-own-tests)",
     "engine": _engine,
     "fidelity_confirm": _fidelity,
     "fidelity": _FIDELITY,
@@ -165,6 +167,7 @@ DOCUMENTS: dict[str, Callable[[Path], str]] = {
     "README.md": render_short,
     "docs/results.md": render,
     "docs/models.md": models_table.render,
+    "docs/diffusers.md": diffusers_tests.render,
 }
 
 

@@ -1,20 +1,26 @@
 """A pytest plugin for diffusers' own tests: every video transformer that they make is enabled.
 
 ``scripts/diffusers_tests.sh`` runs them with it. ``RAINFUSION_SPARSITY`` is the sparsity, 0 by
-default, which must give what diffusers gives. At another one only tests that compare no values can
-pass, and as their clips have too few frames to be sparse, dense attention is permitted.
+default, which must give what diffusers gives, or ``without``, which enables nothing. At a sparsity
+above 0 only tests that compare no values can pass, and as their clips have too few frames to be
+sparse, dense attention is permitted.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import os
+from pathlib import Path
+from typing import Any
 
 import diffusers
+import pytest
 
 import rainfusion_trt
 
-_SPARSITY = float(os.environ.get("RAINFUSION_SPARSITY", "0"))
+_CHOICE = os.environ.get("RAINFUSION_SPARSITY", "0")
+_SPARSITY = None if _CHOICE == "without" else float(_CHOICE)
 _MODELS = {
     "WanTransformer3DModel": "wan2.1-1.3b",
     "CogVideoXTransformer3DModel": "cogvideox-5b",
@@ -25,24 +31,37 @@ _MODELS = {
 _made = dict.fromkeys(_MODELS, 0)
 
 
-def _enable_all(kind: type, model: str) -> None:
+def _enable_all(kind: type, model: str, sparsity: float) -> None:
     construct = kind.__init__
 
     @functools.wraps(construct)
-    def enabled(self, *args, **kwargs):
+    def enabled(self: Any, *args: Any, **kwargs: Any) -> None:
         construct(self, *args, **kwargs)
         if type(self) is kind:
-            options = {"sparsity": _SPARSITY, "model": model, "allow_dense": _SPARSITY > 0}
+            options = {"sparsity": sparsity, "model": model, "allow_dense": sparsity > 0}
             rainfusion_trt.enable(self, **options)
             _made[kind.__name__] += 1
 
     kind.__init__ = enabled
 
 
-for _name, _model in _MODELS.items():
-    _enable_all(getattr(diffusers, _name), _model)
+if _SPARSITY is not None:
+    for _name, _model in _MODELS.items():
+        _enable_all(getattr(diffusers, _name), _model, _SPARSITY)
 
 
-def pytest_terminal_summary(terminalreporter):
-    """Say how many there were: none would prove nothing."""
-    terminalreporter.write_line(f"RainFusion at sparsity {_SPARSITY}: {_made}")
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rainfusion-outcomes", type=Path, help="folder for what became of each test")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say how many there were, since none would prove nothing, and keep every test's outcome."""
+    terminalreporter.write_line(f"RainFusion, sparsity {_CHOICE}: {_made}")
+    folder = config.getoption("--rainfusion-outcomes")
+    if folder is None:
+        return
+    kinds = ("passed", "failed", "error", "skipped")
+    stats = terminalreporter.stats
+    tests = {kind: sorted({r.nodeid for r in stats.get(kind, [])}) for kind in kinds}
+    record = {"sparsity": _CHOICE, "made": _made, "tests": tests}
+    (folder / f"{_CHOICE}.json").write_text(json.dumps(record))
