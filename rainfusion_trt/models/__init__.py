@@ -16,6 +16,7 @@ from rainfusion_trt.models.base import (
 from rainfusion_trt.models.cogvideox import COGVIDEOX_1_5_5B, COGVIDEOX_2B, COGVIDEOX_5B
 from rainfusion_trt.models.hunyuanvideo import HUNYUANVIDEO
 from rainfusion_trt.models.hunyuanvideo15 import HUNYUANVIDEO_1_5
+from rainfusion_trt.models.transformer import uncompiled
 from rainfusion_trt.models.wan import WAN_2_1_1_3B, WAN_2_1_14B, WAN_2_2_A14B, WAN_2_2_TI2V_5B
 
 __all__ = [
@@ -84,6 +85,7 @@ def model_of(transformer: nn.Module, *, components: int = 1) -> VideoModel:
     UnsupportedError
         No model of the registry describes it.
     """
+    transformer = uncompiled(transformer)
     for model in _MODELS:
         if len(model.components) == components and model.matches(transformer):
             return model

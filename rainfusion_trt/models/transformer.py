@@ -43,3 +43,8 @@ else:
 def as_transformer(module: nn.Module) -> Transformer:
     """The same object; type checkers then know its configuration and its parts."""
     return cast(Transformer, module)
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module itself, where `module` is what torch.compile made of it."""
+    return getattr(module, "_orig_mod", module)

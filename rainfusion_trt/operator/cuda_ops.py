@@ -54,6 +54,26 @@ def classify(
     return plan
 
 
+def planned_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: Sequence[int],
+    sparsity: Tensor,
+    kv_len: Tensor | None,
+    settings: AttentionSettings,
+) -> tuple[Tensor, HeadPlan]:
+    """As `attention`, with the report on its heads."""
+    q, k, v = (_aligned(x) for x in (q, k, v))
+    out = torch.empty_like(q)
+    kind = torch.empty(q.shape[:2], dtype=torch.int32, device=q.device)
+    plan = HeadPlan(
+        kind, *(torch.empty_like(kind, dtype=torch.float32) for _ in HeadPlan._fields[1:])
+    )
+    launch("attention", (q, k, v, out), grid, sparsity, kv_len, settings, plan=plan)
+    return out, plan
+
+
 def launch(
     entry: str,
     tensors: tuple[Tensor, Tensor, Tensor, Tensor | None],

@@ -7,6 +7,7 @@ context parallelism work as without. An export captures attention by another way
 """
 
 from rainfusion_trt.operator.settings import AttentionSettings
+from rainfusion_trt.routing.compiled import compile_blocks, uncompile_blocks
 from rainfusion_trt.routing.report import RoutingReport
 from rainfusion_trt.routing.route import AttentionRoute
 from rainfusion_trt.routing.state import Routing
@@ -18,9 +19,11 @@ __all__ = [
     "RainFusionSettings",
     "Routing",
     "RoutingReport",
+    "compile_blocks",
     "disable",
     "enable",
     "routing_of",
+    "uncompile_blocks",
 ]
 
 RainFusionSettings = AttentionSettings

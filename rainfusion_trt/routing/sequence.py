@@ -55,7 +55,7 @@ def sequence_attention(
     kv_len = None if mask is None else mask.flatten(1).sum(1, dtype=torch.int32)
     settings = routing.settings.replace(text=tokens.text, scale=scale or 0.0)
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    output = torch.ops.rainfusion.attention(
+    arguments = (
         query,
         key,
         value,
@@ -64,4 +64,9 @@ def sequence_attention(
         kv_len,
         *settings.flat(),
     )
+    if routing.meter is None:
+        output = torch.ops.rainfusion.attention(*arguments)
+    else:
+        output, density = torch.ops.rainfusion.attention_measured(*arguments)
+        routing.meter.add(density)
     return output.transpose(1, 2)

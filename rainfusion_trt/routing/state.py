@@ -10,77 +10,20 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rainfusion_trt.errors import DenseAttentionError, InvalidInputError, UnsupportedError
 from rainfusion_trt.models import AttentionLayout, VideoModel, get_model, model_names
-from rainfusion_trt.operator.settings import AttentionSettings, TextPlace
+from rainfusion_trt.operator.settings import AttentionSettings
+from rainfusion_trt.routing.density import DensityMeter
 from rainfusion_trt.routing.report import RoutingReport
 from rainfusion_trt.routing.route import AttentionRoute
-
-if TYPE_CHECKING:
-    from rainfusion_trt.routing.processors import RoutedProcessor
+from rainfusion_trt.routing.site import Site, Tokens
 
 _log = logging.getLogger(__name__)
-
-
-class Tokens(NamedTuple):
-    """What the self-attentions of a forward attend over.
-
-    Attributes
-    ----------
-    grid : Tensor
-        Of the shape [T, H, W] of the token grid; only its shape is read. A tensor, since
-        torch.compile makes one graph for many shapes, but one for each value of a number.
-    text : {"none", "first", "last"}
-        Where the text tokens stand.
-    text_tokens : int
-        How many they are.
-    padded : bool
-        Whether a mask hides padding at the end of the text.
-    """
-
-    grid: Tensor
-    text: TextPlace
-    text_tokens: int
-    padded: bool
-
-    @property
-    def total(self) -> int:
-        """S, the length of the sequence."""
-        return self.grid.numel() + self.text_tokens
-
-
-class Site:
-    """One self-attention of a transformer.
-
-    Attributes
-    ----------
-    name : str
-        In the transformer, such as ``blocks.0.attn1``.
-    attention, block : nn.Module
-        The attention and what holds it.
-    processor : RoutedProcessor, optional
-        Ours; None where the attention stays dense, as ``allow_dense=True`` permits.
-    entered : bool
-        Whether the block ran in this forward.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        attention: Any,
-        block: nn.Module,
-        processor: RoutedProcessor | None,
-    ) -> None:
-        self.name = name
-        self.attention = attention
-        self.block = block
-        self.processor = processor
-        self.entered = False
 
 
 class Routing:
@@ -94,6 +37,10 @@ class Routing:
         Fixed until :func:`disable`.
     allow_dense : bool
         Whether an attention that cannot be sparse runs dense instead of raising an error.
+    meter : DensityMeter, optional
+        Measures what attentions compute, where it is set.
+    kind : str
+        The transformer's class, for errors.
     """
 
     def __init__(
@@ -108,10 +55,11 @@ class Routing:
         self.model = model
         self.settings = settings
         self.allow_dense = allow_dense
+        self.meter: DensityMeter | None = None
         self.tokens: Tokens | None = None  # of the forward that runs
         self.sites: list[Site] = []
         self.handles: list[Any] = []  # of our hooks
-        self._kind = type(transformer).__name__
+        self.kind = type(transformer).__name__
         # Without self: a graph of torch.compile cannot bind arguments by a signature.
         self._parameters = tuple(inspect.signature(type(transformer).forward).parameters)[1:]
         self._route: AttentionRoute | None = None  # of the latest forward, where it is by tokens
@@ -192,6 +140,8 @@ class Routing:
         self.tokens = Tokens(layout.grid, layout.text, layout.text_tokens, padded)
         if self._tensor.device != layout.grid.device:  # the transformer was moved since
             self._tensor = self._tensor.to(layout.grid.device)
+        if self.meter is not None:
+            self.meter.begin(layout.grid)
         self._check_grid()
         self._check_sites()
         if self.by_tokens:
@@ -208,7 +158,7 @@ class Routing:
                 continue
             if not _may_skip(site.attention) and not _may_skip(site.block):
                 self._dense(
-                    f"{site.name} of {self._kind} did not run its attention processor, so that its "
+                    f"{site.name} of {self.kind} did not run its attention processor, so that its "
                     "attention is not RainFusion's; disable RainFusion, or leave that module's "
                     "forward as it is"
                 )
@@ -223,7 +173,7 @@ class Routing:
     def _enter_route(self, layout: AttentionLayout) -> None:
         if torch.compiler.is_compiling():
             raise UnsupportedError(
-                f"{self._kind} has no attention modules of diffusers, and what finds its attention "
+                f"{self.kind} has no attention modules of diffusers, and what finds its attention "
                 "by tokens cannot be compiled; run it without torch.compile"
             )
         self._route = AttentionRoute(layout, self._tensor, self.settings)
@@ -235,7 +185,7 @@ class Routing:
         self._route.__exit__(None, None, None)
         if self._route.count == 0:
             self._dense(
-                f"no self-attention of {self._kind} was routed: none of its calls reached "
+                f"no self-attention of {self.kind} was routed: none of its calls reached "
                 f"F.scaled_dot_product_attention with the {self._route.tokens} tokens of "
                 f"{self.model.name}; disable RainFusion or pass the model that it works like"
             )
@@ -271,13 +221,13 @@ class Routing:
             if not self._is_ours(site):
                 kind = type(site.attention.processor).__name__
                 self._dense(
-                    f"{site.name} of {self._kind} was given the attention processor {kind} after "
+                    f"{site.name} of {self.kind} was given the attention processor {kind} after "
                     "enable(); call disable(), then enable() again"
                 )
             elif site.processor.backend_name() != backend:
                 site.processor.dense = True
                 self._dense(
-                    f"{site.name} of {self._kind} has an attention backend of its own, "
+                    f"{site.name} of {self.kind} has an attention backend of its own, "
                     f"{site.processor.backend_name()!r}, which RainFusion attention would replace; "
                     "call transformer.set_attention_backend() for the whole transformer"
                 )
@@ -307,7 +257,7 @@ class Routing:
         """What the forward that runs attends over."""
         if self.tokens is None:
             raise UnsupportedError(
-                f"an attention of {self._kind} ran outside of the transformer's forward, so that "
+                f"an attention of {self.kind} ran outside of the transformer's forward, so that "
                 "its tokens are unknown; call the transformer itself, not its forward or its blocks"
             )
         return self.tokens

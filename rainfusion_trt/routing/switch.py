@@ -8,8 +8,10 @@ from torch import nn
 
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models import VideoModel, get_model, model_of
+from rainfusion_trt.models.transformer import uncompiled
 from rainfusion_trt.operator.settings import AttentionSettings, Method
-from rainfusion_trt.routing.state import Routing, Site
+from rainfusion_trt.routing.site import Site
+from rainfusion_trt.routing.state import Routing
 
 _HANDLE = "_rainfusion_routing"  # on a transformer
 _SITE = "_rainfusion_site"  # on a block
@@ -65,7 +67,7 @@ def enable(
     >>> video = pipe("a red fox in the snow").frames[0]
     >>> rainfusion_trt.disable(pipe.transformer)
     """
-    transformer = _uncompiled(transformer)
+    transformer = uncompiled(transformer)
     if routing_of(transformer) is not None:
         raise InvalidInputError(
             "RainFusion is on already for this transformer; set .sparsity of what enable() "
@@ -100,7 +102,7 @@ def disable(transformer: nn.Module) -> None:
     InvalidInputError
         RainFusion is not on.
     """
-    transformer = _uncompiled(transformer)
+    transformer = uncompiled(transformer)
     routing = routing_of(transformer)
     if routing is None:
         raise InvalidInputError("RainFusion is not on for this transformer; call enable() first")
@@ -115,12 +117,7 @@ def disable(transformer: nn.Module) -> None:
 
 def routing_of(transformer: nn.Module) -> Routing | None:
     """What :func:`enable` returned for a transformer, or its twin for a copy of one."""
-    return _uncompiled(transformer).__dict__.get(_HANDLE)
-
-
-def _uncompiled(transformer: nn.Module) -> nn.Module:
-    """The module itself, where `transformer` is what torch.compile made of it."""
-    return getattr(transformer, "_orig_mod", transformer)
+    return uncompiled(transformer).__dict__.get(_HANDLE)
 
 
 def _sites(transformer: nn.Module, routing: Routing) -> list[Site]:

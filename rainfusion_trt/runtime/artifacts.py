@@ -155,7 +155,8 @@ class Artifacts:
             )
         parts = [_part(name, engine.get(name), onnx.get(name), pipe) for name in component_names()]
         exported = [graph for part in parts for graph in part.graphs]
-        chosen = _choose_model(model, exported, [p.original for p in parts if p.original])
+        own = [part.original for part in parts if part.original is not None]
+        chosen = _choose_model(model, exported, own)
         given = {name: value for name, value in settings.items() if value is not None}
         for graph in exported:
             graph.check_settings(given)

@@ -36,6 +36,7 @@ def main(
     overwrite: options.Overwrite = False,
     device: options.Device = None,
     cuda_graph: options.CudaGraph = False,
+    compile: options.Compile = False,
     cpu_offload: options.CpuOffload = False,
     vae_tiling: options.VaeTiling = False,
     allow_fallback: options.AllowFallback = False,
@@ -48,9 +49,11 @@ def main(
     files = {"engine": engine, "onnx": onnx, "engine_2": engine_2, "onnx_2": onnx_2}
     schedule = {"sparsity": sparsity, "dense_fraction": dense_fraction}
     allowed = {"allow_fallback": allow_fallback, "allow_dense": allow_dense}
-    place = {"device": device, "cuda_graph": cuda_graph, "cpu_offload": cpu_offload}
+    place = {"device": device, "cpu_offload": cpu_offload}
+    faster = {"cuda_graph": cuda_graph, "compile": compile}
     _check(output, fps, call, overwrite=overwrite)
-    chosen = {"checkpoint": checkpoint, "backend": backend, **files, **schedule, **allowed, **place}
+    chosen = {"checkpoint": checkpoint, "backend": backend, **files, **schedule, **allowed}
+    chosen |= {**place, **faster}
     with _pipeline(model, vae_tiling=vae_tiling, **chosen) as pipeline:
         result = _video(pipeline, prompt, profile=profile, **call)
         _save(result, output, fps or pipeline.model.defaults.fps, overwrite=overwrite)

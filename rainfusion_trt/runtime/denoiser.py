@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models.base import VideoModel
-from rainfusion_trt.models.transformer import as_transformer
-from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.runtime.base import Backend
 from rainfusion_trt.runtime.report import CallReport
 
@@ -71,7 +69,7 @@ class Denoiser(ABC):
 
 
 class OneDenoiser(Denoiser):
-    """One transformer, a module whose calls are watched by its hooks."""
+    """One transformer, a module whose calls are watched."""
 
     @abstractmethod
     def report(self) -> CallReport:
@@ -82,6 +80,11 @@ class OneDenoiser(Denoiser):
         def begin(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             before({"hidden_states": args[0], **kwargs} if args else kwargs)
 
+        compiled = self.component._compiled_call_impl
+        if compiled is not None:  # by module.compile(), which would trace hooks with the module
+            with _called_by(self.component, compiled, begin, lambda: after(self.report())):
+                yield
+            return
         handles = (
             self.component.register_forward_pre_hook(begin, with_kwargs=True),
             self.component.register_forward_hook(lambda *_: after(self.report())),
@@ -93,55 +96,26 @@ class OneDenoiser(Denoiser):
                 handle.remove()
 
 
-class TorchDenoiser(OneDenoiser):
-    """The diffusers transformer itself, its self-attention replaced by `enable`."""
+@contextmanager
+def _called_by(
+    module: nn.Module,
+    compiled: Callable[..., Any],
+    before: Callable[..., None],
+    after: Callable[[], None],
+) -> Iterator[None]:
+    """Two functions around the calls of a module that is `compiled`, and in no graph of it."""
 
-    name = "torch"
+    def call(*args: Any, **kwargs: Any) -> Any:
+        before(module, args, kwargs)
+        output = compiled(*args, **kwargs)
+        after()
+        return output
 
-    def __init__(
-        self,
-        transformer: nn.Module,
-        model: VideoModel,
-        settings: AttentionSettings,
-        *,
-        allow_dense: bool = False,
-    ) -> None:
-        from rainfusion_trt.routing import enable
-
-        self.component = transformer
-        self._attentions = model.attention_count(as_transformer(transformer).config)
-        self._handle = enable(
-            transformer,
-            sparsity=0.0,
-            model=model.name,
-            allow_dense=allow_dense,
-            **settings.record(),
-        )
-
-    @property
-    def device(self) -> torch.device:  # type: ignore[override]  # it moves with the module
-        return next(self.component.parameters()).device
-
-    def set_sparsity(self, value: float) -> None:
-        self._handle.sparsity = value
-
-    def report(self) -> CallReport:
-        from rainfusion_trt.routing import routing_of
-
-        if routing_of(self.component) is not self._handle:
-            return CallReport(0, self._attentions)  # somebody called `disable`
-        ran = self._handle.report()
-        return CallReport(len(ran.routed), len(ran.dense))
-
-    def describe(self) -> str:
-        face = "kernels" if self.device.type == "cuda" else "reference, made to be read, not fast"
-        return f"PyTorch {torch.__version__}, {type(self.component).__name__} ({face})"
-
-    def close(self) -> None:
-        from rainfusion_trt.routing import disable
-
-        with suppress(InvalidInputError):  # the user has done so
-            disable(self.component)
+    module._compiled_call_impl = call
+    try:
+        yield
+    finally:
+        module._compiled_call_impl = compiled
 
 
 class GraphTransformer(nn.Module):

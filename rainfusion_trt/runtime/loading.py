@@ -8,9 +8,10 @@ import torch
 
 from rainfusion_trt.errors import EngineLoadError, InvalidInputError, UnsupportedError
 from rainfusion_trt.runtime.artifacts import Artifacts, Part
-from rainfusion_trt.runtime.denoiser import Denoiser, GraphDenoiser, TorchDenoiser
+from rainfusion_trt.runtime.denoiser import Denoiser, GraphDenoiser
 from rainfusion_trt.runtime.experts import ExpertsDenoiser
 from rainfusion_trt.runtime.ort import OnnxRuntimeBackend
+from rainfusion_trt.runtime.torch_denoiser import TorchDenoiser
 from rainfusion_trt.weights_hash import check_weights
 
 
@@ -21,6 +22,7 @@ def load_denoiser(
     device: str | torch.device | None,
     cuda_graph: bool,
     allow_dense: bool,
+    compile: bool = False,
 ) -> Denoiser:
     """Load the backend `name`.
 
@@ -32,11 +34,16 @@ def load_denoiser(
     place = _device(device)
     if cuda_graph and name not in ("tensorrt", "tensorrt_rtx"):
         raise UnsupportedError(f"cuda_graph=True needs an engine; the backend here is {name}")
+    if compile and name != "torch":
+        raise UnsupportedError(
+            f"compile=True is for the PyTorch transformer; the backend here is {name}: leave it "
+            "out, or use backend='torch'"
+        )
     experts: list[Denoiser] = []
     try:
         for part in artifacts.parts:
             if name == "torch":
-                experts.append(_load_torch(artifacts, part, place, allow_dense))
+                experts.append(_load_torch(artifacts, part, place, allow_dense, compile))
             else:
                 experts.append(_load_graph(name, artifacts, part, place, cuda_graph))
     except BaseException:
@@ -91,7 +98,7 @@ def _device(asked: str | torch.device | None) -> torch.device:
 
 
 def _load_torch(
-    artifacts: Artifacts, part: Part, place: torch.device, allow_dense: bool
+    artifacts: Artifacts, part: Part, place: torch.device, allow_dense: bool, compile: bool
 ) -> Denoiser:
     transformer = part.original
     if transformer is None:
@@ -101,7 +108,11 @@ def _load_torch(
             artifacts.checkpoint, dtype=dtype, component=part.component
         )
     return TorchDenoiser(
-        transformer.to(place), artifacts.model, artifacts.settings, allow_dense=allow_dense
+        transformer.to(place),
+        artifacts.model,
+        artifacts.settings,
+        allow_dense=allow_dense,
+        compile=compile,
     )
 
 

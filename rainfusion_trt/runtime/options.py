@@ -32,6 +32,7 @@ Overwrite = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cuda or cpu (default: GPU if any).")]
 CudaGraph = Annotated[bool, typer.Option(help="Replay the engine as a CUDA graph.")]
+Compile = Annotated[bool, typer.Option(help="torch.compile, with the torch backend.")]
 CpuOffload = Annotated[bool, typer.Option(help="Text encoder and VAE off the GPU.")]
 VaeTiling = Annotated[bool, typer.Option(help="Decode in tiles: slower, less memory.")]
 AllowFallback = Annotated[bool, typer.Option(help="Accept the next best backend.")]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError, RainFusionError
+from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models.base import VideoModel
 from rainfusion_trt.runtime.artifacts import Artifacts, Files, files_by_component
 from rainfusion_trt.runtime.call_arguments import (
@@ -23,10 +23,10 @@ from rainfusion_trt.runtime.call_arguments import (
     step_count,
     takes_callback,
 )
-from rainfusion_trt.runtime.denoiser import Denoiser
+from rainfusion_trt.runtime.choose import first_that_runs, refuse_dense
 from rainfusion_trt.runtime.finite import check_frames
 from rainfusion_trt.runtime.loading import load_denoiser, load_pipe
-from rainfusion_trt.runtime.report import StepReport
+from rainfusion_trt.runtime.output import PipelineOutput
 from rainfusion_trt.runtime.schedule import (
     Schedule,
     SparsitySchedule,
@@ -36,38 +36,12 @@ from rainfusion_trt.runtime.schedule import (
     summary,
 )
 from rainfusion_trt.runtime.select import candidates
-from rainfusion_trt.runtime.steps import Call, StepCallback, StepClock, StepRun, StepTiming
+from rainfusion_trt.runtime.steps import Call, StepCallback, StepClock, StepRun
 from rainfusion_trt.runtime.turn import Turn
 
+__all__ = ["Pipeline", "PipelineOutput"]
+
 logger = logging.getLogger("rainfusion_trt")
-
-
-@dataclass(frozen=True)
-class PipelineOutput:
-    """What a run made.
-
-    Attributes
-    ----------
-    frames : list, numpy.ndarray or Tensor
-        As the diffusers pipeline returns them: `frames[i]` is the clip of the i-th prompt.
-    steps : tuple of StepReport
-        What every step ran, which need not be what was asked for: its sparsity, and how many
-        self-attentions were RainFusion and how many dense.
-    backend : str
-        Which backend ran.
-    timings : tuple of StepTiming
-        Time of every step, empty unless asked for with ``profile=True``.
-    """
-
-    frames: Any
-    steps: tuple[StepReport, ...]
-    backend: str
-    timings: tuple[StepTiming, ...] = ()
-
-    @property
-    def sparsity(self) -> tuple[float, ...]:
-        """Sparsity of every step that ran; 0 where attention was dense."""
-        return tuple(step.sparsity for step in self.steps)
 
 
 class Pipeline:
@@ -112,6 +86,9 @@ class Pipeline:
         Attention settings of the torch backend; in an exported file they are fixed.
     cuda_graph : bool
         Replay each call of the engine as a CUDA graph.
+    compile : bool
+        Give the blocks of the PyTorch transformer to torch.compile, with the torch backend alone.
+        The first call of a size takes longer; steps and sparsities compile nothing anew.
     device : str or torch.device, optional
         By default the GPU where there is one, else the CPU.
     cpu_offload : bool
@@ -152,6 +129,7 @@ class Pipeline:
         alpha: float | None = None,
         sink_frames: int | None = None,
         cuda_graph: bool = False,
+        compile: bool = False,
         device: str | torch.device | None = None,
         cpu_offload: bool = False,
         dtype: torch.dtype | None = None,
@@ -176,7 +154,15 @@ class Pipeline:
         self.model: VideoModel = self.artifacts.model
         names = candidates(backend, self.artifacts.sources, allow_fallback=allow_fallback)
         self._refuse_dense_default(names[0])
-        self.denoiser = self._first_that_runs(names, device, cuda_graph)
+        load = functools.partial(
+            load_denoiser,
+            artifacts=self.artifacts,
+            device=device,
+            cuda_graph=cuda_graph,
+            allow_dense=allow_dense,
+            compile=compile,
+        )
+        self.denoiser = first_that_runs(names, load)
         try:
             self.pipe = load_pipe(self.artifacts, self.denoiser, cpu_offload=cpu_offload)
         except BaseException:
@@ -321,42 +307,11 @@ class Pipeline:
         for component, original in self.artifacts.originals.items():
             setattr(pipe, component, original)
 
-    # -- choosing -------------------------------------------------------------------------------
-
-    def _first_that_runs(
-        self, names: tuple[str, ...], device: str | torch.device | None, cuda_graph: bool
-    ) -> Denoiser:
-        for index, name in enumerate(names):
-            try:
-                return load_denoiser(
-                    name,
-                    self.artifacts,
-                    device=device,
-                    cuda_graph=cuda_graph,
-                    allow_dense=self.allow_dense,
-                )
-            except RainFusionError as error:
-                if index + 1 == len(names):
-                    raise
-                logger.warning(
-                    "%s cannot run here (%s); falling back to %s", name, error, names[index + 1]
-                )
-        raise BackendUnavailableError("no backend to try")
-
     def _refuse_dense_default(self, name: str) -> None:
         """Fail before anything is loaded where the default schedule is sparse, the backend not."""
         default = self.schedule
         if name == "onnxruntime" and isinstance(default, SparsitySchedule) and default.sparsity > 0:
-            self._refuse_dense(name)
-
-    def _refuse_dense(self, name: str) -> None:
-        message = f"{name} runs the dense body of the attention, whatever the sparsity"
-        if not self.allow_dense:
-            raise BackendUnavailableError(
-                f"{message}: pass sparsity=0 or allow_dense=True to run dense, or use an engine or "
-                "backend='torch' for sparse attention"
-            )
-        logger.warning("%s: this run is dense, as allow_dense=True permits", message)
+            refuse_dense(name, allow_dense=self.allow_dense)
 
     # -- one call -------------------------------------------------------------------------------
 
@@ -381,7 +336,7 @@ class Pipeline:
         """Check the sparsity of every step against the backend, and say it."""
         planned = sparsity_per_step(schedule, steps)
         if max(planned, default=0.0) > 0.0 and not self.denoiser.sparse:
-            self._refuse_dense(self.backend)
+            refuse_dense(self.backend, allow_dense=self.allow_dense)
         shown = summary(planned if self.denoiser.sparse else (0.0,) * steps)
         logger.info("%s on %s, sparsity per step: %s", self.backend, self.device, shown)
 

@@ -1,8 +1,11 @@
-"""What ran: attentions and sparsity per call of the transformer and per denoising step."""
+"""What ran: attentions, sparsity and density per call of the transformer and per denoising step."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -15,10 +18,14 @@ class CallReport:
         Those that RainFusionAttention computed.
     dense : int
         Those that should have been routed and were not.
+    density : Tensor, optional
+        Mean over the routed ones of the computed share of their token pairs, one number on the
+        device; None where the backend does not report it.
     """
 
     routed: int
     dense: int = 0
+    density: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -36,16 +43,30 @@ class StepReport:
     dense : int
         Self-attentions that ran dense in its place; above 0 only where ``allow_dense=True``.
     density : float or None
-        Computed share of the token pairs: 1 where all attention was dense. None where it was
-        sparse, since kernels and engines do not report what they skip; `classify_heads` tells it
-        for given q and k.
+        Computed share of the token pairs, over all these attentions: 1 where all were dense. None
+        where an engine was sparse, since it does not report what it leaves out.
     """
 
     step: int
     sparsity: float
     routed: int
     dense: int
+    density: float | None = None
 
-    @property
-    def density(self) -> float | None:
-        return 1.0 if self.sparsity == 0.0 else None
+    @classmethod
+    def of(cls, step: int, planned: float, calls: Sequence[CallReport]) -> StepReport:
+        """Of the calls of a step that had `planned` as its sparsity; waits for the device."""
+        routed, dense = sum(c.routed for c in calls), sum(c.dense for c in calls)
+        sparsity = planned if routed else 0.0
+        return cls(step, sparsity, routed, dense, 1.0 if sparsity == 0.0 else _density(calls))
+
+
+def _density(calls: Sequence[CallReport]) -> float | None:
+    computed = 0.0
+    for call in calls:
+        if call.routed and call.density is None:
+            return None
+        if call.density is not None:
+            computed += call.routed * float(call.density)
+        computed += call.dense
+    return computed / sum(call.routed + call.dense for call in calls)

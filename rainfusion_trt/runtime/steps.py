@@ -176,10 +176,7 @@ class StepRun:
         self._warned = True
 
     def _report(self, step: int) -> StepReport:
-        calls = self._reports[step]
-        routed, dense = sum(c.routed for c in calls), sum(c.dense for c in calls)
-        sparsity = (self._planned or ())[step] if routed else 0.0
-        return StepReport(step, sparsity, routed, dense)
+        return StepReport.of(step, (self._planned or ())[step], self._reports[step])
 
     @contextmanager
     def counting(self, *, by_callback: bool) -> Iterator[dict[str, Any]]:

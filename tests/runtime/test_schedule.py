@@ -81,7 +81,7 @@ def test_dense_backends_are_recorded_as_dense():
     run.before_call(CALL)
     run.after_call(CallReport(routed=0, dense=2))
     run.on_step_end(pipe, 0, 999, {})
-    assert run.reports() == (StepReport(step=0, sparsity=0.0, routed=0, dense=2),)
+    assert run.reports() == (StepReport(step=0, sparsity=0.0, routed=0, dense=2, density=1.0),)
 
 
 def test_iterators_arrays_and_tensors_are_schedules():
@@ -136,6 +136,6 @@ def test_a_permitted_dense_step_is_said_once_and_reported(caplog):
             run.before_call(CALL)
             run.after_call(report)
         run.on_step_end(pipe, step, 999, {})
-    assert run.reports() == (StepReport(0, 0.5, 2, 2), StepReport(1, 0.0, 0, 4))
+    assert run.reports() == (StepReport(0, 0.5, 2, 2), StepReport(1, 0.0, 0, 4, 1.0))
     assert [report.density for report in run.reports()] == [None, 1.0]
     assert caplog.text.count("allow_dense=True permits it") == 1

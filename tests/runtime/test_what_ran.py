@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
+import shutil
 import threading
 from types import MethodType
 
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
+from torch._dynamo.utils import counters
 
 import rainfusion_trt
 from helpers.cogvideox_pipeline import tiny_pipeline
 from rainfusion_trt.errors import DenseAttentionError, InvalidInputError, NotFiniteError
 from rainfusion_trt.models import VideoSize, get_model, model_names
+from rainfusion_trt.operator import reference
+from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.routing import disable
-from rainfusion_trt.runtime.report import StepReport
+from rainfusion_trt.runtime.report import CallReport, StepReport
 
 Pipeline = functools.partial(rainfusion_trt.Pipeline, device="cpu")  # also beside a GPU
 SIZE = VideoSize(frames=9, height=64, width=96)
@@ -44,11 +50,116 @@ def pipeline(pipe):
         yield made
 
 
-def test_steps_say_what_ran(pipeline):
-    out = pipeline(**CALL)
-    assert out.steps == (StepReport(0, 0.0, 2, 0), StepReport(1, 0.5, 2, 0))
-    assert [step.density for step in out.steps] == [1.0, None]
+def without_density(step: StepReport) -> StepReport:
+    return dataclasses.replace(step, density=None)
+
+
+@pytest.fixture
+def densities(monkeypatch) -> list[float]:
+    """Mean density of every attention that ran, by the classification of its q and k."""
+    seen, operator = [], torch.ops.rainfusion.attention_measured
+
+    def record(q, k, v, grid, sparsity, kv_len, *flat):
+        settings = AttentionSettings.from_flat(*flat)
+        plan = reference.classify_heads(
+            q, k, grid.shape, sparsity=sparsity, kv_len=kv_len, **settings.attributes()
+        )
+        seen.append(plan.density.mean().item())
+        return operator(q, k, v, grid, sparsity, kv_len, *flat)
+
+    monkeypatch.setattr(torch.ops.rainfusion, "attention_measured", record)
+    return seen
+
+
+# Enough blocks of keys that some can be left out; of SIZE every block is needed.
+LARGER = VideoSize(frames=25, height=128, width=128)
+LARGER_CALL = {**CALL, "num_frames": 25, "height": 128, "width": 128}
+
+
+@pytest.fixture
+def larger_pipe():
+    made = tiny_pipeline(get_model("cogvideox"), size=LARGER)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def test_steps_say_what_ran(larger_pipe, densities):
+    with Pipeline(pipe=larger_pipe) as pipeline:
+        out = pipeline(**LARGER_CALL)
+    assert out.steps[0] == StepReport(0, 0.0, 2, 0, density=1.0)
+    assert without_density(out.steps[1]) == StepReport(1, 0.5, 2, 0)
     assert out.sparsity == (0.0, 0.5)
+    assert densities[:2] == [1.0, 1.0] and len(densities) == 4
+    assert out.steps[1].density == pytest.approx(sum(densities[2:]) / 2, abs=1e-6)
+    assert 0.3 < out.steps[1].density < 0.99
+
+
+def test_a_clip_so_small_that_every_block_is_needed(pipeline):
+    assert [step.density for step in pipeline(**CALL).steps] == [1.0, 1.0]
+
+
+def test_density_of_several_calls_and_of_dense_attentions():
+    sparse = CallReport(routed=3, dense=1, density=torch.tensor([0.4]))
+    assert StepReport.of(2, 0.5, [sparse]).density == pytest.approx((3 * 0.4 + 1) / 4)
+    other = CallReport(routed=2, density=torch.tensor([0.6]))
+    assert StepReport.of(2, 0.5, [sparse, other]).density == pytest.approx((1.2 + 1 + 1.2) / 6)
+    assert StepReport.of(2, 0.5, [CallReport(routed=2)]).density is None  # an engine
+    assert StepReport.of(2, 0.0, [CallReport(routed=2)]).density == 1.0
+    assert StepReport.of(2, 0.5, [CallReport(routed=0, dense=2)]).density == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_compiled(larger_pipe, caplog):
+    """The same frames; steps and sparsities compile nothing anew; blocks are as they were after."""
+    blocks = larger_pipe.transformer.transformer_blocks
+    with Pipeline(pipe=larger_pipe) as pipeline:
+        plain = pipeline(**LARGER_CALL)
+    torch._dynamo.reset()
+    counters.clear()
+    with caplog.at_level(logging.INFO), Pipeline(pipe=larger_pipe, compile=True) as pipeline:
+        out = pipeline(**LARGER_CALL)
+        graphs = counters["stats"]["unique_graphs"]
+        sparser = pipeline(**LARGER_CALL, sparsity=0.8)
+        assert counters["stats"]["unique_graphs"] == graphs > 0
+    assert "2 compiled blocks" in caplog.text
+    torch.testing.assert_close(out.frames, plain.frames, atol=1e-4, rtol=0)
+    assert [s.density for s in out.steps] == pytest.approx([s.density for s in plain.steps])
+    assert sparser.steps[1].density < out.steps[1].density
+    assert all(block._compiled_call_impl is None for block in blocks)
+
+
+@pytest.mark.parametrize("how", ["torch.compile", "compile()"])
+def test_a_transformer_that_the_user_compiled(larger_pipe, how):
+    """One full graph, which what counts the steps is no part of."""
+    transformer = larger_pipe.transformer
+    with Pipeline(pipe=larger_pipe) as pipeline:
+        plain = pipeline(**LARGER_CALL)
+    torch._dynamo.reset()
+    counters.clear()
+    if how == "compile()":
+        transformer.compile(backend="eager", fullgraph=True)
+    else:
+        larger_pipe.transformer = torch.compile(transformer, backend="eager", fullgraph=True)
+    mine, compiled = larger_pipe.transformer, transformer._compiled_call_impl
+    with Pipeline(pipe=larger_pipe) as pipeline:
+        out = pipeline(**LARGER_CALL)
+        graphs = counters["stats"]["unique_graphs"]
+        sparser = pipeline(**LARGER_CALL, sparsity=0.8)
+        assert counters["stats"]["unique_graphs"] == graphs <= 2
+    torch.testing.assert_close(out.frames, plain.frames, atol=1e-4, rtol=0)
+    assert [s.density for s in out.steps] == pytest.approx([s.density for s in plain.steps])
+    assert [(s.routed, s.dense) for s in sparser.steps] == [(2, 0), (2, 0)]
+    assert larger_pipe.transformer is mine and transformer._compiled_call_impl is compiled
+
+
+def test_compiled_by_the_user_stays_so(pipe):
+    blocks = pipe.transformer.transformer_blocks
+    blocks[0].compile(backend="eager")
+    mine = blocks[0]._compiled_call_impl
+    with Pipeline(pipe=pipe, compile=True):
+        assert blocks[0]._compiled_call_impl is mine and blocks[1]._compiled_call_impl
+    assert blocks[0]._compiled_call_impl is mine and blocks[1]._compiled_call_impl is None
 
 
 @pytest.mark.parametrize("name", model_names())
@@ -85,7 +196,8 @@ def test_a_forward_of_its_own_stays_sparse(pipe):
     with Pipeline(pipe=pipe, dense_fraction=0.0) as pipeline:
         assert pipeline(**CALL).sparsity == (0.5, 0.5)
         transformer.forward = MethodType(type(transformer).forward, transformer)
-        assert pipeline(**CALL).steps[1] == StepReport(1, 0.5, routed=2, dense=0)
+        step = pipeline(**CALL).steps[1]
+        assert without_density(step) == StepReport(1, 0.5, routed=2, dense=0)
 
 
 def test_routing_that_somebody_turned_off(pipe):
@@ -93,14 +205,14 @@ def test_routing_that_somebody_turned_off(pipe):
         disable(pipe.transformer)
         with pytest.raises(DenseAttentionError, match="2 of 2 self-attentions did not run"):
             pipeline(**CALL)
-        assert pipeline(**CALL, sparsity=0.0).steps[1] == StepReport(1, 0.0, 0, 2)
+        assert pipeline(**CALL, sparsity=0.0).steps[1] == StepReport(1, 0.0, 0, 2, density=1.0)
     with Pipeline(pipe=pipe, dense_fraction=0.0, allow_dense=True) as pipeline:
         disable(pipe.transformer)
         out = pipeline(**CALL)
     assert out.sparsity == (0.0, 0.0)
 
 
-def test_one_block_without_the_operator(pipe, caplog):
+def test_one_block_without_the_operator(pipe, caplog, densities):
     class Averaging:
         """An attention processor that never calls F.scaled_dot_product_attention."""
 
@@ -112,7 +224,8 @@ def test_one_block_without_the_operator(pipe, caplog):
         Pipeline(pipe=pipe)
     with Pipeline(pipe=pipe, allow_dense=True) as pipeline:
         out = pipeline(**CALL)
-    assert out.steps[1] == StepReport(1, 0.5, routed=1, dense=1)
+    assert without_density(out.steps[1]) == StepReport(1, 0.5, routed=1, dense=1)
+    assert out.steps[1].density == pytest.approx((densities[1] + 1) / 2, abs=1e-6)
     assert "1 of 2 self-attentions" in caplog.text
 
 

@@ -1,0 +1,31 @@
+"""``DensityMeter``: the share of the token pairs that the attentions of a forward computed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rainfusion_trt.operator import measured as measured  # registers the operator
+
+
+class DensityMeter:
+    """Adds up densities on the device; nothing waits for it until somebody reads the sum.
+
+    It makes new tensors and writes none, so that torch.compile traces it like the attention itself.
+
+    Attributes
+    ----------
+    total : Tensor
+        Sum over the attentions of the latest forward of their mean density, float32 [1].
+    """
+
+    def __init__(self) -> None:
+        self.total = torch.zeros(1)
+
+    def begin(self, like: Tensor) -> None:
+        """A forward with inputs on the device of `like`."""
+        self.total = torch.zeros(1, device=like.device)
+
+    def add(self, density: Tensor) -> None:
+        """An attention whose heads have these densities."""
+        self.total = self.total + density.mean()

@@ -1,0 +1,85 @@
+"""The PyTorch transformer in its pipeline, with RainFusion attention."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import torch
+from torch import nn
+
+from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.models.base import VideoModel
+from rainfusion_trt.models.transformer import as_transformer
+from rainfusion_trt.operator.settings import AttentionSettings
+from rainfusion_trt.runtime.denoiser import OneDenoiser
+from rainfusion_trt.runtime.report import CallReport
+
+
+class TorchDenoiser(OneDenoiser):
+    """The diffusers transformer itself, its self-attention replaced by `enable`.
+
+    With `compile`, its blocks go through torch.compile until `close`.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        model: VideoModel,
+        settings: AttentionSettings,
+        *,
+        allow_dense: bool = False,
+        compile: bool = False,
+    ) -> None:
+        from rainfusion_trt.routing import compile_blocks, enable
+        from rainfusion_trt.routing.density import DensityMeter
+
+        self.component = transformer
+        self._attentions = model.attention_count(as_transformer(transformer).config)
+        self._handle = enable(
+            transformer,
+            sparsity=0.0,
+            model=model.name,
+            allow_dense=allow_dense,
+            **settings.record(),
+        )
+        self._meter = self._handle.meter = DensityMeter()
+        self._compiled: tuple[nn.Module, ...] = ()
+        if compile:
+            try:
+                self._compiled = compile_blocks(self._handle)
+            except BaseException:
+                self.close()
+                raise
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]  # it moves with the module
+        return next(self.component.parameters()).device
+
+    def set_sparsity(self, value: float) -> None:
+        self._handle.sparsity = value
+
+    def report(self) -> CallReport:
+        from rainfusion_trt.routing import routing_of
+
+        if routing_of(self.component) is not self._handle:
+            return CallReport(0, self._attentions)  # somebody called `disable`
+        ran = self._handle.report()
+        routed, dense = len(ran.routed), len(ran.dense)
+        if not routed or self._handle.by_tokens:
+            return CallReport(routed, dense)
+        return CallReport(routed, dense, self._meter.total / routed)
+
+    def describe(self) -> str:
+        face = "kernels" if self.device.type == "cuda" else "reference, made to be read, not fast"
+        how = f", {len(self._compiled)} compiled blocks" if self._compiled else ""
+        return f"PyTorch {torch.__version__}, {type(self.component).__name__} ({face}{how})"
+
+    def close(self) -> None:
+        from rainfusion_trt.routing import disable, uncompile_blocks
+
+        uncompile_blocks(self._compiled)
+
+        with suppress(InvalidInputError):  # the user has done so
+            disable(self.component)
