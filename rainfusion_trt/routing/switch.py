@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models import VideoModel, get_model, model_of
 from rainfusion_trt.models.transformer import uncompiled
 from rainfusion_trt.operator.settings import AttentionSettings, Method
@@ -129,10 +129,16 @@ def _sites(transformer: nn.Module, routing: Routing) -> list[Site]:
 
     kind = type(transformer).__name__
     modules = dict(transformer.named_modules())
+    found = {n: m for n, m in modules.items() if routing.model.is_self_attention(n, m)}
+    processors = [attention.processor for attention in found.values()]
+    if found and kind != routing.model.transformer_class and not any(map(routed_class, processors)):
+        raise UnsupportedError(
+            f"{kind} is not of {routing.model.name}: its attention is "
+            f"{type(processors[0]).__name__}, which RainFusion does not know; leave out enable(), "
+            "or describe it by a VideoModel of your own in model="
+        )
     sites = []
-    for name, attention in modules.items():
-        if not routing.model.is_self_attention(name, attention):
-            continue
+    for name, attention in found.items():
         block = modules[name.rpartition(".")[0]]
         name = name.replace("_orig_mod.", "")
         original = attention.processor

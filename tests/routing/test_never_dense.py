@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 
+import diffusers
 import pytest
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,22 @@ def test_a_processor_that_nobody_knows(name, caplog):
     run(transformer, call)
     assert routing.report().dense == (block,)
     assert routing.routed == len(routing.sites) - 1
+
+
+@pytest.mark.parametrize("allow_dense", [False, True])
+@pytest.mark.parametrize("name", [None, *CLASSES])
+def test_a_class_that_no_model_is_of(name, allow_dense):
+    """Whatever model it is said to be, and though its attentions have the names of ours."""
+    size = {"in_channels": 8, "out_channels": 8, "num_layers": 1, "caption_channels": 16}
+    heads = {"num_attention_heads": 2, "attention_head_dim": 8, "cross_attention_dim": 16}
+    transformer = diffusers.LTXVideoTransformer3DModel(**size, **heads)
+    before = [module.processor for module in transformer.modules() if hasattr(module, "processor")]
+    with pytest.raises(UnsupportedError, match="LTXVideoTransformer3DModel.*model=") as error:
+        rainfusion_trt.enable(transformer, model=name, allow_dense=allow_dense)
+    assert "\n" not in str(error.value)
+    assert routing_of(transformer) is None and before
+    after = [module.processor for module in transformer.modules() if hasattr(module, "processor")]
+    assert after == before
 
 
 @pytest.mark.parametrize("name", ["wan2.1-1.3b", "cogvideox-5b"])
