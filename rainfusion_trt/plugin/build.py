@@ -126,7 +126,7 @@ def build_plugin(
     build = builds / key if installed else sources / "build"
     own_place = output is None
     output = build / LIBRARY_NAME if output is None else Path(output).absolute()
-    with _locked(build) as lock:
+    with build_lock(build) as lock:
         if not force and _is_current(output, sources_now, chosen):
             return output
         _check_output(output, own_place=own_place)
@@ -266,7 +266,7 @@ def _install(directory: Path, output: Path, sources: str, architectures: str) ->
 
 
 @contextlib.contextmanager
-def _locked(build: Path) -> Iterator[int]:
+def build_lock(build: Path) -> Iterator[int]:
     """Make the directory and hold a lock that other processes that build in it wait for.
 
     Gives its file descriptor, which compilers inherit: while one of them lives, nobody else builds.

@@ -15,6 +15,7 @@ from rainfusion_trt.operator import native
 from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.plugin.build import (
     LIBRARY_NAME,
+    build_lock,
     compile_targets,
     configure,
     source_directory,
@@ -36,8 +37,9 @@ print("ran")
 def build(folder: Path, architectures: str, *targets: str) -> Path:
     directory = folder / "plugin"
     toolkit = find_cuda_toolkit(folder)
-    configure(source_directory(), directory, toolkit, architectures)
-    compile_targets(directory, ["rainfusion_trt", *targets])
+    with build_lock(folder) as lock:
+        configure(source_directory(), directory, toolkit, architectures, lock)
+        compile_targets(directory, ["rainfusion_trt", *targets], lock)
     return directory / LIBRARY_NAME
 
 
