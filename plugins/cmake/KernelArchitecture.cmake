@@ -23,9 +23,10 @@ endfunction()
 
 # rainfusion_arch(<name> [ARCHITECTURE <architecture> WHEN <regex>])
 #
-# Adds the kernels of kernels/<name> to the library: attention.cuh and recall.cuh there define the
-# launchers that launch.h declares in namespace rainfusion::<name>. They are instantiated for every
-# element type and head size, a source file each, which compile side by side.
+# Adds the kernels of kernels/<name> to the library: attention.cuh, window_attention.cuh and
+# recall.cuh there define the launchers that launch.h declares in namespace rainfusion::<name>. They
+# are instantiated for every element type and head size, two source files each, which compile side by
+# side.
 #
 # They are compiled for the architectures of the build, or for ARCHITECTURE alone (machine code) if
 # one of those matches WHEN; otherwise they are left out. dispatch.cc, where the kernels have a row,
@@ -61,6 +62,19 @@ namespace rainfusion::@name@ {
 template cudaError_t launch_attention<@element@, @head_size@>(
     const AttentionParams&, int, cudaStream_t);
 template cudaError_t launch_recall<@element@, @head_size@>(const RecallParams&, cudaStream_t);
+
+}  // namespace rainfusion::@name@
+]])
+      list(APPEND sources ${source})
+      set(source ${CMAKE_CURRENT_BINARY_DIR}/${name}/${CMAKE_MATCH_1}_d${head_size}_windows.cu)
+      file(CONFIGURE OUTPUT ${source} @ONLY CONTENT
+[[// Written by rainfusion_arch.
+#include "@name@/window_attention.cuh"
+
+namespace rainfusion::@name@ {
+
+template cudaError_t launch_window_attention<@element@, @head_size@>(
+    const AttentionParams&, int, cudaStream_t);
 
 }  // namespace rainfusion::@name@
 ]])

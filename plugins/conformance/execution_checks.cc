@@ -2,9 +2,11 @@
 
 #include "checks.h"
 #include "common/geometry.h"
+#include "common/windows.h"
 #include "device.h"
 #include "rainfusion_layer.h"
 #include "reference.h"
+#include "suite.h"
 
 namespace conformance {
 namespace {
@@ -223,11 +225,101 @@ void check_sparse(trt_host::PluginLibrary& library, Report& report) {
   }
 }
 
+// The window that each non-sink token is in, -1 for sinks.
+std::vector<int32_t> windows_of_tokens(const rainfusion::WindowCut& cut) {
+  std::vector<int32_t> windows(static_cast<size_t>(cut.tokens), -1);
+  for (int32_t window = 0; window < cut.windows(); ++window) {
+    const rainfusion::Extents at = cut.origin(window);
+    const rainfusion::Extents size = cut.clipped(at);
+    for (int32_t t = at.t; t < at.t + size.t; ++t) {
+      for (int32_t h = at.h; h < at.h + size.h; ++h) {
+        for (int32_t w = at.w; w < at.w + size.w; ++w) windows[cut.token(t, h, w)] = window;
+      }
+    }
+  }
+  return windows;
+}
+
+// `numbers` [heads, S, D] with the rounded means of each head's windows behind its tokens.
+std::vector<float> with_means(const std::vector<float>& numbers, const Layer& layer,
+                              const std::vector<int32_t>& window_of, int32_t windows) {
+  const int64_t tokens = layer.size.tokens();
+  const int64_t row = layer.size.head_size;
+  std::vector<float> extended;
+  for (int64_t head = 0; head < layer.size.batch * layer.size.heads; ++head) {
+    const float* const rows = numbers.data() + head * tokens * row;
+    extended.insert(extended.end(), rows, rows + tokens * row);
+    std::vector<double> sums(static_cast<size_t>(windows * row), 0.0);
+    std::vector<int32_t> counts(static_cast<size_t>(windows), 0);
+    const int64_t limit = layer.lengths.empty() ? tokens : layer.lengths[head / layer.size.heads];
+    for (int64_t token = 0; token < limit; ++token) {
+      const int32_t window = window_of[token];
+      if (window < 0) continue;
+      ++counts[window];
+      for (int64_t d = 0; d < row; ++d) sums[window * row + d] += rows[token * row + d];
+    }
+    for (int64_t i = 0; i < windows * row; ++i) {
+      const double mean = counts[i / row] > 0 ? sums[i] / counts[i / row] : 0.0;
+      extended.push_back(to_float(to_bits(static_cast<float>(mean), layer.type), layer.type));
+    }
+  }
+  return extended;
+}
+
+// By windows: exact keys where the mask says so, the others by their means. Text on either side,
+// windows that are cut off at every border, and a length that ends in some.
+void check_windows(trt_host::PluginLibrary& library, Report& report) {
+  report.begin("windows");
+  Size size = kClip;
+  size.grid_t = 13;
+  const auto tokens = static_cast<int32_t>(size.tokens());
+  for (const int64_t head_size : {64, 96, 128}) {
+    for (const bool first : {false, true}) {
+      size.head_size = head_size;
+      const DataType type = first ? DataType::kHALF : DataType::kBF16;
+      const std::vector<int32_t> lengths{tokens, tokens - 300};
+      Layer layer(library, size, type, first ? "first" : "last", "piecewise", lengths, 61);
+      const auto output = run(layer, 0.7F);
+      const RainfusionProblem problem = size.problem(
+          first ? RAINFUSION_TEXT_FIRST : RAINFUSION_TEXT_LAST, RAINFUSION_METHOD_PIECEWISE,
+          first ? RAINFUSION_FLOAT16 : RAINFUSION_BFLOAT16);
+      const rainfusion::TokenLayout layout(tokens, size.grid_t, size.grid_h, size.grid_w, 1, first);
+      const auto shape = rainfusion::block_shape(static_cast<int32_t>(head_size));
+      const rainfusion::WindowCut q_cut(layout, shape.q);
+      const rainfusion::WindowCut k_cut(layout, shape.k);
+      const int64_t pairs = int64_t{q_cut.blocks} * k_cut.blocks;
+      const auto mask = layer.block_mask(library, problem, pairs);
+      const auto q_window = windows_of_tokens(q_cut);
+      const auto k_window = windows_of_tokens(k_cut);
+      const auto chosen = [&](int64_t head, int64_t query, int32_t window) {
+        const int64_t q_block = q_cut.leading_sinks + q_window[query];
+        return mask[head * pairs + q_block * k_cut.blocks + k_cut.leading_sinks + window] != 0;
+      };
+      const auto bias = [&](int64_t batch, int64_t head, int64_t query, int64_t key) {
+        const bool is_pseudo = key >= tokens;
+        if (!is_pseudo && key >= lengths[batch]) return -INFINITY;
+        const auto window = is_pseudo ? static_cast<int32_t>(key) - tokens : k_window[key];
+        if (window < 0 || q_window[query] < 0) return is_pseudo ? -INFINITY : 0.0F;
+        if (chosen(batch * size.heads + head, query, window) == is_pseudo) return -INFINITY;
+        return is_pseudo ? std::log(static_cast<float>(k_cut.count_below(window, lengths[batch])))
+                         : 0.0F;
+      };
+      report.expect(std::find(mask.begin(), mask.end(), uint8_t{0}) != mask.end(),
+                    "windows are skipped");
+      expect_near(
+          report, layer, output,
+          biased_attention(size, tokens + k_cut.windows(), layer.q.values,
+                           with_means(layer.k.values, layer, k_window, k_cut.windows()),
+                           with_means(layer.v.values, layer, k_window, k_cut.windows()), bias),
+          "D=" + std::to_string(head_size) + " text=" + (first ? "first" : "last"));
+    }
+  }
+}
+
 // One captured graph serves every sparsity, and gives what a plain call gives, bit by bit.
 void check_capture(trt_host::PluginLibrary& library, Report& report) {
   report.begin("graph replay");
-  for (const std::string method :
-       {"rainfusion", "rainfusion_two_way", "rainfusion_plus", "rainfusion2"}) {
+  for (const auto& [method, code] : methods_of(library)) {
     Layer layer(library, kClip, DataType::kBF16, "last", method, {532, 500}, 21);
     const Stream stream;
     const Graph graph(stream, [&] { return layer.enqueue(stream); });
@@ -264,8 +356,8 @@ void check_two_contexts(trt_host::PluginLibrary& library, Report& report) {
 
 void check_execution(trt_host::PluginLibrary& library, Report& report) {
   library.log().clear();
-  for (auto* const check :
-       {check_dense, check_rising_scores, check_sparse, check_capture, check_two_contexts}) {
+  for (auto* const check : {check_dense, check_rising_scores, check_sparse, check_windows,
+                            check_capture, check_two_contexts}) {
     check(library, report);
   }
   report.expect(library.log().errors() == 0, "errors in the log:" + library.log().all());

@@ -54,6 +54,7 @@ int check(const Options& options) {
   }
   trt_host::PluginLibrary library(options.library, log, runtime.get());
   conformance::check_targets(library, report);
+  conformance::check_windows_geometry(report);
   const bool gpu = has_gpu();
   if (gpu) {
     const std::string refused = conformance::check_gpu(library, report);

@@ -56,35 +56,36 @@ inline Numbers with_late_gain(Numbers keys, const Size& size, DataType type, flo
   return keys;
 }
 
-// [B, N, S, D] softmax(q k^T / sqrt(D)) v over the pairs for which keep(batch, head, query, key).
-template <typename Keep>
-std::vector<float> attention(const Size& size, const std::vector<float>& q,
-                             const std::vector<float>& k, const std::vector<float>& v,
-                             const Keep& keep) {
+// [B, N, S, D] softmax(q k^T / sqrt(D) + bias) v over `keys` keys and values of each head, with
+// bias(batch, head, query, key) in float32; -infinity leaves a key out.
+template <typename Bias>
+std::vector<float> biased_attention(const Size& size, int64_t keys, const std::vector<float>& q,
+                                    const std::vector<float>& k, const std::vector<float>& v,
+                                    const Bias& bias) {
   const int64_t tokens = size.tokens();
   const int64_t head_size = size.head_size;
   const float scale = 1.0F / std::sqrt(static_cast<float>(head_size));
   std::vector<float> out(q.size(), 0.0F);
-  std::vector<float> scores(static_cast<size_t>(tokens));
+  std::vector<float> scores(static_cast<size_t>(keys));
   for (int64_t row = 0; row < size.batch * size.heads * tokens; ++row) {
     const int64_t head = row / tokens;
-    const int64_t base = head * tokens * head_size;
+    const int64_t base = head * keys * head_size;
     float largest = -INFINITY;
-    for (int64_t j = 0; j < tokens; ++j) {
-      float score = -INFINITY;
-      if (keep(head / size.heads, head % size.heads, row % tokens, j)) {
-        score = 0.0F;
+    for (int64_t j = 0; j < keys; ++j) {
+      float score = bias(head / size.heads, head % size.heads, row % tokens, j);
+      if (score > -INFINITY) {
+        float product = 0.0F;
         for (int64_t d = 0; d < head_size; ++d) {
-          score += q[row * head_size + d] * k[base + j * head_size + d];
+          product += q[row * head_size + d] * k[base + j * head_size + d];
         }
-        score *= scale;
+        score += product * scale;
       }
       scores[j] = score;
       largest = std::max(largest, score);
     }
     if (largest == -INFINITY) continue;
     float sum = 0.0F;
-    for (int64_t j = 0; j < tokens; ++j) {
+    for (int64_t j = 0; j < keys; ++j) {
       const float weight = std::exp(scores[j] - largest);
       if (weight == 0.0F) continue;
       sum += weight;
@@ -95,6 +96,17 @@ std::vector<float> attention(const Size& size, const std::vector<float>& q,
     for (int64_t d = 0; d < head_size; ++d) out[row * head_size + d] /= sum;
   }
   return out;
+}
+
+// The same over the pairs for which keep(batch, head, query, key).
+template <typename Keep>
+std::vector<float> attention(const Size& size, const std::vector<float>& q,
+                             const std::vector<float>& k, const std::vector<float>& v,
+                             const Keep& keep) {
+  return biased_attention(size, size.tokens(), q, k, v,
+                          [&](int64_t batch, int64_t head, int64_t query, int64_t key) {
+                            return keep(batch, head, query, key) ? 0.0F : -INFINITY;
+                          });
 }
 
 // |a - b| / |b| over the rows that are below kv_len; infinite if anything in `a` is not finite.

@@ -3,6 +3,8 @@
 
 #include <initializer_list>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "checks.h"
 #include "rainfusion_layer.h"
@@ -17,6 +19,19 @@ inline constexpr Size kLarge{4, 3, 13, 30, 45, 226, 64};
 inline constexpr const char* kLayoutName = "engine_layout";
 inline constexpr const char* kWorkspaceName = "workspace_bytes";
 inline constexpr int32_t kLayout = RAINFUSION_WORKSPACE_LAYOUT;
+
+// The library's methods, their names and numbers.
+inline std::vector<std::pair<std::string, RainfusionMethod>> methods_of(
+    trt_host::PluginLibrary& library) {
+  auto* const name_of = library.symbol<decltype(rainfusion_method_name)>("rainfusion_method_name");
+  std::vector<std::pair<std::string, RainfusionMethod>> methods;
+  while (true) {
+    const auto code = static_cast<RainfusionMethod>(methods.size());
+    const char* const name = name_of(code);
+    if (name == nullptr) return methods;
+    methods.emplace_back(name, code);
+  }
+}
 
 struct Suite {
   trt_host::PluginLibrary& library;

@@ -46,16 +46,12 @@ void check_workspace(Suite& suite) {
   max.grid_h = 45;
   max.text_tokens = kLarge.tokens() - max.grid_t * max.grid_h * max.grid_w;
   add_random_clips(clips, max);
-  for (const char* method :
-       {"rainfusion", "rainfusion_two_way", "rainfusion_plus", "rainfusion2"}) {
+  for (const auto& [method, code] : methods_of(suite.library)) {
     Builder builder(suite.creator(), make_attributes("first", method));
     Engine engine;
     const std::string step =
         builder.build(make_inputs(kSmall, kClip, max, DataType::kHALF, false), &engine);
     suite.report.expect(step.empty(), "refused at " + step + suite.library.log().all());
-    const auto code = static_cast<RainfusionMethod>(std::map<std::string, int>{
-        {"rainfusion", 0}, {"rainfusion_two_way", 1}, {"rainfusion_plus", 2}, {"rainfusion2", 3}}
-                                                        .at(method));
     size_t bound = 0;
     const RainfusionProblem largest = max.problem(RAINFUSION_TEXT_FIRST, code, RAINFUSION_FLOAT16);
     suite.report.expect(bound_of(&largest, &bound) == RAINFUSION_SUCCESS, "workspace bound");
@@ -66,8 +62,8 @@ void check_workspace(Suite& suite) {
           clip.problem(RAINFUSION_TEXT_FIRST, code, RAINFUSION_FLOAT16);
       size_t needed = 0;
       suite.report.expect(size_of(&problem, &needed) == RAINFUSION_SUCCESS, "workspace query");
-      suite.report.expect(needed <= engine.workspace, std::string(method) + " needs " +
-                                                          std::to_string(needed) + " bytes of " +
+      suite.report.expect(needed <= engine.workspace, method + " needs " + std::to_string(needed) +
+                                                          " bytes of " +
                                                           std::to_string(engine.workspace));
     }
   }

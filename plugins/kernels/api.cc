@@ -92,7 +92,10 @@ AttentionParams attention_params(const Geometry& geometry, const RainfusionTenso
                          workspace.gathered_v,
                          geometry.gathered_rows(),
                          workspace.gathered_count,
-                         workspace.next_item};
+                         workspace.next_item,
+                         geometry.q_windows,
+                         geometry.k_windows,
+                         workspace.pseudo_bias};
 }
 
 // ARM, or the choice of blocks, up to the heads' kinds and masks.
@@ -100,8 +103,13 @@ Result plan_heads(const Geometry& geometry, const RainfusionTensors& tensors,
                   const RainfusionPlan& plan, const Workspace& workspace, int capability,
                   cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
-  if (geometry.layout.always_dense()) {
+  if (geometry.always_dense()) {
     // Nothing to classify: the heads' kinds alone are written below.
+  } else if (geometry.method.by_windows()) {
+    error = launch_window_means(geometry, tensors, workspace, stream);
+    if (error != cudaSuccess) return cuda_result(error, "launching the window means");
+    error = launch_select_windows(geometry, tensors, workspace, stream);
+    if (error != cudaSuccess) return cuda_result(error, "launching the choice of windows");
   } else if (geometry.method.by_blocks()) {
     error = launch_block_means(geometry, tensors, workspace, stream);
     if (error != cudaSuccess) return cuda_result(error, "launching the block means");
@@ -131,6 +139,8 @@ Result run(const RainfusionProblem* problem, const RainfusionTensors* tensors,
   result = validate_tensors(*problem, *tensors, attention);
   if (!result.ok()) return result;
   const Geometry geometry(*problem);
+  RainfusionTensors used = *tensors;
+  if (!attention) used.v = used.out = nullptr;  // not checked, and not read
   Workspace parts{};
   result = check_workspace(geometry, workspace, workspace_bytes, &parts);
   if (!result.ok()) return result;
@@ -138,14 +148,14 @@ Result run(const RainfusionProblem* problem, const RainfusionTensors* tensors,
   result = device_capability(&capability);
   if (!result.ok()) return result;
 
-  result = plan_heads(geometry, *tensors, plan != nullptr ? *plan : RainfusionPlan{}, parts,
-                      capability, stream);
-  if (result.ok() && attention) {
-    result = cuda_result(launch_gather(geometry, *tensors, parts, stream), "launching the gather");
+  result = plan_heads(geometry, used, plan != nullptr ? *plan : RainfusionPlan{}, parts, capability,
+                      stream);
+  if (result.ok() && attention && geometry.method.textural) {
+    result = cuda_result(launch_gather(geometry, used, parts, stream), "launching the gather");
   }
   if (result.ok() && attention) {
     result = cuda_result(
-        launch_attention(geometry, attention_params(geometry, *tensors, parts), capability, stream),
+        launch_attention(geometry, attention_params(geometry, used, parts), capability, stream),
         "launching the attention");
   }
   return explain_launch(result, capability);
@@ -161,8 +171,14 @@ Result block_mask(const RainfusionProblem* problem, RainfusionKind kind, float s
                    " has no block rule; ask for dense (0), spatial (1) or temporal (2)");
   }
   const Geometry geometry(*problem);
+  if (geometry.method.by_windows()) {
+    return invalid("method = " + std::to_string(problem->method) + " (" +
+                   kMethods[problem->method].name +
+                   ") cuts the tokens into windows, for which there is no block rule; ask with "
+                   "another method");
+  }
   const TokenLayout& layout = geometry.layout;
-  const bool dense = kind == RAINFUSION_KIND_DENSE || !(sparsity > 0.f) || layout.always_dense();
+  const bool dense = kind == RAINFUSION_KIND_DENSE || !(sparsity > 0.f) || geometry.always_dense();
   const int64_t band = dense ? 0 : band_of(clamp_sparsity(sparsity));
   const Axis axis = kind == RAINFUSION_KIND_SPATIAL ? kSpatial : kTemporal;
   for (int32_t q = 0; q < geometry.q_cut.blocks; ++q) {
@@ -213,8 +229,8 @@ RainfusionStatus rainfusion_block_counts(const RainfusionProblem* problem, int32
     if (!result.ok()) return result;
     if (q_blocks == nullptr || k_blocks == nullptr) return invalid("a count is a null pointer");
     const Geometry geometry(*problem);
-    *q_blocks = geometry.q_cut.blocks;
-    *k_blocks = geometry.k_cut.blocks;
+    *q_blocks = geometry.q_blocks();
+    *k_blocks = geometry.k_blocks();
     return result;
   });
 }

@@ -22,7 +22,10 @@ struct Architecture {
    [](const Geometry& g, const AttentionParams& params, int capability, cudaStream_t stream) { \
      return with_variant(g.dtype, g.head_size, [&](auto element, auto head_size) {             \
        using Element = typename decltype(element)::Type;                                       \
-       return arch::launch_attention<Element, head_size()>(params, capability, stream);        \
+       return g.method.by_windows()                                                            \
+                  ? arch::launch_window_attention<Element, head_size()>(params, capability,    \
+                                                                        stream)                \
+                  : arch::launch_attention<Element, head_size()>(params, capability, stream);  \
      });                                                                                       \
    },                                                                                          \
    [](const RecallParams& params, cudaStream_t stream) {                                       \

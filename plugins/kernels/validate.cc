@@ -98,6 +98,16 @@ Result validate_blocks(const RainfusionProblem& p) {
                        to_string(sm80::kTileM / 2) + ", or 0 for the default, " +
                        to_string(usual.q));
   }
+  if (kMethods[p.method].traits.by_windows()) {
+    const BlockShape blocks = block_shape(p);
+    const bool wide = blocks.q > kMaxWindowTokens;
+    if (wide || blocks.k > kMaxWindowTokens) {
+      return unsupported(
+          (wide ? "block_q = " + to_string(blocks.q) : "block_k = " + to_string(blocks.k)) +
+          " is more than a window of method " + kMethods[p.method].name + " may have, " +
+          to_string(kMaxWindowTokens) + " tokens");
+    }
+  }
   return {};
 }
 
@@ -156,10 +166,11 @@ Result validate_problem(const RainfusionProblem& p) {
   if (result.ok()) result = validate_blocks(p);
   if (!result.ok()) return result;
   const Geometry geometry(p);
-  const BlockCut& keys = geometry.k_cut;
-  if (keys.blocks > kMaxKeyBlocks) {
-    return unsupported("tokens = " + to_string(p.tokens) + " make " + to_string(keys.blocks) +
-                       " key blocks of " + to_string(keys.size) + "; at most " +
+  // Of the two ways to cut the tokens that methods by windows know.
+  const int32_t blocks = std::max(geometry.k_blocks(), geometry.k_cut.blocks);
+  if (blocks > kMaxKeyBlocks) {
+    return unsupported("tokens = " + to_string(p.tokens) + " make " + to_string(blocks) +
+                       " key blocks of " + to_string(geometry.k_cut.size) + "; at most " +
                        to_string(kMaxKeyBlocks) + " are supported, split the sequence");
   }
   return {};

@@ -30,31 +30,107 @@ class Cutter {
   int64_t bytes_ = 0;
 };
 
-}  // namespace
+// What the sizes of the parts follow from. Each grows with every one of these.
+struct Sizes {
+  int64_t batch;
+  int64_t heads;      // of all batch elements
+  int64_t row_bytes;  // of a token of one head
+  int64_t head_size;
+  int64_t mask_words;  // of all masks
+  int64_t partial_recalls;
+  int64_t gathered_rows;  // of a head
+  int64_t q_means;        // of a head
+  int64_t k_means;
+  int64_t pseudo_keys;  // of a batch element
+};
 
-size_t lay_out_workspace(const Geometry& geometry, void* base, Workspace* parts) {
+// Those of a problem, without what depends on its blocks or windows.
+Sizes common_sizes(const Geometry& geometry) {
   const int64_t heads = geometry.batch_heads();
-  const bool sparse = !geometry.layout.always_dense();
-  const bool by_blocks = geometry.method.by_blocks();
-  const int64_t mask_words = geometry.mask_rows() * geometry.mask_words;
-  const int64_t partials = heads * kAxes * kSampleTiles * kMaxBands;
-  const int64_t row = heads * geometry.head_size;  // elements of a token or block, all heads
-  const int64_t gathered_bytes = element_bytes(geometry.dtype) * row * geometry.gathered_rows();
+  const bool asks_arm = !geometry.always_dense() && geometry.method.bands > 0;
+  return {geometry.batch,
+          heads,
+          int64_t{element_bytes(geometry.dtype)} * geometry.head_size,
+          geometry.head_size,
+          0,
+          asks_arm ? heads * kAxes * kSampleTiles * kMaxBands : 0,
+          geometry.gathered_rows(),
+          0,
+          0,
+          0};
+}
+
+Sizes sizes_of(const Geometry& geometry) {
+  Sizes sizes = common_sizes(geometry);
+  if (geometry.always_dense()) return sizes;
+  sizes.mask_words = geometry.mask_rows() * geometry.mask_words;
+  if (geometry.method.by_windows()) {
+    sizes.q_means = geometry.q_windows.windows();
+    sizes.k_means = sizes.pseudo_keys = geometry.k_windows.windows();
+  } else if (geometry.method.by_blocks()) {
+    sizes.q_means = geometry.q_cut.blocks;
+    sizes.k_means = geometry.k_cut.blocks;
+  }
+  return sizes;
+}
+
+size_t lay_out(const Sizes& sizes, void* base, Workspace* parts) {
+  const int64_t gathered_bytes = sizes.heads * sizes.row_bytes * sizes.gathered_rows;
+  const int64_t row = sizes.heads * sizes.head_size;  // elements of a token or block, all heads
 
   Workspace unused;
   Workspace& w = parts != nullptr ? *parts : unused;
   Cutter cutter(base);
-  cutter.cut(&w.kind, heads);
-  cutter.cut(&w.mask_index, heads);
+  cutter.cut(&w.kind, sizes.heads);
+  cutter.cut(&w.mask_index, sizes.heads);
   cutter.cut(&w.next_item, 1);
-  cutter.cut(&w.masks, sparse ? mask_words : 0);
-  cutter.cut(&w.gathered_count, geometry.batch);
+  cutter.cut(&w.masks, sizes.mask_words);
+  cutter.cut(&w.gathered_count, sizes.batch);
   cutter.cut_bytes(&w.gathered_k, gathered_bytes);
   cutter.cut_bytes(&w.gathered_v, gathered_bytes);
-  cutter.cut(&w.partial_recall, sparse && !by_blocks ? partials : 0);
-  cutter.cut(&w.q_means, sparse && by_blocks ? row * geometry.q_cut.blocks : 0);
-  cutter.cut(&w.k_means, sparse && by_blocks ? row * geometry.k_cut.blocks : 0);
+  cutter.cut(&w.partial_recall, sizes.partial_recalls);
+  cutter.cut(&w.q_means, row * sizes.q_means);
+  cutter.cut(&w.k_means, row * sizes.k_means);
+  cutter.cut(&w.pseudo_bias, sizes.batch * sizes.pseudo_keys);
   return cutter.bytes();
+}
+
+// Of every valid problem by windows whose sizes are each at most those of `largest`.
+//
+// Windows. None of them has more non-sink frames than `largest`, nor rows or columns, nor tokens:
+// most_windows() is the bound for just that. A valid problem has at most kMaxKeyBlocks key blocks.
+//
+// Runs of sinks. Those before the first non-sink token and those behind the last make at most
+// ceil(a / size) + ceil(b / size) <= ceil((a + b) / size) + 1 blocks, and a + b are less than the
+// tokens. Without text they are the first `sink_frames` of at least two frames more, and make one
+// run.
+Sizes largest_sizes(const RainfusionProblem& largest) {
+  RainfusionProblem one = largest;  // its tokens in a frame, for all that is no matter of the grid
+  one.grid_t = one.grid_h = 1;
+  one.grid_w = largest.tokens;
+  Sizes sizes = common_sizes(Geometry(one));
+  const int64_t frames = largest.grid_t - min64(largest.sink_frames, largest.grid_t);
+  if (frames < 2) return sizes;  // every one is always dense
+  const Extents grid{static_cast<int32_t>(frames), largest.grid_h, largest.grid_w};
+  const BlockShape size = block_shape(largest);
+  const int64_t sink_frames = largest.sink_frames;
+  const int64_t sinks = largest.text != RAINFUSION_TEXT_NONE
+                            ? largest.tokens
+                            : largest.tokens * sink_frames / (sink_frames + 2);
+  const int64_t q_windows = most_windows(grid, largest.tokens, size.q);
+  const int64_t k_windows = min64(kMaxKeyBlocks, most_windows(grid, largest.tokens, size.k));
+  const int64_t q_blocks = q_windows + ceil_div(sinks, size.q) + 1;
+  const int64_t k_blocks = min64(kMaxKeyBlocks, k_windows + ceil_div(sinks, size.k) + 1);
+  sizes.mask_words = sizes.heads * q_blocks * ceil_div(k_blocks, 32);
+  sizes.q_means = q_windows;
+  sizes.k_means = sizes.pseudo_keys = sizes.gathered_rows = k_windows;
+  return sizes;
+}
+
+}  // namespace
+
+size_t lay_out_workspace(const Geometry& geometry, void* base, Workspace* parts) {
+  return lay_out(sizes_of(geometry), base, parts);
 }
 
 Result bound_workspace(const RainfusionProblem& largest, size_t* bytes) {
@@ -70,6 +146,10 @@ Result bound_workspace(const RainfusionProblem& largest, size_t* bytes) {
   frame.grid_w = largest.tokens;
   result = validate_problem(frame);
   if (!result.ok()) return result;
+  if (kMethods[largest.method].traits.by_windows()) {
+    *bytes = lay_out(largest_sizes(largest), nullptr, nullptr);
+    return {};
+  }
 
   // The workspace grows with batch * heads, with the blocks and with the checkerboard keys. Of all
   // problems with at most S tokens in at most T frames, none has more of either than one of T

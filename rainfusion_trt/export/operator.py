@@ -19,7 +19,7 @@ DEFAULTS = {**OPERATOR_V1_DEFAULTS.attributes(), **PLUGIN_ATTRIBUTES}
 
 _MEANINGS = {
     "text": "none, first or last",
-    "method": "rainfusion and its variants",
+    "method": "rainfusion, one of its variants, or piecewise",
     "alpha": "recall from which a head counts as spatial or temporal",
     "sink_frames": "leading frames that all tokens attend to",
     "scale": "softmax scale; 0 means 1 / sqrt(D)",

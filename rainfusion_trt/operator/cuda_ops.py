@@ -48,8 +48,7 @@ def classify(
 ) -> HeadPlan:
     """Launch ARM and plan; arguments as ``reference.classify``, checked."""
     q, k = (_aligned(x) for x in (q, k))
-    kind = torch.empty(q.shape[:2], dtype=torch.int32, device=q.device)
-    plan = HeadPlan(kind, *(torch.empty_like(kind, dtype=torch.float32) for _ in range(3)))
+    plan = HeadPlan.empty(q)
     launch("classify", (q, k, k, None), grid, sparsity, kv_len, settings, plan=plan)
     return plan
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.operator.settings import METHODS as METHODS  # all four were defined here once
+from rainfusion_trt.operator.settings import METHODS as METHODS  # these were defined here once
 from rainfusion_trt.operator.settings import TEXT_PLACES as TEXT_PLACES
 from rainfusion_trt.operator.settings import AttentionSettings, check_sink_frames, check_text
 from rainfusion_trt.operator.settings import Method as Method
@@ -38,6 +38,7 @@ class Kind(IntEnum):
     TEMPORAL = 2
     TEXTURAL = 3
     BLOCKS = 4  # rainfusion2, which knows no kinds
+    WINDOWS = 5  # piecewise, which knows none either
 
 
 def as_float32(value: float) -> float:
@@ -61,7 +62,7 @@ def stride_of(sparsity: float) -> int:
 
 
 def kept_blocks(sparsity: float, count: int) -> int:
-    """Key blocks that a query block of rainfusion2 selects out of `count`."""
+    """Key blocks that a query block of rainfusion2 selects out of `count`, windows of piecewise."""
     share = round((1.0 - as_float32(sparsity)) * BAND_UNIT)
     return -(-count * share // BAND_UNIT)
 
@@ -180,6 +181,11 @@ class TokenLayout:
         return self.video_begin + self.video_tokens - self.free_tokens
 
     @property
+    def free_end(self) -> int:
+        """First token in memory order behind the non-sink tokens."""
+        return self.free_begin + self.free_tokens
+
+    @property
     def always_dense(self) -> bool:
         """True where fewer than two non-sink frames leave nothing to classify."""
         return self.free_frames < 2
@@ -200,7 +206,7 @@ class TokenLayout:
     def is_sink(self) -> Tensor:
         """bool [S]: text tokens and the tokens of sink frames."""
         sink = torch.ones(self.tokens, dtype=torch.bool)
-        sink[self.free_begin : self.free_begin + self.free_tokens] = False
+        sink[self.free_begin : self.free_end] = False
         return sink
 
     def local_sample(self) -> tuple[int, int]:

@@ -49,7 +49,7 @@ __all__ = [
     "load_library",
 ]
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 """RAINFUSION_ABI_VERSION of the header these structs were written from."""
 
 _MESSAGE_BYTES = 1024

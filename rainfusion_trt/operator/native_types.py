@@ -44,6 +44,7 @@ class Method(enum.IntEnum):
     RAINFUSION_TWO_WAY = 1
     RAINFUSION_PLUS = 2
     RAINFUSION2 = 3
+    PIECEWISE = 4
 
 
 class Problem(ctypes.Structure):
@@ -156,6 +157,7 @@ class Plan(ctypes.Structure):
         ("recall_temporal", ctypes.c_void_p),
         ("recall_spatial", ctypes.c_void_p),
         ("density", ctypes.c_void_p),
+        ("work", ctypes.c_void_p),
         ("block_mask", ctypes.c_void_p),
     ]
 
@@ -167,6 +169,7 @@ class Plan(ctypes.Structure):
             recall_temporal=plan.recall_temporal.data_ptr(),
             recall_spatial=plan.recall_spatial.data_ptr(),
             density=plan.density.data_ptr(),
+            work=plan.work.data_ptr(),
             block_mask=_address(block_mask),
         )
 

@@ -82,8 +82,9 @@ def rainfusion_attention(  # type: ignore[misc]  # the overloads leave the setti
         the outputs of rows at or past it are unspecified but finite.
     method
         "rainfusion" (spatial, temporal, textural), "rainfusion_two_way" (no textural heads),
-        "rainfusion_plus" (band chosen per head) or "rainfusion2" (best blocks by block means,
-        arXiv 2512.24086).
+        "rainfusion_plus" (band chosen per head), "rainfusion2" (best blocks by block means,
+        arXiv 2512.24086) or "piecewise" (best windows by window means, every other window as one
+        key, its mean; docs/rainfusion.md).
     alpha
         Recall from which a head counts as temporal or spatial.
     sink_frames
@@ -98,11 +99,12 @@ def rainfusion_attention(  # type: ignore[misc]  # the overloads leave the setti
     -------
     Tensor
         [B, N, S, D] in the dtype of `q`. Differentiable at a sparsity of 0, and on the CPU at
-        any: there the keys that a head chose count as fixed.
+        any: there the choice of keys counts as fixed.
     Tensor, with `return_lse`
         float32 [B, N, S], contiguous: the natural logarithm of the sum of exp(scale * q.k) over the
-        keys that the row attends to. -infinity, and an output of 0, for a row without keys, which
-        only a row at or past `kv_len` can be. Other such rows hold a value of no meaning.
+        keys that the row attends to, a mean of n keys counting n times. -infinity, and an output of
+        0, for a row without keys, which only a row at or past `kv_len` can be. Other such rows hold
+        a value of no meaning.
 
     Raises
     ------
@@ -139,7 +141,7 @@ def classify_heads(
     sink_frames: int = AttentionSettings.sink_frames,
     scale: float | None = None,
 ) -> HeadPlan:
-    """Classify every head by ARM: its kind, the recalls behind it and the density computed.
+    """Classify every head by ARM: its kind, the recalls behind it and how much is computed.
 
     Parameters as :func:`rainfusion_attention`.
 

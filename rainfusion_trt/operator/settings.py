@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 TextPlace = Literal["none", "first", "last"]
-Method = Literal["rainfusion", "rainfusion_two_way", "rainfusion_plus", "rainfusion2"]
+Method = Literal["rainfusion", "rainfusion_two_way", "rainfusion_plus", "rainfusion2", "piecewise"]
 
 TEXT_PLACES: tuple[str, ...] = get_args(TextPlace)
 METHODS: tuple[str, ...] = get_args(Method)
@@ -52,7 +52,8 @@ class AttentionSettings:
     ----------
     method : str
         "rainfusion" (spatial, temporal, textural), "rainfusion_two_way" (no textural heads),
-        "rainfusion_plus" (band chosen per head) or "rainfusion2" (best blocks by block means).
+        "rainfusion_plus" (band chosen per head), "rainfusion2" (best blocks by block means) or
+        "piecewise" (best windows by window means, the others by their means).
     alpha : float
         Recall in [0, 1] from which a head counts as temporal or spatial.
     sink_frames : int

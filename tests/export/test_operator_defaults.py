@@ -40,10 +40,12 @@ module = sys.modules[name] = types.ModuleType(name)
 exec(compile(source, file, "exec"), module.__dict__)
 
 import onnx_ir as ir
+import torch
 import rainfusion_trt
 from plain_dit import GRID, PlainDiT, example
 from rainfusion_trt.demo import __main__ as demo
 from rainfusion_trt.export import cli, export_module, operator
+from rainfusion_trt.models import get_model
 from rainfusion_trt.operator.geometry import TokenLayout
 
 def defaults(function):
@@ -53,16 +55,19 @@ def defaults(function):
 calls = {
     "rainfusion_attention": rainfusion_trt.rainfusion_attention,
     "classify_heads": rainfusion_trt.classify_heads,
-    "enable": rainfusion_trt.enable,
     "TokenLayout": TokenLayout,
     "export": cli.main,
     "demo": demo.main,
 }
+model = get_model("cogvideox-2b")
+transformer = model.create(model.config("tiny"), dtype=torch.float32)
+enabled = rainfusion_trt.enable(transformer).settings.record()
 function = ir.serde.serialize_function(operator.dense_function(kv_len=False))
 schema = operator._attention.op_schema
 export_module(PlainDiT().eval(), example(), grid=GRID, output=output)
 print(json.dumps({
     "calls": {name: defaults(call) for name, call in calls.items()},
+    "enabled": enabled,
     "frozen": module.OPERATOR_V1_DEFAULTS.attributes(),
     "function": {a.name: str(a) for a in function.attribute_proto},
     "schema": {n: str(a.default_value) for n, a in schema.attributes.items()},
@@ -141,8 +146,9 @@ def test_pythons_defaults_move_in_one_place_and_version_1s_stay(tmp_path):
     report = json.loads(child.stdout.splitlines()[-1])
 
     calls = report["calls"]
-    for name in ("rainfusion_attention", "classify_heads", "enable", "export"):
+    for name in ("rainfusion_attention", "classify_heads", "export"):
         assert {k: calls[name][k] for k in MOVED} == MOVED, name
+    assert report["enabled"] == MOVED
     assert calls["TokenLayout"] == {"text": "none", "sink_frames": 3}
     assert calls["demo"] == {"method": "rainfusion2"}
     for node in nodes(path):

@@ -25,19 +25,23 @@ CANONICAL = {
     "all sinks": (1, 2, 64, (2, 8, 8), 0, native.Text.NONE),
 }
 
-METHODS = ("RAINFUSION", "RAINFUSION_TWO_WAY", "RAINFUSION_PLUS", "RAINFUSION2")
+METHODS = ("RAINFUSION", "RAINFUSION_TWO_WAY", "RAINFUSION_PLUS", "RAINFUSION2", "PIECEWISE")
 
 # By layout number: the bytes of each canonical problem, by method in the order of METHODS.
 GOLDEN = {
-    3: {
-        "cogvideox-5b": (199089408, 23808, 199097088, 5932800),
-        "hunyuanvideo-720p": (708028160, 239360, 708495104, 28730880),
-        "wan2.1-14b-720p": (737383424, 103424, 737572608, 29315072),
-        "opensoraplan-720p": (381652480, 110080, 381861376, 13695488),
-        "odd and tiny": (43520, 2048, 43520, 7168),
-        "all sinks": (1024, 1024, 1024, 1024),
+    4: {
+        "cogvideox-5b": (199089408, 23808, 199097088, 5932800, 9040384),
+        "hunyuanvideo-720p": (708028160, 239360, 708495104, 28730880, 45571328),
+        "wan2.1-14b-720p": (737383424, 103424, 737572608, 29315072, 46440192),
+        "opensoraplan-720p": (381652480, 110080, 381861376, 13695488, 22091776),
+        "odd and tiny": (43520, 2048, 43520, 7168, 1024),
+        "all sinks": (1024, 1024, 1024, 1024, 1024),
     },
 }
+
+# How far the bound of a clip may be above its own size. For windows it is not as near: it takes
+# them for as long as windows ever are, and all tokens for text that may be.
+SLACK = {method: 1.2 if method == native.Method.PIECEWISE else 1.02 for method in native.Method}
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +194,7 @@ def test_the_bound_covers_odd_frames_and_cuts(library, grid, text_tokens):
 def test_the_bound_of_a_clip_is_near_its_own_size(library, name, method):
     clip = problem(*CANONICAL[name], method=method)
     size = library.workspace_size(clip)
-    assert size <= library.workspace_bound(clip) <= 1.02 * size + 16384
+    assert size <= library.workspace_bound(clip) <= SLACK[method] * size + 16384
 
 
 @pytest.mark.parametrize("size", ["batch", "heads", "tokens", "grid_t", "grid_h", "grid_w"])
@@ -200,6 +204,16 @@ def test_the_bound_of_nothing_is_an_error(library, size, value):
     setattr(largest, size, value)
     with pytest.raises(InvalidInputError, match=str(value)):
         library.workspace_bound(largest)
+
+
+def test_the_bound_of_windows_takes_sizes_that_make_no_clip(library):
+    attributes = {"method": native.Method.PIECEWISE, "sink_frames": 0}
+    largest = problem(1, 1, 64, (2, 1, 1), 0, native.Text.NONE, **attributes)
+    largest.grid_t = largest.grid_h = largest.grid_w = (1 << 31) - 1
+    largest.tokens = 7200
+    clip = problem(1, 1, 64, (2, 60, 60), 0, native.Text.NONE, **attributes)
+    size = library.workspace_size(clip)
+    assert size <= library.workspace_bound(largest) < 100 * size
 
 
 def test_the_bound_ends_where_the_kernels_do(library):
@@ -221,7 +235,7 @@ def test_the_bound_ends_where_the_kernels_do(library):
     [
         ("head_size", 80, UnsupportedError),
         ("dtype", 7, UnsupportedError),
-        ("method", 4, InvalidInputError),
+        ("method", 5, InvalidInputError),
         ("alpha", 2.0, InvalidInputError),
         ("batch", 65536, InvalidInputError),
     ],

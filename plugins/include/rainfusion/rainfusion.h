@@ -25,14 +25,14 @@ extern "C" {
 #endif
 
 /* Bumped whenever a struct or a signature below changes. */
-#define RAINFUSION_ABI_VERSION 2
+#define RAINFUSION_ABI_VERSION 3
 
 /* How a workspace must be aligned, in bytes. */
 #define RAINFUSION_WORKSPACE_ALIGNMENT 256
 
 /* Raised whenever some problem needs more workspace than before. What was sized under another
  * number, as a TensorRT engine is when it is built, must be refused. */
-#define RAINFUSION_WORKSPACE_LAYOUT 3
+#define RAINFUSION_WORKSPACE_LAYOUT 4
 
 /* Same layout as cudaStream_t, so that callers need no CUDA header. */
 typedef struct CUstream_st* RainfusionStream;
@@ -58,16 +58,19 @@ typedef enum {
   RAINFUSION_METHOD_RAINFUSION = 0,
   RAINFUSION_METHOD_TWO_WAY = 1,
   RAINFUSION_METHOD_PLUS = 2,
-  RAINFUSION_METHOD_RAINFUSION2 = 3
+  RAINFUSION_METHOD_RAINFUSION2 = 3,
+  RAINFUSION_METHOD_PIECEWISE = 4
 } RainfusionMethod;
 
-/* Values of RainfusionPlan::kind. BLOCKS is what every head of method rainfusion2 reports. */
+/* Values of RainfusionPlan::kind. BLOCKS is what every head of method rainfusion2 reports, WINDOWS
+ * what every head of method piecewise does. */
 typedef enum {
   RAINFUSION_KIND_DENSE = 0,
   RAINFUSION_KIND_SPATIAL = 1,
   RAINFUSION_KIND_TEMPORAL = 2,
   RAINFUSION_KIND_TEXTURAL = 3,
-  RAINFUSION_KIND_BLOCKS = 4
+  RAINFUSION_KIND_BLOCKS = 4,
+  RAINFUSION_KIND_WINDOWS = 5
 } RainfusionKind;
 
 /* What the host knows before a launch: shapes and attributes. */
@@ -117,9 +120,13 @@ typedef struct {
   int32_t* kind;          /* [batch, heads] RainfusionKind */
   float* recall_temporal; /* [batch, heads]; NaN where ARM did not run */
   float* recall_spatial;  /* [batch, heads]; NaN where ARM did not run */
-  float* density;         /* [batch, heads] computed pairs / (tokens * kv_len), blocks whole */
+  float* density;         /* [batch, heads] computed pairs / (tokens * kv_len), blocks whole;
+                             pseudo-keys of piecewise count as pairs */
+  float* work;            /* [batch, heads] the same for whole tiles of the default block shape,
+                             rows and columns counted that are no token */
   uint8_t* block_mask;    /* [batch, heads, q_blocks, k_blocks] 1 = computed. Textural heads: 1
-                             everywhere (their cut is per key token, see density). */
+                             everywhere (their cut is per key token, see density). Blocks of
+                             piecewise are runs of sinks and windows. */
 } RainfusionPlan;
 
 /* ABI version of the loaded library, to be compared with RAINFUSION_ABI_VERSION. */
@@ -150,7 +157,8 @@ RAINFUSION_API RainfusionStatus rainfusion_check_head_size(int32_t head_size, ch
 RAINFUSION_API RainfusionStatus rainfusion_check_device(int32_t major, int32_t minor, char* message,
                                                         size_t capacity);
 
-/* Query and key blocks (text blocks plus video blocks) of a valid problem. */
+/* Query and key blocks (text blocks plus video blocks; for piecewise runs of sinks plus windows) of
+ * a valid problem. */
 RAINFUSION_API RainfusionStatus rainfusion_block_counts(const RainfusionProblem* problem,
                                                         int32_t* q_blocks, int32_t* k_blocks);
 

@@ -29,11 +29,15 @@ struct ElementTraits;
 template <>
 struct ElementTraits<__half> : ElementSizes<__half, RAINFUSION_FLOAT16> {
   static __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+  static __device__ __forceinline__ __half from_float(float x) { return __float2half_rn(x); }
 };
 
 template <>
 struct ElementTraits<__nv_bfloat16> : ElementSizes<__nv_bfloat16, RAINFUSION_BFLOAT16> {
   static __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+  static __device__ __forceinline__ __nv_bfloat16 from_float(float x) {
+    return __float2bfloat16_rn(x);
+  }
 };
 
 template <typename T>

@@ -61,6 +61,20 @@ struct KeyList {
     }
     return keys;
   }
+
+  // Tiles of a key block's size that hold them, counted by one thread.
+  __device__ int64_t tiles(const BlockCut& cut) const {
+    int64_t count = 0;
+    if (mask == nullptr) {
+      for (int i = 0; i < kRuns; ++i) {
+        count += ceil_div(max(0, run(i).stop - run(i).start), cut.size);
+      }
+      return count;
+    }
+    for (int k = 0; k < cut.blocks && cut.begin(k) < limit; ++k)
+      count += mask[k / 32] >> k % 32 & 1;
+    return count;
+  }
 };
 
 }  // namespace rainfusion

@@ -26,6 +26,13 @@ cudaError_t launch_block_means(const Geometry& geometry, const RainfusionTensors
 cudaError_t launch_select_blocks(const Geometry& geometry, const RainfusionTensors& tensors,
                                  const Workspace& workspace, cudaStream_t stream);
 
+// piecewise: means of query and key windows, pseudo-keys and their values and biases; then each
+// query window's best key windows.
+cudaError_t launch_window_means(const Geometry& geometry, const RainfusionTensors& tensors,
+                                const Workspace& workspace, cudaStream_t stream);
+cudaError_t launch_select_windows(const Geometry& geometry, const RainfusionTensors& tensors,
+                                  const Workspace& workspace, cudaStream_t stream);
+
 // Copies the checkerboard keys and values of textural heads together.
 cudaError_t launch_gather(const Geometry& geometry, const RainfusionTensors& tensors,
                           const Workspace& workspace, cudaStream_t stream);

@@ -6,6 +6,7 @@
 #include "common/checkerboard.h"
 #include "common/geometry.h"
 #include "common/methods.h"
+#include "common/windows.h"
 #include "rainfusion/rainfusion.h"
 
 namespace rainfusion {
@@ -27,6 +28,8 @@ struct Geometry {
   TokenLayout layout;
   BlockCut q_cut;
   BlockCut k_cut;
+  WindowCut q_windows;  // of methods by windows, instead of q_cut where heads are not dense
+  WindowCut k_windows;
   Sample samples[kAxes];  // found on the host: a search of greatest common divisors
   int32_t batch;
   int32_t heads;
@@ -46,18 +49,35 @@ struct Geometry {
         batch(problem.batch),
         heads(problem.heads),
         head_size(problem.head_size),
-        mask_words(static_cast<int32_t>(ceil_div(k_cut.blocks, 32))),
         dtype(problem.dtype),
         alpha(problem.alpha),
         softmax_scale(problem.softmax_scale != 0.f
                           ? problem.softmax_scale
                           : 1.f / sqrtf(static_cast<float>(problem.head_size))),
-        method(kMethods[problem.method].traits) {}
+        method(kMethods[problem.method].traits) {
+    if (method.by_windows()) {
+      q_windows = WindowCut(layout, block_shape(problem).q);
+      k_windows = WindowCut(layout, block_shape(problem).k);
+    }
+    mask_words = static_cast<int32_t>(ceil_div(k_blocks(), 32));
+  }
+
+  RAINFUSION_HOST_DEVICE int32_t q_blocks() const {
+    return method.by_windows() ? q_windows.blocks : q_cut.blocks;
+  }
+  RAINFUSION_HOST_DEVICE int32_t k_blocks() const {
+    return method.by_windows() ? k_windows.blocks : k_cut.blocks;
+  }
+
+  // Where there is nothing to choose from.
+  RAINFUSION_HOST_DEVICE bool always_dense() const {
+    return layout.always_dense() || (method.by_windows() && k_windows.windows() < 2);
+  }
 
   RAINFUSION_HOST_DEVICE int batch_heads() const { return batch * heads; }
 
   // Block masks in the workspace: one a head, or one an axis and band for all heads.
-  int masks() const { return method.by_blocks() ? batch_heads() : kAxes * method.bands; }
+  int masks() const { return method.bands > 0 ? kAxes * method.bands : batch_heads(); }
   RAINFUSION_HOST_DEVICE int mask_of(Axis axis, int band) const {
     return axis * method.bands + band;
   }
@@ -65,12 +85,14 @@ struct Geometry {
     return static_cast<Axis>(mask / method.bands);
   }
   RAINFUSION_HOST_DEVICE int band_of_mask(int mask) const { return mask % method.bands; }
-  int64_t mask_rows() const { return static_cast<int64_t>(masks()) * q_cut.blocks; }
+  int64_t mask_rows() const { return static_cast<int64_t>(masks()) * q_blocks(); }
 
-  // Rows of a head's gathered keys, at the smallest stride; 0 where no head can be textural.
+  // Rows of a head's gathered keys: checkerboard keys at the smallest stride where a head can be
+  // textural, pseudo-keys of all windows.
   int32_t gathered_rows() const {
-    const bool needed = method.textural && !layout.always_dense();
-    return needed ? static_cast<int32_t>(checkerboard_keys(layout, 2)) : 0;
+    if (always_dense()) return 0;
+    if (method.by_windows()) return k_windows.windows();
+    return method.textural ? static_cast<int32_t>(checkerboard_keys(layout, 2)) : 0;
   }
 };
 
@@ -78,17 +100,22 @@ struct Geometry {
 struct Workspace {
   int32_t* kind;            // [batch, heads] RainfusionKind
   int32_t* mask_index;      // [batch, heads] block mask of the head
-  uint32_t* masks;          // [masks, q_blocks, mask_words] bit = key block is kept
+  uint32_t* masks;          // [masks, q_blocks, mask_words] bit = key block is kept; rows of sinks
+                            // are not read
   int32_t* gathered_count;  // [batch] checkerboard keys below kv_len
   int32_t* next_item;       // [1] queue of persistent attention kernels, common/queue.cuh
   float* partial_recall;    // [batch, heads, kAxes, kSampleTiles, kMaxBands]
   float* q_means;           // [batch, heads, q_blocks, head_size]
   float* k_means;           // [batch, heads, head_size, k_blocks], read along the blocks
 
-  // Checkerboard keys and values of textural heads, in the order of the raster:
-  // [batch, heads, gathered_rows, head_size].
+  // Checkerboard keys and values of textural heads, in the order of the raster, or pseudo-keys and
+  // their values of all key windows: [batch, heads, gathered_rows, head_size].
   void* gathered_k;
   void* gathered_v;
+
+  // [batch, key windows] what is added to the score of a pseudo-key before it is scaled:
+  // log(tokens below kv_len) / softmax_scale, -infinity where there is none.
+  float* pseudo_bias;
 };
 
 // Where the partial recalls of a tile of sampled queries stand, a number a band.
@@ -136,7 +163,10 @@ struct AttentionParams {
   const void* gathered_v;
   int32_t gathered_rows;
   const int32_t* gathered_count;
-  int32_t* next_item;  // of the queue, common/queue.cuh
+  int32_t* next_item;   // of the queue, common/queue.cuh
+  WindowCut q_windows;  // of piecewise; every head has them if kind[0] says so, or none
+  WindowCut k_windows;
+  const float* pseudo_bias;
 
   RAINFUSION_HOST_DEVICE RainfusionStrides gathered_strides(int head_size) const {
     const int64_t head = static_cast<int64_t>(gathered_rows) * head_size;
@@ -145,8 +175,8 @@ struct AttentionParams {
 };
 
 // Whether every head is dense; every kernel asks this of the same device value.
-RAINFUSION_HOST_DEVICE inline bool is_dense(const TokenLayout& layout, const float* sparsity) {
-  return !(*sparsity > 0.f) || layout.always_dense();
+RAINFUSION_HOST_DEVICE inline bool is_dense(const Geometry& geometry, const float* sparsity) {
+  return !(*sparsity > 0.f) || geometry.always_dense();
 }
 
 RAINFUSION_HOST_DEVICE inline int32_t key_count(const int32_t* kv_len, int batch, int32_t tokens) {

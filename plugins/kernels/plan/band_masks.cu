@@ -27,7 +27,7 @@ __device__ void write_mask_word(const Geometry& g, float sparsity, uint32_t* mas
 __global__ void __launch_bounds__(kThreads)
     band_masks_kernel(const __grid_constant__ Geometry g, const float* sparsity_pointer,
                       uint32_t* masks, int64_t mask_words) {
-  if (is_dense(g.layout, sparsity_pointer)) return;
+  if (is_dense(g, sparsity_pointer)) return;
   const int64_t word = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (word < mask_words) write_mask_word(g, *sparsity_pointer, masks, word);
 }

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kRowChunks<Element, kHeadSize>* kRowGroups)
   constexpr int kChunks = kRowChunks<Element, kHeadSize>;
   __shared__ float sums[kRowGroups][kHeadSize];
   const Geometry& g = p.geometry;
-  if (is_dense(g.layout, p.sparsity)) return;
+  if (is_dense(g, p.sparsity)) return;
   const int which = blockIdx.z;
   const int batch = blockIdx.y / g.heads;
   const int head = blockIdx.y % g.heads;

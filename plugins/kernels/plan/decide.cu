@@ -85,11 +85,16 @@ __global__ void decide_kernel(const __grid_constant__ Geometry g, const float* s
   if (batch_head >= g.batch_heads()) return;
   const float nan = nanf("");
   Decision decision{RAINFUSION_KIND_DENSE, 0, {nan, nan}};
-  if (!is_dense(g.layout, sparsity)) {
+  if (!is_dense(g, sparsity)) {
     const int batch = batch_head / g.heads;
     const int keys = key_count(kv_len, batch, g.q_cut.tokens);
-    decision = g.method.by_blocks() ? Decision{RAINFUSION_KIND_BLOCKS, batch_head, {nan, nan}}
-                                    : decide_by_recall(g, workspace, batch_head, keys);
+    if (g.method.by_blocks()) {
+      decision = {RAINFUSION_KIND_BLOCKS, batch_head, {nan, nan}};
+    } else if (g.method.by_windows()) {
+      decision = {RAINFUSION_KIND_WINDOWS, batch_head, {nan, nan}};
+    } else {
+      decision = decide_by_recall(g, workspace, batch_head, keys);
+    }
     if (batch_head % g.heads == 0) {
       workspace.gathered_count[batch] = gathered_keys(g, *sparsity, keys);
     }

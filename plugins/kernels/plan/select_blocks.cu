@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include "common/launch.h"
+#include "plan/top_blocks.cuh"
 
 namespace rainfusion {
 namespace {
@@ -23,12 +24,6 @@ struct SelectParams {
   int rows;  // query blocks in a CTA
   Geometry geometry;
 };
-
-// Unsigned integers in the order of the floats.
-__device__ __forceinline__ uint32_t ordered(float x) {
-  const uint32_t bits = __float_as_uint(x);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
 
 // ordered(score) of key blocks against the CTA's query blocks; a thread takes whole key blocks.
 // k_means is [head_size, k_blocks], so that threads read side by side.
@@ -56,57 +51,11 @@ __device__ void score_blocks(const SelectParams& p, const float* q_means, const 
   }
 }
 
-// The `keep`-th largest of a warp's scores, found from its highest bit down.
-__device__ uint32_t kth_largest(const uint32_t* scores, int blocks, int keep) {
-  uint32_t threshold = 0;
-  for (int bit = 31; bit >= 0; --bit) {
-    const uint32_t candidate = threshold | 1u << bit;
-    int count = 0;
-    for (int k = threadIdx.x % 32; k < blocks; k += 32) count += scores[k] >= candidate;
-    if (__reduce_add_sync(0xffffffffu, count) >= keep) threshold = candidate;
-  }
-  return threshold;
-}
-
-// Lowest `count` set bits of a word.
-__device__ uint32_t lowest_bits(uint32_t word, int count) {
-  if (__popc(word) <= count) return word;
-  uint32_t kept = 0;
-  for (int i = 0; i < count; ++i) {
-    kept |= word & (~word + 1);
-    word &= word - 1;
-  }
-  return kept;
-}
-
-// Mask row of a warp: blocks above the threshold, the first ones at it, sinks and the diagonal.
-__device__ void write_row(const Geometry& g, const uint32_t* scores, int candidates, int keep,
-                          int q_block, uint32_t* row) {
-  const int lane = threadIdx.x % 32;
-  const uint32_t threshold = keep > 0 ? kth_largest(scores, candidates, keep) : 0xffffffffu;
-  int above = 0;
-  for (int k = lane; k < candidates; k += 32) above += scores[k] > threshold;
-  int ties = keep - __reduce_add_sync(0xffffffffu, above);
-  for (int word = 0; word < g.mask_words; ++word) {
-    const int k = word * 32 + lane;
-    const uint32_t score = k < candidates ? scores[k] : 0;
-    const bool candidate = keep > 0 && k < candidates;
-    const uint32_t larger = __ballot_sync(0xffffffffu, candidate && score > threshold);
-    const uint32_t equal = lowest_bits(__ballot_sync(0xffffffffu, candidate && score == threshold),
-                                       ties > 0 ? ties : 0);
-    const uint32_t always = __ballot_sync(
-        0xffffffffu, k < g.k_cut.blocks && (g.k_cut.is_sink(k) || g.q_cut.is_sink(q_block) ||
-                                            blocks_meet(g.q_cut, g.k_cut, q_block, k)));
-    ties -= __popc(equal);
-    if (lane == 0) row[word] = larger | equal | always;
-  }
-}
-
 __global__ void __launch_bounds__(kSelectThreads)
     select_blocks_kernel(const __grid_constant__ SelectParams p) {
   extern __shared__ float4 shared[];
   const Geometry& g = p.geometry;
-  if (is_dense(g.layout, p.sparsity)) return;
+  if (is_dense(g, p.sparsity)) return;
   const int first = blockIdx.x * p.rows;
   const int64_t q_base = static_cast<int64_t>(blockIdx.y) * g.q_cut.blocks;
   const int64_t k_base = static_cast<int64_t>(blockIdx.y) * g.k_cut.blocks;
@@ -129,8 +78,14 @@ __global__ void __launch_bounds__(kSelectThreads)
   if (row >= p.rows || first + row >= g.q_cut.blocks) return;
   const int keep =
       static_cast<int>(min64(candidates, kept_blocks(clamp_sparsity(*p.sparsity), g.k_cut.blocks)));
-  write_row(g, scores + row * candidates, candidates, keep, first + row,
-            p.masks + (q_base + first + row) * g.mask_words);
+  const int q_block = first + row;
+  const auto always = [&](int k) {
+    return k < g.k_cut.blocks && (g.k_cut.is_sink(k) || g.q_cut.is_sink(q_block) ||
+                                  blocks_meet(g.q_cut, g.k_cut, q_block, k));
+  };
+  const auto scored = [&](int k) { return k < candidates; };
+  write_mask_row(scores + row * candidates, candidates, keep, 0, scored, always, g.mask_words,
+                 p.masks + (q_base + first + row) * g.mask_words);
 }
 
 }  // namespace

@@ -45,6 +45,12 @@ class KeyTiles {
 
   __device__ __forceinline__ int valid() const { return min(stop - start, kTileN); }
 
+  // Which columns of the present tile are keys: the first ones.
+  __device__ __forceinline__ int columns() const { return valid(); }
+  __device__ __forceinline__ void mask(int columns, Scores<kTileN>& s) const {
+    if (columns < kTileN) mask_keys<kTileN>(s, columns);
+  }
+
   __device__ __forceinline__ bool first(const BlockCut& cut) { return next(cut); }
 
   __device__ __forceinline__ bool advance(const BlockCut& cut) {

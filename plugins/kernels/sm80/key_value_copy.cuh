@@ -7,10 +7,10 @@
 namespace rainfusion::sm80 {
 
 // The rows of a head as a thread copies them. Token strides were checked to fit 32 bits in bytes.
-template <typename Element, int kHeadSize>
+template <typename Element, int kHeadSize, typename Span>
 __device__ __forceinline__ RowSource<int32_t> head_rows(const void* tensor,
                                                         const RainfusionStrides& strides,
-                                                        const QuerySpan& q) {
+                                                        const Span& q) {
   return row_source<TileShape<Element, kHeadSize>>(
       static_cast<const char*>(tensor) + head_offset<Element>(strides, q),
       static_cast<int32_t>(ElementTraits<Element>::kBytes * strides.token));

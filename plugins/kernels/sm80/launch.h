@@ -18,6 +18,11 @@ constexpr bool runs(int /*head_size*/, const BlockShape& blocks) {
 template <typename Element, int kHeadSize>
 cudaError_t launch_attention(const AttentionParams& params, int capability, cudaStream_t stream);
 
+// The same by windows, for piecewise.
+template <typename Element, int kHeadSize>
+cudaError_t launch_window_attention(const AttentionParams& params, int capability,
+                                    cudaStream_t stream);
+
 template <typename Element, int kHeadSize>
 cudaError_t launch_recall(const RecallParams& params, cudaStream_t stream);
 

@@ -65,10 +65,9 @@ struct QuerySpan {
   }
 };
 
-// Offset in bytes of a head's first row.
-template <typename Element>
-__device__ __forceinline__ int64_t head_offset(const RainfusionStrides& strides,
-                                               const QuerySpan& q) {
+// Offset in bytes of the first row of a span's head.
+template <typename Element, typename Span>
+__device__ __forceinline__ int64_t head_offset(const RainfusionStrides& strides, const Span& q) {
   return ElementTraits<Element>::kBytes * (q.batch * strides.batch + q.head * strides.head);
 }
 

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   extern __shared__ __align__(1024) char smem[];
   __shared__ float warp_sums[kBands * kWarps];
 
-  if (is_dense(p.geometry.layout, p.sparsity)) return;
+  if (is_dense(p.geometry, p.sparsity)) return;
   const RecallTask<Element, kBands> task(p);
   const int count = task.tokens.count;
   if (task.q_begin >= count) return;

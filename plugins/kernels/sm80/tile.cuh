@@ -75,6 +75,28 @@ __device__ __forceinline__ void copy_rows(uint32_t tile, const RowSource<Stride>
   }
 }
 
+// The same for rows here and there: locate(row, &place) says whether a row of the tile is one of
+// the tensor, and which.
+template <typename Shape, int kRows, typename Locate>
+__device__ __forceinline__ void copy_rows_at(uint32_t tile, const RowSource<int32_t>& source,
+                                             const Locate& locate) {
+  const int lane_row = threadIdx.x / Shape::kThreadsPerRow;
+#pragma unroll
+  for (int pass = 0; pass * Shape::kRowsPerPass < kRows; ++pass) {
+    const int row = lane_row + pass * Shape::kRowsPerPass;
+    if (kRows % Shape::kRowsPerPass != 0 && row >= kRows) break;
+    int place = 0;
+    const bool keep = locate(row, &place);
+    const char* global = source.base + static_cast<int64_t>(place) * source.stride;
+    const uint32_t shared = tile + pass * Shape::kRowsPerPass * Shape::kRowBytes;
+#pragma unroll
+    for (int i = 0; i < Shape::kChunksPerThread; ++i) {
+      const int step = i * Shape::kThreadsPerRow * kChunkBytes;
+      copy_async_16(shared + step, global + step, keep);
+    }
+  }
+}
+
 // Where a lane reads its 8x8 matrices of a tile.
 template <typename Shape>
 __device__ __forceinline__ uint32_t query_lane_offset() {  // A operand

@@ -7,6 +7,7 @@
 
 #include "sm90/consumer.cuh"
 #include "sm90/launch.h"
+#include "sm90/persistent.h"
 #include "tma/producer.cuh"
 
 namespace rainfusion::sm90 {
@@ -37,19 +38,8 @@ cudaError_t launch_attention(const AttentionParams& attention, int, cudaStream_t
   tma::Params params{{}, {}, {}, {}, {}, attention, items};
   cudaError_t error = tma::describe_tensors(ElementTraits<Element>::kDtype, kTiles, &params);
   if (error != cudaSuccess) return error;
-  int device = 0;
-  int processors = 0;
-  error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (error != cudaSuccess) return error;
-  const auto kernel = attention_kernel<Shape>;
-  constexpr int kBytes = sizeof(tma::Shared<Shape>);
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (error != cudaSuccess) return error;
-  const int ctas = params.items < processors ? params.items : processors;
-  kernel<<<ctas, Shape::kThreads, kBytes, stream>>>(params);
-  return cudaGetLastError();
+  return launch_persistent(attention_kernel<Shape>, Shape::kThreads, sizeof(tma::Shared<Shape>),
+                           items, params, stream);
 }
 
 }  // namespace rainfusion::sm90

@@ -36,7 +36,7 @@ class Consumer {
       tma::barrier_wait(shared_.q_full, phase);
       const Work work = read_work();
       if (work.tiles == Work::kEnd) break;
-      if (group_ * kGroupRows >= work.rows) {
+      if (group_ * kGroupRows >= rows_of(work)) {
         stand_by(work);
         continue;
       }
@@ -60,9 +60,10 @@ class Consumer {
     start_scores(s);
     wgmma_wait<0>();
     pin_registers(s);
+    if constexpr (Shape::kWindows) mask(s, valid);
     release_keys();
     if (work.tiles == 1) release(shared_.q_empty);
-    if (valid < kKeys) mask_scores(s, valid);
+    if constexpr (!Shape::kWindows) mask(s, valid);
     softmax_from_maxima(s, rows, scale_log2_, factor);  // the accumulators are still zero
     pack_probabilities(s, p);
 
@@ -76,7 +77,7 @@ class Consumer {
       wgmma_wait<1>();
       pin_registers(s);
       valid = next_valid;
-      if (valid < kKeys) mask_scores(s, valid);
+      mask(s, valid);
       const bool moved =
           softmax_tile(s, rows, scale_log2_, factor, [&] { compute_scores(s, valid); });
       release_keys();  // not before: the scores may have been computed again
@@ -100,7 +101,7 @@ class Consumer {
   __device__ void stand_by(const Work& work) {
     release(shared_.q_empty);
     for (int tile = 0; tile < work.tiles; ++tile) {
-      tma::barrier_wait(shared_.k_full[k_.stage], k_.phase);
+      release_bias(wait_keys());
       release_keys();
       if (tile > 0) {
         take_turn();
@@ -122,7 +123,30 @@ class Consumer {
     compute_warp_scores<Element, Queries, Keys>(s, shared_address(shared_.q),
                                                 shared_address(shared_.k[k_.stage]), warp_row());
     tma::fence_async_proxy();  // the copy engine writes over what was read here
-    if (valid < kKeys) mask_scores(s, valid);
+    mask(s, valid);
+  }
+
+  // Scores of what is no key become -infinity, and the bias of the tile is added.
+  __device__ __forceinline__ void mask(Scores& s, int valid) {
+    if constexpr (Shape::kWindows) {
+      if (valid == kKeys) return;
+      const int keys = valid & tma::kTileKeys;
+      if (valid & tma::kTileBias) {
+        tma::barrier_wait(shared_.bias_full[bias_.stage], bias_.phase);
+        if (valid & tma::kTileNan) {
+          replace_biased(s, shared_.bias[bias_.stage]);
+        } else {
+          add_biases(s, shared_.bias[bias_.stage]);
+        }
+      } else if (keys == kKeys - 8) {  // what windows usually leave free of a tile
+#pragma unroll
+        for (int i = kKeys / 2 - 4; i < kKeys / 2; ++i) s[i] = -INFINITY;
+      } else {
+        mask_scores(s, keys);
+      }
+    } else {
+      if (valid < kKeys) mask_scores(s, valid);
+    }
   }
 
   // o += p v of the stage at v_, running on return.
@@ -157,6 +181,13 @@ class Consumer {
   // Waits for the values at v_. What is no key has probability 0, which must not meet a NaN.
   __device__ __forceinline__ void wait_values(int valid) {
     tma::barrier_wait(shared_.v_full[v_.stage], v_.phase);
+    if constexpr (Shape::kWindows) {
+      if (valid == kKeys) return;  // one jump for all that is rare
+      if ((valid & (tma::kTileBias | tma::kTileClean)) == tma::kTileClean) return;
+      release_bias(valid);  // the softmax of the tile is done
+      if (valid & tma::kTileRows) clear_values();
+      if (valid & (tma::kTileRows | tma::kTileClean)) return;
+    }
     if (valid < kKeys) {
       char* tile = shared_.v[v_.stage];
       for (int i = threadIdx.x % kGroupThreads; i < (kKeys - valid) * Keys::kChunks;
@@ -169,6 +200,27 @@ class Consumer {
     }
   }
 
+  // Clears the values of what the stage at v_ says is no key: a row a warp at a time, in loops that
+  // take few registers from the one around them.
+  __device__ __forceinline__ void clear_values() {
+    constexpr int kWarps = kGroupThreads / 32;
+    int lane;  // read here, as in compute_warp_scores
+    asm volatile("mov.u32 %0, %%laneid;\n" : "=r"(lane));
+#pragma unroll 1
+    for (int word = 0; word < Storage::kRowWords; ++word) {
+      const int keep = read(shared_.rows[v_.stage][word]);
+#pragma unroll 1
+      for (int bit = threadIdx.x / 32 % kWarps; bit < 32; bit += kWarps) {
+        const int row = word * 32 + bit;
+        if (row < kKeys && (keep >> bit & 1) == 0 && lane < Keys::kChunks) {
+          *reinterpret_cast<uint4*>(shared_.v[v_.stage] + Keys::offset(row, lane)) = uint4{};
+        }
+      }
+    }
+    tma::fence_async_proxy();
+    tma::named_barrier_sync(kGroupBarrier + group_, kGroupThreads);
+  }
+
   // What the producer says is read by the lane that gives its place back, for the whole warp.
   static __device__ __forceinline__ int read(const int& shared) {
     return __shfl_sync(0xffffffffu, tma::load_in_first_lane(shared), 0);
@@ -176,6 +228,10 @@ class Consumer {
 
   __device__ __forceinline__ Work read_work() const {
     const Work& work = shared_.work;
+    if constexpr (Shape::kWindows) {  // one register less: the head of all batch elements
+      const int head = read(work.batch) * p_.heads + read(work.head);
+      return {read(work.tiles), 0, head, read(work.begin), read(work.rows)};
+    }
     return {read(work.tiles), read(work.batch), read(work.head), read(work.begin), read(work.rows)};
   }
 
@@ -188,6 +244,16 @@ class Consumer {
   __device__ __forceinline__ void release_keys() {
     release(shared_.k_empty[k_.stage]);
     k_.advance();
+  }
+
+  // Gives back the bias of a tile that has one.
+  __device__ __forceinline__ void release_bias(int valid) {
+    if constexpr (Shape::kWindows) {
+      if (valid & tma::kTileBias) {
+        tma::barrier_arrive(shared_.bias_empty[bias_.stage]);
+        bias_.advance();
+      }
+    }
   }
 
   __device__ __forceinline__ void release_values() {
@@ -224,8 +290,10 @@ class Consumer {
     const RainfusionStrides& strides = p_.out_strides;
     constexpr int kBytes = ElementTraits<Element>::kBytes;
     static_assert(kBytes == 2, "two columns are packed into 32 bits");
-    char* out = static_cast<char*>(p_.out) +
-                kBytes * (work.batch * strides.batch + work.head * strides.head);
+    const int batch = Shape::kWindows ? work.head / p_.heads : work.batch;
+    const int head_ = Shape::kWindows ? work.head % p_.heads : work.head;
+    char* out =
+        static_cast<char*>(p_.out) + kBytes * (batch * strides.batch + head_ * strides.head);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const float sum = quad_sum(rows.sum[r]);
@@ -237,19 +305,40 @@ class Consumer {
             pack<Element>(o[n * 4 + r * 2] * inverse, o[n * 4 + r * 2 + 1] * inverse),
             pack<Element>(o[n * 4 + r * 2 + 4] * inverse, o[n * 4 + r * 2 + 5] * inverse));
       }
-      const int row = first_row + r * 8;
-      if (row >= work.rows) continue;
-      const int64_t token = work.begin + row;
+      const int64_t token = token_of(work, first_row + r * 8);
+      if (token < 0) continue;
       auto* out_row = reinterpret_cast<uint2*>(out + kBytes * token * strides.token) +
                       lane % 2 * 2 + lane % 4 / 2;
 #pragma unroll
       for (int n = 0; n < kHeadSize / 16; ++n) out_row[n * 4] = columns[n];
       if (p_.lse != nullptr && lane % 4 == 0) {
-        const int64_t head = static_cast<int64_t>(work.batch) * p_.heads + work.head;
+        const int64_t head = static_cast<int64_t>(batch) * p_.heads + head_;
         p_.lse[head * p_.q_cut.tokens + token] =
             sum > 0.f ? rows.reference[r] / kLog2E + logf(sum) : -INFINITY;
       }
     }
+  }
+
+  // Rows that may hold a token.
+  __device__ __forceinline__ int rows_of(const Work& work) const {
+    if constexpr (Shape::kWindows) {
+      if (tma::WindowRows::is_window(work.rows)) return p_.q_windows.box.volume();
+    }
+    return work.rows;
+  }
+
+  // The token in a row of the block, -1 if there is none.
+  __device__ __forceinline__ int token_of(const Work& work, int row) const {
+    if (row >= rows_of(work)) return -1;
+    if constexpr (Shape::kWindows) {
+      if (tma::WindowRows::is_window(work.rows)) {
+        const WindowCut& cut = p_.q_windows;
+        const Extents at = cut.place(row);
+        if (!tma::WindowRows::hold(work.rows, at)) return -1;
+        return work.begin + (at.t * cut.grid.h + at.h) * cut.grid.w + at.w;
+      }
+    }
+    return work.begin + row;
   }
 
   // Lanes hold two columns of each of two neighbouring chunks of eight. Two lanes exchange theirs,
@@ -266,6 +355,7 @@ class Consumer {
   float scale_log2_;
   tma::RingPlace<Shape::kStages> k_;
   tma::RingPlace<Shape::kStages> v_;
+  tma::RingPlace<Shape::kStages> bias_;  // of a kernel by windows
 };
 
 }  // namespace rainfusion::sm90

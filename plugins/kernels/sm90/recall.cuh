@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kRecallThreads, 2)
   __shared__ float warp_sums[kBands * kWarps];
   auto& shared = *reinterpret_cast<Storage*>(memory);
 
-  if (is_dense(p.geometry.layout, p.sparsity)) return;
+  if (is_dense(p.geometry, p.sparsity)) return;
   const RecallTask<Element, kBands> task(p);
   const int count = task.tokens.count;
   if (task.q_begin >= count) return;

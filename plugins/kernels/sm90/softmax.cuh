@@ -30,6 +30,36 @@ __device__ __forceinline__ void mask_scores(float (&s)[kScores], int valid) {
   }
 }
 
+// Calls function(score, bias) for every score and the bias of its column.
+template <int kScores, typename Function>
+__device__ __forceinline__ void with_biases(float (&s)[kScores], const float* biases,
+                                            const Function& function) {
+  const float2* own = reinterpret_cast<const float2*>(biases) + threadIdx.x % 4;
+#pragma unroll
+  for (int n = 0; n < kScores / 4; ++n) {
+    const float2 bias = own[n * 4];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      function(s[n * 4 + r * 2], bias.x);
+      function(s[n * 4 + r * 2 + 1], bias.y);
+    }
+  }
+}
+
+// Adds the biases of columns whose keys are finite.
+template <int kScores>
+__device__ __forceinline__ void add_biases(float (&s)[kScores], const float* biases) {
+  with_biases(s, biases, [](float& score, float bias) { score += bias; });
+}
+
+// Biases of -infinity replace scores, which may be NaN.
+template <int kScores>
+__device__ __forceinline__ void replace_biased(float (&s)[kScores], const float* biases) {
+  with_biases(s, biases, [](float& score, float bias) {
+    score = bias == -INFINITY ? -INFINITY : score + bias;
+  });
+}
+
 template <int kScores>
 __device__ __forceinline__ float row_maximum(const float (&s)[kScores], int r) {
   float chain[4];  // several, because a comparison waits for the one before it in its chain

@@ -1,9 +1,13 @@
 // The work of a CTA in shared memory: tiles, barriers and what the producer tells the consumers.
 //
 // `Shape` says how an architecture's kernel uses a multiprocessor: Element, kHeadSize, kQueries and
-// kKeys (rows of its tiles), kStages, and kConsumerWarps (each gives a tile back by one arrival).
+// kKeys (rows of its tiles), kStages, kConsumerWarps (each gives a tile back by one arrival), and
+// kWindows (whether it is a kernel by windows).
 #pragma once
 
+#include <type_traits>
+
+#include "common/windows.h"
 #include "tma/barrier.cuh"
 #include "tma/tile.cuh"
 
@@ -20,13 +24,62 @@ struct Work {
   int rows;   // and how many it has
 };
 
+// The `rows` of a query window: what of its box lies in the grid, a byte for each extent and the
+// sign for a mark, because a register more would not fit. `begin` of such work is the window's
+// first token.
+struct WindowRows {
+  static __device__ __forceinline__ int pack(const Extents& inside) {
+    return INT32_MIN | inside.t << 16 | inside.h << 8 | inside.w;
+  }
+  static __device__ __forceinline__ bool is_window(int rows) { return rows < 0; }
+  static __device__ __forceinline__ bool hold(int rows, const Extents& at) {
+    return at.t < (rows >> 16 & 0x7fff) && at.h < (rows >> 8 & 0xff) && at.w < (rows & 0xff);
+  }
+};
+
+// What `valid` of a stage says in a kernel by windows, beside the number of keys.
+enum TileCode : int {
+  kTileKeys = 0xffff,    // these bits are the number of keys, which come first
+  kTileBias = 1 << 16,   // every key has a bias instead
+  kTileClean = 1 << 17,  // values of what is no key are finite
+  kTileRows = 1 << 18,   // values of keys whose bit of `rows` is not set are to be ignored
+  kTileNan = 1 << 19,    // keys whose bias is -infinity may be NaN
+};
+
+// What a kernel by windows needs beside the tiles.
+template <int kRing, int kKeys, int kConsumerWarps>
+struct WindowStages {
+  static constexpr int kRowWords = (kKeys + 31) / 32;
+
+  // Added to scores before they are scaled; -infinity where there is no key. A ring of its own,
+  // which tiles with a bias alone go round: all lanes of the producer write, and all threads of the
+  // consumers read.
+  alignas(16) float bias[kRing][kKeys];
+  Barrier bias_full[kRing];
+  Barrier bias_empty[kRing];
+  int rows[kRing][kRowWords];  // a bit a key; written and read with the values
+
+  __device__ void initialise_windows() {
+    for (int stage = 0; stage < kRing; ++stage) {
+      barrier_init(bias_full[stage], 32);
+      barrier_init(bias_empty[stage], kConsumerWarps * 32);
+    }
+  }
+};
+struct NoStages {
+  __device__ void initialise_windows() {}
+};
+
 template <typename Shape>
 using QueryTile = Tile<typename Shape::Element, Shape::kHeadSize, Shape::kQueries>;
 template <typename Shape>
 using KeyTile = Tile<typename Shape::Element, Shape::kHeadSize, Shape::kKeys>;
 
 template <typename Shape>
-struct Shared {
+struct Shared
+    : std::conditional_t<Shape::kWindows,
+                         WindowStages<Shape::kStages, Shape::kKeys, Shape::kConsumerWarps>,
+                         NoStages> {
   static constexpr int kRing = Shape::kStages;
 
   alignas(1024) char q[QueryTile<Shape>::kBytes];
@@ -50,6 +103,7 @@ struct Shared {
       barrier_init(k_empty[stage], Shape::kConsumerWarps);
       barrier_init(v_empty[stage], Shape::kConsumerWarps);
     }
+    this->initialise_windows();
     fence_barrier_init();
   }
 };

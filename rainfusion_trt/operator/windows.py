@@ -1,0 +1,159 @@
+"""Windows of method ``piecewise``: boxes of tokens that are near in time and space.
+
+The kernels' definition is ``plugins/kernels/common/windows.h``; this module states the same rules
+from the tokens' side (every token has a window), and a test holds the two against each other.
+``docs/rainfusion.md`` gives the rules in prose.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rainfusion_trt.operator.geometry import TokenLayout
+
+MOST_FRAMES = 16  # longer windows were not measured
+MOST_STRETCH = 8  # of rows and columns before a window costs half as much again
+_UNIT = 720_720  # which every number of frames up to MOST_FRAMES divides
+
+Extents = tuple[int, int, int]  # frames, rows, columns
+
+
+@functools.lru_cache(maxsize=256)
+def window_shape(grid: Extents, most: int) -> Extents:
+    """The box (t, h, w) of windows of at most `most` tokens in a grid of non-sink tokens."""
+    counts = _counts(grid, min(_boxes(most), key=lambda box: _rank(grid, box)))
+    t, h, w = (-(-extent // count) for extent, count in zip(grid, counts, strict=True))
+    return t, h, w
+
+
+@functools.cache
+def _boxes(most: int) -> tuple[Extents, ...]:
+    return tuple(
+        (t, h, w)
+        for t in range(1, min(MOST_FRAMES, most) + 1)
+        for h in range(1, most // t + 1)
+        for w in range(1, most // (t * h) + 1)
+    )
+
+
+def _counts(grid: Extents, box: Extents) -> Extents:
+    t, h, w = (-(-extent // size) for extent, size in zip(grid, box, strict=True))
+    return t, h, w
+
+
+def _rank(grid: Extents, box: Extents) -> tuple[int, int, int, int]:
+    """Cost of a box in whole numbers, then what decides between boxes of one cost."""
+    t, h, w = box
+    stretched = max(h, w) > MOST_STRETCH * min(h, w)
+    cost = math.prod(_counts(grid, box)) * (20 * t + 9) * (_UNIT // t) * (3 if stretched else 2)
+    return cost, h + w, -t, -w
+
+
+def single_window(free_frames: int, frame: int, most: int) -> bool:
+    """Whether one window of at most `most` tokens holds all non-sink tokens.
+
+    Says without a search, of two frames and more, what :func:`window_shape` comes to: the box that
+    holds all costs at most 1.225 * 1.5, two windows at least 2. The numbers may be symbolic.
+    """
+    return free_frames <= MOST_FRAMES and free_frames * frame <= most
+
+
+@dataclass(frozen=True)
+class WindowCut:
+    """The blocks of piecewise in memory order: runs of sinks, windows, runs of sinks.
+
+    Attributes
+    ----------
+    layout : TokenLayout
+        Places of the tokens.
+    size : int
+        Tokens of a run, and at most of a window.
+    """
+
+    layout: TokenLayout
+    size: int
+
+    @property
+    def grid(self) -> Extents:
+        """(T', H, W) of the non-sink tokens."""
+        _, height, width = self.layout.grid
+        return self.layout.free_frames, height, width
+
+    @property
+    def box(self) -> Extents:
+        """Frames, rows and columns of a window that is not cut off."""
+        return window_shape(self.grid, self.size) if self.grid[0] else (1, 1, 1)
+
+    @property
+    def counts(self) -> Extents:
+        """Windows along each axis."""
+        return _counts(self.grid, self.box)
+
+    @property
+    def windows(self) -> int:
+        return math.prod(self.counts)
+
+    @property
+    def leading_sinks(self) -> int:
+        """Runs of sinks before the first window."""
+        return -(-self.layout.free_begin // self.size)
+
+    @property
+    def trailing_sinks(self) -> int:
+        """Runs of sinks behind the last window."""
+        return -(-(self.layout.tokens - self.layout.free_end) // self.size)
+
+    @property
+    def blocks(self) -> int:
+        return self.leading_sinks + self.windows + self.trailing_sinks
+
+    def sink_runs(self) -> list[tuple[int, int]]:
+        """Tokens [begin, end) of every run of sinks, in memory order."""
+        spans = ((0, self.layout.free_begin), (self.layout.free_end, self.layout.tokens))
+        return [
+            (run, min(run + self.size, end))
+            for begin, end in spans
+            for run in range(begin, end, self.size)
+        ]
+
+    def window_of(self, device: str | torch.device = "cpu") -> Tensor:
+        """int64 [S]: the window of every token, -1 for sinks."""
+        index = torch.arange(self.layout.free_tokens, device=device)
+        _, height, width = self.grid
+        place = (index // (height * width), index // width % height, index % width)
+        t, h, w = (at // size for at, size in zip(place, self.box, strict=True))
+        result = torch.full((self.layout.tokens,), -1, device=device)
+        begin, end = self.layout.free_begin, self.layout.free_end
+        result[begin:end] = (t * self.counts[1] + h) * self.counts[2] + w
+        return result
+
+    def tokens_of(self, device: str | torch.device = "cpu") -> Tensor:
+        """int64 [windows, n]: the tokens of every window in raster order, -1 behind the last."""
+        window_of = self.window_of(device)
+        sinks = self.layout.tokens - self.layout.free_tokens
+        order = torch.sort(window_of, stable=True).indices[sinks:]
+        window = window_of[order]
+        sizes = torch.bincount(window, minlength=self.windows)
+        place = torch.arange(len(order), device=device) - (sizes.cumsum(0) - sizes)[window]
+        tokens = torch.full((self.windows, math.prod(self.box)), -1, device=device)
+        tokens[window, place] = order
+        return tokens
+
+    def spans(self, device: str | torch.device = "cpu") -> Tensor:
+        """int64 [2, windows, 3]: first and last frame, row and column of every window."""
+        axes = (torch.arange(count, device=device) for count in self.counts)
+        box, grid = (torch.tensor(extents, device=device) for extents in (self.box, self.grid))
+        first = torch.cartesian_prod(*axes).view(-1, 3) * box
+        return torch.stack([first, torch.minimum(first + box, grid) - 1])
+
+
+def windows_meet(q_cut: WindowCut, k_cut: WindowCut, device: str | torch.device = "cpu") -> Tensor:
+    """bool [query windows, key windows]: which share a token."""
+    q_first, q_last = q_cut.spans(device)[:, :, None]
+    k_first, k_last = k_cut.spans(device)
+    return ((q_first <= k_last) & (k_first <= q_last)).all(-1)

@@ -1,0 +1,99 @@
+"""docs/usage.md: its figures are those of the film study, its presets those that there are."""
+
+from __future__ import annotations
+
+import re
+
+import diffusers
+import numpy as np
+import pytest
+
+from rainfusion_trt.plugin.build import source_directory
+from rainfusion_trt.presets import PRESETS
+from rainfusion_trt.sigma_schedule import SigmaSchedule
+
+DOCS = source_directory() / "docs"
+# The rule of the film study that a method is.
+RULES = {
+    "piecewise": "long boxes, sub, means",
+    "rainfusion_two_way": "RainFusion, larger recall",
+    "rainfusion2": "RainFusion2",
+    "rainfusion": "RainFusion",
+}
+
+
+def section(title: str) -> str:
+    return (DOCS / "usage.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def cells(text: str) -> list[list[str]]:
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("| `")
+    ]
+
+
+def of_film(rule: str, sparsity: str) -> tuple[str, str]:
+    """Error and rise of the loss, as docs/film.md has them."""
+    table = (DOCS / "film.md").read_text().split(f"### Every rule, s = {sparsity}\n")[1]
+    (row,) = re.findall(rf"^\| {re.escape(rule)} \|(.*)$", table.split("\n###")[0], re.MULTILINE)
+    columns = [column.split("±")[0].strip() for column in row.split("|")]
+    return columns[0], f"+{columns[3]} %"
+
+
+@pytest.mark.parametrize("method", RULES)
+def test_figures_of_methods_are_the_film_studys(method):
+    (row,) = [row for row in cells(section("Methods")) if row[0] == f"`{method}`"]
+    assert row[1:5] == [*of_film(RULES[method], "0.8"), *of_film(RULES[method], "0.9")]
+
+
+def test_presets_are_those_of_the_table():
+    rows = cells(section("Presets"))
+    assert rows == [
+        [
+            f"`{name}`",
+            f"`{p.method}`",
+            f"{p.schedule.peak:g}",
+            f"sigma > {p.schedule.dense_above:g}",
+        ]
+        for name, p in PRESETS.items()
+    ]
+
+
+def cogvideox(snr_shift_scale: float):
+    return diffusers.CogVideoXDDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        snr_shift_scale=snr_shift_scale,
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+        prediction_type="v_prediction",
+    )
+
+
+def wan(shift: float):
+    return diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
+    )
+
+
+# As the released checkpoints configure them.
+HUNYUAN = diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0)
+SCHEDULERS = {
+    r"(\d+) for CogVideoX-5B": (cogvideox(1.0), {"num_inference_steps": 50}),
+    r"(\d+) for CogVideoX-2B and": (cogvideox(3.0), {"num_inference_steps": 50}),
+    r"(\d+) for CogVideoX-2B and Wan 480p": (wan(3.0), {"num_inference_steps": 50}),
+    r"(\d+) for Wan 720p": (wan(5.0), {"num_inference_steps": 50}),
+    r"(\d+) for HunyuanVideo": (HUNYUAN, {"sigmas": np.linspace(1, 0, 51)[:-1]}),
+}
+
+
+@pytest.mark.parametrize("words", SCHEDULERS)
+def test_dense_steps_of_released_models(words):
+    scheduler, arguments = SCHEDULERS[words]
+    scheduler.set_timesteps(**arguments)
+    planned = SigmaSchedule(0.8, dense_above=0.9).per_step(scheduler, 50)
+    (said,) = re.findall(words, " ".join(section("Presets").split()))
+    assert planned.count(0.0) == int(said)

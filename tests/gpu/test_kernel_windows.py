@@ -1,0 +1,308 @@
+"""Method piecewise on a GPU: the choice of windows and the attention that follows, apart.
+
+Two scores that differ by less than float32 rounds may be chosen either way, and a window more or
+less is seen in the output. So the choice is held against the reference's scores, and the attention
+against a reference that is told what the kernels chose. Tolerances as in test_kernels.py and
+test_kernel_lse.py; the means that stand for windows are rounded by both sides.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rainfusion_trt import classify_heads, rainfusion_attention
+from rainfusion_trt.operator import native, reference
+from rainfusion_trt.operator.cuda_ops import launch
+from rainfusion_trt.operator.geometry import BlockShape, Kind, TokenLayout, block_shape, kept_blocks
+from rainfusion_trt.operator.piecewise import Windows, means
+from rainfusion_trt.operator.plan import HeadPlan
+from rainfusion_trt.operator.settings import AttentionSettings
+
+pytestmark = pytest.mark.gpu
+
+TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
+HEADS = (2, 3)
+CLIPS = {
+    "text first": ((9, 17, 25), 226, "first", 1),
+    "text last, all axes ragged": ((23, 13, 11), 100, "last", 1),
+    "no sink": ((8, 19, 23), 0, "none", 0),
+    "one column": ((30, 97, 1), 20, "last", 2),
+    "one row": ((2, 1, 900), 0, "none", 0),
+    "two frames": ((3, 45, 31), 3, "first", 1),
+}
+
+
+def make(clip, head_size, dtype, seed=0):
+    grid, text_tokens, text, sink_frames = clip
+    layout = TokenLayout(grid, math.prod(grid) + text_tokens, text, sink_frames)
+    generator = torch.Generator("cuda").manual_seed(seed)
+
+    def smooth():
+        """Heads whose means over windows are no noise: their scores spread."""
+        shape = (3, *HEADS, layout.tokens, head_size)
+        x = torch.randn(shape, generator=generator, device="cuda")
+        line = torch.linspace(0, 40, layout.tokens, device="cuda")[:, None]
+        wave = torch.sin(line + torch.arange(head_size, device="cuda"))
+        return (x + wave).to(dtype).unbind(0)
+
+    return layout, *smooth()
+
+
+def arguments_of(layout, sparsity, kv_len=None):
+    return {
+        "text": layout.text,
+        "sink_frames": layout.sink_frames,
+        "method": "piecewise",
+        "sparsity": sparsity,
+        "kv_len": kv_len,
+    }
+
+
+def lengths_of(layout, kv_len):
+    return [layout.tokens] * HEADS[0] if kv_len is None else kv_len.tolist()
+
+
+def ask_for(monkeypatch, blocks):
+    """Blocks of another shape in every problem, and in the reference."""
+    default_problem = native.Problem.of
+
+    def problem_of(*args, **kwargs):
+        problem = default_problem(*args, **kwargs)
+        problem.block_q, problem.block_k = blocks
+        return problem
+
+    monkeypatch.setattr(native.Problem, "of", problem_of)
+    monkeypatch.setattr(reference, "block_shape", lambda head_size: BlockShape(*blocks))
+
+
+def kernels_choice(layout, windows, q, k, sparsity, kv_len=None):
+    """bool [B, N, query windows, key windows], with the rest of the block mask checked."""
+    settings = AttentionSettings.of(
+        text=layout.text, sink_frames=layout.sink_frames, method="piecewise"
+    )
+    q_cut, k_cut = windows.q_cut, windows.k_cut
+    mask = q.new_full((*q.shape[:2], q_cut.blocks, k_cut.blocks), 7, dtype=torch.uint8)
+    heads = HeadPlan.empty(q)  # outlives the launch
+    on_device = torch.tensor([sparsity], device="cuda")
+    plan = native.Plan.of(heads, mask)
+    launch("classify", (q, k, k, None), layout.grid, on_device, kv_len, settings, plan=plan)
+    assert mask.max() <= 1
+    mask = mask.bool()
+    rows = slice(q_cut.leading_sinks, q_cut.leading_sinks + q_cut.windows)
+    columns = slice(k_cut.leading_sinks, k_cut.leading_sinks + k_cut.windows)
+    chosen = mask[:, :, rows, columns].clone()
+    mask[:, :, rows, columns] = True
+    assert mask.all()  # sinks attend to everything, and everything to sinks
+    return chosen
+
+
+def check_choice(layout, shape, q, k, sparsity, kv_len=None):
+    windows = Windows(layout, shape, q.device)
+    chosen = kernels_choice(layout, windows, q, k, sparsity, kv_len)
+    scale = q.shape[-1] ** -0.5
+    for b, length in enumerate(lengths_of(layout, kv_len)):
+        candidates = windows.counts(length) > 0
+        keep = min(kept_blocks(sparsity, windows.k_cut.windows), int(candidates.sum()))
+        for h in range(q.shape[1]):
+            wanted = windows.choose(q[b, h], k[b, h], sparsity, scale, length)
+            assert not (chosen[b, h] & ~candidates).any()
+            q_means, k_means = (
+                means(x[b, h], tokens, length).double()
+                for x, tokens in ((q, windows.q_tokens), (k, windows.k_tokens))
+            )
+            scores = (q_means @ k_means.T * scale).masked_fill(~candidates, -math.inf)
+            if keep == 0:
+                assert torch.equal(chosen[b, h], wanted)
+                continue
+            last = scores.sort(dim=1, descending=True).values[:, keep - 1 : keep]
+            # Of the means and of the product, each of both sides.
+            error = 8 * (q.shape[-1] + shape.q + shape.k) * 2.0**-24 * scale
+            bound = error * q_means.norm(dim=1)[:, None] * k_means.norm(dim=1)
+            near = (scores - last).abs() <= bound + bound.amax(1, keepdim=True)
+            assert not ((chosen[b, h] != wanted) & ~near).any()
+            # Most are held to the reference's choice: besides the last one itself few are near it.
+            asks = q_means.norm(dim=1) > 0
+            assert ((near[asks].sum(1) - 1) / windows.k_cut.windows).mean().nan_to_num() < 0.1
+            assert (chosen[b, h].sum(1) >= keep).all()
+    return chosen
+
+
+def check_attention(monkeypatch, layout, shape, q, k, v, sparsity, kv_len=None):
+    """Output, log-sum-exp and plan against a reference with the kernels' choice."""
+    arguments = arguments_of(layout, sparsity, kv_len)
+    out, lse = rainfusion_attention(q, k, v, layout.grid, return_lse=True, **arguments)
+    plan = classify_heads(q, k, layout.grid, **arguments)
+    windows = Windows(layout, shape, q.device)
+    chosen = kernels_choice(layout, windows, q, k, sparsity, kv_len)
+    with monkeypatch.context() as patch:
+        choices = list(chosen.flatten(0, 1))  # head by head, as the reference asks for them
+        patch.setattr(Windows, "choose", lambda *_: choices.pop(0))
+        wanted, wanted_lse = reference.rainfusion_attention(
+            q, k, v, layout.grid, return_lse=True, **arguments
+        )
+        assert not choices
+        choices = list(chosen.flatten(0, 1))
+        wanted_plan = reference.classify_heads(q, k, layout.grid, **arguments)
+    assert (plan.kind == Kind.WINDOWS).all()
+    for name in ("density", "work"):
+        torch.testing.assert_close(
+            getattr(plan, name), getattr(wanted_plan, name), rtol=1e-6, atol=0
+        )
+    compare(layout, q, k, (out, lse), (wanted, wanted_lse), kv_len)
+    return out
+
+
+def compare(layout, q, k, outputs, wanted_outputs, kv_len=None):
+    (out, lse), (wanted, wanted_lse) = outputs, wanted_outputs
+    assert not lse.isnan().any() and not lse.isposinf().any()
+    head_size = q.shape[-1]
+    for b, length in enumerate(lengths_of(layout, kv_len)):
+        if length == 0:
+            assert (out[b] == 0).all() and lse[b].isneginf().all()
+            continue
+        for h in range(q.shape[1]):
+            difference = out[b, h, :length].float() - wanted[b, h, :length].float()
+            error = difference.norm() / wanted[b, h, :length].float().norm()
+            assert error < TOLERANCE[q.dtype], (b, h, error.item())
+            q_norms, k_norms = (x[b, h, :length].float().norm(dim=-1) for x in (q, k))
+            products = head_size**-0.5 * q_norms * k_norms.max()
+            bound = head_size * 2.0**-22 * products + layout.tokens * 2.0**-23
+            off = ((lse - wanted_lse)[b, h, :length].abs() / bound).max()
+            assert off <= 1, (b, h, off.item())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("head_size", [64, 96, 128])
+@pytest.mark.parametrize("clip", CLIPS)
+def test_clips(monkeypatch, clip, head_size, dtype):
+    layout, q, k, v = make(CLIPS[clip], head_size, dtype)
+    shape = block_shape(head_size)
+    for sparsity in (0.3, 0.8):
+        check_choice(layout, shape, q, k, sparsity)
+        check_attention(monkeypatch, layout, shape, q, k, v, sparsity)
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.64, 0.9, 0.99, 1.0])
+def test_sparsities(monkeypatch, sparsity):
+    layout, q, k, v = make(CLIPS["text first"], 128, torch.bfloat16)
+    check_choice(layout, block_shape(128), q, k, min(sparsity, 1 - 2**-24))
+    check_attention(monkeypatch, layout, block_shape(128), q, k, v, min(sparsity, 1 - 2**-24))
+
+
+@pytest.mark.parametrize("head_size", [64, 96, 128])
+@pytest.mark.parametrize("lengths", [(0, 1), (425, 426), (650, 1900), (2100, 3825), (3800, 5000)])
+@pytest.mark.parametrize("clip", ["text first", "text last, all axes ragged"])
+def test_kv_len(monkeypatch, clip, lengths, head_size):
+    """In the text, in the sink frame, in windows; what is behind it is NaN."""
+    layout, q, k, v = make(CLIPS[clip], head_size, torch.bfloat16)
+    kv_len = torch.tensor([min(x, layout.tokens) for x in lengths], device="cuda").int()
+    for b, length in enumerate(kv_len.tolist()):
+        for x in (k, v):
+            x[b, :, length:] = float("nan")
+    shape = block_shape(head_size)
+    check_choice(layout, shape, q, k, 0.7, kv_len)
+    out = check_attention(monkeypatch, layout, shape, q, k, v, 0.7, kv_len)
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("head_size", [64, 96, 128])
+@pytest.mark.parametrize(
+    "blocks", [(64, 32), (96, 77), (256, 128), (384, 200), (192, 300)], ids=str
+)
+def test_windows_that_a_problem_asks_for(monkeypatch, blocks, head_size):
+    ask_for(monkeypatch, blocks)
+    layout, q, k, v = make(CLIPS["text last, all axes ragged"], head_size, torch.bfloat16)
+    check_choice(layout, BlockShape(*blocks), q, k, 0.7)
+    check_attention(monkeypatch, layout, BlockShape(*blocks), q, k, v, 0.7)
+
+
+@pytest.mark.parametrize("block_k", [1, 2, 4, 8])
+def test_more_windows_than_shared_memory_has_room_for(monkeypatch, block_k):
+    """The choice takes 2, 4, 8 and 16 query windows at a time."""
+    ask_for(monkeypatch, (64, block_k))
+    layout, q, k, _ = make(((8, 32, 32), 0, "none", 0), 64, torch.bfloat16)
+    windows = Windows(layout, BlockShape(64, block_k), q.device)
+    chosen = check_choice(layout, BlockShape(64, block_k), q, k, 0.9)
+    assert chosen.sum(-1).min() >= kept_blocks(0.9, windows.k_cut.windows)
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.8, 0.95])
+def test_of_equal_scores_the_first_wins(sparsity):
+    layout, q, k, _ = make(CLIPS["no sink"], 64, torch.float16)
+    k.zero_()
+    windows = Windows(layout, block_shape(64), q.device)
+    chosen = kernels_choice(layout, windows, q, k, sparsity)
+    first = torch.arange(windows.k_cut.windows, device="cuda")
+    first = first < kept_blocks(sparsity, windows.k_cut.windows)
+    wanted = windows.choose(q[0, 0], k[0, 0], sparsity, 0.125, layout.tokens)
+    assert torch.equal(chosen, wanted.expand_as(chosen))
+    assert chosen[..., first].all()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("head_size", [64, 96, 128])
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("short", [False, True])
+def test_windows_of_equal_keys_make_dense_attention(short, clip, head_size, dtype):
+    """One key that weighs as much as its window's keys is exact if they are equal."""
+    layout, q, k, v = make(CLIPS[clip], head_size, dtype)
+    window_of = Windows(layout, block_shape(head_size), q.device).k_cut.window_of("cuda")
+    free = window_of >= 0
+    for x in (k, v):
+        x[:, :, free] = x[:, :, free][:, :, window_of[free]].clone()
+    kv_len = None
+    if short:
+        lengths = [layout.tokens * 2 // 3, layout.tokens - 7]
+        kv_len = torch.tensor(lengths, device="cuda").int()
+    for sparsity in (0.8, 0.99):
+        sparse = rainfusion_attention(
+            q, k, v, layout.grid, return_lse=True, **arguments_of(layout, sparsity, kv_len)
+        )
+        dense = reference.rainfusion_attention(
+            q.float(),
+            k.float(),
+            v.float(),
+            layout.grid,
+            return_lse=True,
+            **arguments_of(layout, 0.0, kv_len),
+        )
+        compare(layout, q, k, sparse, dense, kv_len)
+
+
+@pytest.mark.parametrize("head_size", [64, 96, 128])
+@pytest.mark.parametrize("lengths", [None, (0, 700), (3000, 4051)])
+def test_dense_calls(head_size, lengths):
+    """At s = 0, and where there are fewer than two key windows, whatever s is."""
+    kv_len = None if lengths is None else torch.tensor(lengths, device="cuda").int()
+    few = ((2, 3, 5), 40, "last", 0)
+    for clip, sparsity in ((CLIPS["text first"], 0.0), (few, 0.8)):
+        layout, q, k, v = make(clip, head_size, torch.bfloat16)
+        length = None if kv_len is None else kv_len.clamp(max=layout.tokens)
+        arguments = arguments_of(layout, sparsity, length)
+        plan = classify_heads(q, k, layout.grid, **arguments)
+        assert (plan.kind == Kind.DENSE).all()
+        outputs = rainfusion_attention(q, k, v, layout.grid, return_lse=True, **arguments)
+        wanted = reference.rainfusion_attention(
+            q.float(), k.float(), v.float(), layout.grid, return_lse=True, **arguments
+        )
+        compare(layout, q, k, outputs, wanted, length)
+
+
+def test_strided_views_are_read_in_place():
+    layout, q, k, v = make(CLIPS["no sink"], 64, torch.bfloat16)
+    arguments = arguments_of(layout, 0.8)
+    wanted = rainfusion_attention(q, k, v, layout.grid, **arguments)
+    packed = torch.stack([q, k, v]).permute(1, 3, 0, 2, 4).contiguous()  # [B, S, 3, N, D]
+    views = [packed[:, :, i].transpose(1, 2) for i in range(3)]
+    assert torch.equal(rainfusion_attention(*views, layout.grid, **arguments), wanted)
+
+
+def test_heads_do_not_see_each_other():
+    layout, q, k, v = make(CLIPS["text first"], 128, torch.bfloat16)
+    arguments = arguments_of(layout, 0.8)
+    together = rainfusion_attention(q, k, v, layout.grid, **arguments)
+    alone = rainfusion_attention(*(x[1:, 2:] for x in (q, k, v)), layout.grid, **arguments)
+    assert torch.equal(together[1:, 2:], alone)

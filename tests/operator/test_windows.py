@@ -1,0 +1,107 @@
+"""Windows: shapes against brute force and the documented table, cuts on random layouts."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers import brute_windows
+from helpers.layouts import token_layouts
+from rainfusion_trt.operator.geometry import block_shape
+from rainfusion_trt.operator.windows import WindowCut, single_window, window_shape, windows_meet
+from rainfusion_trt.plugin.build import source_directory
+
+SIZES = (192, 128, 96, 80)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@settings(max_examples=25, deadline=None)
+@given(grid=st.tuples(st.integers(1, 40), st.integers(1, 70), st.integers(1, 70)))
+def test_shape_is_the_cheapest_box(size, grid):
+    assert window_shape(grid, size) == brute_windows.best_box(grid, size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "grid",
+    [(2, 1, 1), (2, 1, 500), (2, 500, 1), (16, 1, 5), (17, 1, 5), (100, 1, 1), (20, 45, 80)],
+)
+def test_shape_at_the_edges(size, grid):
+    box = window_shape(grid, size)
+    assert box == brute_windows.best_box(grid, size)
+    assert math.prod(box) <= size and box[0] <= 16
+
+
+def documented():
+    """Rows of the table: grid, head size, query and key windows."""
+    text = (source_directory() / "docs" / "rainfusion.md").read_text()
+    section = text.split("## Piecewise")[1].split("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| ")]
+
+    def extents(cell):
+        return tuple(int(word) for word in cell.split(",")[0].split(" x "))
+
+    return [
+        (extents(grid), int(size), extents(q), extents(k))
+        for grid, size, q, k in rows
+        if size.strip().isdigit()
+    ]
+
+
+def test_the_documents_table_is_the_rule():
+    rows = documented()
+    assert len(rows) == 5
+    for grid, head_size, q, k in rows:
+        shape = block_shape(head_size)
+        assert (window_shape(grid, shape.q), window_shape(grid, shape.k)) == (q, k)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@settings(max_examples=60, deadline=None)
+@given(
+    frames=st.integers(2, 20),
+    height=st.integers(1, 14),
+    width=st.integers(1, 14),
+)
+def test_a_single_window_is_told_without_the_search(size, frames, height, width):
+    box = window_shape((frames, height, width), size)
+    assert single_window(frames, height * width, size) == (box == (frames, height, width))
+
+
+layouts = token_layouts(9, 30).filter(lambda layout: layout.free_tokens > 0)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@settings(max_examples=30, deadline=None)
+@given(layout=layouts)
+def test_runs_and_windows_hold_every_token_once(size, layout):
+    cut = WindowCut(layout, size)
+    runs = cut.sink_runs()
+    assert all(0 < end - begin <= size for begin, end in runs)
+    assert [begin for begin, _ in runs] == sorted(begin for begin, _ in runs)
+    assert len(runs) == cut.leading_sinks + cut.trailing_sinks == cut.blocks - cut.windows
+    tokens = cut.tokens_of()
+    assert tokens.shape[0] == cut.windows and tokens.shape[1] == math.prod(cut.box) <= size
+    held = [t for begin, end in runs for t in range(begin, end)] + tokens[tokens >= 0].tolist()
+    assert sorted(held) == list(range(layout.tokens))
+    wanted = brute_windows.windows_of(
+        layout.grid, layout.tokens, layout.text, layout.sink_frames, size
+    )
+    assert [row[row >= 0].tolist() for row in tokens] == wanted
+    of = cut.window_of()
+    assert torch.equal(of < 0, layout.is_sink())
+    assert all((of[window] == i).all() for i, window in enumerate(wanted))
+
+
+@settings(max_examples=30, deadline=None)
+@given(layout=layouts, head_size=st.sampled_from([64, 96, 128]))
+def test_windows_meet_where_they_share_a_token(layout, head_size):
+    q_cut, k_cut = (WindowCut(layout, size) for size in block_shape(head_size))
+    wanted = np.zeros((q_cut.windows, k_cut.windows), bool)
+    wanted[q_cut.window_of()[~layout.is_sink()], k_cut.window_of()[~layout.is_sink()]] = True
+    assert np.array_equal(windows_meet(q_cut, k_cut).numpy(), wanted)
