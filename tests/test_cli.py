@@ -62,6 +62,24 @@ def test_help_imports_nothing_heavy():
             "no is not an engine folder",
         ),
         (
+            ("run", "--prompt", "x", "--checkpoint", "no", "--preset", "best"),
+            "preset='best' is not one of quality, balanced, fast",
+        ),
+        (
+            (
+                "run",
+                "--prompt",
+                "x",
+                "--checkpoint",
+                "no",
+                "--model",
+                "allegro",
+                "--method",
+                "magic",
+            ),
+            "method='magic' is not one of rainfusion, ",
+        ),
+        (
             ("run", "--prompt", "x", "--checkpoint", "no", "--model", "sora"),
             "model 'sora' is unknown",
         ),

@@ -30,6 +30,8 @@ def parallel_attention(
     value: Tensor,
     mask: Tensor | None,
     parallel: Any,
+    *,
+    exact: bool = False,
 ) -> Tensor:
     """As `sequence_attention`, for this device's part of the tokens.
 
@@ -69,7 +71,7 @@ def parallel_attention(
             ctx.save_for_backward(query, key, value)
             ctx.attn_mask, ctx.dropout_p, ctx.is_causal = attn_mask, dropout_p, is_causal
             ctx.scale, ctx.enable_gqa = scale, enable_gqa
-        return sequence_attention(routing, name, query, key, value, None, scale)
+        return sequence_attention(routing, name, query, key, value, None, scale, exact=exact)
 
     return _templated_context_parallel_attention(
         query,

@@ -43,6 +43,8 @@ class RoutedProcessor:
         read, torch.compile would make one graph for each value.
     dense : bool
         Whether attention is to be dense, by the backend that the user gave this attention.
+    exact : bool
+        Whether its sparsity is 0 in every step, as `Routing.dense_layers` says.
     """
 
     def __init__(self, original: Any, routing: Routing, name: str) -> None:
@@ -51,6 +53,7 @@ class RoutedProcessor:
         self.name = name
         self.ran = False
         self.dense = False
+        self.exact = False
 
     # Diffusers writes and reads these two by name. They stay with the original, which is put back.
 
@@ -111,8 +114,12 @@ class RoutedProcessor:
             )
         parallel = self._parallel_config
         if parallel is not None and parallel.context_parallel_config is not None:
-            return parallel_attention(self.routing, self.name, query, key, value, mask, parallel)
-        return sequence_attention(self.routing, self.name, query, key, value, mask)
+            return parallel_attention(
+                self.routing, self.name, query, key, value, mask, parallel, exact=self.exact
+            )
+        return sequence_attention(
+            self.routing, self.name, query, key, value, mask, exact=self.exact
+        )
 
 
 class RoutedWan(RoutedProcessor):

@@ -8,8 +8,10 @@ attention than diffusers': a torch function mode takes the calls of
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -31,6 +33,8 @@ class AttentionRoute(TorchFunctionMode):
         float32 [1].
     settings : AttentionSettings
         Of the whole model, without text and scale.
+    dense_layers : collection of int
+        Attentions, numbered from 0, whose sparsity is 0.
 
     Attributes
     ----------
@@ -45,7 +49,12 @@ class AttentionRoute(TorchFunctionMode):
     """
 
     def __init__(
-        self, layout: AttentionLayout, sparsity: Tensor, settings: AttentionSettings
+        self,
+        layout: AttentionLayout,
+        sparsity: Tensor,
+        settings: AttentionSettings,
+        *,
+        dense_layers: Collection[int] = (),
     ) -> None:
         super().__init__()
         settings.check_model_wide()
@@ -53,6 +62,7 @@ class AttentionRoute(TorchFunctionMode):
         self.tokens = frames * height * width + layout.text_tokens
         self._layout = layout
         self._sparsity = sparsity
+        self._dense_layers = dense_layers
         self._settings = settings.replace(text=layout.text)
         self.count = 0
         self.entered = False
@@ -116,13 +126,16 @@ class AttentionRoute(TorchFunctionMode):
                 "and other masks RainFusion does not have"
             )
         self._check_kv_len(query)
+        sparsity = self._sparsity.to(query.device)
+        if self.count in self._dense_layers:
+            sparsity = torch.zeros_like(sparsity)
         self.count += 1
         return rainfusion_attention(
             query,
             key,
             value,
             self._layout.grid,
-            sparsity=self._sparsity.to(query.device),
+            sparsity=sparsity,
             kv_len=self._layout.kv_len,
             **self._settings.replace(scale=scale or 0.0).attributes(),
         )

@@ -21,6 +21,8 @@ def sequence_attention(
     value: Tensor,
     mask: Tensor | None,
     scale: float | None = None,
+    *,
+    exact: bool = False,
 ) -> Tensor:
     """RainFusion attention of one self-attention.
 
@@ -36,6 +38,8 @@ def sequence_attention(
         bool, [B, 1, 1, S], True for the tokens before the padding at the end.
     scale
         Of the softmax, default 1 / sqrt(D).
+    exact
+        Whether the sparsity is 0, whatever that of the forward is.
 
     Returns
     -------
@@ -54,13 +58,16 @@ def sequence_attention(
     # backward pass runs a checkpointed block when the forward is long over.
     kv_len = None if mask is None else mask.flatten(1).sum(1, dtype=torch.int32)
     settings = routing.settings.replace(text=tokens.text, scale=scale or 0.0)
+    sparsity = routing.sparsity_tensor.to(query.device)
+    if exact:
+        sparsity = torch.zeros_like(sparsity)
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     arguments = (
         query,
         key,
         value,
         query.new_empty(1).expand(tokens.grid.shape),
-        routing.sparsity_tensor.to(query.device),
+        sparsity,
         kv_len,
         *settings.flat(),
     )

@@ -17,11 +17,14 @@ from torch import Tensor, nn
 
 from rainfusion_trt.errors import DenseAttentionError, InvalidInputError, UnsupportedError
 from rainfusion_trt.models import AttentionLayout, VideoModel, get_model, model_names
+from rainfusion_trt.operator.geometry import block_shape
 from rainfusion_trt.operator.settings import AttentionSettings
+from rainfusion_trt.operator.windows import single_window
 from rainfusion_trt.routing.density import DensityMeter
 from rainfusion_trt.routing.report import RoutingReport
 from rainfusion_trt.routing.route import AttentionRoute
 from rainfusion_trt.routing.site import Site, Tokens
+from rainfusion_trt.sigma_schedule import NoiseLevels, SigmaSchedule
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +65,8 @@ class Routing:
         self.kind = type(transformer).__name__
         # Without self: a graph of torch.compile cannot bind arguments by a signature.
         self._parameters = tuple(inspect.signature(type(transformer).forward).parameters)[1:]
+        config = getattr(transformer, "config", None)
+        self._head_size: int | None = getattr(config, "attention_head_dim", None)
         self._route: AttentionRoute | None = None  # of the latest forward, where it is by tokens
         self._dense_grid = False
         self._logged: set[str] = set()
@@ -69,11 +74,14 @@ class Routing:
         device = next(iter(transformer.parameters()), torch.empty(0, device="cpu")).device
         device = torch.device("cpu") if device.type == "meta" else device
         self._tensor = torch.tensor([0.0], dtype=torch.float32, device=device)
+        self._plan: tuple[SigmaSchedule, NoiseLevels] | None = None
+        self._scheduled: Tensor | None = None  # sparsity of the forward that runs, by the plan
+        self._dense_layers: tuple[int, ...] = ()
         self.sparsity = sparsity
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles of the transformer; a model of the registry goes by its name."""
-        state = {**self.__dict__, "_route": None}
+        state = {**self.__dict__, "_route": None, "_scheduled": None}
         if self.model.name in model_names() and get_model(self.model.name) is self.model:
             state["model"] = self.model.name
         return state
@@ -87,7 +95,7 @@ class Routing:
 
     @property
     def sparsity(self) -> float:
-        """Of the next forward calls."""
+        """Of the next forward calls; of a schedule the largest."""
         return self._sparsity
 
     @sparsity.setter
@@ -95,10 +103,40 @@ class Routing:
         if not 0.0 <= value < 1.0:
             raise InvalidInputError(f"sparsity={value} must be in [0, 1); 0 is dense attention")
         self._sparsity = float(value)
+        self._plan = self._scheduled = None
         # In place, since CUDA graphs read this very tensor. One that came to the device in a
         # forward under inference_mode is written under it.
         with torch.inference_mode(self._tensor.is_inference()), torch.no_grad():
             self._tensor.fill_(self._sparsity)
+
+    def follow(self, schedule: SigmaSchedule, levels: NoiseLevels) -> None:
+        """Take the sparsity of each forward from its timestep, until `sparsity` is set.
+
+        Read and computed on the device.
+        """
+        self.sparsity = schedule.peak
+        self._plan = schedule, levels
+
+    @property
+    def dense_layers(self) -> tuple[int, ...]:
+        """Self-attentions, numbered from 0, that are dense whatever the sparsity."""
+        return self._dense_layers
+
+    @dense_layers.setter
+    def dense_layers(self, layers: tuple[int, ...]) -> None:
+        for layer in layers:
+            if type(layer) is not int or layer < 0:
+                raise InvalidInputError(f"dense_layers has {layer!r}; give numbers from 0 on")
+            # Where attentions are found by their tokens, how many there are is not known yet.
+            if self.sites and layer >= len(self.sites):
+                raise InvalidInputError(
+                    f"dense_layers has {layer}, and this transformer has {len(self.sites)} "
+                    f"self-attentions: give numbers from 0 to {len(self.sites) - 1}"
+                )
+        self._dense_layers = tuple(layers)
+        for number, site in enumerate(self.sites):
+            if site.processor is not None:
+                site.processor.exact = number in layers
 
     @property
     def routed(self) -> int:
@@ -127,7 +165,7 @@ class Routing:
     @property
     def sparsity_tensor(self) -> Tensor:
         """float32 [1], on the device of the latest forward's inputs."""
-        return self._tensor
+        return self._tensor if self._scheduled is None else self._scheduled
 
     def begin(
         self, transformer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -142,6 +180,17 @@ class Routing:
             self._tensor = self._tensor.to(layout.grid.device)
         if self.meter is not None:
             self.meter.begin(layout.grid)
+        if self._plan is not None:
+            schedule, levels = self._plan
+            timestep = call.get("timestep")
+            if timestep is None:
+                raise InvalidInputError(
+                    "the sparsity follows a schedule, and this call has no timestep; set the "
+                    "sparsity of what enable() returned"
+                )
+            timestep = torch.as_tensor(timestep, device=layout.grid.device)
+            # The noisiest, where tokens have timesteps of their own.
+            self._scheduled = schedule.at(levels.sigma(timestep.amax().view(1)))
         self._check_grid()
         self._check_sites()
         if self.by_tokens:
@@ -176,7 +225,9 @@ class Routing:
                 f"{self.kind} has no attention modules of diffusers, and what finds its attention "
                 "by tokens cannot be compiled; run it without torch.compile"
             )
-        self._route = AttentionRoute(layout, self._tensor, self.settings)
+        self._route = AttentionRoute(
+            layout, self.sparsity_tensor, self.settings, dense_layers=self._dense_layers
+        )
         self._route.__enter__()
 
     def _leave_route(self) -> None:
@@ -197,7 +248,7 @@ class Routing:
     # -- checks -----------------------------------------------------------------------------------
 
     def _check_grid(self) -> None:
-        """Fewer than two frames beside the sinks leave nothing to be sparse in."""
+        """Fewer than two frames beside the sinks, or one window, leave nothing to be sparse in."""
         self._dense_grid = False
         assert self.tokens is not None
         frames, sinks = self.tokens.grid.shape[0], self.settings.sink_frames
@@ -209,6 +260,20 @@ class Routing:
                 f"sink_frames={sinks} of them are always attended to, and at least two others are "
                 "needed; use a longer clip, fewer sink_frames or sparsity=0"
             )
+        elif self._in_one_window(frames - sinks) and self._sparsity > 0:
+            self._dense_grid = True
+            self._dense(
+                f"sparsity={self._sparsity} has no effect: one window of method 'piecewise' holds "
+                "all tokens of this clip beside its sinks; use a larger clip, another method or "
+                "sparsity=0"
+            )
+
+    def _in_one_window(self, free_frames: int) -> bool:
+        if self.settings.method != "piecewise" or self._head_size is None:
+            return False
+        assert self.tokens is not None
+        _, height, width = self.tokens.grid.shape
+        return single_window(free_frames, height * width, block_shape(self._head_size).k)
 
     def _check_sites(self) -> None:
         backend = self._common_backend()

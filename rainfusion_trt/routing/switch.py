@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -10,8 +12,10 @@ from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models import VideoModel, get_model, model_of
 from rainfusion_trt.models.transformer import uncompiled
 from rainfusion_trt.operator.settings import AttentionSettings, Method
+from rainfusion_trt.presets import Preset, preset_of
 from rainfusion_trt.routing.site import Site
 from rainfusion_trt.routing.state import Routing
+from rainfusion_trt.sigma_schedule import NoiseLevels, SigmaSchedule
 
 _HANDLE = "_rainfusion_routing"  # on a transformer
 _SITE = "_rainfusion_site"  # on a block
@@ -20,10 +24,14 @@ _SITE = "_rainfusion_site"  # on a block
 def enable(
     transformer: nn.Module,
     *,
-    sparsity: float = 0.5,
-    method: Method = AttentionSettings.method,
+    preset: str | None = None,
+    scheduler: Any = None,
+    sparsity: float | None = None,
+    schedule: SigmaSchedule | None = None,
+    method: Method | None = None,
     alpha: float = AttentionSettings.alpha,
     sink_frames: int = AttentionSettings.sink_frames,
+    dense_layers: Sequence[int] | None = None,
     model: str | VideoModel | None = None,
     allow_dense: bool = False,
 ) -> Routing:
@@ -36,8 +44,20 @@ def enable(
     ----------
     transformer
         ``pipe.transformer``, compiled or not; its weights and its code stay untouched.
-    sparsity, method, alpha, sink_frames
+    preset
+        "quality", "balanced" or "fast": sets `method`, `sparsity` and `schedule`. What else is
+        given goes before it.
+    scheduler
+        ``pipe.scheduler``, which says how noisy each timestep is: for a preset or a schedule.
+    sparsity
+        As :func:`rainfusion_trt.rainfusion_attention`, by default 0.5; with a preset that of its
+        schedule where it is not dense.
+    schedule
+        Sparsity by the noise of each forward's timestep, instead of one for all.
+    method, alpha, sink_frames
         As :func:`rainfusion_trt.rainfusion_attention`.
+    dense_layers
+        Self-attentions, numbered from 0, that are dense whatever the sparsity.
     model
         Registry name, needed only where the class and configuration do not tell; or a `VideoModel`
         of your own. A transformer without attention modules of diffusers is routed by the number
@@ -50,7 +70,7 @@ def enable(
     Returns
     -------
     Routing
-        Set its ``sparsity`` between calls, for example 0 for the first steps.
+        Set its ``sparsity`` between calls, for example 0 for the first steps; that ends a schedule.
 
     Raises
     ------
@@ -77,9 +97,20 @@ def enable(
         model = model_of(transformer)
     elif isinstance(model, str):
         model = get_model(model)
+    chosen = preset_of(preset)
+    if method is None:
+        method = AttentionSettings.method if chosen is None else chosen.method
+    if dense_layers is None:
+        dense_layers = () if chosen is None else chosen.dense_layers
+    plan = _plan(chosen, sparsity, schedule, scheduler)
     settings = AttentionSettings(method=method, alpha=alpha, sink_frames=sink_frames)
-    routing = Routing(model, settings, sparsity, transformer, allow_dense=allow_dense)
+    routing = Routing(model, settings, 0.0, transformer, allow_dense=allow_dense)
+    if isinstance(plan, SigmaSchedule):
+        routing.follow(plan, NoiseLevels.of(scheduler))
+    else:
+        routing.sparsity = plan
     routing.sites = _sites(transformer, routing)
+    routing.dense_layers = tuple(dense_layers)
     for site in routing.sites:
         if site.processor is not None:
             site.attention.set_processor(site.processor)
@@ -92,6 +123,29 @@ def enable(
     ]
     setattr(transformer, _HANDLE, routing)
     return routing
+
+
+def _plan(
+    preset: Preset | None,
+    sparsity: float | None,
+    schedule: SigmaSchedule | None,
+    scheduler: Any,
+) -> float | SigmaSchedule:
+    """The sparsity of all calls, or the schedule that gives that of each."""
+    if schedule is not None and sparsity is not None:
+        raise InvalidInputError("give sparsity or schedule, not both")
+    if schedule is None and preset is not None:
+        schedule = preset.schedule
+        if sparsity is not None:
+            schedule = dataclasses.replace(schedule, sparsity=sparsity)
+    if (schedule is None) != (scheduler is None):
+        raise InvalidInputError(
+            "scheduler= goes with preset= or schedule=, which need it to tell how noisy a timestep "
+            "is: pass scheduler=pipe.scheduler with one of them, or sparsity= alone"
+        )
+    if schedule is not None:
+        return schedule
+    return 0.5 if sparsity is None else sparsity
 
 
 def disable(transformer: nn.Module) -> None:

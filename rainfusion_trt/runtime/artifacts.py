@@ -13,7 +13,7 @@ import torch
 from rainfusion_trt.errors import EngineLoadError, InvalidInputError, UnsupportedError
 from rainfusion_trt.models import component_names, get_model, model_names, model_of
 from rainfusion_trt.models.base import VideoModel, VideoSize
-from rainfusion_trt.operator.settings import AttentionSettings
+from rainfusion_trt.operator.settings import OPERATOR_V1_DEFAULTS, AttentionSettings
 from rainfusion_trt.runtime.denoiser import GraphTransformer, complete_config
 from rainfusion_trt.runtime.graphs import Graph, graph_of_engine, graph_of_onnx
 from rainfusion_trt.runtime.select import Sources
@@ -162,7 +162,8 @@ class Artifacts:
             graph.check_settings(given)
         parts = _parts_of(chosen, parts, from_pipe=pipe is not None)
         first = exported[0].account if exported else None
-        recorded = (first.settings if first else None) or AttentionSettings()
+        # Files that record no settings are of nodes that say them, or have version 1's.
+        recorded = (first.settings or OPERATOR_V1_DEFAULTS) if first else AttentionSettings()
         artifacts = cls(
             model=chosen,
             parts=tuple(parts),

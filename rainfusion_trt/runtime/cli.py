@@ -29,8 +29,11 @@ def main(
     frames: options.Frames = None,
     height: options.Height = None,
     width: options.Width = None,
-    sparsity: options.Sparsity = 0.5,
-    dense_fraction: options.DenseFraction = 0.1,
+    preset: options.Preset = None,
+    method: options.Method = None,
+    sparsity: options.Sparsity = None,
+    dense_fraction: options.DenseFraction = None,
+    dense_layer: options.DenseLayer = None,
     seed: options.Seed = 0,
     fps: options.Fps = None,
     overwrite: options.Overwrite = False,
@@ -47,7 +50,12 @@ def main(
     clip = {"num_frames": frames, "height": height, "width": width, "guidance_scale": guidance}
     call = {"num_inference_steps": steps, "negative_prompt": negative_prompt, "seed": seed, **clip}
     files = {"engine": engine, "onnx": onnx, "engine_2": engine_2, "onnx_2": onnx_2}
-    schedule = {"sparsity": sparsity, "dense_fraction": dense_fraction}
+    schedule: dict[str, Any] = {
+        "preset": preset,
+        "sparsity": sparsity,
+        "dense_fraction": dense_fraction,
+    }
+    schedule |= {"method": method, "dense_layers": dense_layer}
     allowed = {"allow_fallback": allow_fallback, "allow_dense": allow_dense}
     place = {"device": device, "cpu_offload": cpu_offload}
     faster = {"cuda_graph": cuda_graph, "compile": compile}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -59,6 +59,21 @@ class Denoiser(ABC):
         after
             Gets what the call ran right after it.
         """
+
+    def keep_dense(self, layers: Sequence[int]) -> None:
+        """Let these self-attentions, numbered from 0, be dense whatever the sparsity.
+
+        Raises
+        ------
+        UnsupportedError
+            It has one sparsity for all.
+        """
+        if layers:
+            raise UnsupportedError(
+                f"dense_layers={tuple(layers)} cannot reach an exported graph, which has one "
+                f"sparsity for all its attentions, and the backend here is {self.name}: leave it "
+                "out, or use backend='torch'"
+            )
 
     @abstractmethod
     def describe(self) -> str:

@@ -32,6 +32,10 @@ class ExpertsDenoiser(Denoiser):
         for expert in self.experts:
             expert.set_sparsity(value)
 
+    def keep_dense(self, layers: Sequence[int]) -> None:
+        for expert in self.experts:
+            expert.keep_dense(layers)
+
     @contextmanager
     def observe(self, before: Before, after: After) -> Iterator[None]:
         with ExitStack() as stack:

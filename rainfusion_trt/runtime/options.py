@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from rainfusion_trt.operator.settings import METHODS
+from rainfusion_trt.presets import PRESETS
+
 Prompt = Annotated[str, typer.Option(help="What the video shows.")]
 Checkpoint = Annotated[
     str, typer.Option(help="Diffusers directory or hub id: text encoder, VAE, scheduler.")
@@ -23,8 +26,22 @@ Guidance = Annotated[float | None, typer.Option(help="Guidance scale (default: m
 Frames = Annotated[int | None, typer.Option(help="Frames (default: engine's).")]
 Height = Annotated[int | None, typer.Option(help="Pixels (default: engine's).")]
 Width = Annotated[int | None, typer.Option(help="Pixels (default: engine's).")]
-Sparsity = Annotated[float, typer.Option(help="Share of pairs left out; 0 is dense.")]
-DenseFraction = Annotated[float, typer.Option(help="Share of first steps kept dense.")]
+Preset = Annotated[
+    str | None, typer.Option(help=f"{', '.join(PRESETS)}: sets method, sparsity and schedule.")
+]
+Method = Annotated[str | None, typer.Option(help=f"{', '.join(METHODS)}; an engine's is fixed.")]
+Sparsity = Annotated[
+    float | None,
+    typer.Option(help="Share of pairs left out; 0 is dense (default: preset's, else 0.5)."),
+]
+DenseFraction = Annotated[
+    float | None,
+    typer.Option(help="Share of first steps kept dense (default: preset's, else 0.1)."),
+]
+DenseLayer = Annotated[
+    list[int] | None,
+    typer.Option(help="Number of a layer that stays dense, from 0, repeatable."),
+]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
 Fps = Annotated[int | None, typer.Option(help="Frames per second (default: model's).")]
 Overwrite = Annotated[

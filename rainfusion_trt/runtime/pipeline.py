@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models.base import VideoModel
+from rainfusion_trt.presets import preset_of
 from rainfusion_trt.runtime.artifacts import Artifacts, Files, files_by_component
 from rainfusion_trt.runtime.call_arguments import (
     callback_tensors,
@@ -30,14 +32,16 @@ from rainfusion_trt.runtime.output import PipelineOutput
 from rainfusion_trt.runtime.schedule import (
     Schedule,
     SparsitySchedule,
-    check_sparsity,
+    choose_schedule,
+    foreseen,
     read_schedule,
-    sparsity_per_step,
     summary,
+    with_sparsity,
 )
 from rainfusion_trt.runtime.select import candidates
 from rainfusion_trt.runtime.steps import Call, StepCallback, StepClock, StepRun
 from rainfusion_trt.runtime.turn import Turn
+from rainfusion_trt.sigma_schedule import SigmaSchedule
 
 __all__ = ["Pipeline", "PipelineOutput"]
 
@@ -77,13 +81,18 @@ class Pipeline:
         Accept attention that is dense although a sparsity is asked: of a backend that has no other
         (ONNX Runtime), of a clip with too few frames, of a block whose attention something else
         has taken. It is logged, and the result says so. By default that is an error.
-    sparsity, dense_fraction : float
-        The default schedule: the first `dense_fraction` of the steps dense, the others at
-        `sparsity`.
-    schedule : callable or iterable of float, optional
-        Sparsity per step instead: ``schedule(step, steps)`` or one value per step.
+    preset : str, optional
+        ``"quality"``, ``"balanced"`` or ``"fast"``: sets `method`, `sparsity` and a schedule that
+        is dense while sigma, the share of noise, is large. What else is given goes before it.
+    sparsity, dense_fraction : float, optional
+        A schedule by steps: the first `dense_fraction` (default 0.1) of the steps dense, the others
+        at `sparsity` (default 0.5).
+    schedule : callable, iterable of float or SigmaSchedule, optional
+        Sparsity per step instead: ``schedule(step, steps)``, one value per step, or by sigma.
     method, alpha, sink_frames : optional
         Attention settings of the torch backend; in an exported file they are fixed.
+    dense_layers : sequence of int, optional
+        Self-attentions, numbered from 0, that stay dense in every step: the torch backend alone.
     cuda_graph : bool
         Replay each call of the engine as a CUDA graph.
     compile : bool
@@ -122,12 +131,14 @@ class Pipeline:
         backend: str = "auto",
         allow_fallback: bool = False,
         allow_dense: bool = False,
-        sparsity: float = 0.5,
-        dense_fraction: float = 0.1,
+        preset: str | None = None,
+        sparsity: float | None = None,
+        dense_fraction: float | None = None,
         schedule: Schedule | None = None,
         method: str | None = None,
         alpha: float | None = None,
         sink_frames: int | None = None,
+        dense_layers: Sequence[int] | None = None,
         cuda_graph: bool = False,
         compile: bool = False,
         device: str | torch.device | None = None,
@@ -135,9 +146,12 @@ class Pipeline:
         dtype: torch.dtype | None = None,
         wait: bool = False,
     ) -> None:
+        chosen = preset_of(preset)
+        self.schedule = choose_schedule(chosen, sparsity, dense_fraction, schedule)
         self.dense_fraction = dense_fraction
-        default = SparsitySchedule(sparsity, dense_fraction)
-        self.schedule = default if schedule is None else read_schedule(schedule)
+        if chosen is not None:
+            method = chosen.method if method is None else method
+            dense_layers = chosen.dense_layers if dense_layers is None else dense_layers
         self.wait = wait
         self._turn = Turn()
         self._closed = False
@@ -164,6 +178,7 @@ class Pipeline:
         )
         self.denoiser = first_that_runs(names, load)
         try:
+            self.denoiser.keep_dense(dense_layers or ())
             self.pipe = load_pipe(self.artifacts, self.denoiser, cpu_offload=cpu_offload)
         except BaseException:
             self.denoiser.close()
@@ -219,7 +234,8 @@ class Pipeline:
         sparsity
             Of this run; 0 is dense. The first steps stay dense as set in the constructor.
         schedule
-            Of this run, instead of `sparsity`: ``schedule(step, steps)`` or one value per step.
+            Of this run, instead of `sparsity`: ``schedule(step, steps)``, one value per step, or a
+            `SigmaSchedule`.
         callback_on_step_end
             As in diffusers.
         profile
@@ -309,8 +325,9 @@ class Pipeline:
 
     def _refuse_dense_default(self, name: str) -> None:
         """Fail before anything is loaded where the default schedule is sparse, the backend not."""
-        default = self.schedule
-        if name == "onnxruntime" and isinstance(default, SparsitySchedule) and default.sparsity > 0:
+        plan = self.schedule
+        is_sparse = isinstance(plan, (SparsitySchedule, SigmaSchedule)) and plan.peak > 0
+        if name == "onnxruntime" and is_sparse:
             refuse_dense(name, allow_dense=self.allow_dense)
 
     # -- one call -------------------------------------------------------------------------------
@@ -319,8 +336,9 @@ class Pipeline:
         if sparsity is not None and schedule is not None:
             raise InvalidInputError("give sparsity or schedule, not both")
         if sparsity is not None:
-            check_sparsity(sparsity, "sparsity")
-            return SparsitySchedule(sparsity, self.dense_fraction)
+            if isinstance(self.schedule, SigmaSchedule):
+                return with_sparsity(self.schedule, sparsity)
+            return choose_schedule(None, sparsity, self.dense_fraction, None)
         return self.schedule if schedule is None else read_schedule(schedule)
 
     def _arguments(self, given: dict[str, Any], callback: StepCallback | None) -> dict[str, Any]:
@@ -334,10 +352,11 @@ class Pipeline:
 
     def _check_plan(self, schedule: Schedule, steps: int) -> None:
         """Check the sparsity of every step against the backend, and say it."""
-        planned = sparsity_per_step(schedule, steps)
-        if max(planned, default=0.0) > 0.0 and not self.denoiser.sparse:
-            refuse_dense(self.backend, allow_dense=self.allow_dense)
-        shown = summary(planned if self.denoiser.sparse else (0.0,) * steps)
+        peak, shown = foreseen(schedule, self.pipe, steps)
+        if not self.denoiser.sparse:
+            if peak > 0.0:
+                refuse_dense(self.backend, allow_dense=self.allow_dense)
+            shown = summary((0.0,) * steps)
         logger.info("%s on %s, sparsity per step: %s", self.backend, self.device, shown)
 
     def _free_frames(self, call: Call) -> int:

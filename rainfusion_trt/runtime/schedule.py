@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from numbers import Real
 from typing import Any
 
 from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.presets import Preset
+from rainfusion_trt.sigma_schedule import NoiseLevels, SigmaSchedule
 
-Schedule = Callable[[int, int], float] | Iterable[float]
+Schedule = Callable[[int, int], float] | Iterable[float] | SigmaSchedule
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class SparsitySchedule:
                 f"dense_fraction is {self.dense_fraction!r}: give the share of dense steps, in "
                 "[0, 1]"
             )
+
+    @property
+    def peak(self) -> float:
+        """The largest sparsity of any step."""
+        return self.sparsity
 
     def dense_steps(self, steps: int) -> int:
         """Number of dense steps at the start of a run of `steps` steps."""
@@ -67,7 +75,42 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def read_schedule(schedule: Schedule) -> Callable[[int, int], float] | tuple[float, ...]:
+def choose_schedule(
+    preset: Preset | None,
+    sparsity: float | None,
+    dense_fraction: float | None,
+    schedule: Schedule | None,
+) -> Schedule:
+    """The schedule of a `Pipeline`: what was given goes before what a preset says.
+
+    Parameters
+    ----------
+    preset : Preset, optional
+        Its schedule, with `sparsity` in it if given; or with `dense_fraction`, its sparsity by
+        steps.
+    sparsity, dense_fraction : float, optional
+        By default those of the preset, else those of `SparsitySchedule`.
+    schedule : Schedule, optional
+        Instead of all others.
+    """
+    if schedule is not None:
+        return read_schedule(schedule)
+    if preset is not None and dense_fraction is None:
+        return preset.schedule if sparsity is None else with_sparsity(preset.schedule, sparsity)
+    if preset is not None and sparsity is None:
+        sparsity = preset.schedule.peak
+    given = {"sparsity": sparsity, "dense_fraction": dense_fraction}
+    return SparsitySchedule(**{k: v for k, v in given.items() if v is not None})
+
+
+def with_sparsity(schedule: SigmaSchedule, sparsity: float) -> SigmaSchedule:
+    """`schedule` at one sparsity wherever it is not dense."""
+    return dataclasses.replace(schedule, sparsity=check_sparsity(sparsity, "sparsity"))
+
+
+def read_schedule(
+    schedule: Schedule,
+) -> Callable[[int, int], float] | tuple[float, ...] | SigmaSchedule:
     """A schedule that can be read again and again: a function, or values that are checked.
 
     Parameters
@@ -80,7 +123,7 @@ def read_schedule(schedule: Schedule) -> Callable[[int, int], float] | tuple[flo
     InvalidInputError
         Neither a function nor numbers in [0, 1), or no values at all.
     """
-    if callable(schedule):
+    if callable(schedule) or isinstance(schedule, SigmaSchedule):
         return schedule
     values: Any = schedule.tolist() if hasattr(schedule, "tolist") else schedule
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
@@ -95,7 +138,31 @@ def read_schedule(schedule: Schedule) -> Callable[[int, int], float] | tuple[flo
     return checked
 
 
-def sparsity_per_step(schedule: Schedule, steps: int) -> tuple[float, ...]:
+def planned_sparsity(schedule: Schedule, pipe: Any) -> tuple[float, ...]:
+    """The sparsity of every step of a diffusers pipeline whose scheduler has its timesteps."""
+    if isinstance(schedule, SigmaSchedule):
+        return schedule.per_step(pipe.scheduler, pipe.num_timesteps)
+    return sparsity_per_step(schedule, pipe.num_timesteps)
+
+
+def foreseen(schedule: Schedule, pipe: Any, steps: int) -> tuple[float, str]:
+    """The largest sparsity of a run of `steps` steps, and its plan in few words.
+
+    Raises
+    ------
+    InvalidInputError, UnsupportedError
+        The schedule does not fit these steps, or this scheduler.
+    """
+    if isinstance(schedule, SigmaSchedule):
+        NoiseLevels.of(pipe.scheduler)
+        return schedule.peak, str(schedule)
+    planned = sparsity_per_step(schedule, steps)
+    return max(planned, default=0.0), summary(planned)
+
+
+def sparsity_per_step(
+    schedule: Callable[[int, int], float] | Iterable[float], steps: int
+) -> tuple[float, ...]:
     """The sparsity of every step, checked.
 
     Parameters

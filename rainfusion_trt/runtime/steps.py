@@ -14,7 +14,7 @@ import torch
 from rainfusion_trt.errors import DenseAttentionError
 from rainfusion_trt.runtime.finite import check_latents
 from rainfusion_trt.runtime.report import CallReport, StepReport
-from rainfusion_trt.runtime.schedule import Schedule, sparsity_per_step
+from rainfusion_trt.runtime.schedule import Schedule, planned_sparsity
 
 logger = logging.getLogger("rainfusion_trt")
 
@@ -75,7 +75,7 @@ class StepRun:
     Parameters
     ----------
     schedule
-        Sparsity per step, see `sparsity_per_step`.
+        Sparsity per step, see `planned_sparsity`.
     set_sparsity
         Called before the first transformer call of every step.
     free_frames
@@ -127,7 +127,7 @@ class StepRun:
         """Right before a call of the transformer."""
         if self._planned is None:
             # Only now known for sure: custom timesteps and `strength` change the number of steps.
-            planned = sparsity_per_step(self._schedule, self._pipe.num_timesteps)
+            planned = planned_sparsity(self._schedule, self._pipe)
             self._planned = self._possible(planned, call)
         if self._prepared != self._step:
             self._set_sparsity(self._planned[self._step])

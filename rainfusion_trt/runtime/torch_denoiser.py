@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
@@ -59,6 +60,9 @@ class TorchDenoiser(OneDenoiser):
 
     def set_sparsity(self, value: float) -> None:
         self._handle.sparsity = value
+
+    def keep_dense(self, layers: Sequence[int]) -> None:
+        self._handle.dense_layers = tuple(layers)
 
     def report(self) -> CallReport:
         from rainfusion_trt.routing import routing_of

@@ -1,0 +1,134 @@
+"""Presets, schedules by sigma and dense layers in `Pipeline`, on a tiny CogVideoX on the CPU."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+import rainfusion_trt
+from helpers.cogvideox_pipeline import tiny_pipeline
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.models import VideoSize, get_model
+from rainfusion_trt.presets import PRESETS, preset_of
+from rainfusion_trt.runtime.denoiser import GraphDenoiser
+from rainfusion_trt.runtime.schedule import (
+    SparsitySchedule,
+    choose_schedule,
+    foreseen,
+    with_sparsity,
+)
+from rainfusion_trt.sigma_schedule import NoiseLevels, SigmaSchedule
+
+Pipeline = functools.partial(rainfusion_trt.Pipeline, device="cpu", backend="torch")
+SIZE = VideoSize(frames=17, height=96, width=128)  # more tokens than one window holds
+CALL = {
+    "prompt": "a fox",
+    "num_frames": SIZE.frames,
+    "height": SIZE.height,
+    "width": SIZE.width,
+    "num_inference_steps": 4,
+    "output_type": "latent",
+    "guidance_scale": 1.0,
+    "seed": 0,
+}
+
+
+@pytest.fixture
+def pipe():
+    made = tiny_pipeline(get_model("cogvideox"), size=SIZE)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def by_sigma(pipe, schedule) -> tuple[float, ...]:
+    """The sparsity of every step, from the noise of its timestep alone."""
+    sigmas = NoiseLevels.of(pipe.scheduler).sigma(pipe.scheduler.timesteps).tolist()
+    return tuple(0.0 if sigma > schedule.dense_above else schedule.peak for sigma in sigmas)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_sets_method_and_schedule(pipe, preset):
+    with Pipeline(pipe=pipe, preset=preset) as pipeline:
+        output = pipeline(**CALL, profile=True)
+        assert pipeline.artifacts.settings.method == PRESETS[preset].method
+    wanted = by_sigma(pipe, PRESETS[preset].schedule)
+    assert wanted[0] == 0.0 and wanted[-1] > 0.0  # so that both kinds of steps are met
+    assert output.sparsity == pytest.approx(wanted)
+    assert [row.sparsity for row in output.timings] == pytest.approx(wanted)
+
+
+def test_what_is_given_goes_before_the_preset(pipe):
+    with Pipeline(pipe=pipe, preset="fast", method="rainfusion2", sparsity=0.5) as pipeline:
+        assert pipeline.artifacts.settings.method == "rainfusion2"
+        schedule = with_sparsity(PRESETS["fast"].schedule, 0.5)
+        assert pipeline(**CALL).sparsity == by_sigma(pipe, schedule)
+        schedule = with_sparsity(schedule, 0.25)
+        assert pipeline(**CALL, sparsity=0.25).sparsity == by_sigma(pipe, schedule)
+        assert pipeline(**CALL, sparsity=0.0).sparsity == (0.0,) * 4
+        assert pipeline(**CALL, schedule=[0.5] * 4).sparsity == (0.5,) * 4
+
+
+def test_a_schedule_of_a_call_may_be_by_sigma(pipe):
+    pipe.scheduler.set_timesteps(4)
+    sigmas = NoiseLevels.of(pipe.scheduler).sigma(pipe.scheduler.timesteps)
+    schedule = SigmaSchedule(0.75, dense_above=float(sigmas[1:3].mean()))
+    with Pipeline(pipe=pipe) as pipeline:
+        output = pipeline(**CALL, schedule=schedule)
+    assert output.sparsity == (0.0, 0.0, 0.75, 0.75)
+
+
+def test_which_schedule_is_chosen():
+    fast = preset_of("fast")
+    assert choose_schedule(None, None, None, None) == SparsitySchedule(0.5, 0.1)
+    assert choose_schedule(None, 0.7, None, None) == SparsitySchedule(0.7, 0.1)
+    assert choose_schedule(None, None, 0.3, None) == SparsitySchedule(0.5, 0.3)
+    assert choose_schedule(fast, None, None, None) == fast.schedule
+    assert choose_schedule(fast, 0.7, None, None) == with_sparsity(fast.schedule, 0.7)
+    assert choose_schedule(fast, None, 0.3, None) == SparsitySchedule(0.9, 0.3)
+    assert choose_schedule(fast, 0.7, 0.3, [0.1]) == (0.1,)
+
+
+def test_the_plan_is_said_and_the_scheduler_checked(pipe):
+    schedule = PRESETS["balanced"].schedule
+    assert foreseen(schedule, pipe, 4) == (0.8, "0.8, dense above sigma 0.9")
+    assert foreseen([0.0, 0.5], pipe, 2) == (0.5, "1 x 0, 1 x 0.5")
+    pipe.scheduler.alphas_cumprod = None
+    with (
+        Pipeline(pipe=pipe, preset="balanced") as pipeline,
+        pytest.raises(UnsupportedError, match="does not say how noisy"),
+    ):
+        pipeline(**CALL)
+
+
+def test_dense_layers_reach_the_transformer(pipe, monkeypatch):
+    seen = []
+    operator = torch.ops.rainfusion.attention_measured
+
+    def record(*arguments):
+        seen.append(float(arguments[4]))
+        return operator(*arguments)
+
+    monkeypatch.setattr(torch.ops.rainfusion, "attention_measured", record)
+    with Pipeline(pipe=pipe, dense_fraction=0.0, dense_layers=(1,)) as pipeline:
+        output = pipeline(**CALL)
+    assert seen == [0.5, 0.0] * 4  # two layers, four steps
+    assert output.sparsity == (0.5,) * 4
+    with pytest.raises(InvalidInputError, match="dense_layers has 5"):
+        Pipeline(pipe=pipe, dense_layers=(5,))
+    assert isinstance(pipe.transformer, torch.nn.Module)
+    Pipeline(pipe=pipe).close()  # nothing was left on
+
+
+def test_an_exported_graph_has_one_sparsity():
+    denoiser = object.__new__(GraphDenoiser)
+    denoiser.name = "tensorrt"
+    denoiser.keep_dense(())
+    with pytest.raises(UnsupportedError, match=r"dense_layers=\(0,\) cannot reach an exported"):
+        denoiser.keep_dense((0,))
+
+
+def test_a_wrong_preset_is_named_before_anything_is_loaded():
+    with pytest.raises(InvalidInputError, match="preset='best' is not one of quality"):
+        Pipeline(preset="best")
