@@ -34,8 +34,33 @@ class Catalogue:
     def entries(self) -> Iterator[Entry]:
         """All rules: exact attention by the rules' own arithmetic, then every sparsity."""
         yield self._windows("everything kept", 0.0, "raster")
+        if self.scene.longer:
+            for sparsity in SPARSITIES:
+                yield from self.of_shapes(sparsity)
+            return
         for sparsity in SPARSITIES:
             yield from self.of_sparsity(sparsity)
+        for sparsity in SPARSITIES:
+            yield from self.later(sparsity)
+
+    def of_shapes(self, s: float) -> Iterator[Entry]:
+        """The rules for clips longer than those that the weights were trained on."""
+        yield self._windows("RainFusion2", s, "raster")
+        yield self._windows("raster, means", s, "raster", rest="means")
+        for shape in self.scene.shapes:
+            yield self._windows(f"{shape} boxes, means", s, shape, rest="means")
+        yield self._mixed("long queries, cube keys, means", s, "long", "cube")
+        yield self._mixed("cube queries, long keys, means", s, "cube", "long")
+        yield self._windows("long boxes, sub, means", s, "long", "sub", "means")
+        yield self._windows("cube boxes, sub, means", s, "cube", "sub", "means")
+        yield self._windows("long boxes, nearest in place, means", s, "long", "place", "means")
+
+    def later(self, s: float) -> Iterator[Entry]:
+        """Rules that were not yet in the first two trainings."""
+        yield self._windows("long boxes, means", s, "long", rest="means")
+        yield self._mixed("long queries, cube keys, means", s, "long", "cube")
+        yield self._mixed("cube queries, long keys, means", s, "cube", "long")
+        yield self._windows("long boxes, dropped", s, "long")
 
     def of_sparsity(self, s: float) -> Iterator[Entry]:
         """All rules at one sparsity."""
@@ -94,6 +119,15 @@ class Catalogue:
         def make() -> Rule:
             cut = self.cut(shape)
             return WindowRule(name, sparsity, self.scene, *cut, score, rest, spread)
+
+        return Entry(name, sparsity, make)
+
+    def _mixed(self, name: str, sparsity: float, queries: str, keys: str) -> Entry:
+        """Query windows of one shape, key windows of another, scores and rest by means."""
+
+        def make() -> Rule:
+            cut = self.cut(queries)[0], self.cut(keys)[1]
+            return WindowRule(name, sparsity, self.scene, *cut, "mean", "means")
 
         return Entry(name, sparsity, make)
 

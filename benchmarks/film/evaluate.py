@@ -19,6 +19,7 @@ from benchmarks.film.catalogue import Entry
 from benchmarks.film.data import Shot
 from benchmarks.film.latents import Latents
 from benchmarks.film.model import Attending, Attention, Rotary, velocity
+from benchmarks.film.product import EnabledRule
 from benchmarks.film.report import Report
 from benchmarks.film.rules import Rule
 from benchmarks.film.scene import Scene
@@ -38,12 +39,26 @@ class Case:
     t: float
 
 
-def make_cases(held: Sequence[Shot], frames: int, shots: int) -> list[Case]:
-    """Some held-out shots, spread evenly, from their middles, crossed with the times."""
-    count = min(shots, len(held))
-    picked = [i * len(held) // count for i in range(count)]
-    starts = [held[i].start + (len(held[i]) - frames) // 2 for i in picked]
-    return [Case(i, start, t) for i, start in zip(picked, starts, strict=True) for t in TIMES]
+def make_cases(held: Sequence[Shot], frames: int, shots: int, clips: int = 1) -> list[Case]:
+    """Some held-out shots, spread evenly, crossed with the times.
+
+    Parameters
+    ----------
+    clips
+        Most clips of one shot. They lie in the middles of equal parts of it and share no frame.
+    """
+    long = [i for i, shot in enumerate(held) if len(shot) >= frames]
+    if not long:
+        raise ValueError(f"no held-out shot has {frames} frames")
+    count = min(shots, len(long))
+    cases = []
+    for i in (long[n * len(long) // count] for n in range(count)):
+        parts = min(clips, len(held[i]) // frames)
+        size = len(held[i]) // parts
+        for part in range(parts):
+            start = held[i].start + part * size + (size - frames) // 2
+            cases += [Case(i, start, t) for t in TIMES]
+    return cases
 
 
 class Evaluator:
@@ -70,15 +85,24 @@ class Evaluator:
     @torch.no_grad()
     def run(self, attention: Attention, case: Case) -> tuple[Tensor, float]:
         """The velocity [T, 32, h, w], and its squared error against the truth."""
+        if isinstance(attention, EnabledRule):
+            with attention.installed(self.model):
+                return self.forward(case)
+        with Attending(attention, self.scene.tokens) as mode:
+            result = self.forward(case)
+        if mode.calls != self.scene.layers:
+            raise RuntimeError(f"{mode.calls} attentions seen, not {self.scene.layers}")
+        return result
+
+    @torch.no_grad()
+    def forward(self, case: Case) -> tuple[Tensor, float]:
+        """The same with the attention that the model has."""
         x = self.latents.sequence(case.start, self.scene.grid[0])[None]
         generator = torch.Generator().manual_seed(self.seed * 100_000 + case.start)
         noise = torch.randn(x.shape, generator=generator).to(self.device)
         noisy = ((1 - case.t) * x + case.t * noise).to(self.dtype)
         t = torch.tensor([case.t], device=self.device)
-        with Attending(attention, self.scene.tokens) as mode:
-            out = velocity(self.model, noisy, t, self.text[-1:].to(self.dtype), self.rotary)
-        if mode.calls != self.scene.layers:
-            raise RuntimeError(f"{mode.calls} attentions seen, not {self.scene.layers}")
+        out = velocity(self.model, noisy, t, self.text[-1:].to(self.dtype), self.rotary)
         return out[0].float(), float(F.mse_loss(out.float(), noise - x))
 
     def measure(self, rule: Rule) -> dict[str, Any]:

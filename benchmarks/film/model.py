@@ -47,8 +47,8 @@ def build_model(scene: Scene, device: torch.device) -> CogVideoXTransformer3DMod
 
 
 def rotary_of(scene: Scene, grid: Shape, device: torch.device) -> Rotary:
-    """Rotary embedding of a token grid, spread over the extent of the scene's full grid."""
-    extent = ((0, 0), scene.grid[1:])
+    """Rotary embedding of a token grid, spread over the scene's rows and columns."""
+    extent = ((0, 0), scene.spread)
     cosine, sine = get_3d_rotary_pos_embed(
         scene.head_size, extent, grid[1:], grid[0], device=device
     )

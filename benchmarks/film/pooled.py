@@ -32,7 +32,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Trainings:
-    """Complete result files, by name, all of the same cases and rules."""
+    """Complete result files, by name, all of the same cases."""
 
     records: dict[str, Record]
 
@@ -49,8 +49,8 @@ class Trainings:
         for name, record in records.items():
             if not record["complete"]:
                 raise SystemExit(f"{name}.json lacks rules: go on with --load-weights")
-            if record["cases"] != first["cases"] or _rules(record) != _rules(first):
-                raise SystemExit(f"{name}.json has other cases or rules than the files before it")
+            if record["cases"] != first["cases"]:
+                raise SystemExit(f"{name}.json has other cases than the files before it")
         return cls(records)
 
     @property
@@ -64,8 +64,26 @@ class Trainings:
         return [shot for shot, _, _ in self.first["cases"]]
 
     def rules(self, sparsity: float) -> list[str]:
-        """Names of the rules at a sparsity, in the order of the files."""
-        return [rule for rule, s in _rules(self.first) if s == sparsity]
+        """Names of the rules that every file has at a sparsity, in the order of the files."""
+        common = set.intersection(*(set(_rules(record)) for record in self.records.values()))
+        return [rule for rule, s in _rules(self.first) if s == sparsity and (rule, s) in common]
+
+    def partial_rules(self, sparsity: float) -> list[str]:
+        """Names of the rules that some files have at a sparsity and others have not."""
+        every = dict.fromkeys(pair for record in self.records.values() for pair in _rules(record))
+        common = set(self.rules(sparsity))
+        return [rule for rule, s in every if s == sparsity and rule not in common]
+
+    def having(self, *rules: str) -> Trainings:
+        """The files that have all of these rules."""
+        records = {
+            name: record
+            for name, record in self.records.items()
+            if set(rules) <= {rule for rule, _ in _rules(record)}
+        }
+        if not records:
+            raise KeyError(f"no file has {', '.join(rules)}")
+        return Trainings(records)
 
     def rows(self, rule: str, sparsity: float) -> list[dict[str, Any]]:
         """A rule's row in every file."""
@@ -80,14 +98,17 @@ class Trainings:
         return found
 
     def values(self, rule: str, sparsity: float, measure: str) -> np.ndarray:
-        """[trainings, shots]: means over the cases of a shot, all shots having as many."""
+        """[trainings, shots]: means over the cases of a shot."""
         shots = self.shots
         places = [[i for i, s in enumerate(shots) if s == shot] for shot in dict.fromkeys(shots)]
         cases = np.array([row[measure]["cases"] for row in self.rows(rule, sparsity)])
-        return cases[:, np.array(places)].mean(-1)
+        return np.stack([cases[:, place].mean(-1) for place in places], -1)
 
     def mean(self, rule: str, sparsity: float, measure: str) -> Estimate:
-        """Mean over cases and trainings; shots are averaged over trainings for its error."""
+        """Mean over shots, each weighing the same, and trainings.
+
+        Its error is that of the shots, each averaged over trainings.
+        """
         values = self.values(rule, sparsity, measure)
         shots = values.mean(0)
         stderr = float(shots.std(ddof=1)) / math.sqrt(len(shots))

@@ -10,16 +10,29 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.film.pooled import Estimate, Trainings
-from benchmarks.film.predicted import PREDICTED, PUBLISHED
+from benchmarks.film.pooled import Trainings
+from benchmarks.film.predicted import (
+    PREDICTED,
+    PREDICTED_LATER,
+    PREDICTED_LONGER,
+    PUBLISHED,
+)
+from benchmarks.film.sections import (
+    BASE,
+    SPARSITIES,
+    box,
+    changes,
+    every_rule,
+    pm,
+    predicted_and_found,
+)
 from benchmarks.record import RESULTS
 from benchmarks.tables import Row, markdown, sources
 from benchmarks.update_docs import replace_results
 
 FILES = RESULTS / "film"
+LONGER_FILES = FILES / "longer"  # clips of 33 frames
 DOCUMENT = RESULTS.parents[1] / "docs" / "film.md"
-BASE = "RainFusion2"
-SPARSITIES = (0.8, 0.9, 0.64)
 
 # Each exchange: its name, both sides, and the rules with one and with the other.
 CUBES = "boxes, sub-window scores, means"
@@ -50,6 +63,13 @@ CHANGES = (
     ("kinds", "means in textural heads", "RainFusion, textural with means", "RainFusion"),
     ("kinds", "the larger recall instead of textural", "RainFusion, larger recall", "RainFusion"),
 )
+CHANGES_LATER = (
+    ("score", "means instead of sub-windows, long", "long boxes, means", LONG),
+    ("rest", "means instead of dropping, long", "long boxes, means", "long boxes, dropped"),
+    ("shape", "long instead of cubes, mean scores", "long boxes, means", "boxes, means"),
+    ("shape", "cube keys, long queries", "long queries, cube keys, means", "long boxes, means"),
+    ("shape", "cube queries, long keys", "cube queries, long keys, means", "long boxes, means"),
+)
 WORK = (0.3, 0.35, 0.4, 0.45)  # shares of dense tiles
 AT_WORK = (
     "RainFusion2",
@@ -77,18 +97,23 @@ MAIN = (
 )
 
 
-def render(trainings: Trainings) -> str:
-    """All tables, each under a heading."""
+def render(trainings: Trainings, longer: Trainings | None = None) -> str:
+    """All tables, each under a heading; ``longer`` holds the files of longer clips."""
     sections = {
         "The files": files(trainings),
         "Against RainFusion2": against_base(trainings),
-        "One thing changed at a time": changes(trainings),
+        "One thing changed at a time": changes(trainings, CHANGES),
         "At equal work": at_work(trainings),
         "Predicted and found": predictions(trainings),
         "Share of keys for 95 % of the mass": coverage(trainings),
-        **{f"Every rule, s = {s:g}": every_rule(trainings, s) for s in SPARSITIES},
+        **{
+            f"Every rule, s = {s:g}": every_rule(trainings, trainings.rules(s), s)
+            for s in SPARSITIES
+        },
+        "Rules of the later trainings": later_rules(trainings),
+        "Longer clips": longer_clips(longer) if longer else "",
     }
-    return "\n".join(f"### {title}\n\n{text}" for title, text in sections.items())
+    return "\n".join(f"### {title}\n\n{text}" for title, text in sections.items() if text)
 
 
 def files(trainings: Trainings) -> str:
@@ -120,27 +145,14 @@ def against_base(trainings: Trainings) -> str:
             ratio = trainings.ratio(rule, BASE, s, "velocity")
             for name, value in zip(trainings.records, ratio.trainings, strict=True):
                 cells[f"s = {s:g}: {name}"] = f"{value:.3f}"
-            cells[f"s = {s:g}: all"] = _pm(ratio)
-            cells[f"s = {s:g}: loss, all"] = _pm(trainings.ratio(rule, BASE, s, "loss"))
+            cells[f"s = {s:g}: all"] = pm(ratio)
+            cells[f"s = {s:g}: loss, all"] = pm(trainings.ratio(rule, BASE, s, "loss"))
         table.append(cells)
     return (
         "Ratio of the mean over cases to RainFusion2's mean in the same training: relative error "
         "of the\nvelocity, and rise of the loss. `all` is the mean of the trainings; its standard "
         "error is that of a\nbootstrap over shots, drawn together for both rules and all "
         f"trainings.\n\n{markdown(table)}"
-    )
-
-
-def changes(trainings: Trainings) -> str:
-    """Ratios between rules that differ in one thing."""
-    table = [
-        {"what": what, "change": change}
-        | {f"s = {s:g}": _pm(trainings.ratio(rule, other, s, "velocity")) for s in SPARSITIES}
-        for what, change, rule, other in CHANGES
-    ]
-    return (
-        "Error of the velocity after the change divided by that before, averaged and resampled in "
-        f"the same\nway: below 1 the change is for the better.\n\n{markdown(table)}"
     )
 
 
@@ -159,16 +171,12 @@ def at_work(trainings: Trainings) -> str:
 
 def predictions(trainings: Trainings) -> str:
     """Predictions beside the means that were found."""
-    table = []
-    for rule, predicted in PREDICTED.items():
-        cells: Row = {"rule": rule}
-        for s, value in zip(SPARSITIES[:2], predicted, strict=True):
-            at = s if rule in trainings.rules(s) else 0.0
-            found = trainings.mean(rule, at, "velocity")
-            cells[f"predicted, s = {s:g}"] = f"{value:.3f}"
-            cells[f"found, s = {s:g}"] = f"{found.value:.3f}"
-        table.append(cells)
-    return f"Relative error of the velocity.\n\n{markdown(table)}"
+    later = {
+        rule: values
+        for rule, values in PREDICTED_LATER.items()
+        if rule in trainings.rules(0.8) + trainings.partial_rules(0.8)
+    }
+    return predicted_and_found(trainings, {**PREDICTED, **later})
 
 
 def coverage(trainings: Trainings) -> str:
@@ -195,27 +203,40 @@ def coverage(trainings: Trainings) -> str:
     return markdown(table)
 
 
-def every_rule(trainings: Trainings, sparsity: float) -> str:
-    """All measures of all rules at one sparsity."""
-    table = []
-    for rule in trainings.rules(sparsity):
-        velocity, loss, flicker = (
-            trainings.mean(rule, sparsity, measure) for measure in ("velocity", "loss", "flicker")
-        )
-        rows = trainings.rows(rule, sparsity)
-        table.append(
-            {
-                "rule": rule,
-                "error": _pm(velocity),
-                "spread": f"{velocity.spread:.3f}",
-                "of RainFusion2's": _pm(trainings.ratio(rule, BASE, sparsity, "velocity")),
-                "loss, %": _pm(loss, 100, 1),
-                "flicker": _pm(flicker),
-                "density": f"{statistics.fmean(r['density_with_pseudo_keys'] for r in rows):.3f}",
-                "tiles": f"{trainings.tiles(rule, sparsity):.3f}",
-            }
-        )
-    return markdown(table)
+def later_rules(trainings: Trainings) -> str:
+    """All measures of the rules that the first trainings had not yet; empty without any."""
+    parts = []
+    for s in SPARSITIES:
+        rules = trainings.partial_rules(s)
+        if not rules:
+            continue
+        having = trainings.having(*rules)
+        names = ", ".join(name.replace("_", " ") for name in having.records)
+        compared = [*rules, BASE, "boxes, means", LONG]
+        parts.append(f"s = {s:g}, {names}:\n\n{every_rule(having, compared, s)}")
+    if parts:
+        rules = [name for *_, rule, other in CHANGES_LATER for name in (rule, other)]
+        parts.append(changes(trainings.having(*rules), CHANGES_LATER))
+    return "\n".join(parts)
+
+
+def longer_clips(trainings: Trainings) -> str:
+    """Source, measures at every sparsity, and what was predicted."""
+    record = trainings.first
+    grid, held, train = record["grid"], *(record["sequences"][k] for k in ("held_out", "train"))
+    shapes = record["shapes"].items()
+    parts = [
+        sources(trainings.records, "../benchmarks/results/film/longer"),
+        f"Clips of {box(grid)} tokens: {train['sequences']} sequences in "
+        f"{train['shots']} shots to tune on;\n{len(trainings.shots)} cases in "
+        f"{len(set(trainings.shots))} of {held['shots']} held-out shots that are long enough. A "
+        "mean is that of the shots' means.\n",
+        markdown([{"windows": name, "queries": box(q), "keys": box(k)} for name, (q, k) in shapes]),
+    ]
+    for s in SPARSITIES:
+        parts.append(f"s = {s:g}:\n\n{every_rule(trainings, trainings.rules(s), s)}")
+    parts.append(predicted_and_found(trainings, PREDICTED_LONGER))
+    return "\n".join(parts)
 
 
 def _last_steps(training: list[Row]) -> list[str]:
@@ -224,17 +245,13 @@ def _last_steps(training: list[Row]) -> list[str]:
     return [f"{stage} {step}" for stage, step in last.items()]
 
 
-def _pm(estimate: Estimate, factor: float = 1.0, digits: int = 3) -> str:
-    value, stderr = factor * estimate.value, factor * estimate.stderr
-    return f"{value:.{digits}f} ± {stderr:.{digits}f}"
-
-
 def main(
     check: Annotated[bool, typer.Option(help="Write nothing; fail if it is out of date.")] = False,
 ) -> None:
     """Bring the tables of docs/film.md up to date."""
     text = DOCUMENT.read_text(encoding="utf-8")
-    wanted = replace_results(text, render(Trainings.read(FILES)), DOCUMENT.name)
+    longer = Trainings.read(LONGER_FILES) if LONGER_FILES.exists() else None
+    wanted = replace_results(text, render(Trainings.read(FILES), longer), DOCUMENT.name)
     if check and wanted != text:
         raise SystemExit(f"{DOCUMENT.name} is out of date: run python -m benchmarks.film.tables")
     if wanted != text:

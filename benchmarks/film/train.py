@@ -50,6 +50,8 @@ class Trainer:
 
     Parameters
     ----------
+    shots
+        One row of ``text`` each. Those shorter than the scene's frames are never drawn.
     most_steps
         Stop a stage after so many steps, whatever the time.
     """
@@ -67,6 +69,7 @@ class Trainer:
         self.model = model
         self.frames = scene.grid[0]
         self.shots = shots
+        self.starts = [max(0, len(shot) - self.frames + 1) for shot in shots]
         self.text = text
         self.most_steps = most_steps
         self.log: list[dict[str, float | str]] = []
@@ -119,7 +122,7 @@ class Trainer:
         return loss.detach()
 
     def _batch(self, stage: Stage) -> tuple[Tensor, Tensor]:
-        starts = [len(shot) - self.frames + 1 for shot in self.shots]
+        starts = self.starts
         picked = self.draws.choices(range(len(self.shots)), weights=starts, k=stage.batch)
         clips, rows = [], []
         for number in picked:

@@ -15,25 +15,26 @@ from benchmarks.film.catalogue import SPARSITIES, Catalogue
 from benchmarks.film.coverage import keys_for
 from benchmarks.film.data import Shot
 from benchmarks.film.evaluate import TIMES, compare, make_cases, summary
+from benchmarks.film.pieces import load_pieces
 from benchmarks.film.report import Report
-from benchmarks.film.scene import TINY
+from benchmarks.film.scene import TINY, TINY_LONGER
 from helpers.film_clips import write_autoencoder, write_clip
 
 ROOT = Path(__file__).parents[2]
 
 
-def run(processes, folder, *options):
+def run(processes, folder, *options, name="seed_1"):
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone"]
         launcher += ["--nproc-per-node", str(processes)]
     command = ["-m", "benchmarks.film", "--dry", "--data", folder, "--output", folder / "out"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
-        environment.pop(name, None)
+    for variable in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
+        environment.pop(variable, None)
     words = [*launcher, *command, "--hold-out", "2", "--shots", "2", *options]
     subprocess.run([str(w) for w in words], cwd=ROOT, env=environment, check=True, timeout=300)
-    return json.loads((folder / "out" / "seed_1.json").read_text())
+    return json.loads((folder / "out" / f"{name}.json").read_text())
 
 
 @pytest.fixture
@@ -84,6 +85,33 @@ def test_a_run_that_ends_early_goes_on_from_its_weights(folder):
     assert later["command"].startswith("python -m benchmarks.film --dry")
 
 
+@pytest.mark.slow
+def test_weights_are_tuned_on_longer_clips(folder):
+    weights = folder / "weights"
+    run(2, folder, "--evaluation", "0", "--save-weights", weights)
+    before = load_pieces(weights)[0]
+    tuned = folder / "tuned"
+    words = ["--scene", "longer", "--load-weights", weights, "--tune", "1", "--clips", "2"]
+    report = run(2, folder, *words, "--save-weights", tuned, name="longer_1")
+    entries = list(Catalogue(TINY_LONGER, torch.device("cpu")).entries())
+    assert [(r["rule"], r["sparsity"]) for r in report["rows"]] == [
+        (e.name, e.sparsity) for e in entries
+    ]
+    assert report["complete"]
+    assert report["grid"] == [9, 4, 6]
+    assert [entry["stage"] for entry in report["training"]] == ["coarse", "full", "tuned"]
+    # shots of 9, 12, 7, 10 and 8 frames, the second and the fourth held out
+    assert report["sequences"] == {
+        "train": {"shots": 1, "sequences": 1},
+        "held_out": {"shots": 2, "sequences": 4 + 2},
+    }
+    assert report["rows"][0]["velocity"]["mean"] < 1e-4  # everything kept
+    assert report["rows"][1]["velocity"]["mean"] > report["rows"][0]["velocity"]["mean"]
+    after, facts = load_pieces(tuned)
+    assert facts["scene"] == "longer"
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+
+
 def report_of(folder, **facts):
     report = Report(folder, "seed_1", {"seed": 1, "cases": [[0, 4, 0.9]], **facts}, "a note")
     report.write()
@@ -117,6 +145,14 @@ def test_cases_are_crossed():
     cases = make_cases(held, 13, 3)
     assert [(c.shot, c.t) for c in cases] == [(i, t) for i in (0, 3, 6) for t in TIMES]
     assert [c.start for c in cases[::3]] == [4, 304, 604]
+
+
+def test_clips_of_a_shot_share_no_frame():
+    held = [Shot(0, 40), Shot(50, 60), Shot(100, 139)]
+    cases = make_cases(held, 13, 8, clips=2)
+    assert [(c.shot, c.start) for c in cases[::3]] == [(0, 3), (0, 23), (2, 103), (2, 122)]
+    with pytest.raises(ValueError, match="no held-out shot has 41 frames"):
+        make_cases(held, 41, 8)
 
 
 def test_measures_by_hand():

@@ -99,13 +99,34 @@ def test_work_is_interpolated_on_logarithms(trainings):
     assert trainings.at_work("a", 0.9, "velocity") is None
 
 
+def test_shots_of_unequal_numbers_weigh_the_same():
+    uneven = record(A[0], B[0], cases=[[0, 0, 0.9]] * 4 + [[1, 9, 0.9]] * 2)
+    found = Trainings({"one": uneven}).mean("a", 1.0, "velocity")
+    assert found.value == pytest.approx((8 / 4 + 6 / 2) / 2)
+
+
+def test_rules_of_later_files_are_told_apart(trainings):
+    both = dict(trainings.records)
+    rows = [dict(row, rule="c") if row["rule"] == "b" else row for row in both["two"]["rows"]]
+    both["two"] = both["two"] | {"rows": both["two"]["rows"] + rows[1::2]}
+    later = Trainings(both)
+    assert later.rules(1.0) == ["a", "b"]
+    assert later.partial_rules(1.0) == ["c"]
+    assert list(later.having("a", "c").records) == ["two"]
+    assert later.having("c").ratio("c", "b", 1.0, "velocity").value == 1.0
+    with pytest.raises(KeyError, match="not in every file"):
+        later.mean("c", 1.0, "velocity")
+    with pytest.raises(KeyError, match="no file has d"):
+        later.having("d")
+
+
 def test_trainings_must_match(tmp_path):
     with pytest.raises(SystemExit, match="no result file"):
         Trainings.read(tmp_path)
     write(tmp_path, one=record(A[0], B[0]), two=record(A[1], B[1]))
     assert list(Trainings.read(tmp_path).records) == ["one", "two"]
     write(tmp_path, two=record(A[1], B[1], cases=CASES[::-1]))
-    with pytest.raises(SystemExit, match=r"two\.json has other cases or rules"):
+    with pytest.raises(SystemExit, match=r"two\.json has other cases"):
         Trainings.read(tmp_path)
     write(tmp_path, two=record(A[1], B[1], complete=False))
     with pytest.raises(SystemExit, match=r"two\.json lacks rules"):
