@@ -51,6 +51,7 @@ WorkersOption = Annotated[int, typer.Option(help="Processes for PSNR and SSIM; 0
 MinutesOption = Annotated[float, typer.Option(help="Start no run after this long.")]
 _WORKERS = min(12, max(1, (os.cpu_count() or 1) - 2))
 _PIPELINE = Path("out/trained/pipeline")
+_DEMO = ROOT / "rainfusion_trt/demo/bigbuckbunny"
 _OUTPUT = Path("out/fidelity")
 
 
@@ -126,6 +127,38 @@ def tensors(
     path = write_result("fidelity_tensors", rows, note=note, folder=results)
     save_whole(maps, output / "fidelity_tensors.safetensors", {"prompt": prompt})
     logger.info("%s: %d rows", path, len(rows))
+
+
+@app.command()
+def windows(
+    pipeline: PipelineOption = _DEMO,
+    results: ResultsOption = RESULTS / "fidelity",
+    name: Annotated[str, typer.Option(help="Name of the JSON.")] = "demo",
+    prompt: PromptOption = "bigbuckbunny",
+    first_seed: Annotated[int, typer.Option(help="First seed.")] = 0,
+    seeds: Annotated[int, typer.Option(help="How many, all in one batch.", min=2)] = 16,
+    steps: StepsOption = 30,
+    guidance: GuidanceOption = 1.0,
+    sparsity: Annotated[float, typer.Option(help="s of the rule that sets the density.")] = 0.8,
+    workers: WorkersOption = _WORKERS,
+    device: DeviceOption = None,
+) -> None:
+    """Windows in the package's tiles, and in small blocks in the reference."""
+    from benchmarks.fidelity.metrics import scikit_image_version
+    from benchmarks.fidelity.windows import measure_windows
+
+    version = scikit_image_version()
+    chosen = range(first_seed, first_seed + seeds)
+    sampler = _sampler(pipeline, prompt, chosen, steps, guidance, device)
+    rows = []
+    note = (
+        f"prompt {prompt}, seeds {chosen[0]} to {chosen[-1]}, {steps} steps of which the first "
+        f"10 % dense, {_precision(sampler.device)}; at equal densities, pseudo-keys counted; "
+        f"PSNR and SSIM by scikit-image {version} against the dense videos of the same kernel"
+    )
+    for row in measure_windows(sampler, sparsity, workers):
+        rows.append(row)
+        write_result(name, rows, note=note, folder=results)
 
 
 @app.command()

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.fidelity.methods import METHODS
 from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.operator.settings import METHODS, OPERATOR_V1_DEFAULTS, AttentionSettings
+from rainfusion_trt.operator.settings import OPERATOR_V1_DEFAULTS, AttentionSettings
 
 if TYPE_CHECKING:
     from rainfusion_trt.operator.geometry import TokenLayout

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from benchmarks.fidelity.cells import MAIN
 from benchmarks.fidelity.configs import BASELINES, DENSE_FRACTIONS, MAIN_SPARSITY
+from benchmarks.fidelity.methods import METHODS
 from rainfusion_trt.demo.codec import PatchCodec
 from rainfusion_trt.demo.sampling import decode_video
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.operator.geometry import Kind
-from rainfusion_trt.operator.settings import METHODS
 
 Row = dict[str, Any]
 LIMIT = 300_000  # bytes of a picture in the repository
@@ -32,6 +32,7 @@ KIND_COLOURS = {
     Kind.TEMPORAL: "#ee854a",
     Kind.TEXTURAL: "#6acc64",
     Kind.BLOCKS: "#956cb4",
+    Kind.WINDOWS: "#8c613c",
 }
 
 

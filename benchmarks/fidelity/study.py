@@ -74,7 +74,7 @@ class Study:
         """Wait for the scores and fill `rows`."""
         try:
             for row, futures in self._open:
-                self.rows.append(row | _scores([future.result() for future in futures]))
+                self.rows.append(row | scores([future.result() for future in futures]))
             self._open.clear()
         finally:
             self._scorer.close()
@@ -127,13 +127,14 @@ def _row(config: Config, result: Result, steps: int) -> Row:
     return row
 
 
-def _scores(scores: Sequence[Score]) -> Row:
-    if not scores:
+def scores(found: Sequence[Score]) -> Row:
+    """Means, deviations and every seed."""
+    if not found:
         raise InvalidInputError("no seeds")
-    values = torch.tensor([[score.psnr, score.ssim] for score in scores], dtype=torch.double)
+    values = torch.tensor([[score.psnr, score.ssim] for score in found], dtype=torch.double)
     psnr, ssim = values.unbind(1)
     return {
-        "seeds": len(scores),
+        "seeds": len(found),
         "psnr": round(psnr.mean().item(), 3),
         "psnr_std": round(psnr.std(correction=0).item(), 3),
         "psnr_min": round(psnr.min().item(), 3),

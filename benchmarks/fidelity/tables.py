@@ -26,7 +26,8 @@ from benchmarks.fidelity.configs import (
     MAIN_SPARSITY,
 )
 from benchmarks.fidelity.confirmed import confirmed
-from rainfusion_trt.operator.settings import METHODS
+from benchmarks.fidelity.instrument import read_records, sections
+from benchmarks.fidelity.methods import METHODS
 
 RECORDS = ("fidelity", "fidelity_confirm", "fidelity_tensors")
 
@@ -45,7 +46,8 @@ PICTURES = {
 def fill(text: str, folder: Path, images: Path) -> str:
     """`text` with every section between its markers written anew.
 
-    A section is what stands between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``.
+    A section is what stands between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``. Those of
+    ``instrument.SECTIONS`` must be there if they have files.
     """
     records = {name: _read(folder / f"{name}.json") for name in RECORDS}
     contents = {}
@@ -53,6 +55,7 @@ def fill(text: str, folder: Path, images: Path) -> str:
         record = records[source]
         contents[name] = NOTHING if record is None else make(record)
     contents["pictures"] = pictures(images)
+    contents |= sections(read_records(folder / "fidelity"))
     for name, content in contents.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):

@@ -21,6 +21,7 @@ from benchmarks.fidelity.configs import (
     Config,
 )
 from benchmarks.fidelity.masks import kind_mask
+from benchmarks.fidelity.methods import METHODS
 from benchmarks.fidelity.rules import FixedMask, rule_for
 from rainfusion_trt import classify_heads, rainfusion_attention
 from rainfusion_trt.operator.geometry import (
@@ -32,7 +33,6 @@ from rainfusion_trt.operator.geometry import (
     pair_mask,
 )
 from rainfusion_trt.operator.plan import HeadPlan
-from rainfusion_trt.operator.settings import METHODS
 
 Row = dict[str, Any]
 _MAIN = Config("methods", "rainfusion", MAIN_SPARSITY)

@@ -14,7 +14,7 @@ from benchmarks.attention.check import sampled_rows
 from benchmarks.attention.flex_lists import flex_lists
 from benchmarks.attention.shapes import HEADS, SHAPES, Shape, inputs_of, kinds_of
 from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.operator import reference
+from rainfusion_trt.operator import choice, reference
 from rainfusion_trt.operator.geometry import BlockShape, Kind, band_of, block_shape
 from rainfusion_trt.operator.plan import HeadPlan
 from rainfusion_trt.operator.settings import AttentionSettings
@@ -37,7 +37,7 @@ def export_by_reference(q, k, layout, arguments) -> tuple[HeadPlan, torch.Tensor
     call = reference._start(q, layout.grid, arguments["sparsity"], settings)
     everything = reference.block_mask(layout, Kind.DENSE, 0, block_shape(q.shape[-1]))
     masks = [
-        reference._choose(call, q[b, h], k[b, h], layout.tokens).mask
+        choice.choose(call, q[b, h], k[b, h], layout.tokens).mask
         for b, h in torch.cartesian_prod(*map(torch.arange, q.shape[:2])).tolist()
     ]
     kept = torch.stack([everything if mask is None else mask for mask in masks])

@@ -1,0 +1,1 @@
+"""What sparse attention does to the model that was trained on film, at equal densities."""

@@ -1,0 +1,213 @@
+"""Tables of the instrument at equal densities: film, videos, made-up heads, demo windows."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.film.pooled import Estimate, Trainings
+from benchmarks.tables import Row, markdown, sources
+
+Record = dict[str, Any]
+BASE = "rainfusion2"
+FOLDER = "../benchmarks/results/fidelity"
+
+
+def read_records(folder: Path) -> dict[str, Record]:
+    """Every file of a folder, by name without its ending; none if there is no folder."""
+    return {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.glob("*.json"))
+    }
+
+
+def sections(records: Mapping[str, Record]) -> dict[str, str]:
+    """Text of every section that there are files for, by the name of its markers."""
+    texts = {}
+    for name, (prefix, make) in SECTIONS.items():
+        mine = {k: r for k, r in records.items() if k == prefix or k.startswith(f"{prefix}_")}
+        if mine:
+            texts[name] = f"{sources(mine, FOLDER)}\n{make(mine)}"
+    return texts
+
+
+def fixed(records: Mapping[str, Record]) -> str:
+    """Error, loss and flicker at fixed noise: source by source, sparsity by sparsity."""
+    for name, record in records.items():
+        if not record["complete"]:
+            raise SystemExit(f"{name}.json lacks rules: measure again with a larger --limit")
+    parts = []
+    first = next(iter(records.values()))
+    for source in first["cases"]:
+        trainings = Trainings({n: _of_source(r, source) for n, r in records.items()})
+        origins = {row["rule"]: row["origin"] for row in first["rows"]}
+        for s in dict.fromkeys(row["sparsity"] for row in first["rows"]):
+            table = [_fixed_row(trainings, rule, origins[rule], s) for rule in trainings.rules(s)]
+            parts.append(
+                f"{source}, {len(set(trainings.shots))} shots, {len(trainings.shots)} cases, at "
+                f"the density of `piecewise` at s = {s:g}:\n\n{markdown(table)}"
+            )
+    return "\n".join(parts)
+
+
+def videos(records: Mapping[str, Record]) -> str:
+    """Restored and drawn videos against dense ones, task by task."""
+    parts = []
+    for name, record in records.items():
+        rows = record["rows"]
+        for task, steps in dict.fromkeys((row["task"], row["steps"]) for row in rows):
+            mine = [row for row in rows if (row["task"], row["steps"]) == (task, steps)]
+            number, dense = len(mine[0]["psnr"]), mine[0]["dense_steps"]
+            parts.append(
+                f"{name.replace('_', ' ')}: {task}, {steps} steps, {dense} of them dense, "
+                f"{number} videos:\n\n{markdown([_video_row(row, mine) for row in mine])}"
+            )
+    return "\n".join(parts)
+
+
+def vmaf(records: Mapping[str, Record]) -> str:
+    """VMAF of a few videos."""
+    table = [
+        {
+            "task": row["task"],
+            "rule": row["rule"],
+            "s": f"{row['sparsity']:g}",
+            "videos": len(row["vmaf"]),
+            "VMAF": _pm(_mean(row["vmaf"]), digits=1),
+        }
+        for record in records.values()
+        for row in record["rows"]
+    ]
+    return markdown(table)
+
+
+def synthetic(records: Mapping[str, Record]) -> str:
+    """Error of made-up heads at every sparsity, and by what heads need."""
+    parts = []
+    for record in records.values():
+        rows = record["rows"]
+        sparsities = list(dict.fromkeys(row["sparsity"] for row in rows))
+        at = {(row["rule"], row["sparsity"]): row for row in rows}
+        table = []
+        for rule in dict.fromkeys(row["rule"] for row in rows):
+            cells: Row = {"rule": rule}
+            for s in sparsities:
+                row = at[rule, s]
+                cells[f"s = {s:g}"] = f"{row['error']:.3f} ± {row['stderr']:.3f}"
+            table.append(cells)
+        main = 0.8 if 0.8 in sparsities else sparsities[0]
+        grid = " x ".join(map(str, record["setting"]["grid"]))
+        parts.append(
+            f"{record['profile'].split('.csv')[0]}, {grid} tokens, {len(record['shares'])} heads "
+            f"of {len(record['groups'])} layers, mean error of a head:\n\n{markdown(table)}"
+        )
+        parts.append(
+            f"The same at s = {main:g}, by the share of keys that a head needs:\n\n"
+            + markdown([_class_row(at[rule, main]) for rule in dict.fromkeys(r for r, _ in at)])
+        )
+    return "\n".join(parts)
+
+
+def demo(records: Mapping[str, Record]) -> str:
+    """Windows on the demo model."""
+    parts = []
+    for name, record in records.items():
+        rows = record["rows"]
+        table = []
+        for row in rows:
+            peer = [r for r in rows if (r["rule"], r["blocks"]) == (BASE, row["blocks"])]
+            cells: Row = {
+                "rule": row["rule"],
+                "blocks": row["blocks"],
+                "density": f"{row['density']:.3f}",
+                "PSNR": _pm(_mean(row["psnr_per_seed"]), digits=1),
+                f"dB over {BASE}": "",
+                "SSIM": _pm(_mean(row["ssim_per_seed"])),
+            }
+            if peer and peer[0] is not row:
+                cells[f"dB over {BASE}"] = _gain(row["psnr_per_seed"], peer[0]["psnr_per_seed"])
+            table.append(cells)
+        parts.append(f"{name}, {rows[0]['seeds']} seeds:\n\n{markdown(table)}")
+    return "\n".join(parts)
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Record]], str]]] = {
+    "film-fixed": ("fixed", fixed),
+    "film-videos": ("videos", videos),
+    "film-vmaf": ("vmaf", vmaf),
+    "film-longer-fixed": ("longer_fixed", fixed),
+    "film-longer-videos": ("longer_videos", videos),
+    "synthetic": ("synthetic", synthetic),
+    "demo-windows": ("demo", demo),
+}
+"""Markers in the document: the prefix of its files, and what makes the text."""
+
+
+def _of_source(record: Record, source: str) -> Record:
+    rows = [row for row in record["rows"] if row["source"] == source]
+    return {"cases": record["cases"][source], "rows": rows}
+
+
+def _fixed_row(trainings: Trainings, rule: str, origin: str, s: float) -> Row:
+    rows = trainings.rows(rule, s)
+    return {
+        "rule": rule,
+        "origin": origin,
+        "density": f"{statistics.fmean(r['density_with_pseudo_keys'] for r in rows):.3f}",
+        "tiles": f"{trainings.tiles(rule, s):.3f}",
+        "error": _pm(trainings.mean(rule, s, "velocity")),
+        f"of {BASE}'s": _pm(trainings.ratio(rule, BASE, s, "velocity")),
+        "loss, %": _pm(trainings.mean(rule, s, "loss"), factor=100, digits=2),
+        f"loss of {BASE}'s": _pm(trainings.ratio(rule, BASE, s, "loss")),
+        "flicker": _pm(trainings.mean(rule, s, "flicker")),
+    }
+
+
+def _video_row(row: Row, rows: Sequence[Row]) -> Row:
+    peers = [r for r in rows if (r["rule"], r["sparsity"]) == (BASE, row["sparsity"])]
+    cells: Row = {
+        "rule": row["rule"],
+        "s": f"{row['sparsity']:g}" if row["sparsity"] else "",
+        "density": f"{row['density']:.3f}" if "density" in row else "1.000",
+        "tiles": f"{row['tiles']:.3f}" if "tiles" in row else "1.000",
+        "PSNR": _pm(_mean(row["psnr"]), digits=1),
+        f"dB over {BASE}": "",
+        "SSIM": _pm(_mean(row["ssim"])),
+        "flicker": _pm(_mean(row["flicker"])),
+    }
+    if peers and peers[0] is not row:
+        cells[f"dB over {BASE}"] = _gain(row["psnr"], peers[0]["psnr"])
+    return cells
+
+
+def _class_row(row: Row) -> Row:
+    cells: Row = {"rule": row["rule"], "density": f"{row['density']:.3f}"}
+    low = "0"
+    for high, (mean, number) in row["by_share"].items():
+        title = f"{low} to {high} ({number})"
+        cells[title] = "" if mean is None else f"{mean:.3f}"
+        low = high
+    cells["tiles"] = f"{row['tiles']:.3f}"
+    return cells
+
+
+def _gain(values: Sequence[float], others: Sequence[float]) -> str:
+    """Mean and standard error of the differences of the same seeds."""
+    gain = _mean([a - b for a, b in zip(values, others, strict=True)])
+    return f"{gain.value:+.1f} ± {gain.stderr:.1f}"
+
+
+def _mean(values: Sequence[float]) -> Estimate:
+    spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Estimate(statistics.fmean(values), spread, ())
+
+
+def _pm(estimate: Estimate, factor: float = 1.0, digits: int = 3) -> str:
+    value = f"{factor * estimate.value:.{digits}f}"
+    if math.isnan(estimate.stderr):
+        return value  # one value has no error
+    return f"{value} ± {factor * estimate.stderr:.{digits}f}"

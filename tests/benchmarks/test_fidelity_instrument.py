@@ -1,0 +1,147 @@
+"""Tables of the instrument by hand, and the document held to their files."""
+
+import json
+
+import pytest
+
+from benchmarks.fidelity.instrument import SECTIONS, fixed, read_records, sections
+from benchmarks.fidelity.tables import fill
+from benchmarks.update_docs import ROOT
+
+HEAD = {
+    "device": "a card",
+    "date": "2026-01-02",
+    "command": "python x",
+    "note": "a note",
+    "versions": {"torch": "2"},
+}
+CASES = [[shot, 0, t] for shot in (0, 1) for t in (0.9, 0.3)]
+
+
+def measured(source, rule, values, density=0.3):
+    cases = {"cases": values}
+    return {
+        "source": source,
+        "sparsity": 0.8,
+        "own_sparsity": 0.78,
+        "origin": "package",
+        "rule": rule,
+        "velocity": cases,
+        "loss": cases,
+        "flicker": cases,
+        "density_with_pseudo_keys": density,
+        "tiles": 0.31,
+    }
+
+
+def fixed_record(**changes):
+    rows = [
+        measured(source, rule, [scale * factor * x for x in (1.0, 3.0, 2.0, 2.0)])
+        for source, scale in (("film", 0.1), ("clips", 0.2))
+        for rule, factor in (("piecewise", 0.5), ("rainfusion2", 1.0))
+    ]
+    record = {"cases": {"film": CASES, "clips": CASES}, "complete": True, "rows": rows}
+    return {**HEAD, **record, **changes}
+
+
+def video(rule, sparsity, psnr, **more):
+    values = {"psnr": psnr, "ssim": [0.9] * len(psnr), "flicker": [0.1] * len(psnr)}
+    row = {"task": "generate", "steps": 8, "dense_steps": 1, "rule": rule, "sparsity": sparsity}
+    return {**row, **values, **more}
+
+
+@pytest.fixture
+def records():
+    sparse = {"density": 0.31, "tiles": 0.33}
+    return {
+        "fixed_3": fixed_record(),
+        "videos_3": {
+            **HEAD,
+            "rows": [
+                video("dense, math", 0.0, [60.0, 62.0]),
+                video("piecewise", 0.8, [30.0, 34.0], **sparse),
+                video("rainfusion2", 0.8, [25.0, 27.0], **sparse),
+            ],
+        },
+        "longer_fixed_3": fixed_record(),
+        "longer_videos_3": {**HEAD, "rows": [video("rainfusion2", 0.8, [20.0, 22.0], **sparse)]},
+        "vmaf": {
+            **HEAD,
+            "rows": [{"task": "restore, film", "rule": "a", "sparsity": 0.8, "vmaf": [90.0, 92.0]}],
+        },
+        "synthetic_a": {
+            **HEAD,
+            "profile": "a.csv.xz",
+            "setting": {"grid": [3, 4, 5]},
+            "shares": [0.1, 0.2],
+            "groups": [[1, 0]],
+            "rows": [
+                {
+                    "rule": "piecewise",
+                    "sparsity": 0.8,
+                    "error": 0.123456,
+                    "stderr": 0.01,
+                    "density": 0.25,
+                    "tiles": 0.3,
+                    "by_share": {"0.05": [None, 0], "1": [0.25, 2]},
+                }
+            ],
+        },
+        "demo": {
+            **HEAD,
+            "rows": [
+                {
+                    "rule": rule,
+                    "blocks": "48 x 32",
+                    "density": 0.3,
+                    "seeds": 2,
+                    "psnr_per_seed": psnr,
+                    "ssim_per_seed": [0.8, 0.9],
+                }
+                for rule, psnr in (("windows", [24.0, 28.0]), ("rainfusion2", [20.0, 22.0]))
+            ],
+        },
+    }
+
+
+def test_every_section_says_what_its_files_say(records):
+    texts = sections(records)
+    assert list(texts) == list(SECTIONS)
+    assert texts["film-longer-fixed"] == texts["film-fixed"].replace("fixed_3", "longer_fixed_3")
+    assert all("a card" in text and "python x" in text for text in texts.values())
+    # ratio .5 in every training and shot; shots of 1, 3 and 2, 2 have the same mean
+    line = "| piecewise | package | 0.300 | 0.310 | 0.100 ± 0.000 | 0.500 ± 0.000 |"
+    assert line in texts["film-fixed"]
+    assert line.replace("0.100", "0.200") in texts["film-fixed"]
+    line = "| piecewise | 0.8 | 0.310 | 0.330 | 32.0 ± 2.0 | +6.0 ± 1.0 | 0.900 ± 0.000 |"
+    assert line in texts["film-videos"]
+    assert "| dense, math |  | 1.000 | 1.000 | 61.0 ± 1.0 |  |" in texts["film-videos"]
+    assert "| restore, film | a | 0.8 | 2 | 91.0 ± 1.0 |" in texts["film-vmaf"]
+    assert "| piecewise | 0.123 ± 0.010 |" in texts["synthetic"]
+    assert "| piecewise | 0.250 |  | 0.250 | 0.300 |" in texts["synthetic"]
+    assert "| windows | 48 x 32 | 0.300 | 26.0 ± 2.0 | +5.0 ± 1.0 |" in texts["demo-windows"]
+
+
+def test_files_without_all_rules_are_refused():
+    with pytest.raises(SystemExit, match=r"fixed_3\.json lacks rules"):
+        fixed({"fixed_3": fixed_record(complete=False)})
+
+
+def test_document_has_a_section_for_every_file(records, tmp_path):
+    (tmp_path / "fidelity").mkdir()
+    for name in ("fixed_3", "demo"):
+        (tmp_path / "fidelity" / f"{name}.json").write_text(json.dumps(records[name]))
+    assert sections(read_records(tmp_path / "fidelity")).keys() == {"film-fixed", "demo-windows"}
+    text = (ROOT / "docs/fidelity.md").read_text(encoding="utf-8")
+    for name in SECTIONS:
+        assert text.count(f"<!-- {name}: begin -->") in (0, 1)
+    bare = "\n".join(line for line in text.split("\n") if not line.startswith("<!-- film-"))
+    bare = "\n".join(line for line in bare.split("\n") if not line.startswith("<!-- demo-"))
+    with pytest.raises(SystemExit, match="film-fixed: begin"):
+        fill(bare, tmp_path, ROOT / "docs/images")
+    marks = "".join(
+        f"<!-- {name}: begin -->\n<!-- {name}: end -->\n" for name in ("film-fixed", "demo-windows")
+    )
+    filled = fill(f"{bare}\n{marks}", tmp_path, ROOT / "docs/images")
+    assert "| windows | 48 x 32 | 0.300 |" in filled
+    assert fill(filled, tmp_path, ROOT / "docs/images") == filled
