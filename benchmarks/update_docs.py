@@ -154,13 +154,69 @@ def _fidelity(rows: list[Row]) -> str:
     )
 
 
+def _methods(rows: list[Row]) -> str:
+    """Methods by choice of blocks or windows at the same sparsity."""
+    table = []
+    for row in rows:
+        if row["sparsity"] == 0.0:
+            continue
+        of_before = row.get("of_rainfusion2")
+        table.append(
+            {
+                "shape": row["shape"],
+                "method": row["method"],
+                "s": f"{row['sparsity']:g}",
+                "density": row["density"],
+                "work": row["work"],
+                "ms": row["ms"],
+                "of rainfusion2's": "" if of_before is None else of_before,
+                "times faster than cuDNN dense": row["times_cudnn"],
+                "TFLOP/s of work": row["tflops_of_work"],
+                "planning, share of cuDNN dense": f"{row['plan_share_of_cudnn']:.2%}",
+            }
+        )
+    return (
+        "Work is what the kernel computes in whole tiles, rows and columns counted that are no "
+        f"tokens, as a\nshare of dense attention. Planning included in ms.\n\n{markdown(table)}"
+    )
+
+
+def _compiled(rows: list[Row]) -> str:
+    """Forwards eager and compiled, dense and sparse, and what compilation did."""
+    runs = list(dict.fromkeys(row["run"] for row in rows if row["what"] == "time of one forward"))
+    table = []
+    for run in runs:
+        of_run = {row["what"]: row for row in rows if row.get("run") == run}
+        first, steps = of_run["first forward"], of_run["10 steps"]
+        table.append(
+            {
+                "forward": run,
+                "s": f"{of_run['time of one forward']['sparsity']:g}",
+                "ms": of_run["time of one forward"]["ms"],
+                "peak GiB": first.get("peak_gib", ""),
+                "first forward, s": first["seconds"],
+                "graphs": first["graphs"],
+                "graphs of 10 more steps": steps["graphs"],
+            }
+        )
+    shares = [
+        f"{row['run']}: {row['share']} of {row['against']}"
+        for row in rows
+        if row["what"] == "share of the time"
+    ]
+    facts = f"{rows[0]['model']}, {rows[0]['size']}, blocks of each kind: {rows[0]['layers']}."
+    return f"{facts}\n\n{markdown(table)}\n" + "".join(f"* {share}\n" for share in shares)
+
+
 # By prefix of the file's name, the longer first: its tables, or the document that has them.
 _TABLES: dict[str, Callable[[list[Row]], str] | str] = {
     "attention": _attention,
     "diffusers_tests": "[docs/diffusers.md](diffusers.md#diffusers-own-tests)",
+    "compile": _compiled,
     "engine": _engine,
     "fidelity_confirm": _fidelity,
     "fidelity": _FIDELITY,
+    "methods": _methods,
     "models": _MODELS,
 }
 DOCUMENTS: dict[str, Callable[[Path], str]] = {

@@ -107,8 +107,7 @@ def export_plan(
 ) -> tuple[HeadPlan, Tensor]:
     """Kinds and densities, and the kept block pairs, bool [B, N, q_blocks, k_blocks]."""
     blocks = [len(layout.blocks(size)) for size in block_shape(q.shape[-1])]
-    kind = torch.empty(q.shape[:2], dtype=torch.int32, device=q.device)
-    plan = HeadPlan(kind, *(torch.empty_like(kind, dtype=torch.float32) for _ in range(3)))
+    plan = HeadPlan.empty(q)
     kept = torch.empty(*q.shape[:2], *blocks, dtype=torch.uint8, device=q.device)
     plan_only(q, k, layout, arguments, native.Plan.of(plan, kept))()
     return plan, kept.bool()

@@ -107,7 +107,7 @@ def time_in_turn(name: str, shape: Shape, ready: Sequence[Checked], rounds: int)
     times: list[list[float]] = [[] for _ in ready]
     for turn in range(rounds):
         for place in order_of(turn, len(ready)):
-            times[place].append(_milliseconds(ready[place].replay))
+            times[place].append(milliseconds(ready[place].replay))
     rows = []
     for one, mine in zip(ready, times, strict=True):
         row = row_of(name, shape, one.ready, one.error, mine)
@@ -153,7 +153,7 @@ def row_of(
     return row if error is None else row | {"relative_error": error}
 
 
-def _milliseconds(run: Replay) -> float:
+def milliseconds(run: Replay) -> float:
     # Untimed: what has just run decides how much power the card grants, so let that be the same.
     run()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
