@@ -183,12 +183,12 @@ class TestFewLayers:
             return graph
 
         eager = Eager(tiny("cogvideox-5b"))
-        options = dataclasses.replace(CPU, compiler=slow, compile_seconds=0.5)
+        options = dataclasses.replace(CPU, compiler=slow, compile_seconds=5.0)
         started = time.monotonic()
         baselines = few_layers.compiled_baseline(eager, eager(), options)
         assert time.monotonic() - started < 25
         assert not baselines.forwards
-        assert "not done after 0.5 s" in baselines.rows[0]["failed"]
+        assert "not done after 5 s" in baselines.rows[0]["failed"]
 
     def test_a_mask_that_the_kernel_refuses_is_a_row(self, monkeypatch):
         eager = Eager(tiny("hunyuanvideo"))
