@@ -27,6 +27,7 @@ from rainfusion_trt.engine.flavour import available_flavours
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models import VideoSize, get_model
 
+pytestmark = pytest.mark.rehearsal
 SETTINGS = {"tiny": True, "device": "cpu", "dtype": torch.float32}
 CPU = Options(rounds=2, compiler="eager", target=None)
 NAMES = list(bench_models.LAYERS)

@@ -112,7 +112,7 @@ def test_stopped_run_leaves_results_and_goes_on(reduced, tmp_path, monkeypatch, 
     assert json.loads((output / "loss.json").read_text())["loss"] == losses
 
 
-@pytest.mark.slow
+@pytest.mark.rehearsal
 def test_compiled_run(reduced, tmp_path, monkeypatch):
     """With Inductor, as on the GPU, in a whole run; the plain module is what is saved."""
     if shutil.which("g++") is None:

@@ -81,7 +81,7 @@ def run(*words):
 
 
 @needs_piecewise
-@pytest.mark.slow
+@pytest.mark.rehearsal
 def test_the_whole_instrument(tmp_path):
     """Weights from a dry training; two rules on film and clips, then videos of both."""
     data, real, weights, out = (tmp_path / name for name in ("data", "real", "weights", "out"))

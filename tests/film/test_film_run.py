@@ -44,7 +44,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.slow
+@pytest.mark.rehearsal
 def test_two_processes_measure_every_rule(folder):
     report = run(2, folder)
     names = [(e.name, e.sparsity) for e in Catalogue(TINY, torch.device("cpu")).entries()]
@@ -68,7 +68,7 @@ def test_two_processes_measure_every_rule(folder):
     assert report["versions"]["torch"] == torch.__version__
 
 
-@pytest.mark.slow
+@pytest.mark.rehearsal
 def test_a_run_that_ends_early_goes_on_from_its_weights(folder):
     weights = folder / "weights"
     early = run(1, folder, "--evaluation", "0", "--save-weights", weights)
@@ -85,7 +85,7 @@ def test_a_run_that_ends_early_goes_on_from_its_weights(folder):
     assert later["command"].startswith("python -m benchmarks.film --dry")
 
 
-@pytest.mark.slow
+@pytest.mark.rehearsal
 def test_weights_are_tuned_on_longer_clips(folder):
     weights = folder / "weights"
     run(2, folder, "--evaluation", "0", "--save-weights", weights)
