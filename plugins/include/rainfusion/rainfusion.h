@@ -122,7 +122,7 @@ typedef struct {
   float* recall_spatial;  /* [batch, heads]; NaN where ARM did not run */
   float* density;         /* [batch, heads] computed pairs / (tokens * kv_len), blocks whole;
                              pseudo-keys of piecewise count as pairs */
-  float* work;            /* [batch, heads] the same for whole tiles of the default block shape,
+  float* work;            /* [batch, heads] the same in whole tiles of the problem's blocks,
                              rows and columns counted that are no token */
   uint8_t* block_mask;    /* [batch, heads, q_blocks, k_blocks] 1 = computed. Textural heads: 1
                              everywhere (their cut is per key token, see density). Blocks of

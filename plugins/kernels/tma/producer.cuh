@@ -4,6 +4,7 @@
 
 #include "common/key_list.cuh"
 #include "common/queue.cuh"
+#include "tma/copy.cuh"
 #include "tma/shared.cuh"
 #include "tma/tensor_map.h"
 
@@ -145,12 +146,7 @@ class Producer {
 
   static __device__ __forceinline__ void copy_tile(const CUtensorMap& map, void* tile,
                                                    Barrier& full, int row, const Work& work) {
-    asm volatile(
-        "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-        "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];\n" ::"r"(shared_address(tile)),
-        "l"(&map), "r"(shared_address(&full)), "r"(0), "r"(row), "r"(0), "r"(work.head),
-        "r"(work.batch)
-        : "memory");
+    copy_box_of_map(map, tile, full, 0, row, 0, work.head, work.batch);
   }
 
   const Params& params_;

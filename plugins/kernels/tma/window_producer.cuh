@@ -4,6 +4,7 @@
 #pragma once
 
 #include "common/queue.cuh"
+#include "tma/copy.cuh"
 #include "tma/shared.cuh"
 #include "tma/tensor_map.h"
 
@@ -296,7 +297,7 @@ class WindowProducer {
 
   static __device__ __forceinline__ void copy_rows(const CUtensorMap& map, void* tile,
                                                    Barrier& full, int row, const Work& work) {
-    copy(map, tile, full, 0, row, 0, work.head, work.batch);
+    copy_box_of_map(map, tile, full, 0, row, 0, work.head, work.batch);
   }
 
   static __device__ __forceinline__ int place_of_head(const BoxMap& boxes, const Work& work) {
@@ -308,18 +309,9 @@ class WindowProducer {
                                                   const Extents& origin, int head) {
 #pragma unroll
     for (int column = 0; column < Tile::kColumns; ++column) {
-      copy(boxes.map, tile + column * Tile::kColumnBytes, full, column * Tile::kColumnElements,
-           origin.w, origin.h, origin.t, head);
+      copy_box_of_map(boxes.map, tile + column * Tile::kColumnBytes, full,
+                      column * Tile::kColumnElements, origin.w, origin.h, origin.t, head);
     }
-  }
-
-  static __device__ __forceinline__ void copy(const CUtensorMap& map, void* tile, Barrier& full,
-                                              int a, int b, int c, int d, int e) {
-    asm volatile(
-        "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-        "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];\n" ::"r"(shared_address(tile)),
-        "l"(&map), "r"(shared_address(&full)), "r"(a), "r"(b), "r"(c), "r"(d), "r"(e)
-        : "memory");
   }
 
   const WindowParams& params_;
