@@ -14,7 +14,8 @@ from torch import Tensor
 import rainfusion_trt
 from benchmarks.fidelity.choice import Rule
 from benchmarks.fidelity.configs import Config
-from benchmarks.fidelity.trace import CaptureAttention, ReplaceAttention, Trace, WatchOperator
+from benchmarks.fidelity.trace import CaptureAttention, ReplaceAttention, Trace
+from benchmarks.operator_calls import WatchOperator
 from rainfusion_trt.demo.codec import FRAMES, PATCH, PatchCodec
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models.base import VideoSize
@@ -136,7 +137,7 @@ class Sampler:
             routing.sparsity = values[step]
 
         try:
-            with WatchOperator(trace):
+            with WatchOperator(lambda plan: trace.add(plan.kind, plan.density)):
                 latents = self._sample(begin)
         finally:
             rainfusion_trt.disable(self.transformer)

@@ -11,10 +11,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.fidelity.choice import Rule
-from rainfusion_trt import classify_heads
 from rainfusion_trt.errors import UnsupportedError
 from rainfusion_trt.operator.geometry import Kind
-from rainfusion_trt.operator.settings import AttentionSettings
 
 
 class Trace:
@@ -40,28 +38,6 @@ class Trace:
     @staticmethod
     def _stack(calls: list[Tensor], steps: int) -> Tensor:
         return torch.stack(calls).cpu().unflatten(0, (steps, -1))
-
-
-class WatchOperator(TorchFunctionMode):
-    """Records ARM's kinds and densities of every call of the operator."""
-
-    def __init__(self, trace: Trace) -> None:
-        super().__init__()
-        self.trace = trace
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: Any = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is torch.ops.rainfusion.attention:
-            q, k, _, grid, sparsity, kv_len, *flat = args
-            settings = AttentionSettings.from_flat(*flat).attributes()
-            plan = classify_heads(q, k, grid, sparsity=sparsity, kv_len=kv_len, **settings)
-            self.trace.add(plan.kind, plan.density)
-        return func(*args, **(kwargs or {}))
 
 
 class _Attention(TorchFunctionMode):

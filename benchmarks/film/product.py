@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 import rainfusion_trt
 from benchmarks.film.rules import Tally
 from benchmarks.film.scene import Scene
+from benchmarks.operator_calls import WatchOperator
 from rainfusion_trt.operator.geometry import block_shape
 from rainfusion_trt.operator.plan import HeadPlan
 from rainfusion_trt.operator.settings import OPERATOR_V1_DEFAULTS, AttentionSettings
@@ -65,32 +64,7 @@ class EnabledRule(OperatorRule):
         routing = rainfusion_trt.enable(model, **self.settings.record())
         routing.sparsity = self.sparsity
         try:
-            with _Counting(self):
+            with WatchOperator(self.count):
                 yield
         finally:
             rainfusion_trt.disable(model)
-
-
-class _Counting(TorchFunctionMode):
-    """Plans every call of the operator again, for the tally."""
-
-    def __init__(self, rule: EnabledRule) -> None:
-        super().__init__()
-        self.rule = rule
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: Any = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is torch.ops.rainfusion.attention:
-            q, k, _, grid, sparsity, kv_len, *flat = args
-            options = AttentionSettings.from_flat(*flat).attributes()
-            self.rule.count(
-                rainfusion_trt.classify_heads(
-                    q, k, grid, sparsity=sparsity, kv_len=kv_len, **options
-                )
-            )
-        return func(*args, **(kwargs or {}))

@@ -8,8 +8,40 @@ from dataclasses import dataclass, field, replace
 Shape = tuple[int, int, int]
 
 
+class ClipTokens:
+    """Counts of the tokens of a clip: text, then frames of which the first is a sink."""
+
+    grid: Shape
+    text: int
+
+    @property
+    def place(self) -> int:
+        """Tokens of a frame."""
+        return self.grid[1] * self.grid[2]
+
+    @property
+    def sinks(self) -> int:
+        """Text tokens and tokens of the first frame, in this order before all others."""
+        return self.text + self.place
+
+    @property
+    def free_grid(self) -> Shape:
+        """The grid of the tokens that are not sinks."""
+        return (self.grid[0] - 1, *self.grid[1:])
+
+    @property
+    def free(self) -> int:
+        """Video tokens that are not sinks."""
+        return math.prod(self.free_grid)
+
+    @property
+    def tokens(self) -> int:
+        """All tokens of a sequence."""
+        return self.sinks + self.free
+
+
 @dataclass(frozen=True)
-class Scene:
+class Scene(ClipTokens):
     """Token grids (frames, rows, columns), the model's size and the shapes of windows.
 
     Attributes
@@ -50,31 +82,6 @@ class Scene:
     def longer(self) -> bool:
         """Whether clips are longer than those of the split; then the shapes are compared."""
         return self.grid[0] > self.usable
-
-    @property
-    def place(self) -> int:
-        """Tokens of a frame."""
-        return self.grid[1] * self.grid[2]
-
-    @property
-    def sinks(self) -> int:
-        """Text tokens and tokens of the first frame, in this order before all others."""
-        return self.text + self.place
-
-    @property
-    def free_grid(self) -> Shape:
-        """The grid of the tokens that are not sinks."""
-        return (self.grid[0] - 1, *self.grid[1:])
-
-    @property
-    def free(self) -> int:
-        """Video tokens that are not sinks."""
-        return math.prod(self.free_grid)
-
-    @property
-    def tokens(self) -> int:
-        """All tokens of a sequence."""
-        return self.sinks + self.free
 
     def pixels(self, grid: Shape) -> tuple[int, int]:
         """Height and width of the pictures of a token grid: 8 x 2 pixels a token."""

@@ -13,18 +13,11 @@ from torch import Tensor
 
 from rainfusion_trt.operator import cuda_ops, gradient, reference
 from rainfusion_trt.operator.arguments import check_call
+from rainfusion_trt.operator.ops import ARGUMENTS, custom_operator
 from rainfusion_trt.operator.settings import AttentionSettings
 
 
-@torch.library.custom_op(
-    "rainfusion::attention_measured",
-    mutates_args=(),
-    device_types=("cpu", "cuda"),
-    schema=(
-        "(Tensor q, Tensor k, Tensor v, Tensor grid, Tensor sparsity, Tensor? kv_len, "
-        "str text, str method, float alpha, SymInt sink_frames, float scale) -> (Tensor, Tensor)"
-    ),
-)
+@custom_operator("rainfusion::attention_measured", schema=f"{ARGUMENTS} -> (Tensor, Tensor)")
 def _attention_measured(
     q: Tensor,
     k: Tensor,

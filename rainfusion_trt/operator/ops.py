@@ -158,17 +158,17 @@ def classify_heads(
     return _face_of(q).classify(q, k, tuple(grid.shape), sparsity, kv_len, settings)
 
 
-_operator = functools.partial(
+custom_operator = functools.partial(
     torch.library.custom_op, mutates_args=(), device_types=("cpu", "cuda")
 )
 # A schema holds no objects: the settings are flat in it, in the order of `AttentionSettings.flat`.
-_ARGUMENTS = (
+ARGUMENTS = (
     "(Tensor q, Tensor k, Tensor v, Tensor grid, Tensor sparsity, Tensor? kv_len, "
     "str text, str method, float alpha, SymInt sink_frames, float scale)"
 )
 
 
-@_operator("rainfusion::attention", schema=f"{_ARGUMENTS} -> Tensor")
+@custom_operator("rainfusion::attention", schema=f"{ARGUMENTS} -> Tensor")
 def _attention(
     q: Tensor,
     k: Tensor,
@@ -181,7 +181,7 @@ def _attention(
     return _run(q, k, v, grid, sparsity, kv_len, settings, return_lse=False)[0]
 
 
-@_operator("rainfusion::attention_lse", schema=f"{_ARGUMENTS} -> (Tensor, Tensor)")
+@custom_operator("rainfusion::attention_lse", schema=f"{ARGUMENTS} -> (Tensor, Tensor)")
 def _attention_lse(
     q: Tensor,
     k: Tensor,

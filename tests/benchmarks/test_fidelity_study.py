@@ -26,8 +26,7 @@ from benchmarks.fidelity.configs import (
 from benchmarks.fidelity.confirmed import confirmed
 from benchmarks.fidelity.pictures import LIMIT
 from benchmarks.fidelity.sampling import Sampler
-from rainfusion_trt.demo.codec import PatchCodec
-from rainfusion_trt.demo.trained import TRAINED_CONFIG, clip_pipeline
+from helpers.toy_pipeline import save_toy_pipeline
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.operator.geometry import Kind
 
@@ -40,17 +39,8 @@ STEPS = 4
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory) -> Path:
     """4 x 8 x 10 tokens, one layer of two heads; random weights, none of them zero."""
-    from diffusers import CogVideoXTransformer3DModel
-
-    config = {**TRAINED_CONFIG, "num_attention_heads": 2, "num_layers": 1}
-    config |= {"sample_frames": 13, "sample_height": 16, "sample_width": 20}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        transformer = CogVideoXTransformer3DModel(**config)
-        pixels = (torch.rand(8, 3, 32, 32) * 255).byte()
     folder = tmp_path_factory.mktemp("toy") / "pipeline"
-    clip_pipeline(transformer.half(), PatchCodec.fit([pixels])).save_pretrained(folder)
-    return folder
+    return save_toy_pipeline(folder, frames=13, height=16, width=20)
 
 
 @pytest.fixture(scope="module")

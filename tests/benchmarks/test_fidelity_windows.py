@@ -17,8 +17,7 @@ from benchmarks.fidelity.sampling import Sampler
 from benchmarks.fidelity.windows import METHODS, SMALL_RULES, SmallBlocks, small_scene
 from benchmarks.film.catalogue import Catalogue
 from benchmarks.film.rules import WindowRule
-from rainfusion_trt.demo.codec import PatchCodec
-from rainfusion_trt.demo.trained import TRAINED_CONFIG, clip_pipeline
+from helpers.toy_pipeline import save_toy_pipeline
 from rainfusion_trt.operator import settings
 
 CPU = torch.device("cpu")
@@ -27,17 +26,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     """13 x 8 x 12 tokens, one layer of two heads, random weights."""
-    from diffusers import CogVideoXTransformer3DModel
-
-    config = {**TRAINED_CONFIG, "num_attention_heads": 2, "num_layers": 1}
-    config |= {"sample_frames": 49, "sample_height": 16, "sample_width": 24}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        transformer = CogVideoXTransformer3DModel(**config)
-        pixels = (torch.rand(8, 3, 32, 32) * 255).byte()
     folder = tmp_path_factory.mktemp("toy") / "pipeline"
-    clip_pipeline(transformer.half(), PatchCodec.fit([pixels])).save_pretrained(folder)
-    return folder
+    return save_toy_pipeline(folder, frames=49, height=16, width=24)
 
 
 def test_small_blocks_keep_every_sample_by_itself(pipeline):

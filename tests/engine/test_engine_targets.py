@@ -19,6 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from helpers.running import processes_of
 from rainfusion_trt.engine import build as module
 from rainfusion_trt.engine import build_engine, load_metadata
 from rainfusion_trt.engine import folder as folders
@@ -342,17 +343,6 @@ folder.run_worker = lambda request, display, **options: process.run_worker(
 with staging(Path(sys.argv[1])) as stage:
     folder.write_engine(stage, BuildRequest(**REQUEST), {**FACTS, "key": "2" * 64}, False)
 """
-
-
-def processes_of(text: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if text in (entry / "cmdline").read_text():
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

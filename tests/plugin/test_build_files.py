@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from helpers.elf import empty_library
+from helpers.running import processes_of
 from rainfusion_trt import places
 from rainfusion_trt.errors import InvalidInputError, LibraryNotFoundError, PluginBuildError
 from rainfusion_trt.operator import native
@@ -271,17 +272,6 @@ build.find_cuda_toolkit = lambda _: CudaToolkit(Path("n"), None, (13, 0))
 cmake.tool = lambda name: str(root / name)
 build.build_plugin(architectures="80-real")
 """
-
-
-def processes_of(text: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if text in (entry / "cmdline").read_text():
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
 
 
 def wait_until(condition) -> bool:

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from helpers.cogvideox_pipeline import tiny_pipeline
+from helpers.engine_folders import engine_metadata
 from rainfusion_trt import Pipeline
 from rainfusion_trt.engine.metadata import (
-    EngineMetadata,
-    PluginRecord,
     TensorRecord,
     save_metadata,
 )
@@ -38,31 +37,17 @@ def folder(tmp_path):
         fields = {
             "model": MODEL.name,
             "config": MODEL.config("tiny"),
-            "size": "9x64x96",
             "settings": {"method": "rainfusion", "alpha": 0.9, "sink_frames": 1},
-            "precision": "float16",
-            "flavour": "tensorrt_rtx",
-            "version": "1.7.1.116",
             "targets": ("sm80",),
-            "device": None,
             "profiles": ("only",),
             "builder": BuilderSettings(),
             "inputs": (TensorRecord(name="hidden_states", dtype="float16", shape=(2, 3)),),
             "outputs": (TensorRecord(name="sample", dtype="float16", shape=(2, 3)),),
-            "plugin": PluginRecord(file="librainfusion_trt.so", sha256="0" * 64, build="0.1.0"),
-            "plugin_layers": 2,
-            "onnx": "m.onnx",
-            "onnx_sha256": "1" * 64,
-            "onnx_files": (),
-            "key": "2" * 64,
             "engine_size": len(PLAN),
             "engine_sha256": hashlib.sha256(PLAN).hexdigest(),
-            "date": "2026-01-01T00:00:00+00:00",
-            "build_seconds": 1.0,
-            "command": "rainfusion-trt build-engine",
         }
         (tmp_path / "engine.plan").write_bytes(PLAN)
-        save_metadata(tmp_path, EngineMetadata(**{**fields, **changes}))
+        save_metadata(tmp_path, engine_metadata(**{**fields, **changes}))
         return tmp_path
 
     return write

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.film.coverage import keys_for
-from benchmarks.film.scene import Shape
+from benchmarks.film.scene import ClipTokens, Shape
 
 MASS = 0.95
 SEARCH_ROWS = 64
@@ -24,27 +24,11 @@ NOISE = 0.5  # of what no window can know, against what place and likeness decid
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Tokens of a clip: text, then frames of which the first is a sink."""
+class Layout(ClipTokens):
+    """A clip of a released model."""
 
     grid: Shape
     text: int
-
-    @property
-    def sinks(self) -> int:
-        return self.text + self.grid[1] * self.grid[2]
-
-    @property
-    def free_grid(self) -> Shape:
-        return (self.grid[0] - 1, *self.grid[1:])
-
-    @property
-    def free(self) -> int:
-        return math.prod(self.free_grid)
-
-    @property
-    def tokens(self) -> int:
-        return self.sinks + self.free
 
 
 @dataclass(frozen=True)
