@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,8 +192,8 @@ def _lock(target: Path) -> int:
     """Make the folder and lock it; waits while another process has it."""
     folder = staging_folder(target)
     while True:
-        folder.mkdir(exist_ok=True)
         try:
+            _make_folder(folder)
             lock, created = _open(folder / _OWNER)
         except FileNotFoundError:  # who had the folder has just removed it
             continue
@@ -212,6 +213,25 @@ def _lock(target: Path) -> int:
             os.close(lock)
             raise
         os.close(lock)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder if nothing is there.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder of another process was there, and is gone.
+    FileExistsError
+        Something else is there.
+    """
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        # One look, where `exist_ok=True` fails if the folder goes before its second.
+        mode = folder.lstat().st_mode
+        if not stat.S_ISDIR(mode) and not folder.is_dir():
+            raise
 
 
 def _open(path: Path) -> tuple[int, bool]:

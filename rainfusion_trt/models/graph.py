@@ -40,6 +40,8 @@ class ModelGraph:
         Arguments of the transformer that the graph has no input for, and what to do instead.
     pipeline_class : str
         Class name in diffusers of the pipeline whose calls are converted.
+    other_pipelines : tuple of str
+        Class names of others that drive the same transformer, such as video to video.
     vae_frames, vae_pixels : int
         Pixel frames a latent frame, after the first; pixels a latent row or column.
     patch_frames, patch_pixels : int
@@ -53,6 +55,7 @@ class ModelGraph:
     one_size: bool = False
     refused: Mapping[str, str] = {}
     pipeline_class: str
+    other_pipelines: tuple[str, ...] = ()
     vae_frames: int = 4
     vae_pixels: int = 8
     patch_frames: int = 1

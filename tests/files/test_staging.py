@@ -147,6 +147,15 @@ def test_what_a_living_process_makes_is_left_alone_and_waited_for(tmp_path):
     assert content(tmp_path) == {"m": "second", "other": "x"}
 
 
+@pytest.fixture
+def quick_switches():
+    """Threads by turns so often that they meet everywhere."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
 def test_many_at_once_never_mix(tmp_path):
     def pair(text: str) -> None:
         with staging(tmp_path / "m") as stage:
@@ -162,6 +171,41 @@ def test_many_at_once_never_mix(tmp_path):
         thread.join()
     there = content(tmp_path)
     assert set(there) == {"m", "m.data"} and there["m"] == there["m.data"]
+
+
+def test_the_folder_may_go_at_any_moment(tmp_path, quick_switches):
+    failures = []
+
+    def work() -> None:
+        for _ in range(300):
+            if failures:
+                return
+            try:
+                with staging(tmp_path / "m"):
+                    pass
+            except Exception as error:  # shown by the test
+                failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_or_a_dangling_link_of_that_name_is_an_error(tmp_path, link):
+    folder = staging_folder(tmp_path / "m")
+    if link:
+        folder.symlink_to("nowhere")
+    else:
+        folder.write_text("the user's")
+    refused = pytest.raises(InvalidInputError, match="cannot be written: File exists")
+    with refused, staging(tmp_path / "m"):
+        pass
+    assert os.path.lexists(folder)
 
 
 def test_a_child_that_lives_on_holds_the_lock(tmp_path):
