@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rainfusion_trt.operator.ops import rainfusion_attention as rainfusion_attention
     from rainfusion_trt.operator.plan import HeadPlan as HeadPlan
     from rainfusion_trt.operator.settings import AttentionSettings as AttentionSettings
+    from rainfusion_trt.parallel.config import ParallelConfig as ParallelConfig
+    from rainfusion_trt.routing import cp_plan as cp_plan
     from rainfusion_trt.routing import disable as disable
     from rainfusion_trt.routing import enable as enable
     from rainfusion_trt.runtime.pipeline import Pipeline as Pipeline
@@ -27,9 +29,11 @@ _EXPORTS = {
     "AttentionSettings": "operator.settings",
     "HeadPlan": "operator.plan",
     "Kind": "operator.geometry",
+    "ParallelConfig": "parallel.config",
     "Pipeline": "runtime.pipeline",
     "build_engine": "engine",
     "classify_heads": "operator.ops",
+    "cp_plan": "routing",
     "disable": "routing",
     "enable": "routing",
     "rainfusion_attention": "operator.ops",

@@ -15,6 +15,10 @@ class UnsupportedError(RainFusionError, NotImplementedError):
     """A head size, dtype, GPU or model without an implementation."""
 
 
+class NotSparseError(UnsupportedError):
+    """A call whose self-attention cannot be sparse: its tokens are no grid, or it has a mask."""
+
+
 class LibraryNotFoundError(RainFusionError, FileNotFoundError):
     """The plugin library (librainfusion_trt.so) has not been built or cannot be loaded."""
 
@@ -49,3 +53,11 @@ class DenseAttentionError(RainFusionError, RuntimeError):
 
 class NotFiniteError(RainFusionError, ArithmeticError):
     """A generation gave NaN or infinity."""
+
+
+class GenerationCancelled(RainFusionError, RuntimeError):  # noqa: N818  (it is no fault)
+    """A generation was ended between two steps, because the caller asked for that."""
+
+
+class ParallelError(RainFusionError, RuntimeError):
+    """Another process of a run on several GPUs failed, is lost or does not answer."""

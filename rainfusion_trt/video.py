@@ -1,8 +1,10 @@
-"""Frames of a diffusers pipeline as an mp4 file."""
+"""Frames and sound of a diffusers pipeline as an mp4 file, and the frames of a video file."""
 
 from __future__ import annotations
 
 import uuid
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError
 from rainfusion_trt.files.place import check_file
 from rainfusion_trt.files.seal import DIGITS, Seal
 from rainfusion_trt.files.staging import staging
+from rainfusion_trt.pixels import to_uint8 as to_uint8
 
 _CODECS = ("libx264", "mpeg4")  # the better first; wheels built without GPL parts lack libx264
 _MAX_FPS = 1000
-_TOLERANCE = 1e-2  # of floating values beyond [0, 1]: rounding, and the overshoot of a resize
-_IMAGE_MODES = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "1")
+_MOST_FRAMES = 1000  # of a file that is read; in memory, more than any model makes at once
+_LAYOUTS = {1: "mono", 2: "stereo"}  # by the number of channels
 _QUALITY = {"libx264": {"crf": "17"}, "mpeg4": {"qscale": "2"}}
 
 
@@ -26,93 +29,40 @@ _OWNER = uuid.UUID("6f3dbc5c-3f0e-5d0b-9a53-5f6b8c0f27a1").bytes + b"rainfusion-
 _SEAL = Seal((8 + len(_OWNER) + DIGITS).to_bytes(4, "big") + b"uuid" + _OWNER)
 
 
-def to_uint8(frames: Any) -> np.ndarray:
-    """Frames as one array of pixels.
+@dataclass(frozen=True)
+class Sound:
+    """What is heard with a clip.
 
-    Parameters
+    Attributes
     ----------
-    frames : sequence of PIL.Image.Image, numpy.ndarray or Tensor
-        One clip, that is `frames[i]` of a diffusers output: images; arrays [T, H, W, 3]; or a
-        tensor [T, 3, H, W] (also [T, H, W, 3]). Integers are grey levels from 0 to 255, floating
-        values lie in [0, 1].
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8 [T, H, W, 3].
-
-    Raises
-    ------
-    InvalidInputError
-        Another shape, no frames, or values that are not finite or out of their range.
+    samples : Tensor or numpy.ndarray
+        Floating values in [-1, 1], [channels, samples] with one or two channels.
+    rate : int
+        Samples per second.
     """
-    clip = _as_array(frames)
-    if clip.ndim != 4 or clip.shape[-1] != 3 or 0 in clip.shape:
-        raise InvalidInputError(
-            f"the clip has shape {list(clip.shape)}, expected [frames, height, width, 3]: give one "
-            "clip, such as output.frames[0]"
-        )
-    if clip.dtype == np.uint8:
-        return clip
-    if clip.dtype.kind not in "iuf":
-        raise InvalidInputError(
-            f"the clip holds {clip.dtype}: give integers from 0 to 255, or floating values in "
-            "[0, 1]"
-        )
-    low, high = clip.min(), clip.max()
-    if clip.dtype.kind == "f":
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise InvalidInputError("the clip holds values that are not finite")
-        if low < -_TOLERANCE or high > 1.0 + _TOLERANCE:
+
+    samples: Any
+    rate: int
+
+    def planes(self) -> np.ndarray:
+        """float32 [channels, samples].
+
+        Raises
+        ------
+        InvalidInputError
+            Another shape, or a value that is not finite.
+        """
+        samples = self.samples
+        if hasattr(samples, "detach"):
+            samples = samples.detach().float().cpu().numpy()
+        samples = np.asarray(samples, dtype=np.float32)
+        if samples.ndim != 2 or samples.shape[0] not in _LAYOUTS or not samples.shape[1]:
             raise InvalidInputError(
-                f"the clip holds floating values from {low:g} to {high:g}, which have to lie in "
-                "[0, 1]: divide grey levels by 255, or bring [-1, 1] there by x / 2 + 0.5"
+                f"sound has shape {list(samples.shape)}, expected [1 or 2 channels, samples]"
             )
-        return (clip.clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
-    if low < 0 or high > 255:
-        raise InvalidInputError(
-            f"the clip holds integers from {low} to {high}: give grey levels from 0 to 255"
-        )
-    return clip.astype(np.uint8)
-
-
-def _as_array(frames: Any) -> np.ndarray:
-    """The frames of any form, stacked; channels last where they came from a tensor."""
-    if not hasattr(frames, "detach") and not isinstance(frames, np.ndarray):
-        frames = list(frames)
-        if not frames:
-            raise InvalidInputError("the clip has no frames")
-        arrays = [_frame(frame) for frame in frames]
-        shapes = sorted({array.shape for array in arrays})
-        if len(shapes) > 1:
-            raise InvalidInputError(
-                f"the clip has frames of shapes {', '.join(map(str, shapes))}: give frames of one "
-                "size"
-            )
-        return np.stack(arrays)
-    return _channels_last(frames, 4)
-
-
-def _frame(frame: Any) -> np.ndarray:
-    if hasattr(frame, "convert"):  # a PIL image
-        if frame.mode not in _IMAGE_MODES:
-            raise InvalidInputError(
-                f"a frame is an image of mode {frame.mode}: convert it to RGB before"
-            )
-        frame = frame.convert("RGB")
-    return _channels_last(frame, 3)
-
-
-def _channels_last(value: Any, dims: int) -> np.ndarray:
-    """An array as it is; a tensor with its channels moved to the end."""
-    if not hasattr(value, "detach"):
-        return np.asarray(value)
-    value = value.detach()
-    # NumPy has no bfloat16.
-    array = (value.float() if value.is_floating_point() else value).cpu().numpy()
-    if array.ndim == dims and array.shape[-3] == 3:
-        array = np.moveaxis(array, -3, -1)
-    return array
+        if not np.isfinite(samples).all():
+            raise InvalidInputError("sound has NaN or infinity in it")
+        return np.ascontiguousarray(samples.clip(-1.0, 1.0))
 
 
 def side_by_side(left: Any, right: Any, *, gap: int = 4) -> np.ndarray:
@@ -127,7 +77,14 @@ def side_by_side(left: Any, right: Any, *, gap: int = 4) -> np.ndarray:
     return np.concatenate([first, line, second], axis=2)
 
 
-def save_video(frames: Any, path: str | Path, *, fps: int, overwrite: bool = False) -> Path:
+def save_video(
+    frames: Any,
+    path: str | Path,
+    *,
+    fps: int,
+    sound: Sound | None = None,
+    overwrite: bool = False,
+) -> Path:
     """Write a clip as mp4: H.264 where the installed PyAV has it, else MPEG-4 part 2.
 
     Odd heights and widths are made even by repeating the last row or column, as the pixel format
@@ -141,6 +98,8 @@ def save_video(frames: Any, path: str | Path, *, fps: int, overwrite: bool = Fal
         The file; its folder is made, and it appears only when it is complete.
     fps : int
         Frames per second.
+    sound : Sound, optional
+        Written beside the frames, as AAC.
     overwrite : bool
         Replace a file of other origin. One that this function wrote, and nobody has changed since,
         is replaced in any case.
@@ -153,22 +112,61 @@ def save_video(frames: Any, path: str | Path, *, fps: int, overwrite: bool = Fal
     Raises
     ------
     InvalidInputError
-        Frames or `fps` that do not fit, or what `check_target` refuses.
+        Frames, `fps` or sound that do not fit, or what `check_target` refuses.
     BackendUnavailableError
         PyAV is not installed, or has no encoder.
     """
     path = check_target(path, overwrite=overwrite)
     check_fps(fps)
     clip = to_uint8(frames)
+    heard = None if sound is None else (sound.planes(), sound.rate)
     height, width = clip.shape[1:3]
     clip = np.pad(clip, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     with staging(path) as stage:
         made = stage.new / path.name
-        _encode(clip, made, fps)
+        _encode(clip, made, fps, heard)
         _SEAL.put_on(made)
         check_target(path, overwrite=overwrite)  # another may have come meanwhile
         stage.publish()
     return path
+
+
+def load_video(path: str | Path) -> list[np.ndarray]:
+    """The frames of a video file, upright, each uint8 [H, W, 3].
+
+    Every frame there is, whatever the frame rate: to begin elsewhere, or to leave frames out, cut
+    the file or give a list of frames.
+
+    Raises
+    ------
+    InvalidInputError
+        No file, no video, one that cannot be decoded, or of more frames than fit into memory.
+    BackendUnavailableError
+        PyAV is not installed.
+    """
+    path = Path(path)
+    av = _pyav("reading a video")
+    if not path.is_file():
+        kind = "is a folder" if path.is_dir() else "does not exist"
+        raise InvalidInputError(f"video {path} {kind}: name a video file")
+    frames: list[np.ndarray] = []
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise InvalidInputError(f"video {path} has no pictures in it: name a video file")
+            for frame in container.decode(video=0):
+                if len(frames) == _MOST_FRAMES:
+                    raise InvalidInputError(
+                        f"video {path} has more than {_MOST_FRAMES} frames: cut it to the clip"
+                    )
+                # Phones store the picture lying, and beside it how far it has to be turned.
+                turns = round(frame.rotation / 90)
+                frames.append(np.rot90(frame.to_ndarray(format="rgb24"), turns).copy())
+    except av.FFmpegError as error:
+        raise InvalidInputError(f"video {path} cannot be decoded: {error.strerror}") from error
+    if not frames:
+        raise InvalidInputError(f"video {path} has no frames: name a video file")
+    return frames
 
 
 def check_fps(fps: Any) -> int:
@@ -209,10 +207,7 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
 
 def _encoder() -> tuple[Any, str]:
     """PyAV, and the name of the encoder it is used with."""
-    try:
-        import av
-    except ImportError as error:
-        raise BackendUnavailableError("writing mp4 needs PyAV: pip install av") from error
+    av = _pyav("writing mp4")
     codec = next((name for name in _CODECS if name in av.codecs_available), None)
     if codec is None:
         raise BackendUnavailableError(
@@ -221,14 +216,35 @@ def _encoder() -> tuple[Any, str]:
     return av, codec
 
 
-def _encode(clip: np.ndarray, path: Path, fps: int) -> None:
+def _pyav(work: str) -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise BackendUnavailableError(f"{work} needs PyAV: pip install av") from error
+    return av
+
+
+def _encode(
+    clip: np.ndarray, path: Path, fps: int, sound: tuple[np.ndarray, int] | None = None
+) -> None:
     av, codec = _encoder()
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps, options=_QUALITY[codec])
         stream.height, stream.width = clip.shape[1:3]
         stream.pix_fmt = "yuv420p"
+        heard = None
+        if sound is not None:  # before any packet, since the file's header lists the streams
+            heard = container.add_stream("aac", rate=sound[1], layout=_LAYOUTS[len(sound[0])])
         for image in clip:
             for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
+        if heard is not None and sound is not None:
+            samples, rate = sound
+            frame = av.AudioFrame.from_ndarray(
+                samples, format="fltp", layout=_LAYOUTS[len(samples)]
+            )
+            frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), 0
+            for packet in [*heard.encode(frame), *heard.encode()]:
+                container.mux(packet)

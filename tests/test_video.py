@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import struct
 import sys
 import tempfile
+import wave
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image
 
 from rainfusion_trt import video
 from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError
-from rainfusion_trt.video import check_target, save_video, side_by_side, to_uint8
+from rainfusion_trt.video import check_target, load_video, save_video, side_by_side, to_uint8
 
 av = pytest.importorskip("av")
 
@@ -215,3 +217,73 @@ def test_no_pyav_or_no_encoder(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(BackendUnavailableError, match="pip install av"):
         check_target(tmp_path / "x.mp4")
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def test_what_was_written_is_read(tmp_path):
+    clip = moving_square(5, 32, 48)
+    path = save_video(clip, tmp_path / "clip.mp4", fps=8)
+    frames = load_video(path)
+    np.testing.assert_array_equal(np.stack(frames), read(path)[0])
+    assert [frame.dtype for frame in frames] == [np.uint8] * 5
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_phones_say_beside_the_picture_how_far_to_turn_it(tmp_path, turns):
+    path = save_video(moving_square(2, 32, 48), tmp_path / "clip.mp4", fps=8)
+    lying = np.stack(load_video(path))
+    cos, sin = [(1, 0), (0, 1), (-1, 0), (0, -1)][turns]  # clockwise, in y downwards
+    matrix = (cos, sin, 0, -sin, cos, 0, 0, 0, 1)
+    unit = [1 << 16, 1 << 16, 1 << 30] * 3
+    box = struct.pack(">9i", *(value * one for value, one in zip(matrix, unit, strict=True)))
+    plain = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    head, tkhd, tail = path.read_bytes().partition(b"tkhd")
+    path.write_bytes(head + tkhd + tail.replace(plain, box, 1))
+    upright = np.stack(load_video(path))
+    np.testing.assert_array_equal(upright, np.rot90(lying, -turns, axes=(1, 2)))
+
+
+def test_files_that_are_no_video(tmp_path, monkeypatch):
+    path = save_video(moving_square(9, 32, 48), tmp_path / "clip.mp4", fps=8)
+    text, sound, cut = (tmp_path / name for name in ("text.mp4", "sound.wav", "cut.mp4"))
+    text.write_text("no video")
+    with wave.open(str(sound), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(bytes(1600))
+    cut.write_bytes(path.read_bytes()[:200])
+    for name, words in {
+        "text.mp4": "text.mp4 cannot be decoded: Invalid data",
+        "sound.wav": "has no pictures in it",
+        "cut.mp4": "cannot be decoded",
+        ".": "is a folder",
+        "none.mp4": "does not exist",
+    }.items():
+        with pytest.raises(InvalidInputError, match=words) as error:
+            load_video(tmp_path / name)
+        assert "\n" not in str(error.value)
+    monkeypatch.setattr(video, "_MOST_FRAMES", 8)
+    with pytest.raises(InvalidInputError, match="more than 8 frames: cut it"):
+        load_video(path)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(BackendUnavailableError, match="reading a video needs PyAV"):
+        load_video(path)
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (np.zeros(8), r"sound has shape \[8\]"),
+        (np.zeros((3, 8)), r"sound has shape \[3, 8\]"),
+        (np.zeros((2, 0)), r"sound has shape \[2, 0\]"),
+        (np.full((1, 8), np.inf), "sound has NaN or infinity"),
+    ],
+)
+def test_sound_that_cannot_be(tmp_path, samples, message):
+    clip = np.zeros((2, 16, 16, 3), np.uint8)
+    with pytest.raises(InvalidInputError, match=message):
+        save_video(clip, tmp_path / "a.mp4", fps=24, sound=video.Sound(samples, 24_000))
+    assert not list(tmp_path.iterdir())

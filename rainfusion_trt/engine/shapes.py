@@ -14,6 +14,7 @@ from rainfusion_trt.engine.recipe import EngineRecipe, ShapeRange, VideoRange
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.graph_file import GraphTensor
 from rainfusion_trt.models import GraphInput, VideoModel, VideoSize, get_model
+from rainfusion_trt.models.inputs import extent_of
 
 Shapes = dict[str, ShapeRange]
 _BOUNDS = ("min", "opt", "max")
@@ -188,7 +189,7 @@ def _shape(
         by_model = known.axes[axis] if known is not None else None
         extent: Any = by_file if by_model is None else by_model
         if isinstance(by_model, str):
-            extent = config.get(by_model, by_file)
+            extent = extent_of(by_model, config) if by_model in config else by_file
         for name in (by_model, by_file):  # the file's name goes before the model's
             if isinstance(name, str) and name in extents:
                 extent = extents[name]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from rainfusion_trt.errors import ExportError, RainFusionError, UnsupportedError
-from rainfusion_trt.export.source import GraphSource
+from rainfusion_trt.export.source import GraphSource, all_outputs
 from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.routing import AttentionRoute
+from rainfusion_trt.routing.lengths import advice, seen, shapes_of
 
 
 class RoutedTransformer(nn.Module):
-    """The module as the graph sees it: it takes tensors and the sparsity, and gives one tensor."""
+    """The module as the graph sees it: it takes tensors and the sparsity, and gives tensors."""
 
     def __init__(self, source: GraphSource, settings: AttentionSettings) -> None:
         super().__init__()
@@ -23,13 +22,13 @@ class RoutedTransformer(nn.Module):
         self._source = source
         self._settings = settings
 
-    def forward(self, inputs: dict[str, Tensor], sparsity: Tensor) -> Tensor:
+    def forward(self, inputs: dict[str, Tensor], sparsity: Tensor) -> tuple[Tensor, ...]:
         call = self._source.arguments(inputs)
         layout = self._source.layout(call)
         with AttentionRoute(layout, sparsity, self._settings) as route:
-            output = self._source.call(call)
+            outputs = all_outputs(self._source.call(call))
         self._check(route)
-        return output
+        return outputs
 
     def _check(self, route: AttentionRoute) -> None:
         expected = self._source.attentions
@@ -37,24 +36,16 @@ class RoutedTransformer(nn.Module):
             return
         kind = type(self.transformer).__name__
         if expected is None:
+            shapes = shapes_of(self._source.inputs)
             raise ExportError(
                 f"no attention of {kind} has the {route.tokens} tokens of grid and text; "
-                f"{_seen(route)}"
+                f"{advice(self.transformer, route.others, shapes)}"
             )
         raise ExportError(
             f"{route.count} attentions of {kind} reached F.scaled_dot_product_attention with the "
             f"{route.tokens} tokens of the video, {self._source.name} has {expected}; "
-            f"{_seen(route)}; use the native attention backend and no fused processors"
+            f"{seen(route.others)}; use the native attention backend and no fused processors"
         )
-
-
-def _seen(route: AttentionRoute) -> str:
-    """Describe the other attentions of a forward call."""
-    if not route.others:
-        return "no other call reached F.scaled_dot_product_attention"
-    counts = Counter((str(query), str(key)) for query, key in route.others)
-    calls = (f"{query} x {key} ({count} times)" for (query, key), count in counts.items())
-    return f"other calls had these query x key lengths: {', '.join(calls)}"
 
 
 def capture(source: GraphSource, sparsity: Tensor, settings: AttentionSettings) -> ExportedProgram:

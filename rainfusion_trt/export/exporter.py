@@ -159,7 +159,7 @@ def export_source(
     finish.optimize(graph)
     finish.gather_extents(graph)
     finish.transpose_weights(graph)
-    finish.name_values(graph, list(source.inputs), source.axes)
+    finish.name_values(graph, list(source.inputs), source.outputs, source.axes)
     if is_fake(source.module):
         leave_out_weights(graph, writer.data_path(output).name)
     place = writer.weights_place(graph)

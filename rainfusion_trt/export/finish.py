@@ -151,9 +151,12 @@ def _constant(graph: ir.Graph, index: int) -> ir.Value:
 
 
 def name_values(
-    model: ir.Model, inputs: Sequence[str], axes: Mapping[str, Mapping[int, str]]
+    model: ir.Model,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    axes: Mapping[str, Mapping[int, str]],
 ) -> None:
-    """Give inputs, output, weights, dynamic axes and nodes their public names.
+    """Give inputs, outputs, weights, dynamic axes and nodes their public names.
 
     A node is named after the module it comes from, as in
     ``transformer_blocks.0.attn1/RainFusionAttention``, so that an engine's timings can be read.
@@ -166,7 +169,8 @@ def name_values(
         for axis, axis_name in axes.get(name, {}).items():
             assert value.shape is not None  # torch.onnx knows every input's
             symbols.setdefault(str(value.shape[axis]), axis_name)
-    graph.outputs[0].name = "sample"
+    for value, name in zip(graph.outputs, outputs, strict=True):
+        value.name = name
     for name in list(graph.initializers):
         if name.startswith(_ROOT):
             graph.initializers[name].name = name.removeprefix(_ROOT)

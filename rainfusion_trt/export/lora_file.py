@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.export.lora_names import without_prefix
 from rainfusion_trt.hashing import file_sha256
+from rainfusion_trt.models.noise_expert import expert_prefix
 
 _NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # diffusers', peft's
 
@@ -162,9 +163,11 @@ def read_adapter(file: LoraFile) -> Adapter:
     InvalidInputError
         The file cannot be read, or says something twice.
     UnsupportedError
-        It is a DoRA or of another method that is not read; the message names it.
+        It is a DoRA or of another method that is not read, or for two transformers; the message
+        names it.
     """
     tensors, header = _content(file.path)
+    _refuse_experts(file.path, tensors)
     layers: dict[str, dict[str, Tensor]] = {}
     keys: dict[str, dict[str, str]] = {}
     for key, tensor in tensors.items():
@@ -187,6 +190,16 @@ def read_adapter(file: LoraFile) -> Adapter:
         keys[layer][part] = key
         layers.setdefault(layer, {})[part] = tensor.float() if tensor.itemsize == 1 else tensor
     return Adapter(layers, keys, _config(file.path, header))
+
+
+def _refuse_experts(path: Path, keys: Iterable[str]) -> None:
+    experts = sorted({found for key in keys if (found := expert_prefix(key))})
+    if experts:
+        raise UnsupportedError(
+            f"LoRA {path} says of which of two transformers its layers are ({', '.join(experts)}): "
+            "save those of each in a file of its own without that, and export each transformer "
+            "with its own (--component, --lora)"
+        )
 
 
 def _spelled(key: str) -> tuple[str, str]:

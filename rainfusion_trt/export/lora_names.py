@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-_PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
+_PREFIXES = (
+    "base_model.model.",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "pipe.dit.",
+    "transformer.",
+)
 _FLAT_PREFIX = re.compile(r"(lora_unet|lora_transformer|lycoris)_+")
 
 
@@ -77,19 +83,29 @@ def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str | None:
     return None
 
 
+# Those of VACE's branch have the same layers.
+_WAN_BLOCK = r"((?:vace_)?blocks\.\d+)"
 _WAN = (
-    (r"(blocks\.\d+)\.attn1\.to_([qkv])", r"\1.self_attn.\2"),
-    (r"(blocks\.\d+)\.attn1\.to_out\.0", r"\1.self_attn.o"),
-    (r"(blocks\.\d+)\.attn1\.norm_([qk])", r"\1.self_attn.norm_\2"),
-    (r"(blocks\.\d+)\.attn2\.to_([qkv])", r"\1.cross_attn.\2"),
-    (r"(blocks\.\d+)\.attn2\.to_out\.0", r"\1.cross_attn.o"),
-    (r"(blocks\.\d+)\.attn2\.norm_([qk])", r"\1.cross_attn.norm_\2"),
-    (r"(blocks\.\d+)\.norm2", r"\1.norm3"),
-    (r"(blocks\.\d+)\.ffn\.net\.0\.proj", r"\1.ffn.0"),
-    (r"(blocks\.\d+)\.ffn\.net\.2", r"\1.ffn.2"),
-    (r"(blocks\.\d+)\.scale_shift_table", r"\1.modulation"),
+    (rf"{_WAN_BLOCK}\.attn1\.to_([qkv])", r"\1.self_attn.\2"),
+    (rf"{_WAN_BLOCK}\.attn1\.to_out\.0", r"\1.self_attn.o"),
+    (rf"{_WAN_BLOCK}\.attn1\.norm_([qk])", r"\1.self_attn.norm_\2"),
+    (rf"{_WAN_BLOCK}\.attn2\.to_([qkv])", r"\1.cross_attn.\2"),
+    (rf"{_WAN_BLOCK}\.attn2\.to_out\.0", r"\1.cross_attn.o"),
+    (rf"{_WAN_BLOCK}\.attn2\.norm_([qk])", r"\1.cross_attn.norm_\2"),
+    (rf"{_WAN_BLOCK}\.attn2\.add_([kv])_proj", r"\1.cross_attn.\2_img"),
+    (rf"{_WAN_BLOCK}\.attn2\.norm_added_k", r"\1.cross_attn.norm_k_img"),
+    (rf"{_WAN_BLOCK}\.norm2", r"\1.norm3"),
+    (rf"{_WAN_BLOCK}\.ffn\.net\.0\.proj", r"\1.ffn.0"),
+    (rf"{_WAN_BLOCK}\.ffn\.net\.2", r"\1.ffn.2"),
+    (rf"{_WAN_BLOCK}\.scale_shift_table", r"\1.modulation"),
     (r"condition_embedder\.(time|text)_embedder\.linear_1", r"\1_embedding.0"),
     (r"condition_embedder\.(time|text)_embedder\.linear_2", r"\1_embedding.2"),
+    (r"condition_embedder\.image_embedder\.norm1", r"img_emb.proj.0"),
+    (r"condition_embedder\.image_embedder\.ff\.net\.0\.proj", r"img_emb.proj.1"),
+    (r"condition_embedder\.image_embedder\.ff\.net\.2", r"img_emb.proj.3"),
+    (r"condition_embedder\.image_embedder\.norm2", r"img_emb.proj.4"),
+    (r"(vace_blocks\.\d+)\.proj_in", r"\1.before_proj"),
+    (r"(vace_blocks\.\d+)\.proj_out", r"\1.after_proj"),
     (r"condition_embedder\.time_proj", r"time_projection.1"),
     (r"scale_shift_table", r"head.modulation"),
     (r"proj_out", r"head.head"),
@@ -227,5 +243,7 @@ def _rows_in_order(transformer: nn.Module, owners: list[str]) -> tuple[Place, ..
 
 _ORIGINALS = {
     "WanTransformer3DModel": _wan,
+    "WanVACETransformer3DModel": _wan,
+    "WanAnimateTransformer3DModel": _wan,
     "HunyuanVideoTransformer3DModel": _hunyuanvideo,
 }

@@ -9,7 +9,7 @@ from torch import nn
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.export.weightless import is_fake
-from rainfusion_trt.models.weight_files import named
+from rainfusion_trt.models.checkpoint_checks import named
 from rainfusion_trt.routing import routing_of
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

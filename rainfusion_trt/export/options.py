@@ -28,7 +28,10 @@ Module = Annotated[
         help="Export your own module: a function that returns (module, example arguments).",
     ),
 ]
-Grid = Annotated[str | None, typer.Option(metavar="T,H,W", help="Token grid, for --module.")]
+Grid = Annotated[
+    str | None,
+    typer.Option(metavar="T,H,W|ARGUMENT", help="Token grid, for --module."),
+]
 TextPlace = Annotated[
     str,
     typer.Option(
@@ -47,7 +50,10 @@ Attentions = Annotated[
 ]
 Checkpoint = Annotated[
     str | None,
-    typer.Option(help="Directory of a diffusers pipeline or transformer, or its hub id."),
+    typer.Option(
+        help="Directory of a diffusers pipeline or transformer, its hub id, or one .safetensors or "
+        ".gguf file of the transformer."
+    ),
 ]
 Component = Annotated[
     str | None,

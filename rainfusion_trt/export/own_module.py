@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.export.exporter import ExportReport, Stage, check_request, export_source
-from rainfusion_trt.export.place import Call, GivenPlace, Grid
 from rainfusion_trt.export.source import Axes, GraphSource, check_axes
 from rainfusion_trt.export.writer import Progress
+from rainfusion_trt.models.given import Call, GivenPlace, Grid, KvLen, TextTokens
 from rainfusion_trt.operator.settings import AttentionSettings, TextPlace
 
 _RESERVED = {"sparsity": "an input", "sample": "the output"}
@@ -27,8 +28,8 @@ def export_module(
     grid: Grid,
     output: str | Path,
     text: TextPlace = AttentionSettings.text,
-    text_tokens: int | Callable[[Call], int] = 0,
-    kv_len: str | Callable[[Call], Tensor] | None = None,
+    text_tokens: TextTokens = 0,
+    kv_len: KvLen = None,
     attentions: int | None = None,
     name: str | None = None,
     dynamic: Axes | None = None,
@@ -52,9 +53,10 @@ def export_module(
         Keyword arguments for its forward. Tensors become inputs of the graph, in this order;
         numbers, strings, booleans and None become fixed.
     grid
-        Token grid (T, H, W) after patching, or a function of the keyword arguments that returns
-        it, as numbers or as any tensor of that shape. For a grid that varies, return a view of an
-        input: ``lambda call: call["latents"][0, 0, :, ::2, ::2]``. Tokens are in t, h, w order.
+        Token grid (T, H, W) after patching, or the name of an argument or a function of the keyword
+        arguments that gives it, as numbers or as any tensor of that shape. For a grid that varies,
+        return a view of an input: ``lambda call: call["latents"][0, 0, :, ::2, ::2]``. Tokens are
+        in t, h, w order.
     text, text_tokens
         Place of the L text tokens in the sequence, "none", "first" or "last", and L, as a number
         or a function of the keyword arguments.
@@ -86,7 +88,7 @@ def export_module(
     """
     dtype = _check_module(module)
     check_request(module, dtype, output, run_compare=run_compare)
-    place = GivenPlace(grid, text, text_tokens, kv_len, next(module.parameters()))
+    place = GivenPlace(grid, text, text_tokens, kv_len)
     source = _source(module, inputs, place, dtype, name, dynamic or {}, attentions)
     return export_source(
         source,
@@ -109,7 +111,8 @@ def _source(
 ) -> GraphSource:
     """Check the arguments and make the module a source for the exporter."""
     tensors = _check_inputs(module, inputs)
-    place.layout(inputs)
+    like = next(module.parameters())
+    place.layout(inputs, like)
     _check_dynamic(tensors, axes)
     if attentions is not None and attentions < 1:
         raise InvalidInputError(f"attentions={attentions} must be 1 or more")
@@ -127,7 +130,7 @@ def _source(
         arguments=lambda graph_inputs: {**graph_inputs, **constants},
         call=call,
         eager=call,
-        layout=place.layout,
+        layout=partial(place.layout, like=like),
         attentions=attentions,
     )
 

@@ -19,9 +19,11 @@ from rainfusion_trt.export.exporter import ExportReport, export_model
 from rainfusion_trt.export.lora import fuse_loras
 from rainfusion_trt.export.lora_file import LoraFile
 from rainfusion_trt.export.own_module import export_module
+from rainfusion_trt.export.source import check_has_graph
 from rainfusion_trt.export.weightless import fake_transformer
 from rainfusion_trt.export.writer import check_output
 from rainfusion_trt.models import VideoModel, VideoSize, get_model
+from rainfusion_trt.models.noise_expert import check_expert
 from rainfusion_trt.runtime.call_arguments import check_seed
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -91,9 +93,12 @@ def model_job(
 ) -> Job:
     """Prepare the export of a registered model."""
     model = get_model(name)
+    check_has_graph(model)
     if batch is not None and batch < 1:
         raise InvalidInputError(f"--batch is {batch}: give a number from 1 on")
     component = model.component(weights.component)
+    for lora in weights.loras:
+        check_expert(lora.path, model.components, component)
     precision = dtype_of(model, dtype)
     size = weights.size(model, *clip)
     shape = "dynamic" if dynamic else size
@@ -162,8 +167,8 @@ class WeightRequest:
         given = (self.checkpoint is not None) + self.random_weights + self.no_weights
         if given == 0:
             raise InvalidInputError(
-                "give the weights: --checkpoint <directory of a diffusers pipeline or hub id>; or "
-                "--random-weights for a model to test and time, or --no-weights for the graph alone"
+                "give the weights: --checkpoint <directory of a diffusers pipeline, hub id or file>"
+                ", --random-weights for a model to test and time, or --no-weights for the graph"
             )
         if given > 1:
             raise InvalidInputError("--checkpoint, --random-weights, --no-weights: give one only")
@@ -288,14 +293,18 @@ def _working_directory_importable() -> Iterator[None]:
         sys.path.remove(here)
 
 
-def parse_grid(text: str | None) -> tuple[int, int, int]:
-    """Parse ``T,H,W``."""
+def parse_grid(text: str | None) -> tuple[int, int, int] | str:
+    """Parse ``T,H,W`` or the name of an argument."""
+    if text and text.isidentifier():
+        return text
     parts = (text or "").split(",")
     if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
+        wanted = (
+            "T,H,W, the token grid after patching, such as 13,30,45, or the name of an argument of "
+            "that shape"
+        )
         raise InvalidInputError(
-            f"--grid {text!r} must be T,H,W, the token grid after patching, such as 13,30,45"
-            if text
-            else "--module needs --grid T,H,W, the token grid after patching, such as 13,30,45"
+            f"--grid {text!r} must be {wanted}" if text else f"--module needs --grid {wanted}"
         )
     frames, height, width = (int(part) for part in parts)
     return frames, height, width

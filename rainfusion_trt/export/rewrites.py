@@ -45,6 +45,15 @@ def drop_whole_copies(graph: Graph) -> None:
             _replace(node, source if same else _call(node, aten.to.dtype, source, old.dtype))
 
 
+def drop_empty_parts(graph: Graph) -> None:
+    """Drop the parts of a ``cat`` that have no elements on its axis."""
+    for node in _calls(graph, aten.cat.default):
+        parts, axis = (*_arguments(node), 0)[:2]
+        full = [part for part in parts if not _is(part.meta["val"].shape[axis], 0)]
+        if 0 < len(full) < len(parts):
+            _replace(node, _call(node, aten.cat.default, full, axis) if len(full) > 1 else full[0])
+
+
 def drop_idle_squeezes(graph: Graph) -> None:
     """Drop ``x.squeeze(1)`` where that axis is longer than 1; ONNX Squeeze must not do that."""
     for node in _calls(graph, aten.squeeze.dim):
@@ -84,6 +93,16 @@ def unbind_pairs_to_slices(graph: Graph) -> None:
             lane = _arguments(item)[1]
             lanes = _call(node, aten.slice.Tensor, source, last, lane, sys.maxsize, 2)
             _replace(item, lanes)
+
+
+def vector_unbinds_to_selects(graph: Graph) -> None:
+    """Turn ``x.unbind()`` of a vector into ``x[0], x[1], ...``; see `unbind_pairs_to_slices`."""
+    for node in _calls(graph, aten.unbind.int):
+        source = _arguments(node)[0]
+        if source.meta["val"].dim() != 1:
+            continue
+        for item in list(node.users):
+            _replace(item, _call(node, aten.select.int, source, 0, _arguments(item)[1]))
 
 
 def lane_writes_to_stack(graph: Graph) -> None:
@@ -195,17 +214,30 @@ def rms_norms_to_products(graph: Graph) -> None:
         _replace(node, _call(node, aten.to.dtype, normal, narrow))
 
 
+def views_to_reshapes(graph: Graph) -> None:
+    """Turn ``view`` into ``reshape``, which is the same Reshape in ONNX.
+
+    A view holds for the strides of the trace; torch.onnx traces again, and there attention with a
+    mask may give its output in another layout.
+    """
+    for node in _calls(graph, aten.view.default):
+        node.target = aten.reshape.default
+
+
 _REWRITES = (
     rms_norms_to_products,
     drop_whole_copies,
+    drop_empty_parts,
     drop_idle_squeezes,
     whole_lookups_to_unsqueeze,
     unbind_pairs_to_slices,
+    vector_unbinds_to_selects,
     lane_writes_to_stack,
     slice_scatter_to_cat,
     select_scatter_to_cat,
     split_to_slices,
     unit_splits_to_slices,
+    views_to_reshapes,
 )
 
 

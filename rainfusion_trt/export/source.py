@@ -16,7 +16,13 @@ from rainfusion_trt.graph_file import FusedLora
 from rainfusion_trt.models import AttentionLayout, VideoModel, VideoSize
 from rainfusion_trt.weights_hash import weights_hash
 
+Outputs = Tensor | tuple[Tensor, ...]
 Axes = Mapping[str, Mapping[int, str]]
+
+
+def all_outputs(given: Outputs) -> tuple[Tensor, ...]:
+    """What a call gives, also where one tensor stands alone."""
+    return (given,) if isinstance(given, Tensor) else tuple(given)
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class GraphSource:
         Finds grid, text place and valid length of self-attention from the call's keyword arguments.
     attentions
         Expected number of self-attentions; None accepts any but 0.
+    outputs
+        Names of what a call gives, in its order.
     identity
         Component, configuration, size and hashes of the weights for :class:`GraphAccount`; empty
         outside the registry.
@@ -58,10 +66,11 @@ class GraphSource:
     inputs: dict[str, Tensor]
     axes: Axes
     arguments: Callable[[Mapping[str, Tensor]], dict[str, Any]]
-    call: Callable[[dict[str, Any]], Tensor]
-    eager: Callable[[dict[str, Any]], Tensor]
+    call: Callable[[dict[str, Any]], Outputs]
+    eager: Callable[[dict[str, Any]], Outputs]
     layout: Callable[[dict[str, Any]], AttentionLayout]
     attentions: int | None = None
+    outputs: tuple[str, ...] = ("sample",)
     identity: Mapping[str, Any] = field(default_factory=dict)
     loras: tuple[FusedLora, ...] = ()
 
@@ -82,6 +91,7 @@ def source_of_model(
     InvalidInputError, UnsupportedError
         The model cannot be traced with this batch, size or shapes.
     """
+    check_has_graph(model)
     component = model.component(component)
     if batch is None:
         batch = 2 if model.guidance_batch else 1
@@ -89,9 +99,6 @@ def source_of_model(
     model.prepare(transformer, size)
     config = cast("Mapping[str, Any]", transformer.config)
     public = {k: v for k, v in config.items() if not k.startswith("_")}
-
-    def eager(call: dict[str, Any]) -> Tensor:
-        return transformer(**call, return_dict=False)[0]
 
     return GraphSource(
         name=model.name,
@@ -101,9 +108,10 @@ def source_of_model(
         axes=model.dynamic_axes() if dynamic else {},
         arguments=model.forward_kwargs,
         call=partial(model.call, transformer),
-        eager=eager,
+        eager=partial(model.eager, transformer),
         layout=partial(model.layout, transformer),
         attentions=model.attention_count(config),
+        outputs=model.outputs,
         identity={
             "component": component,
             "config": public,
@@ -112,6 +120,12 @@ def source_of_model(
         },
         loras=fused_loras(transformer),
     )
+
+
+def check_has_graph(model: VideoModel) -> None:
+    """Refuse a model that no graph holds, with what to do instead."""
+    if model.no_graph:
+        raise UnsupportedError(f"{model.name} cannot be exported: {model.no_graph}")
 
 
 def _example_inputs(

@@ -13,11 +13,46 @@ from rainfusion_trt.models.base import (
     VideoModel,
     VideoSize,
 )
-from rainfusion_trt.models.cogvideox import COGVIDEOX_1_5_5B, COGVIDEOX_2B, COGVIDEOX_5B
-from rainfusion_trt.models.hunyuanvideo import HUNYUANVIDEO
-from rainfusion_trt.models.hunyuanvideo15 import HUNYUANVIDEO_1_5
+from rainfusion_trt.models.cogvideox import (
+    COGVIDEOX_1_5_5B,
+    COGVIDEOX_1_5_5B_I2V,
+    COGVIDEOX_2B,
+    COGVIDEOX_5B,
+    COGVIDEOX_5B_I2V,
+    COGVIDEOX_FUN_5B_CONTROL,
+)
+from rainfusion_trt.models.cosmos import COSMOS_PREDICT_2_5_2B, COSMOS_PREDICT_2_5_14B
+from rainfusion_trt.models.hunyuanvideo import (
+    HUNYUANVIDEO,
+    HUNYUANVIDEO_I2V,
+    HUNYUANVIDEO_I2V_33CH,
+)
+from rainfusion_trt.models.hunyuanvideo15 import (
+    HUNYUANVIDEO_1_5,
+    HUNYUANVIDEO_1_5_I2V,
+    HUNYUANVIDEO_1_5_I2V_STEP_DISTILLED,
+)
+from rainfusion_trt.models.kandinsky import KANDINSKY_5_LITE, KANDINSKY_5_PRO
+from rainfusion_trt.models.ltx import LTX_VIDEO_2B, LTX_VIDEO_13B
+from rainfusion_trt.models.ltx2 import LTX_2, LTX_2_3
+from rainfusion_trt.models.minimax import MINIMAX_H3
+from rainfusion_trt.models.skyreels import (
+    SKYREELS_V2_14B,
+    SKYREELS_V2_DF_1_3B,
+    SKYREELS_V2_DF_14B,
+)
 from rainfusion_trt.models.transformer import uncompiled
-from rainfusion_trt.models.wan import WAN_2_1_1_3B, WAN_2_1_14B, WAN_2_2_A14B, WAN_2_2_TI2V_5B
+from rainfusion_trt.models.wan import (
+    WAN_2_1_1_3B,
+    WAN_2_1_14B,
+    WAN_2_1_FLF2V_14B,
+    WAN_2_1_I2V_14B,
+    WAN_2_2_A14B,
+    WAN_2_2_I2V_A14B,
+    WAN_2_2_TI2V_5B,
+)
+from rainfusion_trt.models.wan_animate import WAN_2_2_ANIMATE_14B
+from rainfusion_trt.models.wan_vace import WAN_2_1_VACE_1_3B, WAN_2_1_VACE_14B
 
 __all__ = [
     "AttentionLayout",
@@ -35,14 +70,39 @@ _MODELS: tuple[VideoModel, ...] = (
     COGVIDEOX_2B,
     COGVIDEOX_5B,
     COGVIDEOX_1_5_5B,
+    COGVIDEOX_5B_I2V,
+    COGVIDEOX_1_5_5B_I2V,
+    COGVIDEOX_FUN_5B_CONTROL,
     HUNYUANVIDEO,
+    HUNYUANVIDEO_I2V,
+    HUNYUANVIDEO_I2V_33CH,
     HUNYUANVIDEO_1_5,
+    HUNYUANVIDEO_1_5_I2V,
+    HUNYUANVIDEO_1_5_I2V_STEP_DISTILLED,
+    LTX_VIDEO_2B,
+    LTX_VIDEO_13B,
+    LTX_2,
+    LTX_2_3,
     OPENSORAPLAN_1_2,
     ALLEGRO,
     WAN_2_1_1_3B,
     WAN_2_1_14B,
+    WAN_2_1_I2V_14B,
+    WAN_2_1_FLF2V_14B,
+    WAN_2_1_VACE_1_3B,
+    WAN_2_1_VACE_14B,
     WAN_2_2_A14B,
+    WAN_2_2_I2V_A14B,
     WAN_2_2_TI2V_5B,
+    WAN_2_2_ANIMATE_14B,
+    SKYREELS_V2_14B,
+    SKYREELS_V2_DF_14B,
+    SKYREELS_V2_DF_1_3B,
+    COSMOS_PREDICT_2_5_2B,
+    COSMOS_PREDICT_2_5_14B,
+    KANDINSKY_5_LITE,
+    KANDINSKY_5_PRO,
+    MINIMAX_H3,
 )
 
 
@@ -78,7 +138,8 @@ def model_of(transformer: nn.Module, *, components: int = 1) -> VideoModel:
     transformer
         Any of the model's transformers.
     components
-        Number of transformers in its pipeline.
+        Number of transformers in its pipeline. A single one may also be one of several, where no
+        model has it alone.
 
     Raises
     ------
@@ -86,9 +147,10 @@ def model_of(transformer: nn.Module, *, components: int = 1) -> VideoModel:
         No model of the registry describes it.
     """
     transformer = uncompiled(transformer)
-    for model in _MODELS:
-        if len(model.components) == components and model.matches(transformer):
-            return model
+    matching = [model for model in _MODELS if model.matches(transformer)]
+    alike = [model for model in matching if len(model.components) == components]
+    if alike or (matching and components == 1):
+        return (alike or matching)[0]
     raise UnsupportedError(
         f"{type(transformer).__name__} with this configuration belongs to no known model "
         f"({', '.join(model_names())}); pass model= to say which one it works like"

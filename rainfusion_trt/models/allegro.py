@@ -55,6 +55,7 @@ class Allegro(VideoModel):
     transformer_class = "AllegroTransformer3DModel"
     pipeline_class = "AllegroPipeline"
     distinctive = ("patch_size_t", "patch_size")
+    unseen = "the scales of its positions (interpolation_scale_t, _h and _w)"
     sequences = {"text_tokens": TEXT_TOKENS}
     refused = {"attention_mask": "leave it out: it masks the video, whose tokens are all valid"}
     inputs = (

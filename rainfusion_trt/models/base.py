@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,8 @@ from rainfusion_trt.models.clip import GenerationDefaults, VideoSize
 from rainfusion_trt.models.graph import ModelGraph
 from rainfusion_trt.models.inputs import GraphInput
 from rainfusion_trt.models.layout import AttentionLayout
+from rainfusion_trt.models.noise_expert import check_expert
+from rainfusion_trt.models.single_file import is_authors_folder, load_single_file
 from rainfusion_trt.models.transformer import Transformer, as_transformer
 from rainfusion_trt.models.weights import load_transformer, random_transformer
 from rainfusion_trt.operator.settings import TextPlace
@@ -34,6 +37,13 @@ ConfigSize = Literal["full", "tiny"]
 _SELF_ATTENTION = re.compile(
     r"(^|\.)((single_)?transformer_|vace_)?blocks\.\d+\.(_orig_mod\.)?attn1?$"
 )
+
+
+def is_self_attention(name: str, module: nn.Module) -> bool:
+    """Whether a module is a self-attention of a block, as diffusers' video transformers have it."""
+    is_attention = hasattr(module, "processor") and hasattr(module, "set_processor")
+    cross = getattr(module, "is_cross_attention", False)
+    return is_attention and not cross and _SELF_ATTENTION.search(name) is not None
 
 
 class VideoModel(ModelGraph, ABC):
@@ -60,10 +70,16 @@ class VideoModel(ModelGraph, ABC):
         axes of `inputs` name.
     guidance_batch : bool
         Classifier-free guidance is a batch of 2 (else two calls).
+    timesteps_are_sigmas : bool
+        Whether the transformer is called with noise levels from 0 to 1 in the place of the
+        scheduler's timesteps.
     tiny_size : VideoSize
         Clip of the tiny configuration.
     distinctive : tuple of str
         Settings that tell the model from others of its class.
+    unseen : str
+        Settings that the shapes of weights do not show, so that a single file needs its
+        config.json; "" where `configs` has them.
     remedy : str
         Advice about a checkpoint of another model, for the error message.
     """
@@ -74,8 +90,10 @@ class VideoModel(ModelGraph, ABC):
     components: tuple[str, ...] = ("transformer",)
     configs: Mapping[ConfigSize, Mapping[str, Any]]
     guidance_batch: bool = True
+    timesteps_are_sigmas: bool = False
     tiny_size: VideoSize = VideoSize(9, 64, 96)
     distinctive: tuple[str, ...]
+    unseen: str = ""
     remedy: str = "choose the model it belongs to"
 
     def matches(self, transformer: nn.Module) -> bool:
@@ -139,7 +157,9 @@ class VideoModel(ModelGraph, ABC):
     def load(
         self, checkpoint: str, *, dtype: torch.dtype, component: str = "transformer"
     ) -> Transformer:
-        """One transformer of a diffusers checkpoint (a directory or a hub id).
+        """One transformer of a diffusers checkpoint (a directory or a hub id), or of one file.
+
+        A file is ``.safetensors`` or ``.gguf``, by the names of diffusers or of the authors.
 
         Raises
         ------
@@ -148,9 +168,19 @@ class VideoModel(ModelGraph, ABC):
         UnsupportedError
             It is of another model.
         """
-        transformer = load_transformer(
-            self.diffusers_class(), checkpoint, dtype=dtype, component=component
-        )
+        cls, path = self.diffusers_class(), Path(checkpoint)
+        if path.is_file() or is_authors_folder(path, cls.__name__):
+            check_expert(path, self.components, component)
+            transformer = load_single_file(
+                cls,
+                path,
+                model=self.name,
+                config=self.config("full"),
+                unseen=self.unseen,
+                dtype=dtype,
+            )
+        else:
+            transformer = load_transformer(cls, checkpoint, dtype=dtype, component=component)
         if not self.matches(transformer):
             raise UnsupportedError(
                 f"checkpoint {checkpoint!r} is not {self.name}: its transformer has "
@@ -182,18 +212,19 @@ class VideoModel(ModelGraph, ABC):
             )
         return AttentionLayout(grid=grid, text="none")
 
-    def token_frames(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> int:
-        """T of the token grid in a call of the transformer."""
-        return self._grid(transformer, forward_kwargs).shape[0]
+    def grid_shape(
+        self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]
+    ) -> tuple[int, int, int]:
+        """T, H and W of the token grid in a call of the transformer, as `layout` has it."""
+        frames, height, width = self.layout(transformer, forward_kwargs).grid.shape
+        return frames, height, width
 
     def is_self_attention(self, name: str, module: nn.Module) -> bool:
         """Whether a module, by its name in the transformer, is one that the operator replaces.
 
         Text refiners have self-attention too, over the text, and do not lie in these blocks.
         """
-        is_attention = hasattr(module, "processor") and hasattr(module, "set_processor")
-        cross = getattr(module, "is_cross_attention", False)
-        return is_attention and not cross and _SELF_ATTENTION.search(name) is not None
+        return is_self_attention(name, module)
 
     def _grid(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> Tensor:
         """A view of the latents of the shape of the token grid."""
@@ -202,7 +233,14 @@ class VideoModel(ModelGraph, ABC):
         latents = next(given for given in self.inputs if steps.keys() <= set(given.axes))
         first = tuple(slice(None) if axis in steps else 0 for axis in latents.axes)
         patch = tuple(slice(None, None, steps[axis]) for axis in latents.axes if axis in steps)
-        return forward_kwargs[latents.name][first][patch]
+        value = forward_kwargs[latents.name]
+        if value.dim() != len(first):
+            raise UnsupportedError(
+                f"{self.name}: {latents.name} has shape {tuple(value.shape)}, and that model's is "
+                f"[{', '.join(map(str, latents.axes))}]; choose model= by how the transformer "
+                "takes its latents"
+            )
+        return value[first][patch]
 
     def _patch(self, transformer: nn.Module) -> tuple[int, int, int]:
         """Latent frames, rows and columns a token: the transformer's, else the model's."""
@@ -214,6 +252,10 @@ class VideoModel(ModelGraph, ABC):
             return config.get("patch_size_t") or 1, size, size
         frames, height, width = size
         return frames, height, width
+
+    def head_size(self, config: Mapping[str, Any]) -> int | None:
+        """D of self-attention; None where the transformer's configuration does not say."""
+        return config.get("attention_head_dim")
 
     def attention_count(self, config: Mapping[str, Any]) -> int:
         """Number of self-attentions that the operator replaces."""

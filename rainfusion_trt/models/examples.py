@@ -38,3 +38,10 @@ def prompt_mask(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Gen
     mask = torch.ones(shape, dtype=dtype, device=generator.device)
     mask[:, shape[1] // 3 :] = 0
     return mask
+
+
+def first_frame(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """[B, 1, T, ...], 1 in the first frame, which is given, and 0 in those to be made."""
+    mask = torch.zeros(shape, dtype=dtype, device=generator.device)
+    mask[:, :, :1] = 1
+    return mask

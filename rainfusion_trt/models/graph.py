@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ class ModelGraph:
     inputs : tuple of GraphInput
         Inputs of the graph in its order, without `sparsity`. Example inputs, dynamic axes and the
         shapes of an engine follow from them.
+    outputs : tuple of str
+        Outputs of the graph, in the order in which the transformer returns them.
     sequences : mapping
         Axes of the inputs, beside those of the clip, that may vary, such as the length of the text:
         the usual extent, or the key of the transformer's configuration that gives it.
@@ -38,6 +41,8 @@ class ModelGraph:
         Whether a graph serves only the size that it was exported for.
     refused : mapping
         Arguments of the transformer that the graph has no input for, and what to do instead.
+    no_graph : str
+        Why no graph holds the model, and what to do instead; empty where one does.
     pipeline_class : str
         Class name in diffusers of the pipeline whose calls are converted.
     other_pipelines : tuple of str
@@ -51,9 +56,11 @@ class ModelGraph:
     name: str
     defaults: GenerationDefaults
     inputs: tuple[GraphInput, ...]
+    outputs: tuple[str, ...] = ("sample",)
     sequences: Mapping[str, int | str] = {}
     one_size: bool = False
     refused: Mapping[str, str] = {}
+    no_graph: str = ""
     pipeline_class: str
     other_pipelines: tuple[str, ...] = ()
     vae_frames: int = 4
@@ -177,6 +184,55 @@ class ModelGraph:
                 raise self._bad_size(name, pixels, f"a multiple of {unit}")
         return frames, size.height // self.vae_pixels, size.width // self.vae_pixels
 
+    def clip_of_graph(self, size: VideoSize, arguments: Mapping[str, Any]) -> VideoSize:
+        """The clip that a call of the pipeline asks for so that a graph of `size` makes it.
+
+        The same one, unless the pipeline adds frames of its own to what is asked for.
+
+        Parameters
+        ----------
+        size : VideoSize
+            Of the graph.
+        arguments : mapping
+            Of the call, as they are given.
+
+        Raises
+        ------
+        InvalidInputError
+            What the pipeline adds leaves no frame of the graph.
+        """
+        return size
+
+    def _without_latents(self, size: VideoSize, count: int, what: str) -> VideoSize:
+        """A clip of as many latent frames less, which a pipeline adds for `what`."""
+        frames = size.frames - count * self.vae_frames
+        if frames < 1:
+            raise InvalidInputError(
+                f"{self.name}: {what} add {count} latent frames, and the graph of {size} has none "
+                "left for a clip: give fewer, or export with more frames"
+            )
+        return replace(size, frames=frames)
+
+    def check_call(self, arguments: Mapping[str, Any]) -> None:  # noqa: B027
+        """Refuse a call of the pipeline some of whose forwards no graph is of.
+
+        Where arguments tell it, so that it is said before any work.
+
+        Parameters
+        ----------
+        arguments : mapping
+            Of the call, those that are not given by the pipeline's defaults.
+
+        Raises
+        ------
+        UnsupportedError
+            There are such forwards.
+        """
+
+    def check_frames(self, frames: int) -> None:
+        """Raise InvalidInputError if the model makes no clip of that many frames."""
+        self._latent_frames(frames)
+
     def _latent_frames(self, frames: int) -> int:
         if frames < 1 or (frames - 1) % self.vae_frames:
             raise self._bad_size("frames", frames, f"{self.vae_frames}k + 1")
@@ -230,6 +286,38 @@ class ModelGraph:
             inputs[given.name] = value.to(given.dtype or like.dtype)
         return inputs
 
-    def call(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> Tensor:
-        """One forward as it is traced: the transformer's own, unless no graph can hold that."""
-        return transformer(**forward_kwargs, return_dict=False)[0]
+    def eager(
+        self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor, ...]:
+        """One forward of the transformer's own: a tensor for each of `outputs`."""
+        return transformer(**forward_kwargs, return_dict=False)[: len(self.outputs)]
+
+    def call(
+        self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]
+    ) -> Tensor | tuple[Tensor, ...]:
+        """One forward as it is traced: the transformer's own, unless no graph can hold that.
+
+        Returns
+        -------
+        Tensor or tuple of Tensor
+            One for each of `outputs`; where there is one, it may stand alone.
+        """
+        return self.eager(transformer, forward_kwargs)
+
+    def result(self, outputs: tuple[Tensor, ...]) -> Any:
+        """What the transformer returns with ``return_dict=True``, of the tensors of `outputs`."""
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        return Transformer2DModelOutput(sample=outputs[0])
+
+    def parts(self, config: Mapping[str, Any]) -> dict[str, nn.Module]:
+        """Parts without weights that pipelines use of a transformer beside its call, by name.
+
+        What stands for the transformer in a pipeline has them too.
+
+        Parameters
+        ----------
+        config : mapping
+            The transformer's whole configuration.
+        """
+        return {}

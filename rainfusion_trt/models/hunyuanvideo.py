@@ -1,14 +1,20 @@
-"""HunyuanVideo, text to video (arXiv 2412.03603; diffusers HunyuanVideoPipeline).
+"""HunyuanVideo, from text or from an image (arXiv 2412.03603; diffusers HunyuanVideoPipeline).
 
 Video and text attend jointly in double- and single-stream blocks, text last. The attention mask
 only cuts the padding at the end of the text, so its length takes the mask's place. The rotary
 tables are computed in the graph from the clip's shape; guidance is an input, not a second call.
+
+From an image there are two networks. Both see the image in the text as well, as tokens of the text
+encoder in front of the prompt, whose mask counts them. *Token replacement* has the image in the
+place of the first latent frame, which is modulated as at timestep 0; the operator's sink frame
+keeps the attention of that frame exact. *Latent concatenation* has the image and a mask as more
+channels, and no embedded guidance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,6 +28,7 @@ _CONFIGS: dict[ConfigSize, dict[str, Any]] = {
         "num_layers": 20,
         "num_single_layers": 40,
         "in_channels": 16,
+        "out_channels": 16,
         "text_embed_dim": 4096,
         "pooled_projection_dim": 768,
     },
@@ -38,26 +45,28 @@ _CONFIGS: dict[ConfigSize, dict[str, Any]] = {
         "pooled_projection_dim": 16,
     },
 }
+_PROMPT_TOKENS = 256  # what the pipeline pads prompts to
+# From an image, the prompt is without the 4 tokens of the template's end, and behind every second
+# (latent concatenation) or fourth (token replacement) of the image's 576 tokens.
+_CONCAT_TOKENS = _PROMPT_TOKENS - 4 + 576 // 2
+_REPLACE_TOKENS = _PROMPT_TOKENS - 4 + 576 // 4
 
 
 class HunyuanVideo(Hunyuan):
-    """HunyuanVideo, the transformer with embedded guidance."""
+    """A HunyuanVideo, told apart by how it takes an image.
 
-    name = "hunyuanvideo"
-    defaults = GenerationDefaults(VideoSize(129, 720, 1280), 50, 6.0, torch.bfloat16, 24)
-    sequences = {"text_tokens": 256}  # what the pipeline pads prompts to
-    inputs = (
-        GraphInput("hidden_states", ("batch", "in_channels", "frames", "height", "width")),
-        GraphInput("timestep", ("batch",), torch.float32, constant(500.0)),
-        GraphInput("encoder_hidden_states", ("batch", "text_tokens", "text_embed_dim")),
-        GraphInput("encoder_attention_mask", ("batch", "text_tokens"), torch.int32, prompt_masks),
-        GraphInput("pooled_projections", ("batch", "pooled_projection_dim")),
-        GraphInput("guidance", ("batch",), torch.float32, constant(defaults.guidance_scale * 1000)),
-    )
-    refused = {"attention_kwargs": "leave it out"}
-    configs = _CONFIGS
+    Parameters
+    ----------
+    image
+        The configuration's `image_condition_type`: None for text to video.
+    text_tokens
+        Length of the text in the pipeline's calls.
+    pipeline
+        Class name of the pipeline.
+    """
+
+    refused: Mapping[str, str]
     transformer_class = "HunyuanVideoTransformer3DModel"
-    pipeline_class = "HunyuanVideoPipeline"
     distinctive = (
         "image_condition_type",
         "guidance_embeds",
@@ -66,13 +75,59 @@ class HunyuanVideo(Hunyuan):
         "patch_size_t",
         "patch_size",
     )
-    remedy = "only text-to-video checkpoints with embedded guidance are supported"
+    remedy = (
+        "choose the model it belongs to; only latent concatenation is supported without embedded "
+        "guidance"
+    )
+    defaults = GenerationDefaults(VideoSize(129, 720, 1280), 50, 6.0, torch.bfloat16, 24)
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        image: Literal["token_replace", "latent_concat"] | None = None,
+        text_tokens: int,
+        pipeline: str,
+    ) -> None:
+        self.name = name
+        self.image = image
+        self.guidance = image != "latent_concat"
+        self.pipeline_class = pipeline
+        self.sequences = {"text_tokens": text_tokens}
+        self.configs = {
+            size: {
+                **config,
+                "in_channels": self._channels(config["out_channels"]),
+                "image_condition_type": image,
+                "guidance_embeds": self.guidance,
+            }
+            for size, config in _CONFIGS.items()
+        }
+        self.refused = {"attention_kwargs": "leave it out"}
+        self.inputs = (
+            GraphInput("hidden_states", ("batch", "in_channels", "frames", "height", "width")),
+            GraphInput("timestep", ("batch",), torch.float32, constant(500.0)),
+            GraphInput("encoder_hidden_states", ("batch", "text_tokens", "text_embed_dim")),
+            GraphInput(
+                "encoder_attention_mask", ("batch", "text_tokens"), torch.int32, prompt_masks
+            ),
+            GraphInput("pooled_projections", ("batch", "pooled_projection_dim")),
+        )
+        if self.guidance:
+            scale = constant(self.defaults.guidance_scale * 1000)
+            self.inputs += (GraphInput("guidance", ("batch",), torch.float32, scale),)
+        else:
+            self.refused["guidance"] = "leave it out: the checkpoint has no embedded guidance"
+
+    def _channels(self, latents: int) -> int:
+        """Channels in; latent concatenation adds the image's latents and a mask."""
+        return 2 * latents + 1 if self.image == "latent_concat" else latents
 
     def _has_config(self, config: Mapping[str, Any]) -> bool:
         return (
-            config["image_condition_type"] is None
-            and config["guidance_embeds"]
-            and config["in_channels"] == config["out_channels"]
+            config["image_condition_type"] == self.image
+            and config["guidance_embeds"] == self.guidance
+            and config["in_channels"] == self._channels(config["out_channels"])
             and (config["patch_size_t"], config["patch_size"])
             == (self.patch_frames, self.patch_pixels)
         )
@@ -95,4 +150,14 @@ class HunyuanVideo(Hunyuan):
         return config["num_layers"] + config["num_single_layers"]
 
 
-HUNYUANVIDEO = HunyuanVideo()
+_FROM_IMAGE = "HunyuanVideoImageToVideoPipeline"
+
+HUNYUANVIDEO = HunyuanVideo(
+    "hunyuanvideo", text_tokens=_PROMPT_TOKENS, pipeline="HunyuanVideoPipeline"
+)
+HUNYUANVIDEO_I2V = HunyuanVideo(
+    "hunyuanvideo-i2v", image="token_replace", text_tokens=_REPLACE_TOKENS, pipeline=_FROM_IMAGE
+)
+HUNYUANVIDEO_I2V_33CH = HunyuanVideo(
+    "hunyuanvideo-i2v-33ch", image="latent_concat", text_tokens=_CONCAT_TOKENS, pipeline=_FROM_IMAGE
+)

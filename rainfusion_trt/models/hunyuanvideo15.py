@@ -1,10 +1,13 @@
-"""HunyuanVideo-1.5, text to video (arXiv 2511.18870; diffusers HunyuanVideo15Pipeline).
+"""HunyuanVideo-1.5, from text or from an image (arXiv 2511.18870; HunyuanVideo15Pipeline).
 
 Video and the tokens of two text encoders attend jointly, text last, in double-stream blocks.
 Diffusers gathers the valid text tokens by boolean masks and gives attention a mask of S x S; a
-length says the same. :meth:`HunyuanVideo15.call` is the forward without them. The slots of image
-tokens, which text to video leaves empty, stay at the end as padding. With an image they come first,
-as diffusers has them; only PyTorch runs that, as graphs are of text to video.
+length says the same. :meth:`HunyuanVideo15.call` is the forward without them. Tokens of the image
+come first where there is an image; else their slots stay at the end as padding. Embeddings of zeros
+are diffusers' sign for no image.
+
+480p and 720p, with or without distilled guidance, are one network for each task. Step-distilled
+image to video takes the timestep of the next step too (MeanFlow).
 """
 
 from __future__ import annotations
@@ -37,9 +40,9 @@ _CONFIGS: dict[ConfigSize, dict[str, Any]] = {
     "full": {
         "num_layers": 54,
         "in_channels": 65,
+        "out_channels": 32,
         "text_embed_dim": 3584,
         "text_embed_2_dim": 1472,
-        "task_type": "t2v",
     },
     "tiny": {
         "num_layers": 2,
@@ -51,38 +54,79 @@ _CONFIGS: dict[ConfigSize, dict[str, Any]] = {
         "out_channels": 4,
         "text_embed_dim": 32,
         "text_embed_2_dim": 24,
-        "task_type": "t2v",
     },
 }
 
 
 class HunyuanVideo15(Hunyuan):
-    """HunyuanVideo-1.5, told apart by its task."""
+    """A HunyuanVideo-1.5, told apart by its task.
 
-    name = "hunyuanvideo-1.5"
-    inputs = (
-        GraphInput("hidden_states", ("batch", "in_channels", "frames", "height", "width")),
-        GraphInput("timestep", ("batch",), None, constant(500.0)),
-        GraphInput("encoder_hidden_states", ("batch", TEXT_TOKENS, "text_embed_dim")),
-        GraphInput("encoder_attention_mask", ("batch", TEXT_TOKENS), torch.int32, prompt_masks),
-        GraphInput("encoder_hidden_states_2", ("batch", TEXT_2_TOKENS, "text_embed_2_dim")),
-        GraphInput("encoder_attention_mask_2", ("batch", TEXT_2_TOKENS), torch.int32, prompt_masks),
-    )
-    refused = dict.fromkeys(("attention_kwargs", "timestep_r"), "leave it out")
+    Parameters
+    ----------
+    image
+        Whether it is of image to video, so that its graph takes the image's embeddings.
+    meanflow
+        Whether its graph takes the timestep of the next step.
+    """
+
     masks = ("encoder_attention_mask", "encoder_attention_mask_2")
-    configs = _CONFIGS
     transformer_class = "HunyuanVideo15Transformer3DModel"
-    pipeline_class = "HunyuanVideo15Pipeline"
     vae_pixels = 16
     patch_pixels = 1
-    distinctive = ("task_type", "use_meanflow", "image_embed_dim", "patch_size_t", "patch_size")
-    remedy = "only text-to-video checkpoints are supported"
+    distinctive = (
+        "task_type",
+        "use_meanflow",
+        "in_channels",
+        "out_channels",
+        "image_embed_dim",
+        "patch_size_t",
+        "patch_size",
+    )
+    unseen = "its task (task_type)"
+    remedy = (
+        "choose the model it belongs to (super-resolution and step-distilled text to video are not "
+        "supported)"
+    )
     defaults = GenerationDefaults(VideoSize(121, 720, 1280), 50, 6.0, torch.bfloat16, 24)
+
+    def __init__(self, name: str, *, image: bool = False, meanflow: bool = False) -> None:
+        self.name = name
+        self.image = image
+        self.meanflow = meanflow
+        self.pipeline_class = f"HunyuanVideo15{'ImageToVideo' if image else ''}Pipeline"
+        task = {"task_type": "i2v" if image else "t2v", "use_meanflow": meanflow}
+        self.configs = {size: {**config, **task} for size, config in _CONFIGS.items()}
+        refused = ("attention_kwargs",) if meanflow else ("attention_kwargs", "timestep_r")
+        self.refused = dict.fromkeys(refused, "leave it out")
+        self.inputs = (
+            GraphInput("hidden_states", ("batch", "in_channels", "frames", "height", "width")),
+            GraphInput("timestep", ("batch",), None, constant(500.0)),
+            *(
+                given
+                for end, tokens in (("", TEXT_TOKENS), ("_2", TEXT_2_TOKENS))
+                for given in (
+                    GraphInput(
+                        f"encoder_hidden_states{end}", ("batch", tokens, f"text_embed{end}_dim")
+                    ),
+                    GraphInput(
+                        f"encoder_attention_mask{end}", ("batch", tokens), torch.int32, prompt_masks
+                    ),
+                )
+            ),
+        )
+        if image:
+            self.inputs += (GraphInput("image_embeds", ("batch", IMAGE_TOKENS, IMAGE_CHANNELS)),)
+        if meanflow:  # there is one of 480p alone
+            size = VideoSize(121, 480, 848)
+            self.defaults = replace(self.defaults, size=size)
+            self.inputs += (GraphInput("timestep_r", ("batch",), None, constant(480.0)),)
 
     def _has_config(self, config: Mapping[str, Any]) -> bool:
         return (
-            config["task_type"] == "t2v"
-            and not config["use_meanflow"]
+            config["task_type"] == ("i2v" if self.image else "t2v")
+            and config["use_meanflow"] == self.meanflow
+            # The latents, those of the image (else zeros) and a mask.
+            and config["in_channels"] == 2 * config["out_channels"] + 1
             and config["image_embed_dim"] == IMAGE_CHANNELS
             and (config["patch_size_t"], config["patch_size"])
             == (self.patch_frames, self.patch_pixels)
@@ -94,57 +138,70 @@ class HunyuanVideo15(Hunyuan):
         image = forward_kwargs.get("image_embeds")
         slots = IMAGE_TOKENS if image is None else image.shape[1]
         valid = layout.kv_len
-        if image is not None and not torch.compiler.is_exporting():  # no graph has an image
-            valid = valid + slots * (image != 0).any()
+        assert valid is not None
+        # A graph of text to video has no image, and no comparison to find that out.
+        if image is not None and (self.image or not torch.compiler.is_exporting()):
+            valid = valid + slots * _is_image(image).to(torch.int32)
         return replace(layout, kv_len=valid, text_tokens=layout.text_tokens + slots)
 
     # -- the graph ------------------------------------------------------------------------------
 
     def forward_kwargs(self, graph_inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        """With image embeddings of zeros, diffusers' sign for no image."""
-        hidden_states = graph_inputs["hidden_states"]
-        shape = (hidden_states.shape[0], IMAGE_TOKENS, IMAGE_CHANNELS)
-        return {
-            **super().forward_kwargs(graph_inputs),
-            "image_embeds": hidden_states.new_zeros(shape),
-        }
+        """For text to video with image embeddings of zeros."""
+        kwargs = super().forward_kwargs(graph_inputs)
+        if not self.image:
+            hidden_states = graph_inputs["hidden_states"]
+            shape = (hidden_states.shape[0], IMAGE_TOKENS, IMAGE_CHANNELS)
+            kwargs["image_embeds"] = hidden_states.new_zeros(shape)
+        return kwargs
 
     def graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Without the image embeddings, which have to be zeros: the graph has no image."""
+        """For text to video without the image embeddings, which then have to be zeros."""
         image = forward_kwargs.get("image_embeds")
-        if image is not None and (image != 0).any():
+        if not self.image and image is not None and _is_image(image):
             raise UnsupportedError(
-                f"{self.name}: the call has an image in its image_embeds, and graphs are of "
-                "text to video; leave the image out, or use backend='torch'"
+                f"{self.name}: the call has an image in its image_embeds, and this graph is of "
+                "text to video; leave the image out, or export an image-to-video checkpoint"
             )
         return super().graph_inputs(forward_kwargs)
 
     def call(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> Tensor:
-        """The transformer's forward for text to video, without branches on values.
+        """The transformer's forward without branches on values.
 
-        Valid text tokens come first by a product with a matrix of zeros and ones, which is exact.
-        Slots behind them differ from diffusers', and nothing reads them.
+        Valid tokens come first by a product with a matrix of zeros and ones, which is exact. Slots
+        behind them differ from diffusers', and nothing reads them.
         """
         parts = as_transformer(transformer)
         hidden_states = forward_kwargs["hidden_states"]
         timestep = forward_kwargs["timestep"]
         batch, _, frames, height, width = hidden_states.shape
         rotary = parts.rope(hidden_states)
-        temb = parts.time_embed(timestep)
+        temb = parts.time_embed(timestep, timestep_r=forward_kwargs.get("timestep_r"))
         video = parts.x_embedder(hidden_states)
 
         mask = forward_kwargs["encoder_attention_mask"]
         kind = parts.cond_type_embed.weight
         prompt = parts.context_embedder(forward_kwargs["encoder_hidden_states"], timestep, mask)
         quoted = parts.context_embedder_2(forward_kwargs["encoder_hidden_states_2"])
-        tokens = torch.cat([quoted + kind[1], prompt + kind[0]], dim=1)
-        valid = torch.cat([forward_kwargs["encoder_attention_mask_2"], mask], dim=1).bool()
-        text, text_mask = _valid_first(tokens, valid, tokens.shape[1] + IMAGE_TOKENS)
+        tokens = [quoted + kind[1], prompt + kind[0]]
+        valid = [forward_kwargs["encoder_attention_mask_2"], mask]
+        image = forward_kwargs["image_embeds"]
+        if self.image:
+            tokens.insert(0, parts.image_embedder(image) + kind[2])
+            valid.insert(0, _is_image(image).to(mask.dtype).expand(image.shape[:2]))
+        slots = IMAGE_TOKENS + TEXT_2_TOKENS + TEXT_TOKENS
+        all_valid = torch.cat(valid, dim=1).bool()
+        text, text_mask = _valid_first(torch.cat(tokens, dim=1), all_valid, slots)
 
         for block in parts.transformer_blocks:
             video, text = block(video, text, temb, text_mask, rotary)
         video = parts.proj_out(parts.norm_out(video, temb))
         return video.reshape(batch, frames, height, width, -1).permute(0, 4, 1, 2, 3)
+
+
+def _is_image(embeddings: Tensor) -> Tensor:
+    """bool []: whether these are of an image; zeros are diffusers' sign for none."""
+    return embeddings.abs().amax(dim=(0, 1, 2)) > 0
 
 
 def _valid_first(tokens: Tensor, valid: Tensor, slots: int) -> tuple[Tensor, Tensor]:
@@ -156,4 +213,8 @@ def _valid_first(tokens: Tensor, valid: Tensor, slots: int) -> tuple[Tensor, Ten
     return ordered, places < counted[:, -1:]
 
 
-HUNYUANVIDEO_1_5 = HunyuanVideo15()
+HUNYUANVIDEO_1_5 = HunyuanVideo15("hunyuanvideo-1.5")
+HUNYUANVIDEO_1_5_I2V = HunyuanVideo15("hunyuanvideo-1.5-i2v", image=True)
+HUNYUANVIDEO_1_5_I2V_STEP_DISTILLED = HunyuanVideo15(
+    "hunyuanvideo-1.5-i2v-step-distilled", image=True, meanflow=True
+)

@@ -36,7 +36,8 @@ class GraphInput:
     axes : tuple of str or int
         An axis for each dimension. A name of `CLIP_AXES` or of the model's `sequences` may vary
         and becomes the name of the dimension in the ONNX file. Any other name is a key of the
-        transformer's configuration, whose value is the extent. A number is the extent itself.
+        transformer's configuration, whose value is the extent, or a list as long as that. A number
+        is the extent itself.
     dtype : torch.dtype, optional
         None for the transformer's own.
     example : Example, optional
@@ -73,11 +74,13 @@ def extent_of(axis: str | int, config: Mapping[str, Any]) -> int:
     Raises
     ------
     InvalidInputError
-        The configuration has no whole number there.
+        The configuration has neither a whole number nor a list there.
     """
     if isinstance(axis, int):
         return axis
     extent = config.get(axis)
+    if isinstance(extent, (list, tuple)):
+        return len(extent)
     if not isinstance(extent, int):
         raise InvalidInputError(
             f"the transformer's configuration has {axis}={extent!r}, and a shape of the graph's "

@@ -27,12 +27,16 @@ class AttentionLayout:
         the attention mask of the call, which the operator does not get.
     text_tokens : int
         L, so that attention over T*H*W + L tokens is the operator's and other attention is not.
+    tokens : int, optional
+        S, which T*H*W + L is, where a model reads it off its inputs. An export then need not relate
+        the length of packed tokens to three other inputs, which takes torch minutes.
     """
 
     grid: Tensor
     text: TextPlace
     kv_len: Tensor | None = None
     text_tokens: int = 0
+    tokens: int | None = None
 
 
 def token_grid(sizes: Sequence[int], like: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -48,3 +49,8 @@ def as_transformer(module: nn.Module) -> Transformer:
 def uncompiled(module: nn.Module) -> nn.Module:
     """The module itself, where `module` is what torch.compile made of it."""
     return getattr(module, "_orig_mod", module)
+
+
+def config_of(module: nn.Module) -> Mapping[str, Any]:
+    """The configuration of a diffusers transformer; empty where a module has none."""
+    return getattr(module, "config", None) or {}

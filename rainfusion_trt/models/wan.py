@@ -1,11 +1,18 @@
-"""Wan 2.1 and Wan 2.2, text to video (arXiv 2503.20314; diffusers WanPipeline).
+"""Wan 2.1 and Wan 2.2: text to video and image to video (arXiv 2503.20314).
 
-Self-attention is over the video alone, the text comes in by cross-attention. Rotary tables are
-buffers of the transformer, cut to the grid inside its forward, so one graph serves every size.
+All are diffusers' WanTransformer3DModel. Self-attention is over the video alone; the text, and the
+image where it has embeddings, come in by cross-attention. Rotary tables are buffers of the
+transformer, cut to the grid inside its forward, so one graph serves every size.
 
-Wan 2.2 A14B has two transformers of 2.1-14B's shape, one for the noisy and one for the late steps.
-Each is exported by itself, and `Pipeline` drives both. `enable` takes them one by one and cannot
-tell them from 2.1-14B, which makes no difference to it.
+Image to video adds no tokens: the latents of the image, 0 behind it, and a mask are 20 channels
+beside the noisy latents. So the user's image is latent frame 0, which `sink_frames=1` keeps exact.
+A last frame is conditioned in the same channels and stays an ordinary frame at the end. Wan 2.2
+TI2V-5B has no such channels: its pipeline writes the image over latent frame 0 and gives the tokens
+of that frame the timestep 0.
+
+Wan 2.2 A14B has two transformers, one for the noisy and one for the late steps. Each is exported by
+itself, and `Pipeline` drives both. `enable` takes them one by one; those of text to video it cannot
+tell from 2.1-14B, which makes no difference to it.
 """
 
 from __future__ import annotations
@@ -20,9 +27,12 @@ from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models.base import GenerationDefaults, GraphInput, VideoModel, VideoSize
 from rainfusion_trt.models.examples import constant
 
-_FULL = {"image_dim": None, "text_dim": 4096}
+TEXT_TOKENS = 512  # UMT5's, padded with zeros and not masked
+IMAGE_TOKENS = 257  # CLIP's, of one image
+
+_FULL = {"image_dim": None, "pos_embed_seq_len": None, "text_dim": 4096}
 _TINY = {
-    "image_dim": None,
+    **_FULL,
     "attention_head_dim": 128,
     "text_dim": 32,
     "freq_dim": 32,
@@ -33,7 +43,7 @@ _TINY = {
 
 
 class Wan(VideoModel):
-    """A Wan, told apart by its width and channels.
+    """A Wan, told apart by its width, its channels and its image embeddings.
 
     Parameters
     ----------
@@ -41,21 +51,26 @@ class Wan(VideoModel):
         Pixels a latent row or column.
     token_timesteps
         Whether the pipeline gives a timestep for every token (its `expand_timesteps`).
+    images
+        How many images there are embeddings of.
     components
         Transformers of the pipeline.
+    pipeline_class, other_pipelines
+        Class names in diffusers of its pipelines; by default it is text to video.
     """
 
     text = "none"
     transformer_class = "WanTransformer3DModel"
     pipeline_class = "WanPipeline"
     guidance_batch = False
-    sequences = {"text_tokens": 512}  # UMT5's, padded with zeros and not masked
-    refused = {
-        "encoder_hidden_states_image": "leave it out, since the model is text to video",
-    }
-    # They tell the members of the family apart, and image-to-video variants from them.
-    distinctive = ("in_channels", "out_channels", "num_attention_heads", "image_dim")
-    remedy = "choose the model it belongs to (image-to-video checkpoints are not supported)"
+    # They tell the members of the family apart.
+    distinctive: tuple[str, ...] = (
+        "in_channels",
+        "out_channels",
+        "num_attention_heads",
+        "image_dim",
+        "pos_embed_seq_len",
+    )
 
     def __init__(
         self,
@@ -66,21 +81,36 @@ class Wan(VideoModel):
         defaults: GenerationDefaults,
         vae_pixels: int = 8,
         token_timesteps: bool = False,
+        images: int = 0,
         components: tuple[str, ...] = ("transformer",),
+        pipeline_class: str | None = None,
+        other_pipelines: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.defaults = defaults
         self.vae_pixels = vae_pixels
         self.token_timesteps = token_timesteps
+        self.image_tokens = images * IMAGE_TOKENS
         self.components = components
+        self.pipeline_class = pipeline_class or self.pipeline_class
+        self.other_pipelines = other_pipelines
         self.configs = {"full": {**_FULL, **full}, "tiny": {**_TINY, **tiny}}
         timestep = ("batch", "video_tokens") if token_timesteps else ("batch",)
+        # Diffusers takes the last 512 tokens for the text where there are an image's before them.
+        text: str | int = TEXT_TOKENS if images else "text_tokens"
+        self.sequences = {} if images else {"text_tokens": TEXT_TOKENS}
         self.inputs = (
             GraphInput("hidden_states", ("batch", "in_channels", "frames", "height", "width")),
             # Schedulers of flow matching have fractions.
             GraphInput("timestep", timestep, torch.float32, constant(500.0)),
-            GraphInput("encoder_hidden_states", ("batch", "text_tokens", "text_dim")),
+            GraphInput("encoder_hidden_states", ("batch", text, "text_dim")),
         )
+        if images:
+            axes = ("batch", self.image_tokens, "image_dim")
+            self.inputs += (GraphInput("encoder_hidden_states_image", axes),)
+        else:
+            remedy = "leave it out, since this transformer has no image embeddings"
+            self.refused = {"encoder_hidden_states_image": remedy}
         if token_timesteps:
             self.tiny_size = VideoSize(9, 128, 192)
 
@@ -90,8 +120,18 @@ class Wan(VideoModel):
             for known in self.configs.values()
         )
 
+    # -- the graph ------------------------------------------------------------------------------
+
+    def forward_kwargs(self, graph_inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Embeddings of two images are two rows of the batch, as the pipeline has them."""
+        kwargs = super().forward_kwargs(graph_inputs)
+        if self.image_tokens > IMAGE_TOKENS:
+            image = kwargs["encoder_hidden_states_image"]
+            kwargs["encoder_hidden_states_image"] = image.reshape(-1, IMAGE_TOKENS, image.shape[-1])
+        return kwargs
+
     def graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Also check the timestep: one for each token, or one for all of them."""
+        """Also check the timestep, for each token or for all of them, and the images."""
         timestep = forward_kwargs.get("timestep")
         shape = [] if timestep is None else list(torch.as_tensor(timestep).shape)
         if timestep is not None and self.token_timesteps != (len(shape) == 2):
@@ -101,30 +141,84 @@ class Wan(VideoModel):
                 f"{wanted}; set expand_timesteps={self.token_timesteps} in the pipeline's "
                 "configuration"
             )
+        image = forward_kwargs.get("encoder_hidden_states_image")
+        if self.image_tokens and image is not None:
+            batch = forward_kwargs["hidden_states"].shape[0]
+            together = self._of_a_clip(image, batch)
+            forward_kwargs = {**forward_kwargs, "encoder_hidden_states_image": together}
         return super().graph_inputs(forward_kwargs)
+
+    def _of_a_clip(self, image: Tensor, batch: int) -> Tensor:
+        """Image embeddings with those of one clip in one row."""
+        count = self.image_tokens // IMAGE_TOKENS
+        if image.dim() != 3 or tuple(image.shape[:2]) != (batch * count, IMAGE_TOKENS):
+            what = "image alone" if count == 1 else "image and last_image"
+            raise InvalidInputError(
+                f"{self.name}: encoder_hidden_states_image has shape {list(image.shape)} for a "
+                f"batch of {batch}, the graph takes [{batch * count}, {IMAGE_TOKENS}, image_dim]; "
+                f"give the pipeline {what}"
+            )
+        return image.reshape(batch, self.image_tokens, image.shape[-1])
 
 
 _CHANNELS_16 = {"in_channels": 16, "out_channels": 16}
+_CHANNELS_36 = {"in_channels": 36, "out_channels": 16}  # noise, mask and the image's latents
 _CHANNELS_48 = {"in_channels": 48, "out_channels": 48}
+FULL_1_3B = {**_CHANNELS_16, "num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
+FULL_14B = {**_CHANNELS_16, "num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}
+FULL_IMAGE = {**FULL_14B, **_CHANNELS_36, "image_dim": 1280, "added_kv_proj_dim": 5120}
+TINY_IMAGE = {**_CHANNELS_36, "num_attention_heads": 2, "image_dim": 24, "added_kv_proj_dim": 256}
+_TWO_IMAGES = {"pos_embed_seq_len": 2 * IMAGE_TOKENS}
+
+SIZE_480P = VideoSize(81, 480, 832)
+SIZE_720P = VideoSize(81, 720, 1280)
+_VIDEO = ("WanVideoToVideoPipeline",)
+_IMAGE = "WanImageToVideoPipeline"
 
 WAN_2_1_1_3B = Wan(
     "wan2.1-1.3b",
-    full={**_CHANNELS_16, "num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
+    full=FULL_1_3B,
     tiny={**_CHANNELS_16, "num_attention_heads": 2},
-    defaults=GenerationDefaults(VideoSize(81, 480, 832), 50, 5.0, torch.bfloat16, 16),
+    defaults=GenerationDefaults(SIZE_480P, 50, 5.0, torch.bfloat16, 16),
+    other_pipelines=_VIDEO,
 )
 WAN_2_1_14B = Wan(
     "wan2.1-14b",
-    full={**_CHANNELS_16, "num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},
+    full=FULL_14B,
     tiny={**_CHANNELS_16, "num_attention_heads": 3},
-    defaults=GenerationDefaults(VideoSize(81, 720, 1280), 50, 5.0, torch.bfloat16, 16),
+    defaults=GenerationDefaults(SIZE_720P, 50, 5.0, torch.bfloat16, 16),
+    other_pipelines=_VIDEO,
+)
+WAN_2_1_I2V_14B = Wan(
+    "wan2.1-i2v-14b",
+    full=FULL_IMAGE,
+    tiny=TINY_IMAGE,
+    defaults=GenerationDefaults(SIZE_720P, 50, 5.0, torch.bfloat16, 16),
+    images=1,
+    pipeline_class=_IMAGE,
+)
+WAN_2_1_FLF2V_14B = Wan(
+    "wan2.1-flf2v-14b",
+    full={**FULL_IMAGE, **_TWO_IMAGES},
+    tiny={**TINY_IMAGE, **_TWO_IMAGES},
+    defaults=GenerationDefaults(SIZE_720P, 50, 5.0, torch.bfloat16, 16),
+    images=2,
+    pipeline_class=_IMAGE,
 )
 WAN_2_2_A14B = Wan(
     "wan2.2-a14b",
     full=WAN_2_1_14B.configs["full"],
     tiny=WAN_2_1_14B.configs["tiny"],
-    defaults=GenerationDefaults(VideoSize(81, 720, 1280), 40, 4.0, torch.bfloat16, 16),
+    defaults=GenerationDefaults(SIZE_720P, 40, 4.0, torch.bfloat16, 16),
     components=("transformer", "transformer_2"),
+)
+WAN_2_2_I2V_A14B = Wan(
+    "wan2.2-i2v-a14b",
+    full={**FULL_14B, **_CHANNELS_36},
+    tiny={**_CHANNELS_36, "num_attention_heads": 2},
+    defaults=GenerationDefaults(SIZE_720P, 40, 3.5, torch.bfloat16, 16),
+    components=("transformer", "transformer_2"),
+    pipeline_class=_IMAGE,
 )
 WAN_2_2_TI2V_5B = Wan(
     "wan2.2-ti2v-5b",
@@ -133,4 +227,5 @@ WAN_2_2_TI2V_5B = Wan(
     defaults=GenerationDefaults(VideoSize(121, 704, 1280), 50, 5.0, torch.bfloat16, 24),
     vae_pixels=16,
     token_timesteps=True,
+    other_pipelines=(_IMAGE,),
 )

@@ -8,15 +8,30 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.models.checkpoint_checks import (
+    CONFIG,
+    Shapes,
+    check_index_metadata,
+    check_shapes,
+    first_line,
+    named,
+)
+from rainfusion_trt.models.float8 import (
+    COMFY_HEADER,
+    SCALES,
+    UNUSED_WITH_SCALES,
+    check_mark,
+    check_scale_type,
+    shaped,
+)
 
 _STEM = "diffusion_pytorch_model"
 _INDEX = f"{_STEM}.safetensors.index"
@@ -28,51 +43,6 @@ _VARIANT = re.compile(
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 _FLOATS = frozenset(("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"))
 _FLOAT8 = frozenset(("F8_E4M3", "F8_E5M2"))
-# What stands beside a float8 weight: its scale, as ComfyUI, musubi and modelopt call it ...
-_SCALES = (".scale_weight", ".weight_scale")
-# ... and what a graph that multiplies in 16 bits has no use for: scales of activations, marks.
-_UNUSED_WITH_SCALES = re.compile(r"(.+\.)?(scale_input|input_scale|scaled_fp8|comfy_quant)")
-_QUANTISERS = (
-    (re.compile(r"\.(absmax|SCB|quant_map|nested_absmax|quant_state\..+)$"), "bitsandbytes"),
-    (re.compile(r"(_quantizer\._amax|\.weight_scale_2)$"), "modelopt"),
-    (re.compile(r"\.(weight\._data|weight\._scale)$"), "quanto"),
-    (re.compile(r"\.(_weight_qdata|_weight_scale|_weight_zero_point)$"), "torchao"),
-    (re.compile(r"\.(qweight|qzeros|g_idx)$"), "GPTQ or AWQ"),
-    (re.compile(r"\.(weight_scale_inv|scale_weight|weight_scale)$"), "scaled float8"),
-)
-
-
-def named(names: Iterable[str], most: int = 3) -> str:
-    """``a, b, c and 4 more``."""
-    names = list(names)
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
-
-
-def check_config(cls: type[nn.Module], config: Mapping[str, Any], origin: str) -> None:
-    """Refuse a configuration of another class or of quantised weights.
-
-    Raises
-    ------
-    InvalidInputError
-        It is none.
-    UnsupportedError
-        The message names the class or the quantiser.
-    """
-    if not isinstance(config, Mapping):
-        raise InvalidInputError(f"{origin}: its config.json is no configuration, download it again")
-    found = config.get("_class_name")
-    if found is not None and found != cls.__name__:
-        raise UnsupportedError(
-            f"{origin} is a {found}, not a {cls.__name__}: choose the model it belongs to"
-        )
-    quantised = config.get("quantization_config")
-    if quantised:
-        method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
-        raise UnsupportedError(
-            f"{origin} is quantised with {method} (quantization_config in its config.json): "
-            "export the checkpoint with 16- or 32-bit weights that it was made from"
-        )
 
 
 @dataclass(frozen=True)
@@ -87,16 +57,24 @@ class WeightFiles:
         Their names.
     variant
         What diffusers calls them by; None for those without one.
+    origin
+        What errors call them.
     shapes, dtypes
         Of every tensor, by its name; element types as safetensors writes them.
+    places
+        File of every tensor, and its name there.
+    marks
+        What headers say of a quantisation, as JSON, by the file.
     """
 
     folder: Path
     files: tuple[str, ...]
     variant: str | None = None
+    origin: str = ""
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     dtypes: dict[str, str] = field(default_factory=dict)
-    places: dict[str, str] = field(default_factory=dict)
+    places: dict[str, tuple[str, str]] = field(default_factory=dict)
+    marks: dict[str, bytes] = field(default_factory=dict)
 
     @classmethod
     def find(cls, folder: Path) -> WeightFiles | None:
@@ -142,15 +120,28 @@ class WeightFiles:
         return cls._read(folder, tuple(files), None)
 
     @classmethod
+    def of_file(cls, path: Path) -> WeightFiles:
+        """One file of any name.
+
+        Raises
+        ------
+        InvalidInputError
+            It cannot be read.
+        """
+        return cls._read(path.parent, (path.name,), None, origin=str(path))
+
+    @classmethod
     def _opened(cls, folder: Path, name: str, variant: str | None) -> WeightFiles:
         files = (name,) if name.endswith(".safetensors") else _shards(folder / name)
         return cls._read(folder, files, variant)
 
     @classmethod
-    def _read(cls, folder: Path, files: tuple[str, ...], variant: str | None) -> WeightFiles:
+    def _read(
+        cls, folder: Path, files: tuple[str, ...], variant: str | None, *, origin: str = ""
+    ) -> WeightFiles:
         from safetensors import SafetensorError, safe_open
 
-        found = cls(folder, files, variant)
+        found = cls(folder, files, variant, origin or str(folder))
         for file in files:
             try:
                 with safe_open(folder / file, "pt") as content:
@@ -158,15 +149,30 @@ class WeightFiles:
                         part = content.get_slice(name)
                         found.shapes[name] = tuple(part.get_shape())
                         found.dtypes[name] = part.get_dtype()
-                        found.places[name] = file
+                        found.places[name] = file, name
+                    header = content.metadata() or {}
+                    if COMFY_HEADER in header:
+                        found.marks[file] = header[COMFY_HEADER].encode()
             except (SafetensorError, OSError) as error:
                 raise InvalidInputError(
-                    f"checkpoint {str(folder)!r}: its weights {file} cannot be read "
-                    f"({_first_line(error)}); download them again"
+                    f"checkpoint {found.origin!r}: its weights {file} cannot be read "
+                    f"({first_line(error)}); download them again"
+                ) from error
+            except (RuntimeError, MemoryError) as error:
+                raise InvalidInputError(
+                    f"checkpoint {found.origin!r}: its weights {file} do not fit into the address "
+                    f"space of this process ({first_line(error)}); allow it more memory"
                 ) from error
         return found
 
-    def check(self, expected: Mapping[str, tuple[int, ...]], ignored: Iterable[str] = ()) -> None:
+    def check(
+        self,
+        expected: Shapes,
+        ignored: Iterable[str] = (),
+        *,
+        converted: Callable[[Shapes], Shapes] | None = None,
+        wanted: str = CONFIG,
+    ) -> None:
         """Refuse files that are not exactly the tensors of a configuration.
 
         Parameters
@@ -175,6 +181,10 @@ class WeightFiles:
             Shape of every tensor that there must be.
         ignored
             Patterns of names that may be there too.
+        converted
+            What the weights of the files are under the expected names; None: they have these.
+        wanted
+            What they are expected of, for the message.
 
         Raises
         ------
@@ -183,44 +193,55 @@ class WeightFiles:
         UnsupportedError
             They are quantised.
         """
+        ignored = tuple(ignored)
+        self._check_marks()
+        weights = self.weights()
+        found = weights if converted is None else converted(weights)
+        check_shapes(found, expected, self.origin, ignored=ignored, wanted=wanted)
+        counted = [n for n in weights if not any(re.search(pattern, n) for pattern in ignored)]
+        self._check_dtypes(counted, self._scale_names())
+
+    def weights(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all but the scales and marks that stand beside scaled weights."""
         scaled = self._scale_names()
-        patterns = [re.compile(pattern) for pattern in ignored]
-        missing = sorted(set(expected) - set(self.shapes))
-        unknown = sorted(
-            name
-            for name in set(self.shapes) - set(expected) - set(scaled.values())
-            if not any(pattern.search(name) for pattern in patterns)
-            and not (scaled and _UNUSED_WITH_SCALES.fullmatch(name))
-        )
-        check_names(missing, unknown, str(self.folder))
-        for name, shape in expected.items():
-            if self.shapes[name] != shape:
-                raise InvalidInputError(
-                    f"checkpoint {str(self.folder)!r} does not fit its config.json: {name} has "
-                    f"shape {self.shapes[name]}, expected {shape}"
-                )
-        self._check_dtypes(expected, scaled)
+        beside = set(scaled.values())
+        return {
+            name: shape
+            for name, shape in self.shapes.items()
+            if name not in beside and not (scaled and UNUSED_WITH_SCALES.fullmatch(name))
+        }
+
+    def _check_marks(self) -> None:
+        marks = {
+            name: bytes(self.tensor(name).to(torch.uint8).tolist())
+            for name in self.shapes
+            if name.endswith(".comfy_quant")
+        }
+        for name, mark in {**marks, **self.marks}.items():
+            check_mark(name, mark, self.origin)
 
     def _check_dtypes(self, expected: Iterable[str], scaled: Mapping[str, str]) -> None:
         integers = [name for name in expected if self.dtypes[name] not in _FLOATS]
         if integers:
             raise UnsupportedError(
-                f"checkpoint {str(self.folder)!r} is quantised: {named(integers)} "
+                f"checkpoint {self.origin!r} is quantised: {named(integers)} "
                 f"is stored as {self.dtypes[integers[0]]}; export the checkpoint with 16- or "
                 "32-bit weights that it was made from"
             )
+        for scale in scaled.values():
+            check_scale_type(scale, self.dtypes[scale], self.origin)
         if not scaled:
             return
         for name in expected:
             is_float8 = self.dtypes[name] in _FLOAT8
             if is_float8 and name not in scaled and len(self.shapes[name]) > 1:
                 raise InvalidInputError(
-                    f"checkpoint {str(self.folder)!r} has scales for its float8 weights, but none "
+                    f"checkpoint {self.origin!r} has scales for its float8 weights, but none "
                     f"for {name}: it is incomplete, download it again"
                 )
             if not is_float8 and name in scaled:
                 raise UnsupportedError(
-                    f"checkpoint {str(self.folder)!r} has a scale {scaled[name]} for {name}, which "
+                    f"checkpoint {self.origin!r} has a scale {scaled[name]} for {name}, which "
                     f"is {self.dtypes[name]} and not float8: which of both is right cannot be told"
                 )
 
@@ -229,7 +250,7 @@ class WeightFiles:
         return {
             name.removesuffix(suffix) + ".weight": name
             for name in self.shapes
-            for suffix in _SCALES
+            for suffix in SCALES
             if name.endswith(suffix) and name.removesuffix(suffix) + ".weight" in self.shapes
         }
 
@@ -242,72 +263,43 @@ class WeightFiles:
             A scale is of a shape that says nothing about where it belongs.
         """
         return {
-            weight: self._shaped(scale, self.tensor(scale).float(), self.shapes[weight])
+            weight: shaped(scale, self.tensor(scale).float(), self.shapes[weight], self.origin)
             for weight, scale in self._scale_names().items()
         }
-
-    def _shaped(self, name: str, scale: Tensor, weight: tuple[int, ...]) -> Tensor:
-        """One for all, one for every row, or one for every part of a row."""
-        if not bool((scale.isfinite() & (scale != 0)).all()):
-            raise InvalidInputError(
-                f"checkpoint {str(self.folder)!r}: the scale {name} is 0 or not finite; download "
-                "it again"
-            )
-        if scale.numel() == 1:
-            return scale.reshape(())
-        rows, columns = weight[0], weight[1] if len(weight) == 2 else 0
-        if scale.numel() == rows == scale.shape[0]:
-            return scale.reshape(rows, *[1] * (len(weight) - 1))
-        parts = scale.numel() // rows
-        if (
-            parts
-            and columns % parts == 0
-            and tuple(scale.shape) in ((rows, parts), (rows, parts, 1))
-        ):
-            return scale.reshape(rows, parts).repeat_interleave(columns // parts, dim=1)
-        raise UnsupportedError(
-            f"checkpoint {str(self.folder)!r}: the scale {name} of shape {tuple(scale.shape)} "
-            f"for a weight of shape {weight} is of no known kind (one for all, for every row or "
-            "for parts of a row)"
-        )
 
     def tensor(self, name: str) -> Tensor:
         """One tensor as it is stored."""
         from safetensors import safe_open
 
-        with safe_open(self.folder / self.places[name], "pt") as content:
-            return content.get_tensor(name)
+        file, stored = self.places[name]
+        with safe_open(self.folder / file, "pt") as content:
+            return content.get_tensor(stored)
 
+    def values(self, float32: Collection[str], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """All weights, multiplied out.
 
-def check_names(missing: Iterable[str], unknown: Iterable[str], origin: str) -> None:
-    """Refuse a checkpoint whose tensors are not those of its configuration."""
-    missing, unknown = list(missing), list(unknown)
-    for pattern, quantiser in _QUANTISERS:
-        marks = [name for name in unknown if pattern.search(name)]
-        if marks:
-            raise UnsupportedError(
-                f"checkpoint {origin!r} is quantised ({quantiser}: {named(marks)}); export the "
-                "checkpoint with 16- or 32-bit weights that it was made from"
-            )
-    if missing or unknown:
-        parts = [
-            f"{label} {named(names, 1)}"
-            for label, names in (("lack", missing), ("have, unknown to it,", unknown))
-            if names
-        ]
-        raise InvalidInputError(
-            f"checkpoint {origin!r} does not fit its config.json: the weights {' and '.join(parts)}"
-            "; download it again, or choose the model it belongs to"
+        Parameters
+        ----------
+        float32
+            Names of those in float32 ...
+        dtype
+            ... and the type of the others.
+        """
+        scales = self.scales()
+        for name in self.weights():
+            values = self.tensor(name)
+            if name in scales:
+                values = values.float() * scales[name]
+            yield name, values.to(torch.float32 if name in float32 else dtype)
+
+    def renamed(self, names: Mapping[str, str]) -> WeightFiles:
+        """The tensors of `names`, which gives the new name of each."""
+        return replace(
+            self,
+            shapes={new: self.shapes[old] for old, new in names.items()},
+            dtypes={new: self.dtypes[old] for old, new in names.items()},
+            places={new: self.places[old] for old, new in names.items()},
         )
-
-
-def apply_scales(module: nn.Module, scales: Mapping[str, Tensor]) -> None:
-    """Multiply weights that hold their float8 values."""
-    parameters = dict(module.named_parameters())
-    with torch.no_grad():
-        for name, scale in scales.items():
-            weight = parameters[name]
-            weight.copy_(weight.float() * scale.to(weight.device))
 
 
 def _shards(index: Path) -> tuple[str, ...]:
@@ -318,7 +310,7 @@ def _shards(index: Path) -> tuple[str, ...]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInputError(
             f"checkpoint {str(index.parent)!r}: {index.name} is no index of safetensors files "
-            f"({_first_line(error)}); download it again"
+            f"({first_line(error)}); download it again"
         ) from error
     metadata = content.get("metadata")
     check_index_metadata(metadata if isinstance(metadata, Mapping) else {}, str(index.parent))
@@ -331,33 +323,12 @@ def _shards(index: Path) -> tuple[str, ...]:
     return tuple(files)
 
 
-def check_index_metadata(metadata: Mapping[str, Any], origin: str) -> None:
-    """Refuse an index that says its weights are quantised."""
-    for key in ("quantization_config", "quantization", "quant_method"):
-        if metadata.get(key):
-            raise UnsupportedError(
-                f"checkpoint {origin!r} is quantised (its index says {key}="
-                f"{metadata[key]!r}); export the checkpoint with 16- or 32-bit weights that it was "
-                "made from"
-            )
-
-
 def _no_weights(folder: Path, names: list[str]) -> str:
     gguf = [name for name in names if name.endswith(".gguf")]
     others = [name for name in names if name.endswith((".safetensors", ".pt", ".pth", ".ckpt"))]
     start = f"checkpoint {str(folder)!r} could not be loaded: it holds no {_STEM}.safetensors"
     if gguf:
-        return (
-            f"{start}, only {named(gguf)}, which is quantised (GGUF); export the checkpoint with "
-            "16- or 32-bit weights that it was made from"
-        )
+        return f"{start}, only {named(gguf)}; give the file itself in place of the folder"
     if others:
-        return (
-            f"{start}, only {named(others)}; convert it to diffusers' format with "
-            "from_single_file() and save_pretrained()"
-        )
+        return f"{start}, only {named(others)}; give the file itself in place of the folder"
     return f"{start}; download the checkpoint again"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

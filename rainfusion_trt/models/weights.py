@@ -12,13 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError, RainFusionError
+from rainfusion_trt.models.checkpoint_checks import check_config, check_names
+from rainfusion_trt.models.float8 import apply_scales
 from rainfusion_trt.models.transformer import Transformer
-from rainfusion_trt.models.weight_files import (
-    WeightFiles,
-    apply_scales,
-    check_config,
-    check_names,
-)
+from rainfusion_trt.models.weight_files import WeightFiles
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +35,7 @@ def random_transformer(
     same weights on one kind of device. Modules that the class keeps in float32 whatever the dtype
     are kept so, as `from_pretrained` does.
     """
-    with _parameters_on_meta():
+    with parameters_on_meta():
         module = cls(**config)
     float32 = frozenset(getattr(cls, "_keep_in_fp32_modules", None) or ())
     generator = torch.Generator(device).manual_seed(seed)
@@ -63,7 +60,7 @@ def _draw(values: Tensor, leaf: str, generator: torch.Generator) -> None:
 
 
 @contextmanager
-def _parameters_on_meta() -> Iterator[None]:
+def parameters_on_meta() -> Iterator[None]:
     """Parameters made inside have no storage; buffers (position tables) are computed as usual.
 
     `torch.device("meta")` would leave non-persistent buffers without values.
@@ -114,9 +111,14 @@ def load_transformer(
                 f"checkpoint {checkpoint!r} holds neither config.json nor {component}/config.json; "
                 "pass the directory of a diffusers pipeline or of its transformer"
             )
-    elif path.is_absolute() or path.exists() or checkpoint.count("/") != 1:
+    elif (
+        path.is_absolute()
+        or path.exists()
+        or checkpoint.count("/") != 1
+        or path.suffix in (".safetensors", ".gguf")
+    ):
         raise InvalidInputError(
-            f"checkpoint {checkpoint!r} is neither a directory nor a hub id such as "
+            f"checkpoint {checkpoint!r} is neither a directory, a file nor a hub id such as "
             "'THUDM/CogVideoX-5b'"
         )
     try:
@@ -164,21 +166,21 @@ def _files(cls: type[Transformer], config: Mapping[str, Any], folder: Path) -> W
     files = WeightFiles.find(folder)
     if files is not None:
         ignored = getattr(cls, "_keys_to_ignore_on_load_unexpected", None) or ()
-        files.check(_shapes(cls, config, folder), ignored)
+        files.check(expected_shapes(cls, config, str(folder)), ignored)
     return files
 
 
-def _shapes(
-    cls: type[Transformer], config: Mapping[str, Any], folder: Path
+def expected_shapes(
+    cls: type[Transformer], config: Mapping[str, Any], origin: str
 ) -> dict[str, tuple[int, ...]]:
     """Of every tensor that a checkpoint of this configuration has."""
     try:
-        with _parameters_on_meta():
+        with parameters_on_meta():
             tensors = cls.from_config(config).state_dict()
     except Exception as error:  # of any kind: the class computes with what the file says
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InvalidInputError(
-            f"checkpoint {str(folder)!r}: its config.json makes no {cls.__name__} ({reason}); "
+            f"checkpoint {origin!r}: its config.json makes no {cls.__name__} ({reason}); "
             "download it again"
         ) from error
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

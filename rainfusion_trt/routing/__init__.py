@@ -8,6 +8,8 @@ context parallelism work as without. An export captures attention by another way
 
 from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.routing.compiled import compile_blocks, uncompile_blocks
+from rainfusion_trt.routing.lengths import survey
+from rainfusion_trt.routing.parallel_plan import cp_plan
 from rainfusion_trt.routing.report import RoutingReport
 from rainfusion_trt.routing.route import AttentionRoute
 from rainfusion_trt.routing.state import Routing
@@ -20,9 +22,11 @@ __all__ = [
     "Routing",
     "RoutingReport",
     "compile_blocks",
+    "cp_plan",
     "disable",
     "enable",
     "routing_of",
+    "survey",
     "uncompile_blocks",
 ]
 

@@ -42,6 +42,8 @@ class AttentionRoute(TorchFunctionMode):
         Attentions taken so far.
     tokens
         Query and key length of those it takes.
+    head_size
+        Of the attentions it took; None before the first.
     others
         Query and key lengths of the attentions it left alone.
     entered
@@ -59,12 +61,15 @@ class AttentionRoute(TorchFunctionMode):
         super().__init__()
         settings.check_model_wide()
         frames, height, width = layout.grid.shape
-        self.tokens = frames * height * width + layout.text_tokens
+        self.tokens = layout.tokens
+        if self.tokens is None:
+            self.tokens = frames * height * width + layout.text_tokens
         self._layout = layout
         self._sparsity = sparsity
         self._dense_layers = dense_layers
         self._settings = settings.replace(text=layout.text)
         self.count = 0
+        self.head_size: int | None = None
         self.entered = False
         self.others: list[tuple[int, int]] = []
 
@@ -130,6 +135,7 @@ class AttentionRoute(TorchFunctionMode):
         if self.count in self._dense_layers:
             sparsity = torch.zeros_like(sparsity)
         self.count += 1
+        self.head_size = query.shape[-1]
         return rainfusion_attention(
             query,
             key,

@@ -52,7 +52,7 @@ def sequence_attention(
             f"{name} attends from {query.shape[1]} to {key.shape[1]} tokens, and a clip of "
             f"{tuple(tokens.grid.shape)} tokens with {tokens.text_tokens} of text has "
             f"{tokens.total}: this transformer does not work like "
-            f"{routing.model.name}; choose model= by how it patches its latents"
+            f"{routing.model.name}; choose model= or grid= by how it patches its latents"
         )
     # By the mask, and not by the masks of the forward: a cache may run half a batch, and a
     # backward pass runs a checkpointed block when the forward is long over.

@@ -15,12 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rainfusion_trt.errors import DenseAttentionError, InvalidInputError, UnsupportedError
+from rainfusion_trt.errors import (
+    DenseAttentionError,
+    InvalidInputError,
+    NotSparseError,
+    UnsupportedError,
+)
 from rainfusion_trt.models import AttentionLayout, VideoModel, get_model, model_names
-from rainfusion_trt.operator.geometry import block_shape
+from rainfusion_trt.models.transformer import config_of
 from rainfusion_trt.operator.settings import AttentionSettings
-from rainfusion_trt.operator.windows import single_window
+from rainfusion_trt.operator.sparse_grid import explain_obstacle, obstacle_to_sparsity
 from rainfusion_trt.routing.density import DensityMeter
+from rainfusion_trt.routing.lengths import advice, shapes_of
+from rainfusion_trt.routing.own_module import OwnModule
+from rainfusion_trt.routing.parallel import check_forward
 from rainfusion_trt.routing.report import RoutingReport
 from rainfusion_trt.routing.route import AttentionRoute
 from rainfusion_trt.routing.site import Site, Tokens
@@ -34,7 +42,7 @@ class Routing:
 
     Attributes
     ----------
-    model : VideoModel
+    model : VideoModel or OwnModule
         How the transformer's inputs are read.
     settings : AttentionSettings
         Fixed until :func:`disable`.
@@ -48,7 +56,7 @@ class Routing:
 
     def __init__(
         self,
-        model: VideoModel,
+        model: VideoModel | OwnModule,
         settings: AttentionSettings,
         sparsity: float,
         transformer: nn.Module,
@@ -65,9 +73,9 @@ class Routing:
         self.kind = type(transformer).__name__
         # Without self: a graph of torch.compile cannot bind arguments by a signature.
         self._parameters = tuple(inspect.signature(type(transformer).forward).parameters)[1:]
-        config = getattr(transformer, "config", None)
-        self._head_size: int | None = getattr(config, "attention_head_dim", None)
+        self._head_size = model.head_size(config_of(transformer))
         self._route: AttentionRoute | None = None  # of the latest forward, where it is by tokens
+        self._shapes: dict[str, tuple[int, ...]] = {}  # of its arguments
         self._dense_grid = False
         self._logged: set[str] = set()
         # While diffusers loads a checkpoint parameters are on the meta device, and factories too.
@@ -173,7 +181,16 @@ class Routing:
         """Read what a forward attends over and see that all its self-attentions are ours."""
         call = dict(zip(self._parameters, args, strict=False))
         call.update(kwargs)
-        layout = self.model.layout(transformer, call)
+        try:
+            layout = self.model.layout(transformer, call)
+        except NotSparseError as error:
+            self._begin_dense(transformer, str(error))
+            return
+        except KeyError as missing:
+            raise UnsupportedError(
+                f"{self.model.name} is told its tokens by {missing}, which this call of "
+                f"{self.kind} does not have; choose model= by what the transformer takes"
+            ) from None
         padded = layout.kv_len is not None
         self.tokens = Tokens(layout.grid, layout.text, layout.text_tokens, padded)
         if self._tensor.device != layout.grid.device:  # the transformer was moved since
@@ -190,20 +207,36 @@ class Routing:
                 )
             timestep = torch.as_tensor(timestep, device=layout.grid.device)
             # The noisiest, where tokens have timesteps of their own.
-            self._scheduled = schedule.at(levels.sigma(timestep.amax().view(1)))
+            noisiest = timestep.amax().view(1)
+            sigma = noisiest if self.model.timesteps_are_sigmas else levels.sigma(noisiest)
+            self._scheduled = schedule.at(sigma)
         self._check_grid()
         self._check_sites()
+        check_forward(self, transformer)
         if self.by_tokens:
+            self._shapes = shapes_of(call)
             self._enter_route(layout)
+
+    def _begin_dense(self, transformer: nn.Module, message: str) -> None:
+        """A forward in which nothing can be sparse: every attention is diffusers' own."""
+        if self.by_tokens or self._sparsity > 0:
+            self._dense(message)
+        self.tokens, self._scheduled, self._dense_grid = None, None, False
+        self._check_sites()
+        check_forward(self, transformer)
+        for site in self.sites:
+            if site.processor is not None:
+                site.processor.dense = True
 
     def end(self, transformer: nn.Module) -> None:
         """See that every self-attention of the blocks that ran was RainFusion attention."""
+        if self.by_tokens and self.leave_route():
+            self._check_route(transformer)
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             self.tokens = None  # else a backward pass may run a checkpointed block again
-        if self.by_tokens:
-            self._leave_route()
         for site in self.sites:
-            if site.processor is None or site.processor.ran or not site.entered:
+            ours = site.processor
+            if ours is None or ours.ran or ours.left_out or not site.entered:
                 continue
             if not _may_skip(site.attention) and not _may_skip(site.block):
                 self._dense(
@@ -230,16 +263,26 @@ class Routing:
         )
         self._route.__enter__()
 
-    def _leave_route(self) -> None:
+    def leave_route(self) -> bool:
+        """End what :meth:`begin` entered, also where the forward has failed; False without that."""
         if self._route is None or not self._route.entered:
-            return
+            return False
         self._route.__exit__(None, None, None)
+        return True
+
+    def _check_route(self, transformer: nn.Module) -> None:
+        """What only the forward shows: whether there was such attention, and its head size."""
+        assert self._route is not None
         if self._route.count == 0:
             self._dense(
                 f"no self-attention of {self.kind} was routed: none of its calls reached "
                 f"F.scaled_dot_product_attention with the {self._route.tokens} tokens of "
-                f"{self.model.name}; disable RainFusion or pass the model that it works like"
+                f"{self.model.name}; {advice(transformer, self._route.others, self._shapes)}; call "
+                "disable(), then enable() with the model= or the grid= and text= that it works like"
             )
+        elif self._head_size is None:  # no configuration says it; whether windows fit is told now
+            self._head_size = self._route.head_size
+            self._check_grid()
 
     def _by_tokens_report(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
         names = tuple(f"attention {i}" for i in range(self._route.count if self._route else 0))
@@ -248,32 +291,15 @@ class Routing:
     # -- checks -----------------------------------------------------------------------------------
 
     def _check_grid(self) -> None:
-        """Fewer than two frames beside the sinks, or one window, leave nothing to be sparse in."""
+        """A grid in which nothing can be sparse is dense, with permission."""
         self._dense_grid = False
         assert self.tokens is not None
-        frames, sinks = self.tokens.grid.shape[0], self.settings.sink_frames
+        grid = self.tokens.grid.shape
+        obstacle = obstacle_to_sparsity(grid, self.settings, self._head_size)
         # The number is read only here: a graph of torch.compile would be bound to it.
-        if frames - sinks < 2 and self._sparsity > 0:
+        if obstacle is not None and self._sparsity > 0:
             self._dense_grid = True
-            self._dense(
-                f"sparsity={self._sparsity} has no effect: the clip has {frames} latent frames, "
-                f"sink_frames={sinks} of them are always attended to, and at least two others are "
-                "needed; use a longer clip, fewer sink_frames or sparsity=0"
-            )
-        elif self._in_one_window(frames - sinks) and self._sparsity > 0:
-            self._dense_grid = True
-            self._dense(
-                f"sparsity={self._sparsity} has no effect: one window of method 'piecewise' holds "
-                "all tokens of this clip beside its sinks; use a larger clip, another method or "
-                "sparsity=0"
-            )
-
-    def _in_one_window(self, free_frames: int) -> bool:
-        if self.settings.method != "piecewise" or self._head_size is None:
-            return False
-        assert self.tokens is not None
-        _, height, width = self.tokens.grid.shape
-        return single_window(free_frames, height * width, block_shape(self._head_size).k)
+            self._dense(explain_obstacle(obstacle, grid, self.settings, self._sparsity))
 
     def _check_sites(self) -> None:
         backend = self._common_backend()
@@ -282,7 +308,7 @@ class Routing:
             if site.processor is None:
                 continue
             site.processor.ran = False
-            site.processor.dense = False
+            site.processor.dense = site.processor.left_out = False
             if not self._is_ours(site):
                 kind = type(site.attention.processor).__name__
                 self._dense(

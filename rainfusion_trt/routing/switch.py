@@ -10,9 +10,11 @@ from torch import nn
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models import VideoModel, get_model, model_of
+from rainfusion_trt.models.given import GivenPlace, Grid, KvLen, TextTokens
 from rainfusion_trt.models.transformer import uncompiled
-from rainfusion_trt.operator.settings import AttentionSettings, Method
+from rainfusion_trt.operator.settings import AttentionSettings, Method, TextPlace
 from rainfusion_trt.presets import Preset, preset_of
+from rainfusion_trt.routing.own_module import OwnModule
 from rainfusion_trt.routing.site import Site
 from rainfusion_trt.routing.state import Routing
 from rainfusion_trt.sigma_schedule import NoiseLevels, SigmaSchedule
@@ -33,11 +35,16 @@ def enable(
     sink_frames: int = AttentionSettings.sink_frames,
     dense_layers: Sequence[int] | None = None,
     model: str | VideoModel | None = None,
+    grid: Grid | None = None,
+    text: TextPlace = AttentionSettings.text,
+    text_tokens: TextTokens = 0,
+    kv_len: KvLen = None,
     allow_dense: bool = False,
 ) -> Routing:
-    """Route the self-attention of a diffusers transformer through RainFusion.
+    """Route the self-attention of a video transformer through RainFusion.
 
-    Works before and after ``torch.compile``, offloading, caches and context parallelism, and
+    A known one of diffusers needs nothing more; of any other, `grid` and `text` say where the video
+    is. Works before and after ``torch.compile``, offloading, caches and context parallelism, and
     copies of the transformer have it too, each with a sparsity of its own.
 
     Parameters
@@ -60,8 +67,15 @@ def enable(
         Self-attentions, numbered from 0, that are dense whatever the sparsity.
     model
         Registry name, needed only where the class and configuration do not tell; or a `VideoModel`
-        of your own. A transformer without attention modules of diffusers is routed by the number
-        of tokens that reach ``F.scaled_dot_product_attention``, and torch.compile cannot trace it.
+        of your own.
+    grid
+        Instead of `model`, for a module of any kind: its token grid (T, H, W) after patching, or
+        the name of an argument or a function of the forward's keyword arguments that gives it, as
+        numbers or as a tensor of that shape. Tokens are in t, h, w order.
+    text, text_tokens, kv_len
+        With `grid`: the place of the text in the sequence, "none", "first" or "last"; the number
+        of its tokens, or a function of the keyword arguments; and what says how many tokens are
+        valid, as :func:`rainfusion_trt.export.export_module` has them.
     allow_dense
         Run dense, log it and tell it in :meth:`Routing.report`, where an attention cannot be
         sparse: by a processor that is not diffusers' own, by an attention backend of its own, or
@@ -77,9 +91,17 @@ def enable(
     InvalidInputError
         Bad settings, an unknown `model`, or routing is on already.
     UnsupportedError
-        The transformer belongs to no known model.
+        The transformer belongs to no known model, and neither `model` nor `grid` is given.
     DenseAttentionError
         One of its self-attentions has a processor that is not diffusers' own.
+
+    Notes
+    -----
+    Attentions that are not modules of diffusers with a known processor are found by the number of
+    tokens that reach ``F.scaled_dot_product_attention``; torch.compile cannot trace these. A
+    forward in which there is none raises DenseAttentionError and names the numbers it saw. That a
+    grid has the right product, but its sizes, its patch or the place of the text are wrong, no
+    number shows.
 
     Examples
     --------
@@ -93,10 +115,8 @@ def enable(
             "RainFusion is on already for this transformer; set .sparsity of what enable() "
             "returned, or call disable() first"
         )
-    if model is None:
-        model = model_of(transformer)
-    elif isinstance(model, str):
-        model = get_model(model)
+    place = _place(grid, text, text_tokens, kv_len)
+    described = _described(transformer, model, place)
     chosen = preset_of(preset)
     if method is None:
         method = AttentionSettings.method if chosen is None else chosen.method
@@ -104,7 +124,7 @@ def enable(
         dense_layers = () if chosen is None else chosen.dense_layers
     plan = _plan(chosen, sparsity, schedule, scheduler)
     settings = AttentionSettings(method=method, alpha=alpha, sink_frames=sink_frames)
-    routing = Routing(model, settings, 0.0, transformer, allow_dense=allow_dense)
+    routing = Routing(described, settings, 0.0, transformer, allow_dense=allow_dense)
     if isinstance(plan, SigmaSchedule):
         routing.follow(plan, NoiseLevels.of(scheduler))
     else:
@@ -123,6 +143,40 @@ def enable(
     ]
     setattr(transformer, _HANDLE, routing)
     return routing
+
+
+def _place(
+    grid: Grid | None, text: TextPlace, text_tokens: TextTokens, kv_len: KvLen
+) -> GivenPlace | None:
+    """The place of the video that was given by hand, if it was."""
+    if grid is not None:
+        return GivenPlace(grid, text, text_tokens, kv_len)
+    if text != AttentionSettings.text or text_tokens != 0 or kv_len is not None:
+        raise InvalidInputError(
+            "text=, text_tokens= and kv_len= go with grid=, the token grid of a module of your "
+            "own; a model that is known by name knows them itself"
+        )
+    return None
+
+
+def _described(
+    transformer: nn.Module, model: str | VideoModel | None, place: GivenPlace | None
+) -> VideoModel | OwnModule:
+    """Who knows the layout of the transformer's calls."""
+    if place is not None:
+        if model is not None:
+            raise InvalidInputError("give model= or grid=, not both")
+        return OwnModule(transformer, place)
+    if model is not None:
+        return get_model(model) if isinstance(model, str) else model
+    try:
+        return model_of(transformer)
+    except UnsupportedError as error:
+        raise UnsupportedError(
+            f"{error}, or grid= (with text= and text_tokens=) to say where its video is; "
+            "rainfusion_trt.routing.survey(transformer, ...), with the arguments of a call, says "
+            "how long its attentions are and which grids fit"
+        ) from error
 
 
 def _plan(
@@ -188,8 +242,8 @@ def _sites(transformer: nn.Module, routing: Routing) -> list[Site]:
     if found and kind != routing.model.transformer_class and not any(map(routed_class, processors)):
         raise UnsupportedError(
             f"{kind} is not of {routing.model.name}: its attention is "
-            f"{type(processors[0]).__name__}, which RainFusion does not know; leave out enable(), "
-            "or describe it by a VideoModel of your own in model="
+            f"{type(processors[0]).__name__}, which RainFusion does not know; say where its video "
+            "is with grid= and text= instead of model=, or by a VideoModel of your own"
         )
     sites = []
     for name, attention in found.items():
@@ -216,4 +270,7 @@ def _enter(block: Any, args: tuple[Any, ...]) -> None:
 
 
 def _end(transformer: Any, args: tuple[Any, ...], output: Any) -> None:
-    transformer._rainfusion_routing.end(transformer)
+    if output is None:  # the forward has failed, and its own error says why
+        transformer._rainfusion_routing.leave_route()
+    else:
+        transformer._rainfusion_routing.end(transformer)

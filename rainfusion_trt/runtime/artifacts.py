@@ -147,6 +147,8 @@ class Artifacts:
             Nothing, too much, or parts of different models.
         EngineLoadError
             The engine folder is missing or damaged.
+        UnsupportedError
+            The model has no `Pipeline`.
         """
         if (checkpoint is None) == (pipe is None):
             raise InvalidInputError(
@@ -157,6 +159,8 @@ class Artifacts:
         exported = [graph for part in parts for graph in part.graphs]
         own = [part.original for part in parts if part.original is not None]
         chosen = _choose_model(model, exported, own)
+        if chosen.no_graph:
+            raise UnsupportedError(f"Pipeline does not drive {chosen.name}: {chosen.no_graph}")
         given = {name: value for name, value in settings.items() if value is not None}
         for graph in exported:
             graph.check_settings(given)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import traceback
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,8 @@ import torch
 
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models.base import VideoSize
+from rainfusion_trt.runtime.media import frames_of_video, size_of_image
+from rainfusion_trt.runtime.pipes import parameters_of
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -34,7 +35,8 @@ def check_seed(seed: Any) -> None:
         raise InvalidInputError(f"seed is {seed!r}: give an integer from -2^63 to 2^64 - 1")
 
 
-_SIZES = ("num_frames", "height", "width")
+_FRAMES = ("num_frames", "segment_frame_length")  # what pipelines call the frames of a graph
+_SIZES = (*_FRAMES, "height", "width")
 _GUIDANCE = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")
 
 
@@ -44,7 +46,8 @@ def check_numbers(arguments: Mapping[str, Any]) -> None:
     Raises
     ------
     InvalidInputError
-        A size that is no integer from 1 on, or a guidance scale that is not finite.
+        A size that is no integer from 1 on, a guidance scale that is not finite, or a strength
+        outside of [0, 1].
     """
     for name in _SIZES:
         value = arguments.get(name, 1)
@@ -56,11 +59,21 @@ def check_numbers(arguments: Mapping[str, Any]) -> None:
         value = arguments.get(name, 1.0)
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             raise InvalidInputError(f"{name} is {value!r}: give a finite number")
+    for name in ("strength", "denoise_strength"):
+        value = arguments.get(name, 1.0)
+        of_each_condition = name == "strength" and isinstance(value, list)
+        if not of_each_condition and not _is_share(value):
+            raise InvalidInputError(f"{name} is {value!r}: give a number in [0, 1]")
+
+
+def _is_share(value: Any) -> bool:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return number and 0.0 <= float(value) <= 1.0
 
 
 def output_type(pipe: Any, arguments: Mapping[str, Any]) -> Any:
     """What form of frames is asked for."""
-    parameter = _parameters(pipe).get("output_type")
+    parameter = parameters_of(type(pipe)).get("output_type")
     return arguments.get("output_type", parameter.default if parameter else None)
 
 
@@ -77,66 +90,74 @@ def refusals_of(pipe: Any) -> Iterator[None]:
 
 
 def complete_arguments(
-    pipe: Any, size: VideoSize | None, arguments: Mapping[str, Any]
+    pipe: Any, size: VideoSize | None, given: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What was given, and the clip size and text length the graph was exported for.
 
-    Arguments that are None are left out, so that the diffusers pipeline's own defaults apply.
+    What a pipeline takes no argument for, and what nobody gives, is the diffusers pipeline's own.
     """
+    known = parameters_of(type(pipe))
     defaults: dict[str, Any] = {}
     if size is not None:
-        defaults = {"num_frames": size.frames, "height": size.height, "width": size.width}
+        defaults = {**dict.fromkeys(_FRAMES, size.frames), "height": size.height}
+        defaults["width"] = size.width
     text_length = pipe.transformer.config.get("max_text_seq_length")
-    if text_length and "max_sequence_length" in _parameters(pipe):
+    if text_length:
         defaults["max_sequence_length"] = text_length
-    given = {name: value for name, value in arguments.items() if value is not None}
     check_numbers(given)
+    arguments = {**{name: value for name, value in defaults.items() if name in known}, **given}
     if "negative_prompt_embeds" in given:  # AllegroPipeline's default, an empty text, would clash
-        given.setdefault("negative_prompt", None)
-    return {**defaults, **given}
+        arguments.setdefault("negative_prompt", None)
+    if "generator" in given and "seed" in known:
+        # Of LTX's pipeline for long clips: its own seed, 0 by default, goes before a generator.
+        arguments.setdefault("seed", None)
+    return arguments
 
 
-def check_size(size: VideoSize | None, arguments: Mapping[str, Any]) -> None:
+def check_size(size: VideoSize | None, pipe: Any, arguments: Mapping[str, Any]) -> None:
     """Raise InvalidInputError if another clip is asked for than the one the graph is fixed to."""
     if size is None:
         return
-    asked = VideoSize(arguments["num_frames"], arguments["height"], arguments["width"])
-    if asked != size:
-        raise InvalidInputError(
-            f"{asked} (frames x height x width) was asked for, but this model was exported for "
-            f"{size} only: ask for that size, or export with dynamic shapes"
-        )
+    frames = next((arguments[name] for name in _FRAMES if name in arguments), None)
+    frames = frames or frames_of_video(pipe, arguments) or size.frames
+    height, width = size_of_image(pipe, arguments) or (size.height, size.width)
+    asked = VideoSize(frames, arguments.get("height", height), arguments.get("width", width))
+    if asked == size:
+        return
+    given = [name for name in ("video", "image") if name in arguments]
+    whence = f"; what the pipeline takes no argument for is that of the {given[0]}" if given else ""
+    raise InvalidInputError(
+        f"{asked} (frames x height x width) was asked for, but this model was exported for "
+        f"{size} only: ask for that size, or export with dynamic shapes{whence}"
+    )
 
 
 def takes_callback(pipe: Any) -> bool:
     """Whether the diffusers pipeline calls back after every step."""
-    return "callback_on_step_end" in _parameters(pipe)
-
-
-def check_known(pipe: Any, arguments: Mapping[str, Any]) -> None:
-    """Raise InvalidInputError if the diffusers pipeline has no such argument."""
-    known = _parameters(pipe)
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
-        return
-    for name in arguments:
-        if name not in known:
-            guider = name == "guidance_scale" and hasattr(pipe, "guider")
-            raise InvalidInputError(
-                f"{type(pipe).__name__} takes no {name}"
-                + (": set pipe.guider of this pipeline instead" if guider else "")
-            )
+    return "callback_on_step_end" in parameters_of(type(pipe))
 
 
 def step_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
     """Number of denoising steps these arguments ask for."""
-    for name in ("timesteps", "sigmas"):
-        if arguments.get(name) is not None:
-            return len(arguments[name])
-    default = _parameters(pipe)["num_inference_steps"].default
-    steps = arguments.get("num_inference_steps", default)
+    known = parameters_of(type(pipe))
+    steps = arguments.get("num_inference_steps", known["num_inference_steps"].default)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InvalidInputError(f"num_inference_steps is {steps!r}: give an integer from 1 on")
-    return steps
+    for name in ("timesteps", "sigmas"):
+        if arguments.get(name) is not None:
+            steps = len(arguments[name])
+            break
+    # Those that start from a noisy video leave out the steps before it. Where there are both
+    # arguments, `strength` is another thing.
+    name = "denoise_strength" if "denoise_strength" in known else "strength"
+    if name not in known or not hasattr(pipe, "get_timesteps"):
+        return steps
+    strength = arguments.get(name, known[name].default)
+    if int(steps * strength) < 1:
+        raise InvalidInputError(
+            f"{name}={strength:g} leaves none of {steps} steps: give a larger {name} or more steps"
+        )
+    return int(steps * strength)
 
 
 def callback_tensors(callback: Any) -> dict[str, Any]:
@@ -146,7 +167,3 @@ def callback_tensors(callback: Any) -> dict[str, Any]:
     if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
         return {"callback_on_step_end_tensor_inputs": callback.tensor_inputs}
     return {}
-
-
-def _parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(type(pipe).__call__).parameters

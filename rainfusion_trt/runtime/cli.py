@@ -1,12 +1,16 @@
-"""``rainfusion-trt run``: a text and a model on the command line, a video in a file."""
+"""``rainfusion-trt run``: a text, a picture or a video, and a model; a video in a file."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.parallel.config import ParallelConfig
+from rainfusion_trt.parallel.launch import is_first, is_started, launch, reporting
 from rainfusion_trt.runtime import options
 
 if TYPE_CHECKING:
@@ -23,6 +27,10 @@ def main(
     engine_2: options.Second = None,
     onnx_2: options.Second = None,
     backend: options.Backend = "auto",
+    image: options.Image = None,
+    last_image: options.LastImage = None,
+    video: options.Video = None,
+    strength: options.Strength = None,
     negative_prompt: options.NegativePrompt = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
@@ -45,10 +53,15 @@ def main(
     allow_fallback: options.AllowFallback = False,
     allow_dense: options.AllowDense = False,
     profile: options.Profile = False,
+    gpus: options.Gpus = 1,
+    split_guidance: options.SplitGuidance = False,
+    timeout: options.Timeout = 60.0,
 ) -> None:
-    """Make a video from a text."""
+    """Make a video from a text, and a picture or a video."""
     clip = {"num_frames": frames, "height": height, "width": width, "guidance_scale": guidance}
     call = {"num_inference_steps": steps, "negative_prompt": negative_prompt, "seed": seed, **clip}
+    call["strength"] = strength
+    start = {"image": image, "last_image": last_image, "video": video}
     files = {"engine": engine, "onnx": onnx, "engine_2": engine_2, "onnx_2": onnx_2}
     schedule: dict[str, Any] = {
         "preset": preset,
@@ -60,14 +73,33 @@ def main(
     place = {"device": device, "cpu_offload": cpu_offload}
     faster = {"cuda_graph": cuda_graph, "compile": compile}
     _check(output, fps, call, overwrite=overwrite)
+    call |= _read_start(start)
+    given = [name for name in (*start, "strength") if call.get(name) is not None]
+    _check_takes(model or _exported_model(engine, onnx), checkpoint, given)
     chosen = {"checkpoint": checkpoint, "backend": backend, **files, **schedule, **allowed}
-    chosen |= {**place, **faster}
-    with _pipeline(model, vae_tiling=vae_tiling, **chosen) as pipeline:
+    chosen |= {**place, **faster, "parallel": _parallel(gpus, split_guidance, timeout)}
+    if gpus > 1 and not is_started():
+        launch((sys.executable, "-m", "rainfusion_trt.cli", *sys.argv[1:]), gpus)
+        return
+    with reporting(), _pipeline(model, vae_tiling=vae_tiling, **chosen) as pipeline:
         result = _video(pipeline, prompt, profile=profile, **call)
+        if not is_first():
+            return
         _save(result, output, fps or pipeline.model.defaults.fps, overwrite=overwrite)
     if profile:
         _print_timings(result.timings)
     typer.echo(output)
+
+
+def _parallel(gpus: int, split_guidance: bool, timeout: float) -> ParallelConfig | None:
+    """How processes share the work; None for one alone."""
+    guidance = 2 if split_guidance else 1
+    if gpus % guidance:
+        raise InvalidInputError(
+            f"--split-guidance makes two groups of --gpus {gpus}: give 2, 4 ..."
+        )
+    config = ParallelConfig(ulysses=gpus // guidance, guidance=guidance, timeout=timeout)
+    return None if gpus == 1 else config
 
 
 def _check(output: Path, fps: int | None, call: dict[str, Any], *, overwrite: bool) -> None:
@@ -80,6 +112,32 @@ def _check(output: Path, fps: int | None, call: dict[str, Any], *, overwrite: bo
         check_fps(fps)
     check_numbers({name: value for name, value in call.items() if value is not None})
     check_seed(call["seed"])
+
+
+def _read_start(paths: dict[str, Path | None]) -> dict[str, Any]:
+    """The pictures and the video that were named, without those that were not."""
+    from rainfusion_trt.runtime.media import read_media
+
+    return read_media({name: path for name, path in paths.items() if path is not None})
+
+
+def _exported_model(engine: Path | None, onnx: Path | None) -> str | None:
+    from rainfusion_trt.runtime.graphs import graph_of_engine, graph_of_onnx
+
+    if engine is not None:
+        return graph_of_engine(engine).model
+    return None if onnx is None else graph_of_onnx(onnx).model
+
+
+def _check_takes(model: str | None, checkpoint: str, names: list[str]) -> None:
+    """Refuse a start that no pipeline of the model has, before gigabytes are loaded."""
+    from rainfusion_trt.models import get_model
+    from rainfusion_trt.runtime.pipes import class_of_checkpoint, class_that_takes
+
+    if model is None or not names:
+        return  # `Pipeline` asks for the model, or finds nothing to refuse
+    known = get_model(model)
+    class_that_takes(known, class_of_checkpoint(known, checkpoint), names, fixed=False)
 
 
 def _pipeline(model: str | None, *, vae_tiling: bool, **chosen: Any) -> Pipeline:
@@ -100,9 +158,12 @@ def _video(pipeline: Pipeline, prompt: str, **call: Any) -> PipelineOutput:
 
 
 def _save(result: PipelineOutput, output: Path, fps: int, *, overwrite: bool) -> None:
-    from rainfusion_trt.video import save_video
+    from rainfusion_trt.video import Sound, save_video
 
-    save_video(result.frames[0], output, fps=fps, overwrite=overwrite)
+    sound = None
+    if result.audio is not None and result.audio_rate is not None:
+        sound = Sound(result.audio[0], result.audio_rate)
+    save_video(result.frames[0], output, fps=fps, sound=sound, overwrite=overwrite)
 
 
 def _print_timings(timings: Any) -> None:
@@ -110,9 +171,10 @@ def _print_timings(timings: Any) -> None:
     from rich.table import Table
 
     table = Table(box=None)
-    for title in ("step", "sparsity", "transformer ms", "step ms"):
+    for title in ("step", "sparsity", "density", "transformer ms", "step ms"):
         table.add_column(title, justify="right")
     for row in timings:
         times = (f"{row.transformer_ms:.1f}", f"{row.total_ms:.1f}")
-        table.add_row(str(row.step), f"{row.sparsity:g}", *times)
+        density = "" if row.density is None else f"{row.density:.3f}"
+        table.add_row(str(row.step), f"{row.sparsity:g}", density, *times)
     Console(stderr=True).print(table)

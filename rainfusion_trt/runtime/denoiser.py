@@ -158,11 +158,19 @@ class GraphTransformer(nn.Module):
         self.backend = backend
         self.model = model
         self.config = FrozenDict(complete_config(model, config))
+        missing = [name for name in model.outputs if name not in backend.outputs]
+        if missing:
+            raise InvalidInputError(
+                f"{model.name} gives {', '.join(model.outputs)}, and the graph has no output "
+                f"{', '.join(missing)}: export the model again"
+            )
         self.device = backend.device
         self.dtype = next(
             info.dtype for info in backend.inputs.values() if info.dtype.is_floating_point
         )
         self.closed = False
+        for name, part in model.parts(self.config).items():
+            setattr(self, name, part)
         self.place = nn.Parameter(torch.empty(0, device=backend.device), requires_grad=False)
         # One tensor for good, and no buffer that `to` would replace: a captured CUDA graph holds
         # its address.
@@ -186,8 +194,8 @@ class GraphTransformer(nn.Module):
 
         Returns
         -------
-        tuple of Tensor or Transformer2DModelOutput
-            The sample, in the graph's output dtype.
+        tuple of Tensor or the transformer's output class
+            The outputs of the model, in the graph's output dtype.
 
         Raises
         ------
@@ -209,12 +217,8 @@ class GraphTransformer(nn.Module):
         feed = {name: self._fit(name, t) for name, t in self._graph_inputs(forward_kwargs).items()}
         outputs = self.backend.run({**feed, "sparsity": self.sparsity})
         # Copied, because guidance by two calls keeps the first result over the second call.
-        sample = outputs["sample"].clone()
-        if not return_dict:
-            return (sample,)
-        from diffusers.models.modeling_outputs import Transformer2DModelOutput
-
-        return Transformer2DModelOutput(sample=sample)
+        copies = tuple(outputs[name].clone() for name in self.model.outputs)
+        return self.model.result(copies) if return_dict else copies
 
     def _graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         feed = self.model.graph_inputs(forward_kwargs)

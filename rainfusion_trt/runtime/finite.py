@@ -21,6 +21,14 @@ def check_latents(latents: Any) -> None:
         raise NotFiniteError(f"after the last step the latents are not finite: {_CAUSES}")
 
 
+def check_audio(audio: Any) -> None:
+    """Raise NotFiniteError for sound with NaN or infinity; waits for the device."""
+    if torch.is_tensor(audio) and not torch.isfinite(audio).all():
+        raise NotFiniteError(
+            f"the sound is not finite, the vocoder gave NaN or infinity: {_CAUSES}"
+        )
+
+
 def check_frames(frames: Any) -> None:
     """Raise NotFiniteError for frames (or latents) with NaN or infinity; images have none."""
     clips = frames if isinstance(frames, (list, tuple)) else [frames]

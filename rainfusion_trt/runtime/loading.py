@@ -11,6 +11,7 @@ from rainfusion_trt.runtime.artifacts import Artifacts, Part
 from rainfusion_trt.runtime.denoiser import Denoiser, GraphDenoiser
 from rainfusion_trt.runtime.experts import ExpertsDenoiser
 from rainfusion_trt.runtime.ort import OnnxRuntimeBackend
+from rainfusion_trt.runtime.pipes import class_of_checkpoint
 from rainfusion_trt.runtime.torch_denoiser import TorchDenoiser
 from rainfusion_trt.weights_hash import check_weights
 
@@ -138,9 +139,8 @@ def load_pipe(artifacts: Artifacts, denoiser: Denoiser, *, cpu_offload: bool) ->
 
 
 def _from_checkpoint(artifacts: Artifacts, denoiser: Denoiser) -> Any:
-    import diffusers
-
-    pipeline_class = getattr(diffusers, artifacts.model.pipeline_class)
+    assert artifacts.checkpoint is not None  # there is a checkpoint or a pipeline
+    pipeline_class = class_of_checkpoint(artifacts.model, artifacts.checkpoint)
     dtype = artifacts.dtype or denoiser.component.dtype
     try:
         left_out = dict.fromkeys(artifacts.originals)
@@ -148,5 +148,5 @@ def _from_checkpoint(artifacts: Artifacts, denoiser: Denoiser) -> Any:
     except (OSError, ValueError) as error:
         raise InvalidInputError(
             f"checkpoint {artifacts.checkpoint!r} cannot be loaded as a "
-            f"{artifacts.model.pipeline_class}: {error}"
+            f"{pipeline_class.__name__}: {error}"
         ) from error

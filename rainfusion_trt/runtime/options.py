@@ -20,6 +20,13 @@ Engine = Annotated[Path | None, typer.Option(help="Folder of build-engine.")]
 Onnx = Annotated[Path | None, typer.Option(help="Exported model, for ONNX Runtime.")]
 Second = Annotated[Path | None, typer.Option(help="Of the second transformer.")]
 Backend = Annotated[str, typer.Option(help="auto, tensorrt, tensorrt_rtx, onnxruntime or torch.")]
+Image = Annotated[Path | None, typer.Option(help="Picture that the video begins with.")]
+LastImage = Annotated[Path | None, typer.Option(help="Picture that it ends with.")]
+Video = Annotated[Path | None, typer.Option(help="Video to start from.")]
+Strength = Annotated[
+    float | None,
+    typer.Option(help="How much of --video is made anew, 0 to 1 (default: model's)."),
+]
 NegativePrompt = Annotated[str | None, typer.Option(help="What it does not show.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps (default: model's).", min=1)]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale (default: model's).")]
@@ -55,3 +62,10 @@ VaeTiling = Annotated[bool, typer.Option(help="Decode in tiles: slower, less mem
 AllowFallback = Annotated[bool, typer.Option(help="Accept the next best backend.")]
 AllowDense = Annotated[bool, typer.Option(help="Accept dense attention.")]
 Profile = Annotated[bool, typer.Option(help="Print the time of every step.")]
+Gpus = Annotated[int, typer.Option(help="GPUs that make the clip together.", min=1)]
+SplitGuidance = Annotated[
+    bool, typer.Option(help="Give the halves of guidance to two groups of the GPUs.")
+]
+Timeout = Annotated[
+    float, typer.Option(help="Seconds that a GPU waits for another one before all end.")
+]

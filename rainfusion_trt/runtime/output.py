@@ -23,6 +23,11 @@ class PipelineOutput:
         they computed.
     backend : str
         Which backend ran.
+    audio : Tensor, optional
+        Sound of every prompt, [B, channels, samples] in [-1, 1], of pipelines that make any;
+        latents where latents were asked for.
+    audio_rate : int, optional
+        Its samples per second.
     timings : tuple of StepTiming
         Time of every step, empty unless asked for with ``profile=True``.
     """
@@ -31,6 +36,8 @@ class PipelineOutput:
     steps: tuple[StepReport, ...]
     backend: str
     timings: tuple[StepTiming, ...] = ()
+    audio: Any = None
+    audio_rate: int | None = None
 
     @property
     def sparsity(self) -> tuple[float, ...]:

@@ -12,34 +12,25 @@ import torch
 
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models.base import VideoModel
+from rainfusion_trt.parallel.config import ParallelConfig
+from rainfusion_trt.parallel.sharing import sharing
 from rainfusion_trt.presets import preset_of
 from rainfusion_trt.runtime.artifacts import Artifacts, Files, files_by_component
-from rainfusion_trt.runtime.call_arguments import (
-    callback_tensors,
-    check_known,
-    check_size,
-    choose_generator,
-    complete_arguments,
-    output_type,
-    refusals_of,
-    step_count,
-    takes_callback,
-)
+from rainfusion_trt.runtime.call_arguments import choose_generator
 from rainfusion_trt.runtime.choose import first_that_runs, refuse_dense
-from rainfusion_trt.runtime.finite import check_frames
 from rainfusion_trt.runtime.loading import load_denoiser, load_pipe
+from rainfusion_trt.runtime.one_call import Caller, Watch
 from rainfusion_trt.runtime.output import PipelineOutput
+from rainfusion_trt.runtime.pipes import Pipes
 from rainfusion_trt.runtime.schedule import (
     Schedule,
     SparsitySchedule,
     choose_schedule,
-    foreseen,
     read_schedule,
-    summary,
     with_sparsity,
 )
 from rainfusion_trt.runtime.select import candidates
-from rainfusion_trt.runtime.steps import Call, StepCallback, StepClock, StepRun
+from rainfusion_trt.runtime.steps import Flag, Progress, StepCallback
 from rainfusion_trt.runtime.turn import Turn
 from rainfusion_trt.sigma_schedule import SigmaSchedule
 
@@ -49,7 +40,7 @@ logger = logging.getLogger("rainfusion_trt")
 
 
 class Pipeline:
-    """Text to video with RainFusion attention.
+    """Text, image or video to video with RainFusion attention.
 
     The transformer runs as a TensorRT engine, in ONNX Runtime or in PyTorch; scheduler, text
     encoder and VAE are the diffusers pipeline's own.
@@ -67,10 +58,12 @@ class Pipeline:
     engine_2, onnx_2 : path, optional
         Of the second transformer, instead of a mapping.
     checkpoint : str, optional
-        Diffusers directory or hub id. Its transformer is only loaded for the torch backend.
+        Diffusers directory or hub id. Its transformer is only loaded for the torch backend. A call
+        goes to the pipeline class that it names; where that takes no image, or no video, to
+        another class of the model, made of the same components.
     pipe : DiffusionPipeline, optional
-        A loaded diffusers pipeline instead of a checkpoint; its transformer is replaced until
-        `close`.
+        A loaded diffusers pipeline instead of a checkpoint, which makes every call; its transformer
+        is replaced until `close`.
     backend : str
         ``"auto"``, ``"tensorrt"``, ``"tensorrt_rtx"``, ``"onnxruntime"`` or ``"torch"``. ``auto``
         takes the engine if given, else the ONNX file, else the PyTorch transformer.
@@ -83,7 +76,8 @@ class Pipeline:
         has taken. It is logged, and the result says so. By default that is an error.
     preset : str, optional
         ``"quality"``, ``"balanced"`` or ``"fast"``: sets `method`, `sparsity` and a schedule that
-        is dense while sigma, the share of noise, is large. What else is given goes before it.
+        is dense while sigma, the share of noise, is large. What else is given goes before it. Of 4
+        to 8 steps about half are dense then; `dense_fraction` beside it counts steps instead.
     sparsity, dense_fraction : float, optional
         A schedule by steps: the first `dense_fraction` (default 0.1) of the steps dense, the others
         at `sparsity` (default 0.5).
@@ -104,6 +98,9 @@ class Pipeline:
         Keep text encoder and VAE in host memory while they do not run.
     dtype : torch.dtype, optional
         Of a pipeline loaded from `checkpoint`; by default the engine's or the model's.
+    parallel : ParallelConfig, optional
+        Several processes, one GPU each, make one clip: the torch backend alone (docs/parallel.md).
+        Only the first process gets frames, logs, shows progress and calls back.
     wait : bool
         Let calls from several threads queue. By default a call while another one runs is an error.
 
@@ -144,6 +141,7 @@ class Pipeline:
         device: str | torch.device | None = None,
         cpu_offload: bool = False,
         dtype: torch.dtype | None = None,
+        parallel: ParallelConfig | None = None,
         wait: bool = False,
     ) -> None:
         chosen = preset_of(preset)
@@ -168,23 +166,33 @@ class Pipeline:
         self.model: VideoModel = self.artifacts.model
         names = candidates(backend, self.artifacts.sources, allow_fallback=allow_fallback)
         self._refuse_dense_default(names[0])
+        self.sharing = sharing(parallel, device, names)
         load = functools.partial(
             load_denoiser,
             artifacts=self.artifacts,
-            device=device,
+            device=self.sharing.place(device),
             cuda_graph=cuda_graph,
             allow_dense=allow_dense,
             compile=compile,
         )
-        self.denoiser = first_that_runs(names, load)
+        with self.sharing.together():
+            self.denoiser = self.sharing.denoiser(first_that_runs(names, load), self.model)
         try:
-            self.denoiser.keep_dense(dense_layers or ())
-            self.pipe = load_pipe(self.artifacts, self.denoiser, cpu_offload=cpu_offload)
+            with self.sharing.together():
+                self.denoiser.keep_dense(dense_layers or ())
+                self.pipe = load_pipe(self.artifacts, self.denoiser, cpu_offload=cpu_offload)
+            pipes = Pipes(
+                self.model,
+                self.pipe,
+                fixed=pipe is not None,
+                offload_device=self.denoiser.device if cpu_offload else None,
+            )
         except BaseException:
             self.denoiser.close()
             if pipe is not None:
                 self._give_back(pipe)
             raise
+        self._caller = Caller(self.artifacts, self.denoiser, pipes, allow_dense, self.sharing)
         logger.info(
             "%s on %s: %s", self.denoiser.name, self.denoiser.device, self.denoiser.describe()
         )
@@ -203,6 +211,9 @@ class Pipeline:
         self,
         prompt: str | list[str] | None = None,
         *,
+        image: Any = None,
+        last_image: Any = None,
+        video: Any = None,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -213,6 +224,8 @@ class Pipeline:
         sparsity: float | None = None,
         schedule: Schedule | None = None,
         callback_on_step_end: StepCallback | None = None,
+        progress: Progress | None = None,
+        cancel: Flag | None = None,
         profile: bool = False,
         return_dict: bool = True,
         **kwargs: Any,
@@ -223,9 +236,15 @@ class Pipeline:
         ----------
         prompt
             One text, or one per clip.
+        image, last_image
+            Pictures that the clip begins and ends with: a path, an image of Pillow, a NumPy array
+            [H, W, 3] or a tensor [3, H, W]; see `rainfusion_trt.images.read_image`.
+        video
+            Clip to start from: a path, a list of pictures, an array [T, H, W, 3] or a tensor
+            [T, 3, H, W].
         num_frames, height, width
             Size of the clip in pixels; by default what the engine was exported for, else what the
-            diffusers pipeline uses.
+            diffusers pipeline uses. A picture of another shape is fitted as that pipeline does.
         num_inference_steps, guidance_scale
             By default the diffusers pipeline's.
         generator, seed
@@ -238,12 +257,18 @@ class Pipeline:
             `SigmaSchedule`.
         callback_on_step_end
             As in diffusers.
+        progress
+            Called as ``progress(done, steps)`` before the first step and after each. What it
+            raises, such as `errors.GenerationCancelled`, ends the call.
+        cancel
+            A `threading.Event`, or anything with `is_set`: once it is set, the call ends between
+            two steps.
         profile
             Measure every step.
         return_dict
             False for a plain ``(frames,)``, as in diffusers.
         **kwargs
-            To the diffusers pipeline: `negative_prompt`, `output_type`, `latents`, ...
+            To the diffusers pipeline: `negative_prompt`, `strength`, `output_type`, `latents`, ...
 
         Returns
         -------
@@ -256,6 +281,8 @@ class Pipeline:
             video in another thread.
         DenseAttentionError
             A step ran dense although a sparsity was asked for.
+        GenerationCancelled
+            `cancel` was set. The Pipeline can be called again.
         NotFiniteError
             The latents after the last step, or the frames, hold NaN or infinity.
         """
@@ -264,6 +291,9 @@ class Pipeline:
                 raise InvalidInputError("this Pipeline is closed: make a new one")
             kwargs.update(
                 prompt=prompt,
+                image=image,
+                last_image=last_image,
+                video=video,
                 num_frames=num_frames,
                 height=height,
                 width=width,
@@ -271,8 +301,10 @@ class Pipeline:
                 guidance_scale=guidance_scale,
                 generator=choose_generator(generator, seed),
             )
+            given = {name: value for name, value in kwargs.items() if value is not None}
             chosen = self._schedule_of_call(sparsity, schedule)
-            output = self._run(chosen, kwargs, callback_on_step_end, profile=profile)
+            watch = Watch(callback_on_step_end, progress, cancel, profile)
+            output = self._caller.run(chosen, given, watch)
         return output if return_dict else (output.frames,)
 
     def close(self) -> None:
@@ -294,31 +326,6 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(
-        self,
-        schedule: Schedule,
-        given: dict[str, Any],
-        callback: StepCallback | None,
-        *,
-        profile: bool,
-    ) -> PipelineOutput:
-        """One call, once it is this thread's turn."""
-        arguments = self._arguments(given, callback)
-        self._check_plan(schedule, step_count(self.pipe, arguments))
-        arguments.update(callback_tensors(callback))
-        run = StepRun(
-            self.pipe,
-            schedule,
-            self.denoiser.set_sparsity,
-            sparse=self.denoiser.sparse,
-            free_frames=self._free_frames,
-            allow_dense=self.allow_dense,
-            callback=callback,
-            clock=StepClock(self.device) if profile else None,
-        )
-        frames = self._frames(run, arguments)
-        return PipelineOutput(frames, run.reports(), self.backend, run.timings())
-
     def _give_back(self, pipe: Any) -> None:
         for component, original in self.artifacts.originals.items():
             setattr(pipe, component, original)
@@ -330,8 +337,6 @@ class Pipeline:
         if name == "onnxruntime" and is_sparse:
             refuse_dense(name, allow_dense=self.allow_dense)
 
-    # -- one call -------------------------------------------------------------------------------
-
     def _schedule_of_call(self, sparsity: float | None, schedule: Schedule | None) -> Schedule:
         if sparsity is not None and schedule is not None:
             raise InvalidInputError("give sparsity or schedule, not both")
@@ -340,45 +345,3 @@ class Pipeline:
                 return with_sparsity(self.schedule, sparsity)
             return choose_schedule(None, sparsity, self.dense_fraction, None)
         return self.schedule if schedule is None else read_schedule(schedule)
-
-    def _arguments(self, given: dict[str, Any], callback: StepCallback | None) -> dict[str, Any]:
-        """Arguments of the diffusers pipeline, with defaults, checked."""
-        arguments = complete_arguments(self.pipe, self.artifacts.size, given)
-        asked = {} if callback is None else {"callback_on_step_end": None}
-        check_known(self.pipe, {**arguments, **asked})
-        any_size = self.artifacts.dynamic or self.backend == "torch"
-        check_size(None if any_size else self.artifacts.size, arguments)
-        return arguments
-
-    def _check_plan(self, schedule: Schedule, steps: int) -> None:
-        """Check the sparsity of every step against the backend, and say it."""
-        peak, shown = foreseen(schedule, self.pipe, steps)
-        if not self.denoiser.sparse:
-            if peak > 0.0:
-                refuse_dense(self.backend, allow_dense=self.allow_dense)
-            shown = summary((0.0,) * steps)
-        logger.info("%s on %s, sparsity per step: %s", self.backend, self.device, shown)
-
-    def _free_frames(self, call: Call) -> int:
-        """Frames of the token grid beside the sink frames."""
-        frames = self.model.token_frames(self.denoiser.components[0], call)
-        return max(0, frames - self.artifacts.settings.sink_frames)
-
-    def _frames(self, run: StepRun, arguments: dict[str, Any]) -> Any:
-        """The diffusers pipeline's frames, each of its steps told to `run`, checked."""
-        # Images have no NaN left in them, only black: they are made of the frames once checked.
-        images = output_type(self.pipe, arguments) == "pil"
-        if images:
-            arguments["output_type"] = "np"
-        with (
-            self.denoiser.observe(run.before_call, run.after_call),
-            run.counting(by_callback=takes_callback(self.pipe)) as counting,
-            refusals_of(self.pipe),
-        ):
-            frames = self.pipe(**arguments, **counting).frames
-        check_frames(frames)
-        if not images:
-            return frames
-        from diffusers.image_processor import VaeImageProcessor
-
-        return [VaeImageProcessor.numpy_to_pil(clip) for clip in frames]

@@ -160,6 +160,31 @@ def foreseen(schedule: Schedule, pipe: Any, steps: int) -> tuple[float, str]:
     return max(planned, default=0.0), summary(planned)
 
 
+def shortfall(schedule: Schedule, planned: Sequence[float]) -> str | None:
+    """Why a schedule leaves so many of these steps dense that it saves little, in one line.
+
+    Parameters
+    ----------
+    schedule : Schedule
+        One that is a rule; who gives a value for each step has chosen them.
+    planned : sequence of float
+        The sparsity that it has in each step.
+    """
+    dense, steps = sum(value == 0.0 for value in planned), len(planned)
+    if isinstance(schedule, SigmaSchedule) and schedule.peak > 0.0 and 2 * dense >= steps:
+        return (
+            f"{dense} of {steps} steps are dense, since so few steps lie mostly where the schedule "
+            f"({schedule}) has none sparse, and little time is saved: give dense_fraction= beside "
+            "the preset, which counts steps, or a SigmaSchedule with a larger dense_above"
+        )
+    if isinstance(schedule, SparsitySchedule) and schedule.peak > 0.0 and dense == steps:
+        return (
+            f"{dense} of {steps} steps are dense, by dense_fraction={schedule.dense_fraction:g}, "
+            "and no time is saved: give a smaller dense_fraction, or more steps"
+        )
+    return None
+
+
 def sparsity_per_step(
     schedule: Callable[[int, int], float] | Iterable[float], steps: int
 ) -> tuple[float, ...]:

@@ -7,19 +7,29 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from rainfusion_trt.errors import DenseAttentionError
+from rainfusion_trt.errors import DenseAttentionError, GenerationCancelled
 from rainfusion_trt.runtime.finite import check_latents
 from rainfusion_trt.runtime.report import CallReport, StepReport
-from rainfusion_trt.runtime.schedule import Schedule, planned_sparsity
+from rainfusion_trt.runtime.schedule import Schedule, planned_sparsity, shortfall, summary
+from rainfusion_trt.sigma_schedule import SigmaSchedule
 
 logger = logging.getLogger("rainfusion_trt")
 
 Call = Mapping[str, Any]
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
+Progress = Callable[[int, int], None]
+"""Called with the steps that are done and all that are known of: a pipeline that makes its clip in
+segments, each in steps of its own, adds those of the next one when that begins."""
+
+
+class Flag(Protocol):
+    """What says that a generation is to end, such as a `threading.Event`."""
+
+    def is_set(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -36,12 +46,15 @@ class StepTiming:
         All calls of the transformer in this step.
     total_ms : float
         The step with guidance, scheduler and callback.
+    density : float or None
+        Computed share of the token pairs, as in `StepReport`.
     """
 
     step: int
     sparsity: float
     transformer_ms: float
     total_ms: float
+    density: float | None = None
 
 
 class StepClock:
@@ -70,7 +83,10 @@ class StepRun:
     """One run of the denoising loop: sets the sparsity of every step and notes what ran.
 
     Steps are counted by the pipeline's `callback_on_step_end` (see `counting`), not by calls of the
-    transformer, of which guidance may make one or two per step.
+    transformer, of which guidance may make one or two per step. Some pipelines make a clip segment
+    by segment (Wan Animate, long clips of SkyReels V2 and LTX-Video), and count from 0 in each:
+    every segment is noise at first, so that the schedule is for each of them. Reports and timings
+    number the steps of all segments one after the other.
 
     Parameters
     ----------
@@ -78,9 +94,9 @@ class StepRun:
         Sparsity per step, see `planned_sparsity`.
     set_sparsity
         Called before the first transformer call of every step.
-    free_frames
-        Keyword arguments of a call of the transformer -> frames of the token grid that are no
-        sinks; None for no such check.
+    why_dense
+        Keyword arguments of a call of the transformer and a sparsity -> what makes that sparsity
+        one without effect, in one line, or None; None for no such check.
     sparse
         False where the backend has dense attention only.
     allow_dense
@@ -89,6 +105,10 @@ class StepRun:
         The user's own `callback_on_step_end`.
     clock
         Takes the times; None for no timings.
+    progress
+        Called before the first step and after every step.
+    cancel
+        Looked at before every call of the transformer and after every step.
     """
 
     def __init__(
@@ -97,23 +117,30 @@ class StepRun:
         schedule: Schedule,
         set_sparsity: Callable[[float], None],
         *,
-        free_frames: Callable[[Call], int] | None = None,
+        why_dense: Callable[[Call, float], str | None] | None = None,
         sparse: bool = True,
         allow_dense: bool = False,
         callback: StepCallback | None = None,
         clock: StepClock | None = None,
+        progress: Progress | None = None,
+        cancel: Flag | None = None,
     ) -> None:
         self._pipe = pipe
         self._schedule = schedule
         self._set_sparsity = set_sparsity
         self._sparse = sparse
-        self._free_frames = free_frames
+        self._why_dense = why_dense
         self._allow_dense = allow_dense
         self._callback = callback
         self._clock = clock
-        self._planned: tuple[float, ...] | None = None
-        self._step = 0
+        self._progress = progress
+        self._cancel = cancel
+        self._planned: tuple[float, ...] | None = None  # of this segment
+        self._timesteps: Any = None  # of the scheduler, as it was planned
+        self._before = 0  # steps of earlier segments
+        self._step = 0  # of this segment
         self._prepared = -1
+        self._asked: dict[int, float] = {}  # by step of all segments
         self._warned = False
         self._reports: dict[int, list[CallReport]] = {}
         self._calls: list[list[Any]] = []  # [step, start, end] per call of the transformer
@@ -124,16 +151,33 @@ class StepRun:
         return tuple(self._report(step) for step in self._reports)
 
     def before_call(self, call: Call) -> None:
-        """Right before a call of the transformer."""
+        """Right before a call of the transformer.
+
+        Raises
+        ------
+        DenseAttentionError
+            Nothing can be sparse in this clip, a sparsity was asked for, and nobody allowed that.
+        GenerationCancelled
+            The caller asked for it.
+        """
+        if self._begins_segment():
+            self._before += self._step
+            self._step, self._prepared, self._planned = 0, -1, None
         if self._planned is None:
             # Only now known for sure: custom timesteps and `strength` change the number of steps.
             planned = planned_sparsity(self._schedule, self._pipe)
             self._planned = self._possible(planned, call)
+            self._timesteps = self._scheduled()
+            if not self._before:
+                self._say_plan()
+            self._tell(0)
+        check_cancelled(self._cancel, self._done)
         if self._prepared != self._step:
+            self._asked[self._done] = self._planned[self._step]
             self._set_sparsity(self._planned[self._step])
             self._prepared = self._step
         if self._clock is not None:
-            self._calls.append([self._step, self._clock.mark(), None])
+            self._calls.append([self._done, self._clock.mark(), None])
 
     def after_call(self, report: CallReport) -> None:
         """Right after a call of the transformer.
@@ -145,27 +189,57 @@ class StepRun:
         """
         if self._clock is not None:
             self._calls[-1][2] = self._clock.mark()
-        self._reports.setdefault(self._step, []).append(report)
-        asked = (self._planned or ())[self._step]
+        self._reports.setdefault(self._done, []).append(report)
+        asked = self._asked[self._done]
         if asked > 0.0 and report.dense and self._sparse:
             self._permit(
-                f"step {self._step} was to run at sparsity {asked:g}, but {report.dense} of "
+                f"step {self._done} was to run at sparsity {asked:g}, but {report.dense} of "
                 f"{report.routed + report.dense} self-attentions did not run RainFusion: a hook, "
                 "an attention processor or an attention backend took its place"
             )
 
+    @property
+    def _done(self) -> int:
+        """Steps that are done, of all segments."""
+        return self._before + self._step
+
+    def _scheduled(self) -> Any:
+        return getattr(getattr(self._pipe, "scheduler", None), "timesteps", None)
+
+    def _begins_segment(self) -> bool:
+        """Whether a call is the first one of another segment than the one that was planned.
+
+        Its steps are done, or the scheduler was set anew: LTX-Video leaves out a last timestep.
+        """
+        if self._planned is None or not 0 <= self._prepared < self._step:
+            return False
+        return self._step >= len(self._planned) or self._timesteps is not self._scheduled()
+
     def _possible(self, planned: tuple[float, ...], call: Call) -> tuple[float, ...]:
         """The plan as this clip can run it."""
-        if self._free_frames is None or not self._sparse or max(planned, default=0.0) == 0.0:
+        peak = max(planned, default=0.0)
+        if self._why_dense is None or not self._sparse or peak == 0.0:
             return planned
-        free = self._free_frames(call)
-        if free >= 2:
+        reason = self._why_dense(call, peak)
+        if reason is None:
             return planned
-        self._permit(
-            f"the clip leaves {free} latent frames beside the sink frames, and sparse attention "
-            "needs 2 or more: ask for more frames or fewer sink_frames, or for sparsity=0"
-        )
+        self._permit(reason)
         return (0.0,) * len(planned)
+
+    def _say_plan(self) -> None:
+        """What only the timesteps tell: which steps a schedule by sigma makes dense."""
+        assert self._planned is not None
+        if not self._sparse:
+            return
+        if isinstance(self._schedule, SigmaSchedule):
+            logger.info("sparsity per step: %s", summary(self._planned))
+        reason = shortfall(self._schedule, self._planned)
+        if reason is not None and not self._warned:
+            logger.warning("%s", reason)
+
+    def _tell(self, done: int) -> None:
+        if self._progress is not None and self._planned is not None:
+            self._progress(self._before + done, self._before + len(self._planned))
 
     def _permit(self, message: str) -> None:
         """Raise for attention that is dense in spite of the plan, or say it once if allowed."""
@@ -176,7 +250,7 @@ class StepRun:
         self._warned = True
 
     def _report(self, step: int) -> StepReport:
-        return StepReport.of(step, (self._planned or ())[step], self._reports[step])
+        return StepReport.of(step, self._asked[step], self._reports[step])
 
     @contextmanager
     def counting(self, *, by_callback: bool) -> Iterator[dict[str, Any]]:
@@ -209,11 +283,13 @@ class StepRun:
         result = tensors
         if self._callback is not None:
             result = self._callback(pipe, step, timestep, tensors)
+        self._tell(step + 1)
         if self._clock is not None:
-            self._ends[step] = self._clock.mark()
+            self._ends[self._before + step] = self._clock.mark()
         self._step = step + 1
         if self._planned is not None and self._step == len(self._planned):
             check_latents((result or {}).get("latents", tensors.get("latents")))
+        check_cancelled(self._cancel, self._done)
         return result
 
     def timings(self) -> tuple[StepTiming, ...]:
@@ -226,7 +302,14 @@ class StepRun:
         for step, end in self._ends.items():
             calls = [call for call in self._calls if call[0] == step]
             busy = sum(clock.milliseconds(begin, finish) for _, begin, finish in calls)
-            sparsity = self._report(step).sparsity
-            rows.append(StepTiming(step, sparsity, busy, clock.milliseconds(start, end)))
+            ran = self._report(step)
+            whole = clock.milliseconds(start, end)
+            rows.append(StepTiming(step, ran.sparsity, busy, whole, ran.density))
             start = end
         return tuple(rows)
+
+
+def check_cancelled(cancel: Flag | None, done: int = 0) -> None:
+    """Raise GenerationCancelled if the flag is set."""
+    if cancel is not None and cancel.is_set():
+        raise GenerationCancelled(f"the generation was cancelled after {done} steps")

@@ -8,6 +8,7 @@ import pytest
 
 from rainfusion_trt.engine.recipe import EngineRecipe, load_recipe
 from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.models import VideoSize, get_model
 
 RECIPES = sorted((Path(__file__).parents[2] / "engines").glob("*.yaml"))
 
@@ -22,7 +23,18 @@ def recipe_of(tmp_path: Path, text: str) -> EngineRecipe:
 def test_shipped_recipe_loads(path):
     recipe = load_recipe(path)
     assert recipe.model is not None
-    assert recipe.sizes
+    assert recipe.sizes or recipe.shapes  # shapes alone where the text has no usual length
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_sizes_are_sizes_of_the_model(path):
+    recipe = load_recipe(path)
+    model = get_model(recipe.model)
+    for size in recipe.sizes.values():
+        axes = size.frames, size.height, size.width, size.batch
+        for bound in ("min", "opt", "max"):
+            *clip, batch = (getattr(axis, bound) for axis in axes)
+            assert model.extents(model.config(), VideoSize(*clip), batch)["batch"] == batch
 
 
 def test_shipped_recipes_are_found():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from helpers.export_fixtures import Exported
+from helpers.lora_subject import Subject
 from rainfusion_trt.export import export_model
 from rainfusion_trt.models import get_model
 
@@ -32,6 +33,7 @@ def exported(tmp_path_factory) -> Callable[..., Exported]:
                 model.tiny_size,
                 output=folder / f"{len(made)}.onnx",
                 dynamic=dynamic,
+                component=model.components[0],
             )
             made[key] = Exported(model, transformer, report)
         return made[key]
@@ -45,3 +47,9 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def subject(tmp_path) -> Callable[[str], Subject]:
+    """Name of a model -> a tiny transformer of it and a LoRA file in the making."""
+    return lambda name: Subject(name, tmp_path)

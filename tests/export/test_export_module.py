@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from helpers.plain_dit import GRID, TEXT_TOKENS, WIDTH, PlainDiT, example
 from rainfusion_trt.errors import ExportError, InvalidInputError, UnsupportedError
 from rainfusion_trt.export import ExportReport, export_module
+from rainfusion_trt.export.request import parse_grid
 from rainfusion_trt.operator.ops import rainfusion_attention
 from rainfusion_trt.routing import RainFusionSettings
 
@@ -99,6 +100,24 @@ def test_a_callable_grid_serves_sizes_that_vary(tmp_path):
     assert relative_error(report.path, module, inputs) <= TOLERANCE
 
 
+def test_the_grid_may_be_the_name_of_an_input(tmp_path):
+    class Told(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = dit()
+
+        def forward(self, latents: Tensor, text: Tensor, grid: Tensor) -> Tensor:
+            return self.inner(latents, text) + 0 * grid.sum()
+
+    inputs = {**example(), "grid": torch.zeros(GRID)}
+    report = export_module(
+        Told().eval(), inputs, grid=parse_grid("grid"), output=tmp_path / "m.onnx"
+    )
+    assert report.facts.attentions == 2
+    with pytest.raises(InvalidInputError, match="grid='gird' is none of the call's arguments"):
+        export_module(Told().eval(), inputs, grid="gird", output=tmp_path / "m.onnx")
+
+
 def test_kv_len_stands_for_the_padding_mask(tmp_path):
     module = dit("last")
     tokens = GRID[0] * GRID[1] * GRID[2]
@@ -162,9 +181,21 @@ def test_the_node_is_what_the_operator_computes(tmp_path):
 def test_a_grid_that_matches_nothing_names_the_lengths_seen(tmp_path, options):
     if "text" in options:
         options = {**options, "text_tokens": TEXT_TOKENS}
-    with pytest.raises(ExportError, match=r"has the \d+ tokens .* 72 x 72 \(2 times\), 72 x 7"):
+    message = r"the \d+ tokens .* 72 x 72 \(2 times\), 72 x 7 .*fits them: grid=\(3, 4, 6\) \(lat"
+    with pytest.raises(ExportError, match=message):
         export_module(dit(), example(), **options, output=tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_grid_that_matches_nothing_names_what_would_where_shapes_vary(tmp_path):
+    with pytest.raises(ExportError, match=r"what fits them: grid=\(3, 4, 6\) \(latents"):
+        export_module(
+            dit(),
+            example(),
+            grid=lambda call: call["latents"][0, 0, :, 1::2, 1::3],
+            dynamic=DYNAMIC,
+            output=tmp_path / "m.onnx",
+        )
 
 
 def test_attention_that_goes_another_way_is_an_error(tmp_path):

@@ -113,6 +113,26 @@ class UnbindOfThree(nn.Module):
         return a + b * c
 
 
+class UnbindOfAVector(nn.Module):
+    """Scales of layers, as the control branch of Wan VACE has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scales", torch.tensor([0.5, 2.0]))
+
+    def forward(self, x, text):
+        first, second = torch.unbind(self.scales * 2)
+        return x * first + second
+
+
+class EmptyPart(nn.Module):
+    """Padding by as much as is missing, where nothing is."""
+
+    def forward(self, x, text):
+        nothing = x.new_zeros(x.shape[0], 0, 6)
+        return torch.cat([torch.cat([x, nothing], dim=1), x, nothing], dim=1)
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(
     ("module", "gone"),
@@ -129,6 +149,8 @@ class UnbindOfThree(nn.Module):
         (ChunkAndSqueeze, ("split",)),
         (ChunkAlone, ()),
         (UnbindOfThree, ()),
+        (UnbindOfAVector, ("unbind",)),
+        (EmptyPart, ("new_zeros",)),
     ],
 )
 def test_pattern_goes_and_values_stay(module, gone, dynamic):

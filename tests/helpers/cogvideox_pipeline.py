@@ -20,6 +20,7 @@ def tiny_pipeline(
     *,
     seed: int = 0,
     size: VideoSize = SIZE,
+    pipeline: str | None = None,
 ) -> DiffusionPipeline:
     """The model's diffusers pipeline with a tiny text encoder and VAE, and a given transformer.
 
@@ -35,6 +36,8 @@ def tiny_pipeline(
         Seed of the weights.
     size : VideoSize
         Clip the VAE is configured for.
+    pipeline : str, optional
+        Class name, by default the model's first one.
 
     Returns
     -------
@@ -44,11 +47,11 @@ def tiny_pipeline(
     if transformer is None:
         transformer = model.create(model.config("tiny"), dtype=torch.float32, seed=seed)
     config = transformer.config
-    pipeline_class = getattr(diffusers, model.pipeline_class)
+    pipeline_class = getattr(diffusers, pipeline or model.pipeline_class)
     pipe = pipeline_class(
         tokenizer=byte_tokenizer(config.max_text_seq_length),
         text_encoder=tiny_text_encoder(config.text_embed_dim, seed=seed),
-        vae=tiny_vae(config.in_channels, size, seed=seed),
+        vae=tiny_vae(config.out_channels, size, seed=seed),
         transformer=transformer,
         scheduler=diffusers.CogVideoXDDIMScheduler(
             timestep_spacing="trailing", rescale_betas_zero_snr=True, prediction_type="v_prediction"

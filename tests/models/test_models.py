@@ -174,7 +174,7 @@ def test_load_takes_a_pipeline_or_a_transformer(tmp_path, folder):
 
 def test_load_names_what_is_missing(tmp_path):
     model = get_model("cogvideox-5b")
-    with pytest.raises(InvalidInputError, match="neither a directory nor a hub id"):
+    with pytest.raises(InvalidInputError, match="neither a directory, a file nor a hub id"):
         model.load(str(tmp_path / "nothing"), dtype=torch.float16)
     with pytest.raises(InvalidInputError, match="transformer/config.json"):
         model.load(str(tmp_path), dtype=torch.float16)

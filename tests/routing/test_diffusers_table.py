@@ -35,7 +35,7 @@ TESTS = {
     ),
     "transformer.fuse_qkv_projections": "never_dense: test_fused_projections",
     "apply_layer_skip": "diffusers_features: test_layer_skip",
-    "apply_context_parallel": "parallel: test_ulysses_gives_what_one_device_gives",
+    "apply_context_parallel": "parallel: test_several_processes_give_what_one_gives",
     "apply_tensor_parallel": (
         "diffusers_features: test_diffusers_has_no_tensor_parallelism_for_these"
     ),

@@ -139,6 +139,7 @@ def test_timings_of_every_step(pipeline):
     out = pipeline(**CALL, seed=0, profile=True)
     assert [row.step for row in out.timings] == [0, 1, 2]
     assert [row.sparsity for row in out.timings] == [0.0, 0.5, 0.5]
+    assert [row.density for row in out.timings] == [step.density for step in out.steps] == [1.0] * 3
     assert all(0 < row.transformer_ms < row.total_ms for row in out.timings)
     assert pipeline(**CALL, seed=0).timings == ()
 

@@ -6,9 +6,11 @@ import functools
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 import rainfusion_trt
 from helpers.cogvideox_pipeline import tiny_pipeline
+from helpers.wan_pipeline import tiny_pipeline as wan_pipeline
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models import VideoSize, get_model
 from rainfusion_trt.presets import PRESETS, preset_of
@@ -17,6 +19,7 @@ from rainfusion_trt.runtime.schedule import (
     SparsitySchedule,
     choose_schedule,
     foreseen,
+    shortfall,
     with_sparsity,
 )
 from rainfusion_trt.sigma_schedule import NoiseLevels, SigmaSchedule
@@ -127,6 +130,50 @@ def test_an_exported_graph_has_one_sparsity():
     denoiser.keep_dense(())
     with pytest.raises(UnsupportedError, match=r"dense_layers=\(0,\) cannot reach an exported"):
         denoiser.keep_dense((0,))
+
+
+# -- few steps -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wan():
+    model = get_model("wan2.1-1.3b")
+    return wan_pipeline(model.create(model.config("tiny"), dtype=torch.float32))
+
+
+@pytest.mark.parametrize(
+    ("shift", "dense"),
+    [
+        (3.0, 1),  # 4 steps at sigmas 1, 0.86, 0.6 and near 0
+        (5.0, 2),
+        (500.0, 4),
+    ],
+)
+def test_a_distilled_checkpoint_of_few_steps(wan, caplog, shift, dense):
+    """At least half of the steps dense is said in one line, with what to do about it."""
+    wan.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    with Pipeline(pipe=wan, preset="balanced") as pipeline:
+        output = pipeline(**CALL)
+    assert output.sparsity == pytest.approx((0.0,) * dense + (0.8,) * (4 - dense))
+    said = [record.message for record in caplog.records if "steps are dense" in record.message]
+    assert len(said) == (2 * dense >= 4)
+    for line in said:
+        assert line.startswith(f"{dense} of 4 steps are dense") and "\n" not in line
+        assert "dense_fraction=" in line
+    caplog.clear()
+    with Pipeline(pipe=wan, preset="balanced", dense_fraction=0.25) as pipeline:
+        assert pipeline(**CALL).sparsity == (0.0, 0.8, 0.8, 0.8)  # as it advises
+    assert "steps are dense" not in caplog.text
+
+
+def test_what_a_schedule_falls_short_of():
+    by_sigma, by_steps = SigmaSchedule(0.8), SparsitySchedule(0.8, dense_fraction=0.1)
+    assert shortfall(by_sigma, (0.0,) * 22 + (0.8,) * 28) is None  # HunyuanVideo
+    assert shortfall(by_sigma, (0.0,) * 4).startswith("4 of 4 steps are dense")
+    assert shortfall(SigmaSchedule(0.0), (0.0,) * 4) is None  # dense, as asked for
+    assert shortfall(by_steps, (0.0,)).startswith("1 of 1 steps are dense, by dense_fraction=0.1")
+    assert shortfall(by_steps, (0.0, 0.8)) is None
+    assert shortfall((0.0, 0.0), (0.0, 0.0)) is None  # each step was chosen
 
 
 def test_a_wrong_preset_is_named_before_anything_is_loaded():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rainfusion_trt.errors import DenseAttentionError, InvalidInputError
+from rainfusion_trt.errors import DenseAttentionError, GenerationCancelled, InvalidInputError
 from rainfusion_trt.runtime.report import CallReport, StepReport
 from rainfusion_trt.runtime.schedule import (
     SparsitySchedule,
@@ -73,6 +74,60 @@ def test_calls_of_the_transformer_in_a_step_share_its_sparsity(calls):
     assert seen == [0.0, 0.25, 0.5]
     assert [row.sparsity for row in run.timings()] == [0.0, 0.25, 0.5]
     assert all(0 < row.transformer_ms < row.total_ms for row in run.timings())
+
+
+def test_pipelines_without_a_callback_are_followed_and_ended_too():
+    """They call their scheduler once a step."""
+    told, flag = [], threading.Event()
+
+    def progress(done: int, steps: int) -> None:
+        told.append((done, steps))
+        if done == 2:
+            flag.set()
+
+    pipe = SimpleNamespace(num_timesteps=5, scheduler=_Scheduler())
+    run = StepRun(pipe, [0.5] * 5, lambda value: None, progress=progress, cancel=flag)
+    ended = pytest.raises(GenerationCancelled, match="after 2 steps")
+    with ended, run.counting(by_callback=False) as arguments:
+        assert arguments == {}
+        for _ in range(5):
+            run.before_call(CALL)
+            run.after_call(CallReport(routed=1))
+            pipe.scheduler.step(torch.zeros(1))
+    assert told == [(0, 5), (1, 5), (2, 5)] and not vars(pipe.scheduler)
+
+
+class _Scheduler:
+    def step(self, value):
+        return (value,)
+
+
+@pytest.mark.parametrize("left_out", [0, 1])
+def test_every_segment_of_a_clip_has_the_schedule(left_out):
+    """Also where a pipeline has one timestep more than steps, as that of long LTX-Videos has."""
+    seen, told = [], []
+    pipe = SimpleNamespace(num_timesteps=3, scheduler=SimpleNamespace())
+    run = StepRun(
+        pipe,
+        SparsitySchedule(0.5, dense_fraction=0.1),
+        seen.append,
+        clock=StepClock(torch.device("cpu")),
+        progress=lambda *done: told.append(done),
+    )
+    steps = 3 - left_out
+    for _ in range(2):
+        pipe.scheduler.timesteps = torch.tensor([999.0, 600.0, 300.0])
+        for step in range(steps):
+            for _ in range(2):
+                run.before_call(CALL)
+                run.after_call(CallReport(routed=2))
+            run.on_step_end(pipe, step, 999, {"latents": torch.zeros(1)})
+    wanted = [0.0, 0.5, 0.5][:steps] * 2
+    assert seen == wanted
+    assert [(ran.step, ran.sparsity) for ran in run.reports()] == list(enumerate(wanted))
+    assert [(row.step, row.sparsity) for row in run.timings()] == list(enumerate(wanted))
+    first = [(done, 3) for done in range(steps + 1)]
+    assert told == first + [(steps + done, steps + 3) for done in range(steps + 1)]
 
 
 def test_dense_backends_are_recorded_as_dense():

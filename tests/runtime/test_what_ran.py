@@ -7,12 +7,13 @@ import functools
 import logging
 import shutil
 import threading
-from types import MethodType
+from types import MethodType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch._dynamo
+from diffusers.configuration_utils import FrozenDict
 from torch._dynamo.utils import counters
 
 import rainfusion_trt
@@ -22,6 +23,8 @@ from rainfusion_trt.models import VideoSize, get_model, model_names
 from rainfusion_trt.operator import reference
 from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.routing import disable
+from rainfusion_trt.runtime.base import TensorInfo
+from rainfusion_trt.runtime.denoiser import GraphDenoiser, complete_config
 from rainfusion_trt.runtime.report import CallReport, StepReport
 
 Pipeline = functools.partial(rainfusion_trt.Pipeline, device="cpu")  # also beside a GPU
@@ -163,11 +166,16 @@ def test_compiled_by_the_user_stays_so(pipe):
 
 
 @pytest.mark.parametrize("name", model_names())
-def test_frames_of_the_token_grid(name):
+def test_shape_of_the_token_grid(name):
+    """Also of what stands for the transformer in a pipeline, which has the configuration alone."""
     model = get_model(name)
-    transformer = model.create(model.config("tiny"), dtype=torch.float32)
-    call = model.forward_kwargs(model.example_inputs(transformer, model.tiny_size, batch=1))
-    assert model.token_frames(transformer, call) == model.layout(transformer, call).grid.shape[0]
+    config = model.config("tiny")
+    inputs = model.drawn_inputs(config, model.tiny_size, batch=1, dtype=torch.float32)
+    alone = SimpleNamespace(config=FrozenDict(complete_config(model, config)))
+    grid = model.grid_shape(alone, model.forward_kwargs(inputs))
+    extents = model.extents(config, model.tiny_size, 1)
+    assert grid == tuple(extents[f"grid_{axis}"] for axis in ("frames", "height", "width"))
+    assert model.head_size(alone.config) in (64, 96, 128)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +185,7 @@ def test_a_clip_that_cannot_be_sparse(pipe, frames, settings, caplog):
     call = {**CALL, "num_frames": frames}
     with (
         Pipeline(pipe=pipe, sparsity=0.7, **settings) as pipeline,
-        pytest.raises(DenseAttentionError, match=r"latent frames beside the sink.*allow_dense"),
+        pytest.raises(DenseAttentionError, match=r"0\.7 has no effect.*latent frames.*allow_dense"),
     ):
         pipeline(**call)
     with Pipeline(pipe=pipe, sparsity=0.0, **settings) as pipeline:
@@ -188,6 +196,63 @@ def test_a_clip_that_cannot_be_sparse(pipe, frames, settings, caplog):
     assert [row.sparsity for row in out.timings] == [0.0, 0.0]
     assert "allow_dense=True permits it" in caplog.text
     torch.testing.assert_close(out.frames, dense.frames)
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["torch", "graph"])
+def test_a_clip_of_one_window(pipe, graph, caplog):
+    """48 tokens beside the sinks; a window of piecewise holds 128 at this head size."""
+
+    def made(**options):
+        pipeline = Pipeline(pipe=pipe, method="piecewise", sparsity=0.7, **options)
+        if graph:  # as an engine is: sparse, and told of its sparsity by nobody but its input
+            put_stand_in(pipeline)
+        return pipeline
+
+    transformer = pipe.transformer
+    words = r"0\.7 has no effect: one window of method 'piecewise'.*allow_dense"
+    with made() as pipeline:
+        with pytest.raises(DenseAttentionError, match=words):
+            pipeline(**CALL)
+        assert pipeline(**CALL, sparsity=0.0).sparsity == (0.0, 0.0)
+    pipe.transformer = transformer
+    with made(allow_dense=True) as pipeline:
+        out = pipeline(**CALL, profile=True)
+    assert out.sparsity == (0.0, 0.0) and [row.density for row in out.timings] == [1.0, 1.0]
+    assert "one window" in caplog.text and "allow_dense=True permits it" in caplog.text
+
+
+class EngineStandIn(GraphDenoiser):
+    """What an engine looks like to a `Pipeline`, computed by the PyTorch transformer."""
+
+    def __init__(self, transformer):
+        self.transformer, self.name, self.device = transformer, "tensorrt", torch.device("cpu")
+        self.inputs = {"x": TensorInfo("x", torch.float32, (), ())}
+        self.outputs = {"sample": TensorInfo("sample", torch.float32, (), ())}
+        super().__init__(self, get_model("cogvideox"), transformer.config)
+        self.asked = []
+        self.component.forward = self.forward
+
+    def forward(self, **call):
+        self.asked.append(float(self.component.sparsity))
+        return self.transformer(**call)
+
+    def close(self):
+        pass
+
+
+def put_stand_in(pipeline: rainfusion_trt.Pipeline) -> None:
+    pipeline.denoiser.close()
+    pipeline.denoiser = EngineStandIn(pipeline.pipe.transformer)
+    pipeline._caller = dataclasses.replace(pipeline._caller, denoiser=pipeline.denoiser)
+    pipeline.pipe.transformer = pipeline.denoiser.component
+
+
+def test_an_engine_of_a_larger_clip_is_sparse(larger_pipe):
+    """The stand-in is refused for its clip, and not for what it is."""
+    with Pipeline(pipe=larger_pipe, method="piecewise", sparsity=0.7) as pipeline:
+        put_stand_in(pipeline)
+        out = pipeline(**LARGER_CALL)
+    assert out.sparsity == (0.0, 0.7) and pipeline.denoiser.asked == pytest.approx([0.0, 0.7])
 
 
 def test_a_forward_of_its_own_stays_sparse(pipe):

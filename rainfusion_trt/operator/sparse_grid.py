@@ -1,0 +1,59 @@
+"""Whether a token grid leaves anything to be sparse in: the one place that decides it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from rainfusion_trt.operator.geometry import block_shape
+from rainfusion_trt.operator.settings import AttentionSettings
+from rainfusion_trt.operator.windows import single_window
+
+Obstacle = Literal["frames", "window"]
+
+
+def obstacle_to_sparsity(
+    grid: Sequence[int], settings: AttentionSettings, head_size: int | None
+) -> Obstacle | None:
+    """What makes attention over a grid dense whatever the sparsity; None for nothing.
+
+    The numbers may be symbolic, as torch.compile has them.
+
+    Parameters
+    ----------
+    grid : sequence of int
+        T, H and W in tokens.
+    settings : AttentionSettings
+        Method and sink frames.
+    head_size : int or None
+        D, which says how many tokens a window holds; None where nobody knows it.
+
+    Returns
+    -------
+    "frames", "window" or None
+        Fewer than two frames beside the sinks; one window of piecewise that holds all of them.
+    """
+    frames, height, width = grid
+    free_frames = frames - settings.sink_frames
+    if free_frames < 2:
+        return "frames"
+    if settings.method != "piecewise" or head_size is None:
+        return None
+    one = single_window(free_frames, height * width, block_shape(head_size).k)
+    return "window" if one else None
+
+
+def explain_obstacle(
+    obstacle: Obstacle, grid: Sequence[int], settings: AttentionSettings, sparsity: float
+) -> str:
+    """The obstacle to a sparsity and its remedies in one line."""
+    if obstacle == "frames":
+        return (
+            f"sparsity={sparsity:g} has no effect: the clip has {grid[0]} latent frames, "
+            f"sink_frames={settings.sink_frames} of them are always attended to, and at least two "
+            "others are needed; use a longer clip, fewer sink_frames or sparsity=0"
+        )
+    return (
+        f"sparsity={sparsity:g} has no effect: one window of method 'piecewise' holds all tokens "
+        "of this clip beside its sinks; use a larger clip, another method or sparsity=0"
+    )

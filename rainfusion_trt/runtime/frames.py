@@ -1,0 +1,62 @@
+"""Runs a diffusers pipeline once, each of its steps watched, and checks what comes out."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from rainfusion_trt.runtime.call_arguments import output_type, refusals_of, takes_callback
+from rainfusion_trt.runtime.denoiser import Denoiser
+from rainfusion_trt.runtime.finite import check_audio, check_frames
+from rainfusion_trt.runtime.steps import StepRun
+
+
+class Made(NamedTuple):
+    """What a call of a diffusers pipeline gave; see `PipelineOutput`."""
+
+    frames: Any
+    audio: Any = None
+    audio_rate: int | None = None
+
+
+def make_frames(
+    pipe: Any, denoiser: Denoiser, run: StepRun, arguments: dict[str, Any], *, wanted: bool = True
+) -> Made:
+    """What a diffusers pipeline gives, with its frames in the form that was asked for.
+
+    Without frames where they are not `wanted`, as in all processes of a run but its first.
+
+    Raises
+    ------
+    InvalidInputError
+        The pipeline refuses its arguments.
+    NotFiniteError
+        The frames or the sound hold NaN or infinity.
+    """
+    # Images have no NaN left in them, only black: they are made of the frames once checked.
+    images = output_type(pipe, arguments) == "pil"
+    if images:
+        arguments = {**arguments, "output_type": "np"}
+    try:
+        with (
+            denoiser.observe(run.before_call, run.after_call),
+            run.counting(by_callback=takes_callback(pipe)) as counting,
+            refusals_of(pipe),
+        ):
+            output = pipe(**arguments, **counting)
+    except BaseException:
+        # At its end a call gives the device's memory back; one that was ended has to, too.
+        pipe.maybe_free_model_hooks()
+        raise
+    audio = getattr(output, "audio", None)
+    if not wanted:
+        return Made(None)
+    check_frames(output.frames)
+    if audio is not None:
+        check_audio(audio)
+    rate = None if audio is None else pipe.vocoder.config.output_sampling_rate
+    if not images:
+        return Made(output.frames, audio, rate)
+    from diffusers.image_processor import VaeImageProcessor
+
+    frames = [VaeImageProcessor.numpy_to_pil(clip) for clip in output.frames]
+    return Made(frames, audio, rate)

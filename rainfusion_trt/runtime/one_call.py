@@ -1,0 +1,138 @@
+"""One call of a `Pipeline`: its arguments read and checked, its steps watched."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from rainfusion_trt.parallel.sharing import Alone
+from rainfusion_trt.runtime.artifacts import Artifacts
+from rainfusion_trt.runtime.call_arguments import (
+    callback_tensors,
+    check_size,
+    complete_arguments,
+    step_count,
+)
+from rainfusion_trt.runtime.denoiser import Denoiser
+from rainfusion_trt.runtime.frames import make_frames
+from rainfusion_trt.runtime.media import frames_of_video, read_media, say_stretch
+from rainfusion_trt.runtime.output import PipelineOutput
+from rainfusion_trt.runtime.pipes import Pipes, check_media, check_packages, parameters_of
+from rainfusion_trt.runtime.plan import check_plan, why_dense
+from rainfusion_trt.runtime.schedule import Schedule
+from rainfusion_trt.runtime.steps import (
+    Flag,
+    Progress,
+    StepCallback,
+    StepClock,
+    StepRun,
+    check_cancelled,
+)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who looks on while a call runs.
+
+    Attributes
+    ----------
+    callback
+        A `callback_on_step_end` of diffusers.
+    progress, cancel
+        See `StepRun`.
+    profile
+        Whether every step is measured.
+    """
+
+    callback: StepCallback | None = None
+    progress: Progress | None = None
+    cancel: Flag | None = None
+    profile: bool = False
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Makes the calls of a `Pipeline`, one after the other.
+
+    Attributes
+    ----------
+    artifacts, denoiser, pipes
+        What runs.
+    allow_dense
+        See `Pipeline`.
+    sharing
+        What several processes do together.
+    """
+
+    artifacts: Artifacts
+    denoiser: Denoiser
+    pipes: Pipes
+    allow_dense: bool
+    sharing: Alone
+
+    def run(self, schedule: Schedule, given: dict[str, Any], watch: Watch) -> PipelineOutput:
+        """One call.
+
+        Parameters
+        ----------
+        schedule
+            Sparsity of its steps.
+        given
+            Arguments that are given, none of them None.
+        watch
+            Who looks on.
+        """
+        with self.sharing.together():
+            progress, cancel = self.sharing.watched(watch.progress, watch.cancel)
+            check_cancelled(cancel)
+            callback, denoiser = watch.callback, self.denoiser
+            asked = given if callback is None else {**given, "callback_on_step_end": callback}
+            pipe = self.pipes.for_call(asked)
+            arguments = self._arguments(pipe, given)
+            steps = step_count(pipe, arguments)
+            check_plan(schedule, pipe, steps, denoiser, allow_dense=self.allow_dense)
+            arguments.update(callback_tensors(callback))
+            callback = self.sharing.prepare(pipe, arguments, callback)
+            model, settings = self.artifacts.model, self.artifacts.settings
+            run = StepRun(
+                pipe,
+                schedule,
+                denoiser.set_sparsity,
+                sparse=denoiser.sparse,
+                why_dense=functools.partial(why_dense, model, settings, denoiser.components[0]),
+                allow_dense=self.allow_dense,
+                callback=callback,
+                clock=StepClock(denoiser.device) if watch.profile else None,
+                progress=progress,
+                cancel=cancel,
+            )
+            made = make_frames(pipe, denoiser, run, arguments, wanted=self.sharing.first)
+        return PipelineOutput(
+            made.frames,
+            run.reports(),
+            denoiser.name,
+            run.timings(),
+            made.audio,
+            made.audio_rate,
+        )
+
+    def _arguments(self, pipe: Any, given: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of the diffusers pipeline, with defaults, read and checked."""
+        check_media(pipe, given)
+        if "prompt" in given:
+            check_packages(pipe)
+        model, size = self.artifacts.model, self.artifacts.size
+        any_size = self.artifacts.dynamic or self.denoiser.name == "torch"
+        if size is not None and not any_size:
+            size = model.clip_of_graph(size, given)
+        arguments = complete_arguments(pipe, size, read_media(given))
+        frames = frames_of_video(pipe, arguments)
+        if frames is not None:
+            model.check_frames(frames)
+        check_size(None if any_size else size, pipe, arguments)
+        if self.denoiser.name != "torch":
+            usual = {name: known.default for name, known in parameters_of(type(pipe)).items()}
+            model.check_call({**usual, **arguments})
+        say_stretch(pipe, arguments)
+        return arguments

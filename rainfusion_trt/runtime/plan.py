@@ -1,0 +1,52 @@
+"""What the steps of a call are going to run: checked, and said, before and as it starts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from rainfusion_trt.models.base import VideoModel
+from rainfusion_trt.models.transformer import config_of
+from rainfusion_trt.operator.settings import AttentionSettings
+from rainfusion_trt.operator.sparse_grid import explain_obstacle, obstacle_to_sparsity
+from rainfusion_trt.runtime.choose import refuse_dense
+from rainfusion_trt.runtime.denoiser import Denoiser
+from rainfusion_trt.runtime.schedule import Schedule, foreseen, summary
+
+logger = logging.getLogger("rainfusion_trt")
+
+
+def check_plan(
+    schedule: Schedule, pipe: Any, steps: int, denoiser: Denoiser, *, allow_dense: bool
+) -> None:
+    """Check the sparsity of every step against scheduler and backend, and say it.
+
+    Raises
+    ------
+    InvalidInputError, UnsupportedError
+        The schedule does not fit these steps, or this scheduler.
+    BackendUnavailableError
+        The backend has dense attention only, and nobody allowed that.
+    """
+    peak, shown = foreseen(schedule, pipe, steps)
+    if not denoiser.sparse:
+        if peak > 0.0:
+            refuse_dense(denoiser.name, allow_dense=allow_dense)
+        shown = summary((0.0,) * steps)
+    logger.info("%s on %s, sparsity per step: %s", denoiser.name, denoiser.device, shown)
+
+
+def why_dense(
+    model: VideoModel,
+    settings: AttentionSettings,
+    transformer: nn.Module,
+    call: Mapping[str, Any],
+    sparsity: float,
+) -> str | None:
+    """What makes this sparsity one without effect in a call of the transformer, if anything."""
+    grid = model.grid_shape(transformer, call)
+    obstacle = obstacle_to_sparsity(grid, settings, model.head_size(config_of(transformer)))
+    return obstacle and explain_obstacle(obstacle, grid, settings, sparsity)

@@ -1,0 +1,178 @@
+"""Exported tiny LTX models against PyTorch, and built by TensorRT."""
+
+from __future__ import annotations
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, LTXPipeline
+
+from helpers.ltx_models import errors, run
+from rainfusion_trt import Pipeline
+from rainfusion_trt.engine.onnx_file import read_for_build
+from rainfusion_trt.engine.shapes import clip_shapes
+from rainfusion_trt.graph_file import read_onnx
+from rainfusion_trt.models import VideoSize
+
+# Both classes. That of LTX-2 takes torch a minute and a half, for one layer.
+DYNAMIC = ["ltx-video-2b", pytest.param("ltx-2.3", marks=pytest.mark.rehearsal)]
+# Neither is what was traced; one row of tokens, and one frame.
+SIZES = (
+    (VideoSize(33, 96, 128), 3, 40),
+    (VideoSize(25, 32, 192), 1, 7),
+    (VideoSize(1, 96, 64), 2, 9),
+)
+
+# As in test_exported_models.py: two float32 programs that order sums differently.
+TOLERANCE = 1e-4
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_one_graph_equals_pytorch_at_unseen_sizes(exported, name):
+    dynamic = exported(name, dynamic=True, layers=1)
+    model, transformer = dynamic.model, dynamic.transformer
+    session = onnxruntime.InferenceSession(dynamic.path, providers=["CPUExecutionProvider"])
+    for size, batch, text_tokens in SIZES:
+        inputs = model.example_inputs(transformer, size, batch=batch, seed=size.width)
+        for given in model.inputs:
+            if "text_tokens" in given.axes:
+                inputs[given.name] = inputs[given.name][:, :text_tokens].contiguous()
+        timestep = inputs["timestep"]  # another one per token, with a fraction
+        inputs["timestep"] = torch.linspace(0, 990.5, timestep.numel()).reshape(timestep.shape)
+        call = model.forward_kwargs(inputs)
+        feed = {name: tensor.numpy() for name, tensor in inputs.items()}
+        actual = session.run(list(model.outputs), {**feed, "sparsity": torch.zeros(1).numpy()})
+        actual = [torch.from_numpy(array) for array in actual]
+        expected = run(transformer, call)
+        assert [a.shape for a in actual] == [e.shape for e in expected]
+        assert max(errors(actual, expected)) <= TOLERANCE
+        inputs = model.example_inputs(transformer, size, batch=batch)
+        shapes = {key: tuple(tensor.shape) for key, tensor in inputs.items()}
+        assert clip_shapes(model, read_for_build(dynamic.path), size, batch) == shapes
+
+
+INPUTS = {
+    "ltx-video-2b": {
+        "hidden_states": ["batch", "video_tokens", 8],
+        "encoder_hidden_states": ["batch", "text_tokens", 32],
+        "timestep": ["batch", "video_tokens"],
+        "encoder_attention_mask": ["batch", "text_tokens"],
+        "video_coords": [3, "video_tokens"],
+        "grid": ["grid_frames", "grid_height", "grid_width"],
+        "sparsity": [1],
+    },
+    "ltx-2.3": {
+        "hidden_states": ["batch", "video_tokens", 8],
+        "audio_hidden_states": ["batch", "audio_tokens", 6],
+        "encoder_hidden_states": ["batch", "text_tokens", 256],
+        "audio_encoder_hidden_states": ["batch", "text_tokens", 32],
+        "encoder_attention_mask": ["batch", "text_tokens"],
+        "audio_encoder_attention_mask": ["batch", "text_tokens"],
+        "timestep": ["batch", "video_tokens"],
+        "audio_timestep": ["batch", "audio_tokens"],
+        "sigma": ["batch"],
+        "audio_sigma": ["batch"],
+        "video_coords": [3, "video_tokens", 2],
+        "audio_coords": [1, "audio_tokens", 2],
+        "grid": ["grid_frames", "grid_height", "grid_width"],
+        "sparsity": [1],
+    },
+}
+OUTPUTS = {
+    "sample": ["batch", "video_tokens", 8],
+    "audio_sample": ["batch", "audio_tokens", 6],
+}
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_graph_is_what_the_runtime_expects(exported, name):
+    dynamic = exported(name, dynamic=True, layers=1)
+    file = read_onnx(dynamic.path)
+    assert {tensor.name: list(tensor.shape) for tensor in file.inputs} == INPUTS[name]
+    found = {tensor.name: list(tensor.shape) for tensor in file.outputs}
+    assert found == {output: OUTPUTS[output] for output in dynamic.model.outputs}
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_only_self_attention_of_the_video_is_the_operator(exported, name):
+    graph = onnx.load(exported(name, dynamic=True, layers=1).path).graph
+    (node,) = [n for n in graph.node if n.op_type == "RainFusionAttention"]
+    assert node.name == "transformer_blocks.0.attn1/RainFusionAttention"
+    assert next(a.s for a in node.attribute if a.name == "text") == b"none"
+    softmax = [n.name for n in graph.node if n.op_type == "Softmax"]
+    streams = ["audio_attn1", "attn2", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn"]
+    others = streams if name == "ltx-2.3" else ["attn2"]
+    assert softmax == [f"transformer_blocks.0.{other}/Softmax" for other in others]
+
+
+def test_pipeline_runs_the_file_in_place_of_the_transformer(exported):
+    dynamic = exported("ltx-video-2b", dynamic=True, layers=1)
+    pipe = LTXPipeline(FlowMatchEulerDiscreteScheduler(), None, None, None, dynamic.transformer)
+    pipe.set_progress_bar_config(disable=True)
+    text = torch.randn(2, 128, 32, generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(128) < 9)[None]
+    call = {
+        "prompt_embeds": text[:1],
+        "negative_prompt_embeds": text[1:],
+        "prompt_attention_mask": mask,
+        "negative_prompt_attention_mask": mask,
+        "num_inference_steps": 2,
+        "output_type": "latent",
+    }
+    size = {"num_frames": 25, "height": 64, "width": 128}  # not what was traced
+    expected = pipe(**call, **size, generator=torch.Generator().manual_seed(0)).frames
+    options = {"backend": "onnxruntime", "sparsity": 0.0, "device": "cpu"}
+    with Pipeline(pipe=pipe, onnx=dynamic.path, **options) as pipeline:
+        assert pipeline.model is dynamic.model
+        actual = pipeline(**call, **size, seed=0).frames
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)  # guidance times 1e-6
+
+
+# Name, dtype, whether the shapes vary, and the sizes of the recipe. Exports of their own, half a
+# minute each with the build.
+ENGINES = [
+    pytest.param(
+        "ltx-video-2b",
+        torch.float16,
+        True,
+        {
+            "small": {"frames": 17, "height": 64, "width": 96, "batch": 2},
+            "large": {"frames": 25, "height": 128, "width": 192, "batch": 2},
+        },
+        id="ltx-video-2b of two sizes",
+    ),
+    pytest.param("ltx-2.3", torch.bfloat16, False, {}, id="ltx-2.3"),
+]
+
+
+@pytest.mark.tensorrt
+@pytest.mark.rehearsal
+@pytest.mark.parametrize(("name", "dtype", "dynamic", "sizes"), ENGINES)
+def test_tensorrt_builds_it_with_every_attention_a_plugin_layer(
+    exported, plugin_library, tmp_path, name, dtype, dynamic, sizes
+):
+    from rainfusion_trt.engine import build_engine, load_metadata
+    from rainfusion_trt.engine.flavour import available_flavours
+    from rainfusion_trt.engine.recipe import EngineRecipe
+
+    if "tensorrt_rtx" not in available_flavours():
+        pytest.skip("TensorRT for RTX is not installed")
+    recipe = EngineRecipe.model_validate(
+        {
+            "model": name,
+            "precision": str(dtype).removeprefix("torch."),
+            "target": ["sm80", "sm120"],
+            "sizes": sizes,
+            "builder": {"optimization_level": 0, "workspace_gib": 1},
+        }
+    )
+    file = exported(name, dtype, dynamic=dynamic, layers=1)
+    folder = build_engine(file.path, recipe=recipe, plugin=plugin_library, output=tmp_path / "e")
+    built = load_metadata(folder)
+    assert built.plugin_layers == 1 and built.model == name
+    assert tuple(record.name for record in built.outputs) == file.model.outputs
+    assert [record.name for record in built.inputs] == [
+        *(given.name for given in file.model.inputs),
+        "sparsity",
+    ]
