@@ -1,83 +1,234 @@
 """RainFusion attention under diffusers' context parallelism (``enable_parallelism``).
 
-Every device has a part of the tokens. Ulysses exchanges them for a part of the heads before
-attention and back after it, so that the operator sees the whole sequence of some heads, and heads
-are chosen one by one anyway. Ring attention would need parts of the keys, which are no clip.
+Every device has a part of the video's tokens and a part of the text's. Before attention they are
+exchanged for a part of the heads (Ulysses) and after it back, so that the operator sees the whole
+sequence of some heads; heads are chosen one by one anyway. Ring attention would give each device a
+part of the keys, among which no head can choose.
+
+What arrives is [v0 t0 v1 t1 ...], the parts of the devices one behind the other. It is copied once
+to be put together, and that copy puts it in order: v0 v1 ... t0 t1 ..., or the text first. So the
+text is neither kept nor computed on more than one device, and order costs nothing. How many tokens
+each device has follows from the clip, by the rule of `torch.tensor_split`; nobody has to ask.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import itertools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diffusers.models.attention_dispatch import (
-    _native_attention_backward_op,
-    _templated_context_parallel_attention,
-)
-from torch import Tensor
+import torch
+import torch.distributed._functional_collectives as collectives
+from torch import Tensor, nn
 
-from rainfusion_trt.errors import UnsupportedError
-from rainfusion_trt.routing.sequence import sequence_attention
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 
 if TYPE_CHECKING:
+    from rainfusion_trt.routing.site import Tokens
     from rainfusion_trt.routing.state import Routing
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+# Of which it is known how their parts lie together, and tested.
+_CLASSES = (
+    "AllegroTransformer3DModel",
+    "CogVideoXTransformer3DModel",
+    "HunyuanVideo15Transformer3DModel",
+    "HunyuanVideoTransformer3DModel",
+    "WanTransformer3DModel",
+)
+_DIVERGING_HOOKS = ("fbc_leader_block_hook",)  # a cache that measures the tokens that it sees
 
-def parallel_attention(
-    routing: Routing,
-    name: str,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    parallel: Any,
-    *,
-    exact: bool = False,
-) -> Tensor:
-    """As `sequence_attention`, for this device's part of the tokens.
+
+class Ulysses(NamedTuple):
+    """A device among those that share a sequence.
+
+    Attributes
+    ----------
+    group : ProcessGroup
+        The devices, in the order of their parts.
+    degree : int
+        P, how many they are.
+    rank : int
+        Which of them this one is.
+    """
+
+    group: Any
+    degree: int
+    rank: int
+
+    @classmethod
+    def of(cls, parallel: Any) -> Ulysses | None:
+        """What a ``_parallel_config`` of diffusers says; None where the sequence stays whole."""
+        context = None if parallel is None else parallel.context_parallel_config
+        if context is None:
+            return None
+        group = context._ulysses_mesh.get_group()
+        return cls(group, context.ulysses_degree, context._ulysses_local_rank)
+
+    def sizes(self, total: int) -> list[int]:
+        """How many of `total` things in a row each device has; as `torch.tensor_split`.
+
+        Without a branch, so that torch.compile makes one graph for all sizes.
+        """
+        return [(total + self.degree - 1 - rank) // self.degree for rank in range(self.degree)]
+
+    def part(self, whole: Tensor, dim: int) -> Tensor:
+        """This device's part of a tensor over all video tokens, such as a rotary table."""
+        return whole.tensor_split(self.degree, dim=dim)[self.rank]
+
+    def attention(
+        self, tokens: Tokens, query: Tensor, key: Tensor, value: Tensor, attend: Attend
+    ) -> Tensor:
+        """Attention of this device's tokens.
+
+        Parameters
+        ----------
+        tokens : Tokens
+            Of the whole sequence.
+        query, key, value
+            [B, S of this device, N, D].
+        attend
+            Gets q, k and v [B, S, n, D] of the n heads of this device over the whole sequence, and
+            returns [B, S, n, D].
+
+        Returns
+        -------
+        Tensor
+            [B, S of this device, N, D].
+        """
+        video, text = self.sizes(tokens.grid.numel()), self.sizes(tokens.text_tokens)
+        local = [v + t for v, t in zip(video, text, strict=True)]
+        heads = self.sizes(query.shape[2])
+        mine, batch, size = heads[self.rank], query.shape[0], query.shape[3]
+        order = _Order(tokens.text == "first", video, text)
+
+        stacked = torch.stack((query, key, value)).permute(3, 0, 1, 2, 4)  # [N, 3, B, S, D]
+        row = 3 * batch * local[self.rank] * size
+        received = self._exchange(
+            stacked, [n * row for n in heads], [mine * 3 * batch * s * size for s in local]
+        )
+        parts = [
+            part.view(mine, 3, batch, s, size).permute(1, 2, 0, 3, 4)
+            for part, s in zip(received, local, strict=True)
+        ]
+        output = attend(*(x.transpose(1, 2) for x in order.whole(parts, dim=3).unbind(0)))
+
+        segments = order.parts(output.permute(1, 0, 2, 3))  # [S, B, n, D]
+        row = batch * size
+        received = self._exchange(
+            segments, [s * row * mine for s in local], [local[self.rank] * row * n for n in heads]
+        )
+        parts = [
+            part.view(local[self.rank], batch, n, size).transpose(0, 1)
+            for part, n in zip(received, heads, strict=True)
+        ]
+        return torch.cat(parts, dim=2)
+
+    def _exchange(self, x: Tensor, sent: list[int], received: list[int]) -> tuple[Tensor, ...]:
+        """Send each device its elements of `x`, in its order; one tensor from each."""
+        flat = x.contiguous().flatten()
+        arrived = collectives.all_to_all_single(flat, received, sent, self.group)
+        return collectives.wait_tensor(arrived).split(received)
+
+
+class _Order(NamedTuple):
+    """Where video and text of each device stand in the whole sequence."""
+
+    text_first: bool
+    video: list[int]
+    text: list[int]
+
+    def whole(self, parts: Sequence[Tensor], dim: int) -> Tensor:
+        """The sequence of which these are the devices' parts."""
+        firsts, lasts = (self.text, self.video) if self.text_first else (self.video, self.text)
+        pairs = [
+            part.split([first, last], dim=dim)
+            for part, first, last in zip(parts, firsts, lasts, strict=True)
+        ]
+        return torch.cat([pair[0] for pair in pairs] + [pair[1] for pair in pairs], dim=dim)
+
+    def parts(self, whole: Tensor) -> Tensor:
+        """The inverse, the parts one behind the other in dimension 0."""
+        firsts, lasts = (self.text, self.video) if self.text_first else (self.video, self.text)
+        pieces = whole.split([*firsts, *lasts])
+        pairs = zip(pieces[: len(firsts)], pieces[len(firsts) :], strict=True)
+        return torch.cat(list(itertools.chain.from_iterable(pairs)))
+
+
+def check_class(transformer: nn.Module) -> None:
+    """Refuse a transformer of a class whose tokens cannot be shared.
 
     Raises
     ------
     UnsupportedError
-        Ring attention, or text in the sequence.
+        Another class than those that were tested.
     """
-    tokens = routing.running_tokens()
-    if parallel.context_parallel_config.ring_degree > 1:
+    kind = type(transformer).__name__
+    if kind not in _CLASSES:
         raise UnsupportedError(
-            f"{name}: ring attention gives each device a part of the keys, and RainFusion chooses "
-            "among all of them; use ContextParallelConfig(ulysses_degree=...) alone"
+            f"{kind} cannot share its tokens among devices under RainFusion: run it on one device, "
+            f"as only {', '.join(_CLASSES)} can"
         )
-    if tokens.text_tokens or mask is not None:
+
+
+def check_forward(routing: Routing, transformer: nn.Module) -> None:
+    """Refuse, on all devices alike and before any of them waits, what cannot be cut into parts.
+
+    Raises
+    ------
+    UnsupportedError
+        A class that is not known to work, ring attention, blocks that count tokens from the first
+        one, or a cache that decides by the tokens that it sees.
+    InvalidInputError
+        Fewer heads than devices, or tokens that their number does not divide.
+    """
+    site = next((s for s in routing.sites if s.processor is not None), None)
+    parallel = None if site is None or site.processor is None else site.processor._parallel_config
+    context = None if parallel is None else parallel.context_parallel_config
+    if site is None or context is None:
+        return
+    check_class(transformer)
+    if context.ring_degree > 1:
         raise UnsupportedError(
-            f"{name}: context parallelism cuts video and text of {routing.model.name} into parts, "
-            "and put together they are in another order than RainFusion knows; run this model on "
+            f"{routing.kind}: ring attention gives each device a part of the keys, and RainFusion "
+            "chooses among all of them; use ContextParallelConfig(ulysses_degree=...) alone"
+        )
+    config = getattr(transformer, "config", None) or {}
+    if config.get("image_condition_type") == "token_replace":
+        raise UnsupportedError(
+            f"{routing.kind} with image_condition_type='token_replace' counts the tokens of the "
+            "first frame in every block, which a part of the video does not start with: run it on "
             "one device"
         )
+    for each in routing.sites:
+        registry = getattr(each.block, "_diffusers_hook", None)
+        if registry is not None and any(name in registry.hooks for name in _DIVERGING_HOOKS):
+            raise UnsupportedError(
+                f"{each.name} of {routing.kind} has diffusers' first block cache, which decides by "
+                "the tokens of one device, so that devices would wait for each other in vain: use "
+                "PyramidAttentionBroadcastConfig or MagCacheConfig, or no cache"
+            )
+    _check_numbers(routing.running_tokens(), site.attention.heads, context)
 
-    def forward_op(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-        return_lse: bool = False,
-        _save_ctx: bool = True,
-        _parallel_config: Any = None,
-    ) -> Tensor:
-        if _save_ctx:  # for the backward of dense attention
-            ctx.save_for_backward(query, key, value)
-            ctx.attn_mask, ctx.dropout_p, ctx.is_causal = attn_mask, dropout_p, is_causal
-            ctx.scale, ctx.enable_gqa = scale, enable_gqa
-        return sequence_attention(routing, name, query, key, value, None, scale, exact=exact)
 
-    return _templated_context_parallel_attention(
-        query,
-        key,
-        value,
-        forward_op=forward_op,
-        backward_op=_native_attention_backward_op,
-        _parallel_config=parallel,
-    )
+def _check_numbers(tokens: Tokens, heads: int, context: Any) -> None:
+    degree = context.ulysses_degree
+    if heads < degree:
+        raise InvalidInputError(
+            f"ulysses_degree={degree}, and each device needs one of the {heads} heads or more: "
+            f"use from 2 to {heads} devices"
+        )
+    parts = {"video": tokens.grid.numel(), "text": tokens.text_tokens}
+    for name, count in parts.items():
+        if name == "text" and tokens.text == "none":
+            continue
+        if count < degree:
+            raise InvalidInputError(
+                f"{count} {name} tokens cannot be cut into ulysses_degree={degree} parts: use from "
+                f"2 to {count} devices"
+            )
+        if count % degree and not context.ulysses_anything:
+            raise InvalidInputError(
+                f"ulysses_degree={degree} does not divide the {count} {name} tokens of this call: "
+                "use ContextParallelConfig(ulysses_degree=..., ulysses_anything=True)"
+            )

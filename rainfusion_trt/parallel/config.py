@@ -1,0 +1,65 @@
+"""``ParallelConfig``: how a clip is made on several GPUs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Several processes, one GPU each, make one clip together.
+
+    Attributes
+    ----------
+    ulysses : int
+        Processes that share the tokens of a clip, and in attention its heads.
+    guidance : int
+        2 gives the halves of classifier-free guidance to two groups of `ulysses` processes.
+    timeout : float
+        Seconds that a process waits for another one within a generation; then all end with an
+        error. One that ends, ends the others at once.
+    ring, tensor : int
+        Only 1; other values are an error that says why.
+
+    Raises
+    ------
+    InvalidInputError, UnsupportedError
+        A value that cannot be.
+    """
+
+    ulysses: int = 1
+    guidance: int = 1
+    timeout: float = 60.0
+    ring: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("ulysses", "guidance", "ring", "tensor"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise InvalidInputError(f"{name}={value!r}: give an integer from 1 on")
+        if self.ring > 1:
+            raise UnsupportedError(
+                f"ring={self.ring}: ring attention gives each process a part of the keys, and "
+                "RainFusion chooses among all of them; use ulysses="
+            )
+        if self.tensor > 1:
+            raise UnsupportedError(
+                f"tensor={self.tensor}: diffusers has no tensor-parallel plan for these models; "
+                "use ulysses="
+            )
+        if self.guidance > 2:
+            raise InvalidInputError(
+                f"guidance={self.guidance}: guidance has two halves; give 1 or 2, and ulysses= for "
+                "more processes"
+            )
+        if not (math.isfinite(self.timeout) and self.timeout > 0):
+            raise InvalidInputError(f"timeout={self.timeout!r}: give seconds above 0")
+
+    @property
+    def processes(self) -> int:
+        """How many there are."""
+        return self.ulysses * self.guidance

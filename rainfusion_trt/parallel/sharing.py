@@ -1,0 +1,214 @@
+"""What `Pipeline` does otherwise where several processes run it: `Alone`, or `Shared`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.models.base import VideoModel
+from rainfusion_trt.parallel.config import ParallelConfig
+from rainfusion_trt.runtime.denoiser import Denoiser
+from rainfusion_trt.runtime.steps import Flag, Progress
+
+if TYPE_CHECKING:
+    from rainfusion_trt.parallel.team import Team
+
+Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
+
+
+class Alone:
+    """One process, which does all of it."""
+
+    first = True
+
+    def place(self, device: str | torch.device | None) -> str | torch.device | None:
+        """Where this process computes."""
+        return device
+
+    def denoiser(self, alone: Denoiser, model: VideoModel) -> Denoiser:
+        """The denoiser of this process."""
+        return alone
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """A context for a generation."""
+        return contextlib.nullcontext()
+
+    def prepare(
+        self, pipe: Any, arguments: dict[str, Any], callback: Callback | None
+    ) -> Callback | None:
+        """Make the arguments of a generation those of all; returns the callback to use."""
+        return callback
+
+    def watched(
+        self, progress: Progress | None, cancel: Flag | None
+    ) -> tuple[Progress | None, Flag | None]:
+        """Who is told of the progress, and the flag that all look at between two steps."""
+        return progress, cancel
+
+
+class Shared(Alone):
+    """One of several processes; all of them run the same diffusers pipeline."""
+
+    def __init__(self, config: ParallelConfig, device: str | torch.device | None) -> None:
+        from rainfusion_trt.parallel.team import Team
+
+        self.team = Team.join(config, device)
+        self.first = self.team.first
+        if not self.first:
+            logging.getLogger("rainfusion_trt").setLevel(logging.ERROR)
+
+    def place(self, device: str | torch.device | None) -> torch.device:
+        return self.team.device
+
+    def denoiser(self, alone: Denoiser, model: VideoModel) -> Denoiser:
+        from rainfusion_trt.parallel.denoiser import ParallelDenoiser
+
+        return ParallelDenoiser(alone, model, self.team)
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        return self.team.together()
+
+    def prepare(
+        self, pipe: Any, arguments: dict[str, Any], callback: Callback | None
+    ) -> Callback | None:
+        """One seed, one set of arguments and one callback, the first process's.
+
+        Raises
+        ------
+        InvalidInputError
+            The processes were called with different arguments.
+        """
+        self.team.meet()
+        mine = _digest({**arguments, "callback": callback is not None})
+        if self.team.agree(lambda: mine) != mine:
+            raise InvalidInputError(
+                f"process {self.team.rank} was called with other arguments than process 0: all of "
+                "them have to make the same clip"
+            )
+        arguments["generator"] = self._same_noise(arguments.get("generator"))
+        if not self.first:
+            arguments["output_type"] = "latent"  # the first process alone needs frames
+            pipe.set_progress_bar_config(disable=True)
+        return None if callback is None else self._shared(callback)
+
+    def watched(
+        self, progress: Progress | None, cancel: Flag | None
+    ) -> tuple[Progress | None, Flag | None]:
+        """The first process alone tells its progress, and its flag ends the call of all."""
+        return progress if self.first else None, _FlagOfFirst(self.team, cancel)
+
+    def _same_noise(self, given: Any) -> Any:
+        """Generators in the state of the first process's; a seed of its own where there is none."""
+        if given is None:
+            seed = self.team.agree(lambda: int(torch.randint(2**62, (1,))))
+            return torch.Generator("cpu").manual_seed(seed)
+        generators = given if isinstance(given, list) else [given]
+        states = self.team.agree(lambda: [g.get_state() for g in generators])
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        return given
+
+    def _shared(self, callback: Callback) -> Callback:
+        """A callback that runs in the first process and whose changes reach all."""
+
+        def call(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            results: dict[str, Any] = dict(tensors)
+
+            def ask() -> tuple[list[str], bool]:
+                results.update(callback(pipe, step, timestep, tensors) or {})
+                return sorted(results), bool(getattr(pipe, "_interrupt", False))
+
+            names, stop = self.team.agree(ask)
+            if hasattr(pipe, "_interrupt"):
+                pipe._interrupt = stop
+            for name in names:
+                results[name] = self._from_first(results.get(name))
+            return results
+
+        return call
+
+    def _from_first(self, value: Any) -> Any:
+        """A tensor of the first process; what is none is the same in all."""
+        shape = self.team.agree(lambda: (tuple(value.shape), value.dtype) if _is(value) else None)
+        if shape is None:
+            return value
+        if not self.first and (not _is(value) or (tuple(value.shape), value.dtype) != shape):
+            value = torch.empty(shape[0], dtype=shape[1], device=self.team.device)
+        value = value.contiguous()
+        dist.broadcast(value, src=0)
+        return value
+
+
+class _FlagOfFirst:
+    """The first process's flag, which all processes have to look at equally often."""
+
+    def __init__(self, team: Team, flag: Flag | None) -> None:
+        self._team = team
+        self._flag = flag
+        team.ended_by_all = False
+
+    def is_set(self) -> bool:
+        flag = self._flag
+        self._team.ended_by_all = self._team.agree(lambda: flag is not None and flag.is_set())
+        return self._team.ended_by_all
+
+
+def sharing(
+    config: ParallelConfig | None, device: str | torch.device | None, backends: Sequence[str]
+) -> Alone:
+    """How `Pipeline` works, with these processes and the backends that it may take.
+
+    Raises
+    ------
+    UnsupportedError
+        Several processes and another backend than PyTorch.
+    InvalidInputError, ParallelError
+        The processes are not there.
+    """
+    if config is None or config.processes == 1:
+        return Alone()
+    for name in backends:
+        if name != "torch":
+            raise UnsupportedError(
+                f"parallel= is for the PyTorch transformer; the backend here is {name}: use "
+                "backend='torch' with checkpoint= or pipe="
+            )
+    return Shared(config, device)
+
+
+def _is(value: Any) -> bool:
+    return torch.is_tensor(value)
+
+
+def _digest(arguments: dict[str, Any]) -> str:
+    """Of arguments that are plain values or tensors, which tells whether they are the same."""
+    said = hashlib.sha256()
+    for name in sorted(arguments):
+        said.update(name.encode())
+        _add(said, arguments[name])
+    return said.hexdigest()
+
+
+def _add(said: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        data = value.detach().cpu().contiguous()
+        said.update(f"{data.dtype} {tuple(data.shape)}".encode())
+        said.update(data.flatten().view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, (list, tuple)):
+        said.update(f"{len(value)}".encode())
+        for each in value:
+            _add(said, each)
+    elif hasattr(value, "tobytes"):  # an array, or an image of Pillow
+        said.update(value.tobytes())
+    elif value is None or isinstance(value, (str, bool, int, float)):
+        said.update(repr(value).encode())
+    else:
+        said.update(type(value).__name__.encode())

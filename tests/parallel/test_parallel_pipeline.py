@@ -1,0 +1,197 @@
+"""`Pipeline(parallel=...)`: several processes make the clip that one makes."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+import torch
+
+import rainfusion_trt
+from rainfusion_trt import ParallelConfig
+from rainfusion_trt.errors import (
+    InvalidInputError,
+    ParallelError,
+    RainFusionError,
+    UnsupportedError,
+)
+from rainfusion_trt.models import get_model
+from rainfusion_trt.parallel.guidance import GuidanceGroups
+from rainfusion_trt.parallel.sharing import sharing
+from rainfusion_trt.parallel.team import Team
+from tests.helpers.parallel_pipelines import CALL, cogvideox, wan
+from tests.helpers.process_group import in_processes
+
+Pipeline = functools.partial(
+    rainfusion_trt.Pipeline, backend="torch", device="cpu", sparsity=0.6, dense_fraction=0.3
+)
+
+
+class Watched:
+    """A pipeline whose latents after every step are kept, in every process."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        self.latents: list[torch.Tensor] = []
+        step = pipe.scheduler.step
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            result = step(*args, **kwargs)
+            self.latents.append(result[0].clone())
+            return result
+
+        pipe.scheduler.step = watched
+
+
+def _brighter(calls: list[int]) -> Any:
+    """A callback that changes the latents and ends the generation in its second step."""
+
+    def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        calls.append(step)
+        if step == 1:
+            pipe._interrupt = True
+        return {"latents": tensors["latents"] + 0.25}
+
+    return callback
+
+
+def _clips(rank: int) -> dict[str, Any]:
+    """Clips of four processes and, in the first one, of that process alone."""
+    answers: dict[str, Any] = {"parts": []}
+    for make, prompt in ((wan, "a fox"), (cogvideox, "a fox"), (wan, ["a fox", "two owls"])):
+        arguments = {**CALL, "prompt": prompt, "output_type": "latent", "guidance_scale": 4.0}
+        alone = None
+        if rank == 0:
+            with Pipeline(pipe=make()) as pipeline:
+                alone = pipeline(**arguments)
+        watched = Watched(make())
+        with Pipeline(pipe=watched.pipe, parallel=ParallelConfig(2, 2)) as pipeline:
+            shared = pipeline(**arguments)
+        assert (shared.frames is None) == (rank > 0)
+        error = density = 0.0
+        if alone is not None:
+            error = float((alone.frames - shared.frames).abs().max())
+            assert shared.sparsity == alone.sparsity and alone.sparsity[-1] == 0.6
+            first, whole = (out.steps[-1].density for out in (shared, alone))
+            density = (first, whole)
+        answers["parts"].append((error, density, float(watched.latents[-1].double().sum())))
+
+    # No seed, and a callback in the first process that changes the latents and stops.
+    calls: list[int] = []
+    watched = Watched(wan())
+    with Pipeline(pipe=watched.pipe, parallel=ParallelConfig(2, 2)) as pipeline:
+        arguments = {**CALL, "seed": None, "guidance_scale": 4.0, "output_type": "latent"}
+        pipeline("a fox", callback_on_step_end=_brighter(calls), **arguments)
+    answers["calls"] = calls
+    answers["sums"] = [float(latents.double().sum()) for latents in watched.latents]
+    return answers
+
+
+def test_four_processes_make_the_clip_of_one():
+    first, *others = in_processes(_clips, 4)
+    for error, (density, whole), _ in first["parts"]:
+        # Latents are of unit scale. A product of a matrix with half as many rows may add its terms
+        # in another order; there are fewer than 1024 of them, each off by one rounding at most.
+        assert error <= 1024 * torch.finfo(torch.float32).eps
+        assert 0.0 < whole < 1.0 and density == pytest.approx(whole, abs=0.2)
+    assert first["calls"] == [0, 1]
+    assert len(first["sums"]) == 2
+    for other in others:
+        assert [part[2] for part in other["parts"]] == [part[2] for part in first["parts"]]
+        assert other["calls"] == [] and other["sums"] == first["sums"]
+
+
+def _error(rank: int, case: str) -> str:
+    """What one of two processes says where a generation cannot be."""
+    prompt, arguments = "a fox", {**CALL, "guidance_scale": 1.0, "output_type": "latent"}
+    config = ParallelConfig(guidance=2) if case == "no guidance" else ParallelConfig(2, timeout=20)
+    if case == "other words" and rank == 1:
+        prompt = "an owl"
+    pipeline = Pipeline(pipe=wan(), parallel=config)
+    if case == "fails" and rank == 1:
+        pipeline.pipe.scheduler.step = None
+    with pytest.raises((RainFusionError, TypeError)) as error:
+        pipeline(prompt, **arguments)
+    with pytest.raises(RainFusionError):
+        pipeline(prompt, **arguments)  # what is broken stays so, and nobody waits
+    return str(error.value)
+
+
+def test_a_step_without_a_second_half_is_an_error():
+    for said in in_processes(_error, 2, "no guidance"):
+        assert "this step has no second half" in said and "\n" not in said
+
+
+def test_different_arguments_are_an_error_in_all_processes():
+    first, second = in_processes(_error, 2, "other words")
+    assert "process 1 was called with other arguments" in second
+    assert "process 1" in first and "\n" not in first
+
+
+def test_an_error_in_one_process_reaches_the_others():
+    first, second = in_processes(_error, 2, "fails")
+    assert "NoneType" in second
+    assert "process 1 failed: 'NoneType' object is not callable" in first
+
+
+def _lost(rank: int, number: int) -> tuple[str, float, bool]:
+    """What a process says whose other one is lost in the second step, and how long that takes."""
+    pipe = wan()
+    with Pipeline(pipe=pipe, parallel=ParallelConfig(2, timeout=4)) as pipeline:
+        steps, step = itertools.count(), pipe.scheduler.step
+
+        def lose(*args: Any, **kwargs: Any) -> Any:
+            if rank == 1 and next(steps) == 1:
+                os.kill(os.getpid(), number)
+            return step(*args, **kwargs)
+
+        pipe.scheduler.step = lose
+        start = time.monotonic()
+        with pytest.raises(ParallelError) as error:
+            pipeline("a fox", **CALL, guidance_scale=1.0, output_type="latent")
+        return str(error.value), time.monotonic() - start, Team._broken
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_is_lost_in_the_middle_is_an_error(number):
+    """Of processes that a launcher started, which make their group themselves."""
+    ((said, seconds, is_broken),) = in_processes(_lost, 2, number, group=False, lost=[1])
+    assert "a process of this run is lost or did not answer for 4 seconds" in said
+    assert "\n" not in said and is_broken
+    assert seconds < 60
+
+
+def test_what_cannot_be_is_refused_in_one_line(tmp_path):
+    cases = (
+        ({"ring": 2}, UnsupportedError, "a part of the keys"),
+        ({"tensor": 2}, UnsupportedError, "no tensor-parallel plan"),
+        ({"guidance": 3}, InvalidInputError, "two halves"),
+        ({"ulysses": 0}, InvalidInputError, "from 1 on"),
+        ({"timeout": 0.0}, InvalidInputError, "seconds"),
+    )
+    for given, kind, words in cases:
+        with pytest.raises(kind, match=words) as error:
+            ParallelConfig(**given)
+        assert "\n" not in str(error.value)
+    pipe = wan()
+    with pytest.raises(InvalidInputError, match="torchrun --nproc-per-node 4"):
+        Pipeline(pipe=pipe, parallel=ParallelConfig(2, 2))
+    with pytest.raises(RainFusionError, match="parallel= is for the PyTorch transformer"):
+        sharing(ParallelConfig(2), "cpu", ["tensorrt", "torch"])
+
+
+@pytest.mark.parametrize("name", ["ltx-2", "cosmos-predict2.5-2b", "kandinsky5-lite"])
+def test_guidance_whose_results_have_another_form_is_refused(name):
+    """Two results a call, or other axes than the latents: processes exchange one, of theirs."""
+    with pytest.raises(UnsupportedError, match=f"guidance=2 cannot split the calls of {name}"):
+        GuidanceGroups(torch.nn.Identity(), get_model(name), None)
+
+
+def test_a_pipeline_of_one_process_needs_no_group():
+    with Pipeline(pipe=wan(), parallel=ParallelConfig()) as pipeline:
+        assert pipeline.sharing.first
