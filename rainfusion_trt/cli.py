@@ -1,4 +1,4 @@
-"""Command line: ``rainfusion-trt export | build-plugin | build-engine | run | info``."""
+"""Command line: ``rainfusion-trt``, with its commands."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import typer
 from rainfusion_trt.console import OneLineGroup, log_to_terminal, one_line
 from rainfusion_trt.export.cli import main as export
 from rainfusion_trt.runtime.cli import main as run
+from rainfusion_trt.serve.cli import main as serve
+
+_TABLE_WIDTH = 140  # columns that the list of models needs
 
 app = typer.Typer(
     cls=OneLineGroup,
@@ -31,6 +34,7 @@ def main(
 
 app.command("export")(export)
 app.command("run")(run)
+app.command("serve")(serve)
 
 
 @app.command()
@@ -92,6 +96,47 @@ def build_engine(
             force=force,
         )
     )
+
+
+@app.command()
+def models(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="All there is to say, for programs.")
+    ] = False,
+) -> None:
+    """List the models that are known by name; docs/models.md says what was run where."""
+    import dataclasses
+    import json
+
+    from rainfusion_trt.model_list import list_models
+
+    rows = list(list_models())
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None)
+    titles = ("model", "starts from", "usual clip", "video tokens", "head size", "layers", "recipe")
+    for title in titles:
+        table.add_column(title, no_wrap=True)
+    table.add_column("pipelines of diffusers", overflow="fold")
+    for row in rows:
+        of_each = " x ".join(str(n) for n in (len(row.components), row.layers) if n > 1)
+        table.add_row(
+            "\n".join((row.name, *(f"  {alias}" for alias in row.aliases))),
+            "\n".join(row.modes),
+            row.size,
+            f"{row.video_tokens:,}",
+            str(row.head_size),
+            of_each,
+            row.recipe or "",
+            "\n".join(row.pipelines),
+        )
+    console = Console(markup=False, highlight=False)
+    console.width = max(console.width, _TABLE_WIDTH)
+    console.print(table)
 
 
 @app.command()

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup_venv.sh
 
-setup_venv "export,pipeline,rtx,build,study,film,test"
+setup_venv "export,pipeline,rtx,build,study,film,serve,page,test"
 install_aside
 say "building the plugin"
 rainfusion-trt build-plugin
@@ -19,6 +19,8 @@ say "running tests"
 # Rehearsals of benchmarks take ten minutes: `pytest -m rehearsal`.
 if has_gpu; then
   exec python -m pytest -m "not rehearsal" "$@"
-else
-  exec python -m pytest -m "not rehearsal and not gpu" "$@"
 fi
+# A worker for each core, with one thread each, since tests are of tiny tensors. Files stay whole for
+# the sake of their fixtures.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MKL_NUM_THREADS="${MKL_NUM_THREADS:-1}"
+exec python -m pytest -m "not rehearsal and not gpu" --numprocesses auto --dist loadfile "$@"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,10 @@ from rainfusion_trt import environment
 from rainfusion_trt.cli import app
 from rainfusion_trt.engine.metadata import save_metadata
 from rainfusion_trt.errors import NotFiniteError
-from rainfusion_trt.models import VideoSize, get_model
+from rainfusion_trt.models import VideoSize, get_model, model_names
+from rainfusion_trt.plugin.build import source_directory
 
-COMMANDS = ("build-plugin", "build-engine", "run", "info")
+COMMANDS = ("build-plugin", "build-engine", "run", "serve", "models", "info")
 
 
 def invoke(*arguments: str):
@@ -43,7 +45,7 @@ def test_help_imports_nothing_heavy():
     code = (
         "import sys; from typer.testing import CliRunner; from rainfusion_trt.cli import app; "
         "CliRunner().invoke(app, ['--help']); "
-        "print([m for m in ('torch', 'diffusers', 'onnx', 'tensorrt') if m in sys.modules])"
+        "print([m for m in ('torch', 'diffusers', 'onnx', 'tensorrt', 'ray') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -227,6 +229,31 @@ def test_info_prints_remedies_word_for_word(monkeypatch):
     remedy = "pip install 'rainfusion-trt[rtx]'"
     monkeypatch.setattr(environment, "survey", lambda: [environment.Finding("part", "", remedy)])
     assert remedy in invoke("info").stdout
+
+
+def test_models_are_those_of_the_registry():
+    """Beside what the registry says, head sizes, tokens and modes that docs/models.md has."""
+    rows = {row["name"]: row for row in json.loads(invoke("models", "--json").stdout)}
+    assert list(rows) == model_names()
+    documented = {}
+    for line in (source_directory() / "docs" / "models.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        name = cells[0].split("`")[1] if cells[0].startswith("`") else None
+        if name in rows and name not in documented:
+            documented[name] = cells
+    for name, row in rows.items():
+        _, transformer, head, text, _, size, tokens, *_ = documented[name]
+        assert transformer.startswith(row["transformer"]) and size == row["size"]
+        assert row["head_size"] == int(head) and text.startswith(row["text"])
+        of_text = [int(n.replace(",", "")) for n in re.findall(r" ([\d,]*\d)", text)[:1]]
+        assert row["video_tokens"] + sum(of_text) == int(tokens.replace(",", ""))
+        assert row["recipe"] in (name, None)
+        assert not row["recipe_sizes"] or row["size"] in row["recipe_sizes"]
+    assert rows["wan2.2-a14b"]["components"] == ["transformer", "transformer_2"]
+    assert rows["hunyuanvideo"]["layers"] == 60 and rows["wan2.1-14b"]["layers"] == 40
+    assert "text" in rows["wan2.1-14b"]["modes"]
+    table = invoke("models").stdout
+    assert all(name in table for name in rows) and "2 x 40" in table
 
 
 def test_recipe_that_is_neither_file_nor_name(tmp_path):

@@ -1,0 +1,1 @@
+"""How fast the service itself is, with a worker that computes nothing."""

@@ -1,0 +1,130 @@
+"""``rainfusion-trt serve``: the service on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rainfusion_trt.runtime import options as run
+from rainfusion_trt.serve import options
+
+if TYPE_CHECKING:
+    from rainfusion_trt.serve.settings import ServeSettings
+
+
+def main(
+    checkpoint: options.Checkpoint = None,
+    demo: options.Demo = False,
+    model: run.Model = None,
+    engine: run.Engine = None,
+    onnx: run.Onnx = None,
+    engine_2: run.Second = None,
+    onnx_2: run.Second = None,
+    preset: run.Preset = None,
+    device: run.Device = None,
+    cuda_graph: run.CudaGraph = False,
+    compile: run.Compile = False,
+    cpu_offload: run.CpuOffload = False,
+    vae_tiling: run.VaeTiling = False,
+    folder: options.Folder = Path("rainfusion-serve"),
+    database: options.Database = None,
+    content: options.Content = None,
+    host: options.Host = "127.0.0.1",
+    port: options.Port = 8000,
+    replicas: options.Replicas = 1,
+    queue: options.Queue = None,
+    page: options.Page = False,
+    settings: options.Settings = None,
+) -> None:
+    """Make videos for clients, by HTTP."""
+    from rainfusion_trt.serve.local import serve_here
+
+    files = {"engine": engine, "onnx": onnx, "engine_2": engine_2, "onnx_2": onnx_2}
+    chosen: dict[str, Any] = {"checkpoint": checkpoint, "demo": demo, "model": model, **files}
+    chosen |= {"preset": preset, "cuda_graph": cuda_graph, "compile": compile}
+    chosen |= {"cpu_offload": cpu_offload, "vae_tiling": vae_tiling}
+    places = {"folder": folder, "database": database, "content": content}
+    if settings is not None:
+        given = _of_file(settings)
+    else:
+        given = _of_options(chosen, device, places, replicas=replicas, queue=queue, page=page)
+    serve_here(given, host=host, port=port)
+
+
+def _of_file(file: Path) -> ServeSettings:
+    import yaml
+
+    from rainfusion_trt.errors import InvalidInputError
+    from rainfusion_trt.serve.settings import ServeSettings
+
+    found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise InvalidInputError(f"{file} holds no settings: see docs/serving.md")
+    return ServeSettings.model_validate(found)
+
+
+def _of_options(
+    chosen: dict[str, Any],
+    device: str | None,
+    places: dict[str, Any],
+    *,
+    replicas: int,
+    queue: int | None,
+    page: bool,
+) -> ServeSettings:
+    """The settings of what the command line says, looked at before Ray is started."""
+    from rainfusion_trt.presets import preset_of
+    from rainfusion_trt.serve.settings import ServeSettings
+
+    _check_source(chosen)
+    preset_of(chosen["preset"])
+    worker = {
+        "options": {name: _plain(value) for name, value in chosen.items() if value},
+        "replicas": replicas,
+        "gpus": _gpus(device),
+    }
+    limits = {} if queue is None else {"limits": {"queued": queue}}
+    folder = places.pop("folder")
+    given = {name: _absolute(place) for name, place in places.items() if place is not None}
+    return ServeSettings.in_folder(folder, worker=worker, page=page, **limits, **given)
+
+
+def _check_source(chosen: dict[str, Any]) -> None:
+    from rainfusion_trt.errors import InvalidInputError
+
+    exported = chosen["engine"] or chosen["onnx"]
+    checkpoint = chosen["checkpoint"] or ""
+    if checkpoint.startswith(("/", ".")) and not Path(checkpoint).exists():
+        raise InvalidInputError(f"--checkpoint {checkpoint} does not exist")
+    if bool(chosen["checkpoint"]) == chosen["demo"]:
+        raise InvalidInputError("give either --checkpoint, or --demo for the model that ships")
+    if not chosen["demo"] and not exported and chosen["model"] is None:
+        raise InvalidInputError("say which model the checkpoint holds (--model), or give --engine")
+    for name in ("engine", "onnx", "engine_2", "onnx_2"):
+        if chosen[name] is not None and not chosen[name].exists():
+            raise InvalidInputError(f"--{name.replace('_', '-')} {chosen[name]} does not exist")
+
+
+def _plain(value: Any) -> Any:
+    return str(value.absolute()) if isinstance(value, Path) else _absolute(value)
+
+
+def _absolute(value: Any) -> Any:
+    """Names of what is here, as workers run in a folder of their own."""
+    if isinstance(value, str) and "://" not in value and Path(value).exists():
+        return str(Path(value).absolute())
+    return value
+
+
+def _gpus(device: str | None) -> int:
+    """Of one worker."""
+    import torch
+
+    from rainfusion_trt.errors import InvalidInputError
+
+    if device not in (None, "cpu", "cuda"):
+        raise InvalidInputError(f"--device {device}: give cuda or cpu; which GPU, Ray decides")
+    found = torch.cuda.is_available()
+    if device == "cuda" and not found:
+        raise InvalidInputError("--device cuda was asked for, but torch finds no CUDA GPU")
+    return int(found and device != "cpu")

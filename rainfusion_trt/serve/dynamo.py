@@ -1,0 +1,194 @@
+"""A worker of NVIDIA Dynamo: ``python -m rainfusion_trt.serve.dynamo --worker worker.yaml``.
+
+Dynamo's frontend has the HTTP interface, the queue and the routing; a process of this is one worker
+behind its ``/v1/videos``. Needs the package ai-dynamo, which is imported by :func:`main` alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rainfusion_trt.errors import GenerationCancelled, InvalidInputError, RainFusionError
+from rainfusion_trt.serve.dynamo_messages import answer, fields_of, image_of
+from rainfusion_trt.serve.request import VideoRequest, plan
+from rainfusion_trt.serve.settings import Limits, WorkerSettings
+from rainfusion_trt.serve.worker import GenerationRequest, Ran, Worker, make_worker
+
+_log = logging.getLogger(__name__)
+
+
+class Videos:
+    """What a ``DiffusionEngine`` of Dynamo has to do, by one worker in a thread of its own.
+
+    Parameters
+    ----------
+    make
+        Makes the worker; called in that thread.
+    served_model_name : str, optional
+        By default the model's.
+    limits
+        The most that a request may ask for.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Worker],
+        *,
+        served_model_name: str | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self._limits = limits or Limits()
+        # One thread, since a worker makes one video at a time; requests wait in its queue.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="videos")
+        self._worker = self._thread.submit(make).result()
+        self._model = self._worker.describe()
+        self.served_model_name = served_model_name or self._model.model
+
+    async def start(self, worker_id: int) -> Any:
+        """Dynamo registers the model after this."""
+        from dynamo.common.backend import EngineConfig
+
+        return EngineConfig(model=self.served_model_name, served_model_name=self.served_model_name)
+
+    async def generate(
+        self, request: Mapping[str, Any], context: Any
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Make one video and yield Dynamo's answer.
+
+        Raises
+        ------
+        dynamo.llm.exceptions.InvalidArgument, Cancelled, EngineShutdown, Unknown
+            A request that does not fit; a client that left; a worker that can make no more; all
+            else, of which the log says more.
+        """
+        from dynamo.llm.exceptions import Cancelled, EngineShutdown, InvalidArgument, Unknown
+
+        left = threading.Event()
+        try:
+            asked, image = self._planned(request)
+            ran, video = await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._made, asked, image, lambda: left.is_set() or _ended(context)
+            )
+        except GenerationCancelled as error:
+            raise Cancelled(str(error)) from error
+        except RainFusionError as error:
+            raise InvalidArgument(str(error)) from error
+        except Exception as error:
+            _log.exception("a video could not be made")
+            if (fault := self._worker.fault()) is not None:
+                raise EngineShutdown(fault) from error
+            raise Unknown("the video could not be made: the worker's log says why") from error
+        finally:
+            left.set()  # also where the task itself was cancelled, and the thread goes on
+        yield answer(context.id(), self.served_model_name, request, ran, video)
+
+    async def cleanup(self) -> None:
+        """At the end of the process."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _planned(self, body: Mapping[str, Any]) -> tuple[GenerationRequest, bytes | None]:
+        fields = fields_of(body)
+        if fields.get("model") == self.served_model_name:  # the frontend has routed by it
+            del fields["model"]
+        image = image_of(body, self._limits)
+        asked = VideoRequest.read(fields)
+        return plan(asked, self._model, self._limits, image=image is not None), image
+
+    def _made(
+        self, asked: GenerationRequest, image: bytes | None, ended: Callable[[], bool]
+    ) -> tuple[Ran, bytes]:
+        def on_step(done: int, steps: int) -> None:
+            if ended():
+                raise GenerationCancelled(f"the client left after {done} of {steps} steps")
+
+        on_step(0, asked.steps)  # while it waited
+        with tempfile.TemporaryDirectory(prefix="rainfusion-dynamo-") as scratch:
+            made = Path(scratch) / "video.mp4"
+            ran = self._worker.generate(asked, image, made, on_step)
+            return ran, made.read_bytes()
+
+
+def _ended(context: Any) -> bool:
+    return bool(context.is_stopped() or context.is_killed())
+
+
+def read_worker(file: Path) -> WorkerSettings:
+    """The settings of a worker, as below ``worker`` in docs/serving.md, in YAML.
+
+    Raises
+    ------
+    InvalidInputError
+        The file is missing or holds something else.
+    """
+    import yaml
+
+    if not file.is_file():
+        raise InvalidInputError(f"--worker {file} is no file")
+    found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise InvalidInputError(f"--worker {file} holds no settings: see docs/integrations.md")
+    settings = WorkerSettings.model_validate(found)
+    if settings.replicas != 1:
+        raise InvalidInputError(
+            f"replicas: {settings.replicas} in {file}: Dynamo starts each worker; leave it out"
+        )
+    return settings
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, by the names that Dynamo's workers have."""
+    parser = argparse.ArgumentParser(prog="python -m rainfusion_trt.serve.dynamo")
+    parser.add_argument("--worker", type=Path, required=True, help="YAML file of its settings")
+    parser.add_argument("--served-model-name", help="by default the model's")
+    parser.add_argument("--namespace", default="dynamo")
+    parser.add_argument("--component", default="backend")
+    parser.add_argument("--endpoint", default="generate")
+    parser.add_argument("--discovery-backend", default="etcd")
+    parser.add_argument("--request-plane", default="tcp")
+    parser.add_argument("--event-plane")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Load the worker and serve until Dynamo ends the process."""
+    from dynamo.common.backend import DiffusionEngine, WorkerConfig
+    from dynamo.common.backend.run import run
+    from dynamo.llm import ModelInput
+
+    class Engine(Videos, DiffusionEngine):
+        @classmethod
+        async def from_args(cls, argv: list[str] | None = None) -> tuple[Engine, Any]:
+            given = arguments(argv)
+            settings = read_worker(given.worker)
+            engine = cls(
+                lambda: make_worker(settings.factory, settings.options, gpus=settings.gpus),
+                served_model_name=given.served_model_name,
+            )
+            name = engine.served_model_name
+            return engine, WorkerConfig(
+                namespace=given.namespace,
+                component=given.component,
+                endpoint=given.endpoint,
+                model_name=name,
+                served_model_name=name,
+                model_input=ModelInput.Text,  # requests come as they are
+                endpoint_types="videos",
+                discovery_backend=given.discovery_backend,
+                request_plane=given.request_plane,
+                event_plane=given.event_plane,
+                enable_kv_routing=False,
+            )
+
+    run(Engine, None if argv is None else list(argv))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The image of a request, decoded with care: it comes from a stranger."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+from rainfusion_trt.serve.errors import ServiceError
+
+_FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+def clean_image(data: bytes, *, most_pixels: int) -> bytes:
+    """An uploaded image as a plain PNG file: pixels alone, upright, RGB.
+
+    Parameters
+    ----------
+    data
+        A PNG, JPEG or WebP file.
+    most_pixels
+        Width times height; read off the header, before anything is decoded.
+
+    Raises
+    ------
+    ServiceError
+        It is something else, damaged or too large.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                if image.width * image.height > most_pixels:
+                    raise _refused(
+                        f"has {image.width}x{image.height} pixels, more than {most_pixels}"
+                    )
+                upright = ImageOps.exif_transpose(image.convert("RGB"))
+    except ServiceError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _refused(f"has more than {most_pixels} pixels") from error
+    except Exception as error:  # decoders raise many types for damaged files
+        raise _refused("is no PNG, JPEG or WebP file, or is damaged") from error
+    kept = io.BytesIO()
+    Image.frombytes("RGB", upright.size, upright.tobytes()).save(kept, "PNG")
+    return kept.getvalue()
+
+
+def _refused(what: str) -> ServiceError:
+    return ServiceError(
+        f"input_reference {what}: send a smaller or another image",
+        code="invalid_image",
+        param="input_reference",
+    )

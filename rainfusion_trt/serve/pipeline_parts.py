@@ -1,0 +1,77 @@
+"""What `PipelineWorker` does with a diffusers pipeline: loads one, reports its steps."""
+
+from __future__ import annotations
+
+import inspect
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.models import get_model
+from rainfusion_trt.runtime.pipeline import PipelineOutput
+from rainfusion_trt.serve.worker import StepRan
+
+
+def demo_pipeline(device: str) -> tuple[Any, dict[str, Any]]:
+    """The pipeline that ships with the package, and what a request of it gets by default."""
+    from rainfusion_trt.demo.trained import TRAINED_SIZE, load_trained
+
+    dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+    size = {name: getattr(TRAINED_SIZE, name) for name in ("width", "height", "frames")}
+    return load_trained(dtype), {**size, "steps": 30, "guidance": 1.0}  # as in the demo
+
+
+def load_pipeline(model: str | None, checkpoint: str | None) -> Any:
+    """The diffusers pipeline of a checkpoint, with its transformers, on the CPU.
+
+    Raises
+    ------
+    InvalidInputError
+        Nothing was named, or nothing usable is there.
+    """
+    import diffusers
+
+    if checkpoint is None or model is None:
+        raise InvalidInputError("give model and checkpoint, an engine with its checkpoint, or demo")
+    chosen = get_model(model)
+    pipeline_class = getattr(diffusers, chosen.pipeline_class)
+    try:
+        return pipeline_class.from_pretrained(checkpoint, dtype=chosen.defaults.dtype)
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(
+            f"checkpoint {checkpoint!r} cannot be loaded as a {chosen.pipeline_class}: {error}"
+        ) from error
+
+
+def steps_of(result: PipelineOutput) -> tuple[StepRan, ...]:
+    """What the steps of a run were, with their times."""
+    times = {row.step: row for row in result.timings}
+    return tuple(
+        StepRan(
+            step=report.step,
+            sparsity=report.sparsity,
+            density=report.density,
+            sparse_attentions=report.routed if report.sparsity > 0.0 else 0,
+            dense_attentions=report.dense + (report.routed if report.sparsity == 0.0 else 0),
+            milliseconds=times[report.step].total_ms if report.step in times else None,
+            transformer_milliseconds=(
+                times[report.step].transformer_ms if report.step in times else None
+            ),
+        )
+        for report in result.steps
+    )
+
+
+def parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    """Of a diffusers pipeline's call."""
+    return inspect.signature(type(pipe).__call__).parameters
+
+
+def picture(data: bytes) -> Any:
+    """The image of a PNG file that `rainfusion_trt.serve.image` has written."""
+    from PIL import Image
+
+    return Image.open(io.BytesIO(data), formats=("PNG",)).convert("RGB")

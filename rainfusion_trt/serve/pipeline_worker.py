@@ -1,0 +1,228 @@
+"""The worker that makes videos with `rainfusion_trt.Pipeline`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rainfusion_trt.errors import InvalidInputError, KernelError
+from rainfusion_trt.operator.settings import METHODS
+from rainfusion_trt.presets import preset_of
+from rainfusion_trt.runtime.pipeline import Pipeline, PipelineOutput
+from rainfusion_trt.runtime.schedule import Schedule, choose_schedule
+from rainfusion_trt.serve.pipeline_parts import (
+    demo_pipeline,
+    load_pipeline,
+    parameters,
+    picture,
+    steps_of,
+)
+from rainfusion_trt.serve.worker import GenerationRequest, ModelDescription, OnStep, Ran
+from rainfusion_trt.video import save_video, to_uint8
+
+
+class PipelineWorker:
+    """A loaded `Pipeline`.
+
+    Parameters
+    ----------
+    demo : bool
+        The small trained model that ships with the package, instead of a checkpoint.
+    pipe : DiffusionPipeline, optional
+        A loaded pipeline, instead of a checkpoint.
+    model, checkpoint, engine, engine_2, onnx, onnx_2, device, cuda_graph, compile, cpu_offload
+        Of `Pipeline`.
+    vae_tiling : bool
+        Decode in tiles.
+    preset : str, optional
+        What a request gets that names neither preset, sparsity nor method.
+    defaults : mapping, optional
+        width, height, frames, fps, steps, guidance: instead of the model's.
+    gpus : int
+        How many this worker was given.
+
+    Raises
+    ------
+    RainFusionError
+        What was given does not fit together, or cannot run here.
+    """
+
+    def __init__(
+        self,
+        *,
+        demo: bool = False,
+        pipe: Any = None,
+        model: str | None = None,
+        checkpoint: str | None = None,
+        engine: str | None = None,
+        engine_2: str | None = None,
+        onnx: str | None = None,
+        onnx_2: str | None = None,
+        device: str | None = None,
+        cuda_graph: bool = False,
+        compile: bool = False,
+        cpu_offload: bool = False,
+        vae_tiling: bool = False,
+        preset: str | None = None,
+        defaults: dict[str, Any] | None = None,
+        gpus: int = 0,
+    ) -> None:
+        if gpus > 1:
+            raise InvalidInputError(
+                f"gpus={gpus}: this worker runs on one GPU; give gpus: 1 and more replicas, or a "
+                "worker factory of your own that spans them"
+            )
+        preset_of(preset)
+        self._preset = preset
+        self._defaults = dict(defaults or {})
+        self._fault: str | None = None
+        device = device or ("cuda" if gpus else "cpu")
+        files = {"engine": engine, "engine_2": engine_2, "onnx": onnx, "onnx_2": onnx_2}
+        self._options: dict[str, Any] = {"device": device, "cpu_offload": cpu_offload}
+        self._exported = any(files.values())
+        if demo:
+            pipe, extra = demo_pipeline(device)
+            self._defaults = {**extra, **self._defaults}
+        if not self._exported:
+            # The pipeline is kept whole, so that another method takes no loading.
+            self._options |= {"pipe": pipe or load_pipeline(model, checkpoint), "model": model}
+            self._options |= {"backend": "torch", "compile": compile}
+        else:
+            source = {"pipe": pipe} if pipe is not None else {"checkpoint": checkpoint}
+            self._options |= {"model": model, "cuda_graph": cuda_graph, **files, **source}
+            if not (engine or engine_2):  # dense attention: see describe()
+                self._options["sparsity"] = 0.0
+        self._pipeline = Pipeline(**self._options)
+        self._usual = self._pipeline.artifacts.settings.method
+        self._pipeline.pipe.set_progress_bar_config(disable=True)  # clients see the progress
+        if vae_tiling:
+            self._pipeline.pipe.vae.enable_tiling()
+
+    def describe(self) -> ModelDescription:
+        """What it makes videos with."""
+        pipeline, model = self._pipeline, self._pipeline.model
+        size = pipeline.artifacts.size or model.defaults.size
+        takes = parameters(pipeline.pipe)
+        guidance = takes["guidance_scale"].default if "guidance_scale" in takes else None
+        values = {
+            "width": size.width,
+            "height": size.height,
+            "frames": size.frames,
+            "fps": model.defaults.fps,
+            "steps": takes["num_inference_steps"].default,
+            "guidance": guidance,
+        }
+        return ModelDescription(
+            model=model.name,
+            backend=pipeline.backend,
+            fixed_size=pipeline.artifacts.size is not None and not pipeline.artifacts.dynamic,
+            pixels_step=model.vae_pixels * model.patch_pixels,
+            frames_step=model.vae_frames,
+            methods=self._methods(),
+            preset=self._preset,
+            takes_image="image" in takes,
+            takes_negative_prompt="negative_prompt" in takes,
+            **{**values, **self._defaults},
+        )
+
+    def generate(
+        self, request: GenerationRequest, image: bytes | None, output: Path, on_step: OnStep
+    ) -> Ran:
+        """Make a video; see `rainfusion_trt.serve.worker.Worker`."""
+        schedule, method, dense_layers = self._attention(request)
+        self._choose(method)
+        pipeline = self._pipeline
+        pipeline.denoiser.keep_dense(dense_layers)
+        arguments: dict[str, Any] = {"negative_prompt": request.negative_prompt}
+        if image is not None:
+            arguments["image"] = picture(image)
+        start = time.monotonic()
+        try:
+            result = pipeline(
+                request.prompt,
+                num_frames=request.frames,
+                height=request.height,
+                width=request.width,
+                num_inference_steps=request.steps,
+                guidance_scale=request.guidance,
+                seed=request.seed,
+                schedule=schedule,
+                output_type="np",
+                profile=True,
+                progress=lambda done, steps: on_step(done, steps) if done else None,
+                **arguments,
+            )
+        except Exception as error:
+            self._note(error)
+            raise
+        assert isinstance(result, PipelineOutput)  # return_dict is true
+        clip = to_uint8(result.frames[0])
+        made = time.monotonic()
+        save_video(clip, output, fps=request.fps)
+        frames, height, width, _ = clip.shape
+        steps = steps_of(result)
+        sparse = any(step.sparsity > 0.0 for step in steps)
+        guidance = getattr(pipeline.pipe, "guidance_scale", None)
+        return Ran(
+            model=pipeline.model.name,
+            backend=result.backend,
+            device=str(pipeline.device),
+            method=pipeline.artifacts.settings.method if sparse else None,
+            seed=request.seed,
+            width=width,
+            height=height,
+            frames=frames,
+            fps=request.fps,
+            guidance=None if guidance is None else float(guidance),
+            steps=steps,
+            generate_seconds=made - start,
+            encode_seconds=time.monotonic() - made,
+        )
+
+    def fault(self) -> str | None:
+        """Why it has to be replaced; None while it works."""
+        return self._fault
+
+    def close(self) -> None:
+        """Free what it holds."""
+        self._pipeline.close()
+
+    def _methods(self) -> tuple[str, ...]:
+        if not self._pipeline.denoiser.sparse:
+            return ()
+        if self._exported:
+            return (self._usual,)
+        return (self._usual, *(method for method in METHODS if method != self._usual))
+
+    def _attention(self, request: GenerationRequest) -> tuple[Schedule, str, tuple[int, ...]]:
+        """Sparsity by step, method and dense layers of a request, or by default."""
+        if not self._pipeline.denoiser.sparse:
+            return choose_schedule(None, 0.0, None, None), self._usual, ()
+        asked = (request.preset, request.sparsity, request.method)
+        preset = preset_of(request.preset if any(v is not None for v in asked) else self._preset)
+        schedule = choose_schedule(preset, request.sparsity, None, None)
+        method = request.method or (preset.method if preset else self._usual)
+        return schedule, method, preset.dense_layers if preset else ()
+
+    def _choose(self, method: str) -> None:
+        """Let the pipeline have a method; PyTorch's is made anew around the same modules."""
+        current = self._pipeline.artifacts.settings.method
+        if method == current:
+            return
+        if self._exported:
+            raise InvalidInputError(
+                f"method={method!r} was asked for, and what runs here was exported with "
+                f"{current!r}: leave it out"
+            )
+        self._pipeline.close()
+        try:
+            self._pipeline = Pipeline(**self._options, method=method)
+        except Exception:
+            self._pipeline = Pipeline(**self._options, method=current)
+            raise
+
+    def _note(self, error: Exception) -> None:
+        """After an error of the device, nothing more can be computed in this process."""
+        if isinstance(error, KernelError) or type(error).__name__ == "AcceleratorError":
+            self._fault = f"the GPU has failed ({type(error).__name__})"

@@ -1,0 +1,134 @@
+"""The worker on real pipelines: what ran is told, and a stop leaves it usable."""
+
+from __future__ import annotations
+
+import av
+import pytest
+import torch
+
+from helpers.serve_workers import TINY, tiny_cogvideox
+from rainfusion_trt.demo.trained import TRAINED_PROMPT, TRAINED_SIZE
+from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.serve.pipeline_worker import PipelineWorker
+from rainfusion_trt.serve.worker import GenerationRequest, make_worker
+
+
+class Stop(Exception):  # noqa: N818  (no error)
+    """Raised between steps."""
+
+
+@pytest.fixture(scope="module")
+def worker():
+    made = tiny_cogvideox()
+    yield made
+    made.close()
+
+
+def request_of(**changes) -> GenerationRequest:
+    size = {"width": TINY.width, "height": TINY.height, "frames": TINY.frames}
+    values = {"prompt": "a", "fps": 8, "seed": 3, "steps": 2, "guidance": 1.0, **size, **changes}
+    return GenerationRequest(**values)
+
+
+def test_what_it_says_of_itself(worker):
+    said = worker.describe()
+    assert (said.model, said.backend, said.fixed_size) == ("cogvideox-5b", "torch", False)
+    assert (said.width, said.height, said.frames) == (TINY.width, TINY.height, TINY.frames)
+    assert said.methods[0] == "rainfusion" and "piecewise" in said.methods
+    assert not said.takes_image and said.takes_negative_prompt
+
+
+def test_a_video_and_what_ran(worker, tmp_path, one_thread):
+    told = []
+    output = tmp_path / "a.mp4"
+    ran = worker.generate(request_of(guidance=3.0), None, output, lambda *step: told.append(step))
+    assert told == [(1, 2), (2, 2)]
+    with av.open(str(output)) as video:
+        assert sum(1 for _ in video.decode(video=0)) == TINY.frames
+        assert float(video.streams.video[0].average_rate) == 8.0
+    assert (ran.width, ran.height, ran.frames) == (TINY.width, TINY.height, TINY.frames)
+    assert ran.method == "rainfusion" and ran.guidance == 3.0 and ran.seed == 3
+    first, second = ran.steps
+    assert (first.sparsity, first.density, first.sparse_attentions) == (0.0, 1.0, 0)
+    assert second.sparsity == 0.5 and second.density is not None
+    assert second.sparse_attentions > 0 and second.dense_attentions == 0
+    assert first.milliseconds >= first.transformer_milliseconds > 0.0
+
+
+def test_a_stop_between_steps_leaves_it_usable(worker, tmp_path, one_thread):
+    def stop(done, steps):
+        raise Stop
+
+    output = tmp_path / "a.mp4"
+    with pytest.raises(Stop):
+        worker.generate(request_of(), None, output, stop)
+    assert not output.exists()
+    worker.generate(request_of(), None, output, lambda *_: None)
+    assert output.exists() and worker.fault() is None
+
+
+def test_presets_and_methods_of_a_request(worker, tmp_path, one_thread):
+    def run(name, **asked):
+        output = tmp_path / f"{name}.mp4"
+        return worker.generate(request_of(**asked), None, output, lambda *_: None)
+
+    fast = run("fast", preset="fast", frames=33)  # more than one window
+    assert fast.method == "piecewise" and max(step.sparsity for step in fast.steps) == (
+        pytest.approx(0.9)
+    )
+    dense = run("dense", sparsity=0.0)
+    assert dense.method is None and all(step.density == 1.0 for step in dense.steps)
+    plain = run("plain", method="rainfusion2", sparsity=0.25)
+    assert plain.method == "rainfusion2" and plain.steps[1].sparsity == 0.25
+    assert run("usual").method == "rainfusion"
+
+
+@pytest.mark.slow
+def test_the_demo_model_from_a_request_to_a_file(tmp_path):
+    """Two steps of the model that ships, as `rainfusion-trt serve --demo` makes it."""
+    worker = PipelineWorker(demo=True)
+    said = worker.describe()
+    assert (said.width, said.height, said.frames, said.steps) == (320, 256, 49, 30)
+    whole = {"width": said.width, "height": said.height, "frames": said.frames}
+    asked = request_of(prompt=TRAINED_PROMPT, sparsity=0.5, **whole)
+    ran = worker.generate(asked, None, tmp_path / "a.mp4", lambda *_: None)
+    assert (ran.frames, ran.height, ran.width) == (
+        *(TRAINED_SIZE.frames, TRAINED_SIZE.height),
+        TRAINED_SIZE.width,
+    )
+    assert ran.steps[1].sparsity == 0.5 and ran.steps[1].density < 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "give model and checkpoint"),
+        ({"model": "sora", "checkpoint": "x"}, "'sora' is unknown"),
+        ({"model": "cogvideox-5b", "checkpoint": "/nowhere"}, "cannot be loaded"),
+        ({"demo": True, "gpus": 2}, "gpus=2"),
+        ({"demo": True, "preset": "best"}, "preset='best'"),
+    ],
+)
+def test_bad_options_are_one_line(options, words):
+    with pytest.raises(InvalidInputError, match=words):
+        PipelineWorker(**options)
+
+
+def test_bad_factories_are_one_line():
+    for factory in ("nothing", "rainfusion_trt:nothing", "no.module:x", ":x"):
+        with pytest.raises(InvalidInputError, match="package.module:callable"):
+            make_worker(factory, {}, gpus=0)
+
+
+def test_a_broken_gpu_makes_it_unhealthy(worker, tmp_path, monkeypatch):
+    error = type("AcceleratorError", (RuntimeError,), {})("CUDA error: an illegal address")
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(type(worker._pipeline), "__call__", fail)
+    with pytest.raises(RuntimeError, match="illegal address"):
+        worker.generate(request_of(), None, tmp_path / "a.mp4", lambda *_: None)
+    assert "GPU has failed" in worker.fault()
+    worker._fault = None
+    assert torch.is_grad_enabled()  # the call left nothing behind

@@ -1,0 +1,180 @@
+"""Settings: of the command line, of the examples, and what is wrong with others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from rainfusion_trt.cli import app
+from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.serve import cli, local, settings
+from rainfusion_trt.serve.ray_app import Door, build
+from rainfusion_trt.serve.settings import ServeSettings
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "serving"
+
+
+def application_of(name: str) -> dict:
+    found = yaml.safe_load((EXAMPLES / name).read_text(encoding="utf-8"))
+    if "spec" in found:
+        found = yaml.safe_load(found["spec"]["serveConfigV2"])
+    (application,) = found["applications"]
+    return application
+
+
+@pytest.mark.parametrize("name", ["serve-config.yaml", "kuberay.yaml"])
+def test_examples_are_of_this_version(name):
+    application = application_of(name)
+    assert application["import_path"] == f"{build.__module__}:{build.__name__}"
+    given = ServeSettings.model_validate(application["args"])
+    assert given.worker.gpus == 1
+    built = build(application["args"])
+    names = {"door", "worker"}
+    assert {d["name"] for d in application.get("deployments", [])} <= names
+    assert built._bound_deployment.name == "door"
+
+
+def test_the_example_fits_rays_own_schema():
+    from ray.serve.schema import ServeDeploySchema
+
+    found = yaml.safe_load((EXAMPLES / "serve-config.yaml").read_text(encoding="utf-8"))
+    assert ServeDeploySchema.model_validate(found).applications[0].name == "videos"
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What would be served."""
+    calls = []
+    monkeypatch.setattr(local, "serve_here", lambda given, **place: calls.append((given, place)))
+    return calls
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(app, ["serve", *arguments])
+
+
+def test_the_command_makes_settings(started, tmp_path):
+    folder = tmp_path / "kept"
+    done = invoke("--demo", "--folder", str(folder), "--queue", "7", "--preset", "fast")
+    assert done.exit_code == 0, done.output
+    ((given, place),) = started
+    assert place == {"host": "127.0.0.1", "port": 8000}
+    assert given.worker.options == {"demo": True, "preset": "fast"}
+    assert (given.limits.queued, given.worker.replicas) == (7, 1)
+    assert given.database == f"sqlite:///{folder / 'jobs.sqlite'}" and folder.is_dir()
+
+
+def test_the_command_takes_a_file(started, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("database: sqlite:////tmp/x\ncontent: /tmp/y\nlease_s: 5\n")
+    assert invoke("--settings", str(file), "--host", "0.0.0.0").exit_code == 0
+    ((given, place),) = started
+    assert given.lease_s == 5.0 and place["host"] == "0.0.0.0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "either --checkpoint, or --demo"),
+        (("--demo", "--checkpoint", "x"), "either --checkpoint, or --demo"),
+        (("--checkpoint", "x"), "--model"),
+        (("--demo", "--engine", "no"), "--engine no does not exist"),
+        (("--demo", "--preset", "best"), "preset='best'"),
+        (("--demo", "--device", "tpu"), "--device tpu"),
+        (("--settings", "/nowhere.yaml"), "/nowhere.yaml"),
+    ],
+)
+def test_bad_options_are_one_line(started, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    done = invoke(*arguments)
+    assert done.exit_code == 2 and done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1 and words in done.stderr
+    assert not started and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"database": "sqlite:///x"}, "sqlite:////path"),
+        ({"database": "sqlite+pysqlite:///x"}, "is relative"),
+        ({"database": "sqlite://"}, "is of one process alone"),
+        ({"content": "x"}, "/path or a URL"),
+        ({"lease_s": 0}, "greater than"),
+        ({"limits": {"queued": 0}}, "greater than"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_bad_settings_are_refused(change, words):
+    good = {"database": "sqlite:////tmp/x", "content": "/tmp/y"}
+    with pytest.raises(ValueError, match=words):
+        ServeSettings.model_validate({**good, **change})
+
+
+def test_tokens_have_to_be_some(monkeypatch):
+    # A line end is what files of secrets end with, and no header can have it.
+    for bad in ("", " ", "schlüssel", "good\n", " good", "go od"):
+        monkeypatch.setenv(settings.TOKEN_VARIABLE, bad)
+        with pytest.raises(InvalidInputError, match=settings.TOKEN_VARIABLE):
+            settings.token()
+    monkeypatch.setenv(settings.TOKEN_VARIABLE, "good")
+    assert settings.token() == "good"
+
+
+def test_a_door_without_the_token_of_the_others_does_not_open(monkeypatch):
+    given = application_of("serve-config.yaml")["args"]
+    monkeypatch.delenv(settings.TOKEN_VARIABLE, raising=False)
+    assert build(given)._bound_deployment.init_args[-1] is False
+    monkeypatch.setenv(settings.TOKEN_VARIABLE, "secret")
+    guarded = build(given)._bound_deployment.init_args[-1]
+    monkeypatch.delenv(settings.TOKEN_VARIABLE)  # as on another machine
+    with pytest.raises(InvalidInputError, match="set it on all"):
+        Door(given, None, guarded)
+
+
+def test_a_port_that_is_taken_is_one_line():
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(InvalidInputError, match="choose another --port"):
+            local._check_address("127.0.0.1", taken.getsockname()[1])
+    assert local._is_loopback("127.0.0.1") and local._is_loopback("localhost")
+    assert not local._is_loopback("0.0.0.0")
+
+
+def test_names_of_what_is_here_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoint").mkdir()
+    assert cli._absolute("checkpoint") == str(tmp_path / "checkpoint")
+    assert cli._absolute("zai-org/CogVideoX-5b") == "zai-org/CogVideoX-5b"
+    assert cli._absolute("s3://bucket/x") == "s3://bucket/x"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"database": "sqlite:////nowhere/jobs.sqlite"}, "the database does not answer"),
+        ({"database": "postgresql+psycopg://x@/x?host=/nowhere"}, "the database does not answer"),
+        ({"database": "mysql+none://x"}, "the database cannot be used"),
+        ({"content": "nosuch://x"}, "nosuch://x cannot be used"),
+    ],
+)
+def test_places_that_cannot_be_used_are_one_line(tmp_path, change, words):
+    given = {"database": f"sqlite:///{tmp_path / 'x'}", "content": str(tmp_path), **change}
+    with pytest.raises(InvalidInputError, match=words):
+        local._check_places(ServeSettings.model_validate(given))
+
+
+def test_the_cause_is_read_off_rays_traceback():
+    told = (
+        "Retrying 2 more time(s). Error:\nray::Replica.initialize()\n  File x\n"
+        "OSError: [Errno 2] no file\n\nThe above exception was the direct cause:\n"
+        "ray::Replica.initialize()\nrainfusion_trt.errors.InvalidInputError: checkpoint '/x' "
+        "cannot be loaded\n"
+    )
+    assert local._cause(told) == "checkpoint '/x' cannot be loaded"
+    assert local._cause("no such thing") == "no such thing"
