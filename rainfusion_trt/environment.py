@@ -46,6 +46,7 @@ def survey() -> Iterator[Finding]:
     yield _nvcc()
     yield _package("cuda-python", "for CUDA graphs: pip install 'rainfusion-trt[cuda]'")
     yield _package("av", "to write mp4: pip install 'rainfusion-trt[pipeline]'")
+    yield _package("ray", "to serve videos: pip install 'rainfusion-trt[serve]'")
 
 
 def _package(name: str, remedy: str) -> Finding:

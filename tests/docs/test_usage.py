@@ -97,3 +97,13 @@ def test_dense_steps_of_released_models(words):
     planned = SigmaSchedule(0.8, dense_above=0.9).per_step(scheduler, 50)
     (said,) = re.findall(words, " ".join(section("Presets").split()))
     assert planned.count(0.0) == int(said)
+
+
+@pytest.mark.parametrize(("shift", "steps"), [(5, 4), (5, 8), (8, 4), (8, 8)])
+def test_dense_steps_of_few(shift, steps):
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 0, steps + 1)[:-1])
+    planned = SigmaSchedule(0.8, dense_above=0.9).per_step(scheduler, steps)
+    words = " ".join(section("Presets").split()).split(f"shift of {shift}, ")[1]
+    said = {int(of): int(dense) for dense, of in re.findall(r"(\d+) of (\d+)", words)[:2]}
+    assert said[steps] == planned.count(0.0)

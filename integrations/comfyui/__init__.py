@@ -1,0 +1,69 @@
+"""A node for ComfyUI; link this folder into ``custom_nodes``. docs/integrations.md says more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rainfusion_trt.integrations.comfyui import Wanted, patch
+from rainfusion_trt.operator.settings import METHODS, AttentionSettings
+
+
+class RainFusionAttention:
+    """Sparse attention in a loaded video model."""
+
+    CATEGORY = "model_patches/rainfusion"
+    DESCRIPTION = "Block-sparse attention for Wan, HunyuanVideo, LTX-Video and CogVideoX."
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "apply"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  (ComfyUI's name)
+        """Widgets and their ranges."""
+        sparsity = {"default": 0.5, "min": 0.0, "max": 0.95, "step": 0.05}
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "sparsity": (
+                    "FLOAT",
+                    {**sparsity, "tooltip": "Share that is left out; 0 is dense"},
+                ),
+                "method": (list(METHODS), {"default": AttentionSettings.method}),
+                "dense_steps": (
+                    "INT",
+                    {"default": 4, "min": 0, "max": 1000, "tooltip": "Steps that stay dense first"},
+                ),
+                "sink_frames": (
+                    "INT",
+                    {
+                        "default": AttentionSettings.sink_frames,
+                        "min": 0,
+                        "max": 64,
+                        "tooltip": "Leading latent frames that all tokens attend to",
+                    },
+                ),
+                "allow_dense": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "tooltip": "Run what cannot be sparse dense, with a warning",
+                    },
+                ),
+            }
+        }
+
+    def apply(
+        self,
+        model: Any,
+        sparsity: float,
+        method: Any,
+        dense_steps: int,
+        sink_frames: int,
+        allow_dense: bool,
+    ) -> tuple[Any]:
+        """A patched clone of the model."""
+        settings = AttentionSettings(method=method, sink_frames=sink_frames)
+        return (patch(model, Wanted(settings, sparsity, dense_steps, allow_dense)),)
+
+
+NODE_CLASS_MAPPINGS = {"RainFusionAttention": RainFusionAttention}
+NODE_DISPLAY_NAME_MAPPINGS = {"RainFusionAttention": "RainFusion attention"}
