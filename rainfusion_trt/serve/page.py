@@ -6,6 +6,7 @@ It is one more door: it knows the `VideoService` and nothing of workers, stores 
 from __future__ import annotations
 
 import contextlib
+import html
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rainfusion_trt.serve.errors import ServiceError
 from rainfusion_trt.serve.jobs import Job
 from rainfusion_trt.serve.request import VideoRequest
 from rainfusion_trt.serve.service import VideoService
+from rainfusion_trt.serve.wipe import SCRIPT, STYLE, wipe
 
 _LOOK_S = 1.0  # between two looks at the jobs
 _LISTED = 20
@@ -27,8 +29,15 @@ _CACHED_S = 86400  # that Gradio's copies of uploaded images are kept; jobs have
 _SWEPT_S = 3600  # between two looks at those
 _NO_PAGES = ("/v1/{rest:path}", "/health", "/metrics", "/openapi.json")
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+_DIGITS = 32  # of a number
 _USUAL = "usual"  # the server's own choice
 _COLUMNS = ("video", "status", "%", "prompt")
+_TABLE_STYLE = """
+table { width: 100%; text-align: left; border-collapse: collapse }
+caption { text-align: left }
+th, td { padding: 0.25rem 0.5rem; border-bottom: 1px solid var(--border-color-primary) }
+td:last-child { overflow-wrap: anywhere }
+"""
 
 
 class Page:
@@ -48,25 +57,25 @@ class Page:
         prompt: str,
         image: str | None,
         preset: str,
-        sparsity: float | None,
-        steps: float | None,
-        seed: float | None,
+        sparsity: str,
+        steps: str,
+        seed: str,
         beside: bool,
     ) -> list[str]:
         """Put a video into the queue, and with `beside` a dense one of the same noise; their ids.
 
-        `image` is the path of a file, which is looked at as any other.
+        `image` is the path of a file, which is looked at as any other. Numbers are texts as in a
+        form, empty where the server is to choose.
 
         Raises
         ------
         RainFusionError
             The service does not make such a video.
         """
-        fields: dict[str, Any] = {"prompt": prompt}
-        fields |= {"steps": _whole(steps), "seed": _whole(seed)}
+        fields: dict[str, Any] = {"prompt": prompt, "steps": _given(steps), "seed": _given(seed)}
         sparse = {
             "preset": None if preset == _USUAL else preset,
-            "sparsity": sparsity,
+            "sparsity": _given(sparsity),
         }
         file = None if image is None else Path(image).read_bytes()
         first = self._submit({**fields, **sparse}, file)
@@ -80,19 +89,19 @@ class Page:
         for job in self._known(ids):
             self._service.cancel(job.id)
 
-    def look(self, ids: list[str]) -> tuple[str, str, list[list[str]]]:
-        """How far some jobs are in words, their videos in HTML, and the queue as a table."""
+    def look(self, ids: list[str]) -> tuple[str, str, str]:
+        """How far some jobs are in Markdown, their videos and the queue in HTML."""
         jobs = self._known(ids)
         said = "\n\n".join(_told(job) for job in jobs)
         # Ids are the server's own: nothing of a user's text is in this.
-        shown = "".join(
-            f'<video controls loop src="/v1/videos/{job.id}/content" style="width:48%"></video>'
-            for job in jobs
-            if job.status == "completed"
-        )
+        videos = [f"/v1/videos/{job.id}/content" for job in jobs if job.status == "completed"]
+        if len(videos) == 2:  # as `make` gives them: the sparse one first
+            shown = wipe(*videos)
+        else:
+            one = '<video controls loop src="{}" style="width:48%"></video>'
+            shown = "".join(map(one.format, videos))
         listed, _ = self._service.list(after=None, limit=_LISTED, newest_first=True)
-        rows = [[job.id, job.status, str(job.progress), job.request.prompt] for job in listed]
-        return said, shown, rows
+        return said, shown, _table(listed)
 
     def _submit(self, fields: dict[str, Any], image: bytes | None) -> Job:
         given = {name: value for name, value in fields.items() if value is not None}
@@ -149,7 +158,7 @@ def _layout(gradio: Any, page: Page, service: VideoService) -> Any:
         try:
             return page.make(*given)
         except RainFusionError as error:
-            raise gradio.Error(str(error)) from error
+            raise gradio.Error(html.escape(str(error)), print_exception=False) from error
 
     cache = {"delete_cache": (_SWEPT_S, _CACHED_S)}
     with gradio.Blocks(title="rainfusion-trt", analytics_enabled=False, **cache) as blocks:
@@ -161,16 +170,19 @@ def _layout(gradio: Any, page: Page, service: VideoService) -> Any:
         )
         with gradio.Row():
             preset = gradio.Dropdown([_USUAL, *PRESETS], value=_USUAL, label="Preset")
-            sparsity = gradio.Number(None, label="Sparsity", minimum=0, maximum=0.99)
-            steps = gradio.Number(None, label="Steps", precision=0, minimum=1)
-            seed = gradio.Number(None, label="Seed", precision=0, minimum=0)
+            # No `Number`: a browser sends 0 for one that is empty.
+            sparsity, steps, seed = (
+                gradio.Textbox(label=label, placeholder=_USUAL, max_length=_DIGITS)
+                for label in ("Sparsity", "Steps", "Seed")
+            )
         beside = gradio.Checkbox(label="Dense attention beside it, from the same noise")
         with gradio.Row():
             start = gradio.Button("Make", variant="primary")
             stop = gradio.Button("Cancel")
         said = gradio.Markdown()
-        shown = gradio.HTML()
-        queue = gradio.Dataframe(headers=list(_COLUMNS), label="Queue", interactive=False)
+        shown = gradio.HTML(css_template=STYLE, js_on_load=SCRIPT)
+        # No `Dataframe`: one that was empty at first shows no rows until its window is resized.
+        queue = gradio.HTML(css_template=_TABLE_STYLE)
         inputs = [prompt, image, preset, sparsity, steps, seed, beside]
         start.click(make, inputs, ids, api_name=False)
         stop.click(page.cancel, ids, None, api_name=False)
@@ -178,6 +190,16 @@ def _layout(gradio: Any, page: Page, service: VideoService) -> Any:
             page.look, ids, [said, shown, queue], api_name=False, show_progress="hidden"
         )
     return blocks
+
+
+def _table(jobs: list[Job]) -> str:
+    """Jobs in HTML, a row each."""
+    rows = [(job.id, job.status, str(job.progress), job.request.prompt) for job in jobs]
+    head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in rows
+    )
+    return f"<table><caption>Queue</caption><tr>{head}</tr>{body}</table>"
 
 
 def _told(job: Job) -> str:
@@ -192,5 +214,5 @@ def _told(job: Job) -> str:
     return f"{line}, {job.ran.generate_seconds:.1f} s, {job.ran.method or 'dense'}{density}"
 
 
-def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)
+def _given(text: str) -> str | None:
+    return text.strip() or None

@@ -54,11 +54,13 @@ class Running:
 
 def make_running(folder: Path, *, token: str | None = None, **given: Any) -> Running:
     step_seconds, page = given.pop("step_seconds", 0.0), given.pop("page", False)
+    worker = given.pop("worker", None)  # else one that keeps a journal
     settings = ServeSettings.in_folder(folder / "serve", **given)
     store = Store(settings.database, lease_s=settings.lease_s, attempts=settings.attempts)
     content = open_content(settings.content)
     journal = folder / "journal"
-    worker = JournalWorker(journal=str(journal), step_seconds=step_seconds)
+    if worker is None:
+        worker = JournalWorker(journal=str(journal), step_seconds=step_seconds)
     runner = JobRunner(store, content, worker, "worker-1")
     store.register("worker-1", "test", worker.describe())
     service = VideoService(store, content, "test", settings.limits)

@@ -12,7 +12,7 @@ from helpers.serve_running import make_running
 from rainfusion_trt.serve.errors import ServiceError
 from rainfusion_trt.serve.page import Page, _layout
 
-NOTHING = {"image": None, "preset": "usual", "sparsity": None, "steps": None, "seed": None}
+NOTHING = {"image": None, "preset": "usual", "sparsity": "", "steps": "", "seed": ""}
 
 
 def make(page: Page, prompt: str, *, beside: bool = False, **given) -> list[str]:
@@ -32,10 +32,11 @@ def test_a_video_is_made_and_shown(running, tmp_path):
     page = Page(running.service)
     image = tmp_path / "x.png"
     Image.new("RGB", (8, 8)).save(image)
-    ids = make(page, "<b>a panda</b>", steps=3.0, seed=4.0, image=str(image))
-    said, shown, rows = page.look(ids)
+    ids = make(page, "<b>a panda</b>", steps="3", seed=" 4", image=str(image))
+    said, shown, queue = page.look(ids)
     assert "queued, 0 %" in said and shown == ""
-    assert rows == [[ids[0], "queued", "0", "<b>a panda</b>"]]
+    cells = (ids[0], "queued", "0", "&lt;b&gt;a panda&lt;/b&gt;")
+    assert "".join(f"<td>{text}</td>" for text in cells) in queue
     assert running.drain() == ids
     said, shown, _ = page.look(ids)
     assert "completed, 100 %" in said and f'src="/v1/videos/{ids[0]}/content"' in shown
@@ -58,7 +59,8 @@ def test_cancelling_and_what_is_gone(running):
     said, _, _ = page.look(ids)
     assert "failed, 0 %, `cancelled`" in said
     running.service.remove(ids[0])
-    assert page.look(ids) == ("", "", [])
+    said, shown, queue = page.look(ids)
+    assert (said, shown) == ("", "") and ids[0] not in queue
 
 
 def test_refusals_are_told(running):
