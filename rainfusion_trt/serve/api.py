@@ -34,6 +34,7 @@ from rainfusion_trt.serve.service import VideoService
 logger = logging.getLogger("rainfusion_trt.serve")
 
 _MOST_LISTED = 100
+_PRIVATE = {"Cache-Control": "private, no-store"}  # so that a deleted video is gone
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorAnswer, "description": "The request cannot be served."},
     "5XX": {"model": ErrorAnswer, "description": "The server cannot serve now."},
@@ -95,7 +96,7 @@ def make_api(service: VideoService, registry: CollectorRegistry | None = None) -
         name = f"{job.id}.mp4"
         place = service.content.path(key)
         if place is not None and place.is_file():  # in ranges, as players ask for it
-            return FileResponse(place, media_type="video/mp4", filename=name)
+            return FileResponse(place, media_type="video/mp4", filename=name, headers=_PRIVATE)
         try:
             pieces = service.content.read(key)
         except FileNotFoundError as error:
@@ -103,6 +104,7 @@ def make_api(service: VideoService, registry: CollectorRegistry | None = None) -
                 "the file of this video is gone: make it again", status=404, code="content_missing"
             ) from error
         headers = {
+            **_PRIVATE,
             "Content-Length": str(job.content_bytes),
             "Content-Disposition": f'attachment; filename="{name}"',
         }

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 
 from rainfusion_trt.serve.errors import ServiceError
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
+# One at a time: the largest takes hundreds of megabytes, and filters of warnings are the process's.
+_DECODING = threading.Lock()
 
 
 def clean_image(data: bytes, *, most_pixels: int) -> bytes:
@@ -28,7 +31,7 @@ def clean_image(data: bytes, *, most_pixels: int) -> bytes:
     from PIL import Image, ImageOps
 
     try:
-        with warnings.catch_warnings():
+        with _DECODING, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 if image.width * image.height > most_pixels:

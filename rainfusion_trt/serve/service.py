@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from rainfusion_trt.serve.content import Content
 from rainfusion_trt.serve.errors import ServiceError
 from rainfusion_trt.serve.image import clean_image
@@ -109,7 +111,7 @@ class VideoService:
                 limit=self.limits.queued,
             )
         finally:
-            if clean is not None and not created:
+            if clean is not None and not created and not self._may_be_there(job_id):
                 self.content.delete(key)
         if created:
             self._wake()
@@ -201,6 +203,13 @@ class VideoService:
     def live_workers(self) -> int:
         """Workers that were seen lately."""
         return self.store.live_workers(self._deployment, _LIVE_S)
+
+    def _may_be_there(self, job_id: str) -> bool:
+        """Whether a job was put into the database although its answer was lost."""
+        try:
+            return self.store.get(job_id) is not None
+        except SQLAlchemyError:
+            return True
 
     def _keep(self, key: str, data: bytes) -> None:
         with tempfile.TemporaryDirectory(prefix="rainfusion-serve-") as scratch:

@@ -77,7 +77,27 @@ def test_a_completed_job_whose_answer_was_lost_keeps_its_video(running, monkeypa
     made = running.post()
     running.drain()
     assert tries == [True, False] and running.state(made["id"])["status"] == "completed"
-    assert running.client.get(f"/v1/videos/{made['id']}/content").status_code == 200
+    video = running.client.get(f"/v1/videos/{made['id']}/content")
+    assert video.status_code == 200 and "no-store" in video.headers["cache-control"]
+
+
+def test_a_job_whose_submission_lost_its_answer_keeps_its_image(running, monkeypatch):
+    """The row is there: without its image the job would fail, as a bug of ours."""
+    submit = running.service.store.submit
+
+    def interrupted(*given, **values):
+        submit(*given, **values)
+        raise OperationalError("COMMIT", {}, Exception("the connection is lost"))
+
+    monkeypatch.setattr(running.service.store, "submit", interrupted)
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "PNG")
+    answer = running.client.post(
+        "/v1/videos", data={"prompt": "a"}, files={"input_reference": ("a.png", image.getvalue())}
+    )
+    assert answer.status_code == 503
+    (job_id,) = running.drain()
+    assert running.state(job_id)["status"] == "completed"
 
 
 def test_a_database_that_is_away_for_long_fails_no_job(tmp_path, monkeypatch):
