@@ -50,10 +50,15 @@ def test_a_processor_that_nobody_knows(name, caplog):
 def test_a_class_that_no_model_is_of(name, allow_dense):
     """Whatever model it is said to be, and though its attentions have the names of ours."""
     size = {"in_channels": 8, "out_channels": 8, "num_layers": 1, "text_embed_dim": 16}
-    heads = {"num_attention_heads": 2, "attention_head_dim": 16, "adaln_lora_dim": 4}
-    transformer = diffusers.CosmosTransformer3DModel(**size, **heads)
+    heads = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "time_embed_dim": 8,
+        "patch_size": 2,
+    }
+    transformer = diffusers.EasyAnimateTransformer3DModel(**size, **heads)
     before = [module.processor for module in transformer.modules() if hasattr(module, "processor")]
-    with pytest.raises(UnsupportedError, match="CosmosTransformer3DModel.*model=") as error:
+    with pytest.raises(UnsupportedError, match="EasyAnimateTransformer3DModel.*model=") as error:
         rainfusion_trt.enable(transformer, model=name, allow_dense=allow_dense)
     assert "\n" not in str(error.value)
     assert routing_of(transformer) is None and before
