@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from rainfusion_trt.errors import EngineLoadError, InvalidInputError, UnsupportedError
+from rainfusion_trt.models.base import VideoModel
 from rainfusion_trt.runtime.artifacts import Artifacts, Part
 from rainfusion_trt.runtime.denoiser import Denoiser, GraphDenoiser
 from rainfusion_trt.runtime.experts import ExpertsDenoiser
@@ -140,13 +141,25 @@ def load_pipe(artifacts: Artifacts, denoiser: Denoiser, *, cpu_offload: bool) ->
 
 def _from_checkpoint(artifacts: Artifacts, denoiser: Denoiser) -> Any:
     assert artifacts.checkpoint is not None  # there is a checkpoint or a pipeline
-    pipeline_class = class_of_checkpoint(artifacts.model, artifacts.checkpoint)
     dtype = artifacts.dtype or denoiser.component.dtype
+    left_out = dict.fromkeys(artifacts.originals)
+    return pipe_of_checkpoint(artifacts.model, artifacts.checkpoint, dtype=dtype, **left_out)
+
+
+def pipe_of_checkpoint(
+    model: VideoModel, checkpoint: str, *, dtype: torch.dtype, **components: None
+) -> Any:
+    """The diffusers pipeline that a checkpoint names, on the CPU, without those `components`.
+
+    Raises
+    ------
+    InvalidInputError
+        Nothing usable is there.
+    """
+    pipeline_class = class_of_checkpoint(model, checkpoint)
     try:
-        left_out = dict.fromkeys(artifacts.originals)
-        return pipeline_class.from_pretrained(artifacts.checkpoint, dtype=dtype, **left_out)
+        return pipeline_class.from_pretrained(checkpoint, dtype=dtype, **components)
     except (OSError, ValueError) as error:
         raise InvalidInputError(
-            f"checkpoint {artifacts.checkpoint!r} cannot be loaded as a "
-            f"{pipeline_class.__name__}: {error}"
+            f"checkpoint {checkpoint!r} cannot be loaded as a {pipeline_class.__name__}: {error}"
         ) from error

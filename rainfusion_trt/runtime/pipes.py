@@ -112,7 +112,8 @@ def class_of_checkpoint(model: VideoModel, checkpoint: str) -> Any:
         named = diffusers.DiffusionPipeline.load_config(checkpoint).get("_class_name")
     except (OSError, ValueError) as error:
         raise InvalidInputError(
-            f"checkpoint {checkpoint!r} is no diffusers directory or hub id: {error}"
+            f"checkpoint {checkpoint!r} cannot be loaded, as it is no diffusers directory or hub "
+            f"id: {error}"
         ) from error
     found = getattr(diffusers, named, None) if isinstance(named, str) else None
     usual = diffusers_classes(model)

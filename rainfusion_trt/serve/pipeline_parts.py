@@ -11,6 +11,7 @@ import torch
 
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models import get_model
+from rainfusion_trt.runtime.loading import pipe_of_checkpoint
 from rainfusion_trt.runtime.pipeline import PipelineOutput
 from rainfusion_trt.serve.worker import StepRan
 
@@ -32,18 +33,10 @@ def load_pipeline(model: str | None, checkpoint: str | None) -> Any:
     InvalidInputError
         Nothing was named, or nothing usable is there.
     """
-    import diffusers
-
     if checkpoint is None or model is None:
         raise InvalidInputError("give model and checkpoint, an engine with its checkpoint, or demo")
     chosen = get_model(model)
-    pipeline_class = getattr(diffusers, chosen.pipeline_class)
-    try:
-        return pipeline_class.from_pretrained(checkpoint, dtype=chosen.defaults.dtype)
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(
-            f"checkpoint {checkpoint!r} cannot be loaded as a {chosen.pipeline_class}: {error}"
-        ) from error
+    return pipe_of_checkpoint(chosen, checkpoint, dtype=chosen.defaults.dtype)
 
 
 def steps_of(result: PipelineOutput) -> tuple[StepRan, ...]:
