@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from rainfusion_trt.runtime import options as run
 from rainfusion_trt.serve import options
 
 if TYPE_CHECKING:
     from rainfusion_trt.serve.settings import ServeSettings
 
+_BESIDE_A_FILE = ("settings", "host", "port")
+
 
 def main(
+    context: typer.Context,
     checkpoint: options.Checkpoint = None,
     demo: options.Demo = False,
     model: run.Model = None,
@@ -45,10 +50,26 @@ def main(
     chosen |= {"cpu_offload": cpu_offload, "vae_tiling": vae_tiling}
     places = {"folder": folder, "database": database, "content": content}
     if settings is not None:
+        _check_alone(settings, context)
         given = _of_file(settings)
     else:
         given = _of_options(chosen, device, places, replicas=replicas, queue=queue, page=page)
     serve_here(given, host=host, port=port)
+
+
+def _check_alone(file: Path, context: typer.Context) -> None:
+    """Refuse options that a file of settings would make nothing of."""
+    from rainfusion_trt.errors import InvalidInputError
+
+    for name in context.params:
+        if name in _BESIDE_A_FILE:
+            continue
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = name.replace("_", "-")
+            raise InvalidInputError(
+                f"--{option} goes into {file}, which says everything but --host and --port"
+            )
 
 
 def _of_file(file: Path) -> ServeSettings:

@@ -85,6 +85,8 @@ def test_the_command_takes_a_file(started, tmp_path):
         (("--demo", "--preset", "best"), "preset='best'"),
         (("--demo", "--device", "tpu"), "--device tpu"),
         (("--settings", "/nowhere.yaml"), "/nowhere.yaml"),
+        (("--settings", "a.yaml", "--demo"), "--demo goes into a.yaml"),
+        (("--cpu-offload", "--settings", "a.yaml"), "--cpu-offload goes into a.yaml"),
     ],
 )
 def test_bad_options_are_one_line(started, tmp_path, monkeypatch, arguments, words):
