@@ -16,7 +16,7 @@ import typer
 
 from benchmarks import diffusers_tests
 from benchmarks.attention.cases import CUDNN, OURS
-from benchmarks.engine import models_table
+from benchmarks.engine import models_table, parallel_tables
 from benchmarks.tables import Record, Row, heading, markdown, source
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -218,6 +218,8 @@ _TABLES: dict[str, Callable[[list[Row]], str] | str] = {
     "fidelity": _FIDELITY,
     "methods": _methods,
     "models": _MODELS,
+    "parallel": parallel_tables.parallel,
+    "several": parallel_tables.several,
 }
 DOCUMENTS: dict[str, Callable[[Path], str]] = {
     "README.md": render_short,

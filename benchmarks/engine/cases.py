@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models import VideoModel, VideoSize, get_model
 from rainfusion_trt.models.base import ConfigSize
+from rainfusion_trt.operator.settings import AttentionSettings, Method
 
 WEIGHTS_SEED, INPUTS_SEED = 0, 1
 
@@ -37,6 +38,8 @@ class Case:
         Place and type of the weights, which are drawn there and stay.
     dynamic
         Whether the graph takes other sizes too.
+    method
+        How attention chooses, in the engine and in the torch operator.
     """
 
     model: VideoModel
@@ -47,6 +50,7 @@ class Case:
     device: str = "cuda"
     dtype: torch.dtype = torch.bfloat16
     dynamic: bool = False
+    method: Method = AttentionSettings.method
 
     @classmethod
     def standard(
@@ -59,6 +63,7 @@ class Case:
         device: str = "cuda",
         dtype: torch.dtype = torch.bfloat16,
         dynamic: bool = False,
+        method: Method = AttentionSettings.method,
     ) -> Case:
         """A model of the registry at its standard setting (or its tiny one), guidance included."""
         if device == "cuda" and not torch.cuda.is_available():
@@ -75,6 +80,7 @@ class Case:
             device=device,
             dtype=dtype,
             dynamic=dynamic,
+            method=method,
         )
 
     @cached_property
@@ -93,6 +99,7 @@ class Case:
             "layers": self.layers or self.config["num_layers"],
             "size": str(self.size),
             "batch": self.batch,
+            "method": self.method,
         }
 
     def signature(self) -> dict[str, Any]:

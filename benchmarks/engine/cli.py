@@ -39,6 +39,7 @@ from benchmarks.engine.measure import (
 )
 from benchmarks.record import write_result
 from rainfusion_trt import Pipeline
+from rainfusion_trt.operator.settings import AttentionSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 SPARSITY = 0.5
@@ -69,7 +70,7 @@ def compare_pipelines(eager: Eager, engines: dict[str, PipelineEngine], steps: i
     pipe = latent_pipeline(eager.model, eager.transformer)
     with cudnn_first(eager.case.device):
         latents = {0.0: denoise(pipe, eager.transformer, size, **prompt).latents}
-        with Pipeline(pipe=pipe, backend="torch") as routed:
+        with Pipeline(pipe=pipe, backend="torch", method=eager.case.method) as routed:
             run = denoise(routed, eager.transformer, size, schedule=schedules[SPARSITY], **prompt)
             latents[SPARSITY] = run.latents
     rows = []
@@ -139,9 +140,13 @@ def main(
     output: Annotated[Path | None, typer.Option(help="folder of the JSON file")] = None,
     keep: Annotated[bool, typer.Option(help="keep the exported model and the engine")] = False,
     float32: Annotated[bool, typer.Option(help="also compare with eager in float32")] = True,
+    method: Annotated[str | None, typer.Option(help="by default that of the package")] = None,
 ) -> None:
     """Export, build, compare and time one model at its standard size."""
     case = dataclasses.replace(Case.standard(model, layers=layers), batch=2)
+    if method is not None:
+        settings = AttentionSettings(method=method)  # type: ignore[arg-type]  # which checks it
+        case = dataclasses.replace(case, method=settings.method)
     recipe = profile or ROOT / "engines" / f"{case.model.name}.yaml"
     torch.zeros(1, device="cuda")
     before = used_gib()
@@ -167,6 +172,8 @@ def main(
     for row in rows:
         print(row)
     suffix = "" if layers is None else f"_{layers}-layers"
+    if method is not None:
+        suffix += f"_{method}"
     result = write_result(
         f"engine_{case.model.name}{suffix}",
         [{**case.facts(), **row} for row in rows],

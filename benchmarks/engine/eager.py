@@ -80,7 +80,7 @@ class Eager:
 
     def routed(self, sparsity: float, call: dict[str, Any] | None = None) -> Tensor:
         """One forward through the torch operator."""
-        enable(self.transformer, sparsity=sparsity, model=self.model)
+        enable(self.transformer, sparsity=sparsity, model=self.model, method=self.case.method)
         try:
             return self(call)
         finally:

@@ -22,6 +22,7 @@ from rainfusion_trt.engine.folder import check_replaceable
 from rainfusion_trt.export import export_model
 from rainfusion_trt.export.writer import data_path, is_whole
 from rainfusion_trt.models import VideoSize
+from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.runtime.base import Backend
 from rainfusion_trt.runtime.denoiser import GraphDenoiser
 from rainfusion_trt.runtime.ort import OnnxRuntimeBackend
@@ -98,7 +99,13 @@ def prepare(
     start = time.perf_counter()
     transformer = case.transformer() if transformer is None else transformer
     export_model(
-        case.model, transformer, case.size, output=path, batch=case.batch, dynamic=case.dynamic
+        case.model,
+        transformer,
+        case.size,
+        output=path,
+        batch=case.batch,
+        dynamic=case.dynamic,
+        settings=AttentionSettings(method=case.method),
     )
     seconds = {"export": round(time.perf_counter() - start, 1)}
     engine = None

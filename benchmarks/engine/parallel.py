@@ -106,7 +106,7 @@ def measure(tiny: bool, device: str, rounds: int, compiler: str) -> list[Row]:
     rows: list[Row] = []
     for (place, name, how), run in runs.items():
         error = torch.tensor(relative_error(run(), answers[name]))
-        rows.append(error_row(f"{place}, {name}, {how}", _s(name), "one, eager", _most(error)))
+        rows.append(error_row(f"{place}, {name}, {how}", _s(name), "one, eager", slowest(error)))
     for routing in routings:
         if routing.routed != case.blocks:
             rows.append({"what": "routed", "failed": str(routing.report())})
@@ -114,7 +114,7 @@ def measure(tiny: bool, device: str, rounds: int, compiler: str) -> list[Row]:
     for _ in range(rounds):
         for key, run in runs.items():
             dist.barrier()
-            times[key].append(_most(torch.tensor(milliseconds(run))))
+            times[key].append(slowest(torch.tensor(milliseconds(run))))
     for (place, name, how), values in times.items():
         row: Row = {"what": "time of one forward", "run": f"{place}, {name}, {how}"}
         rows.append({**row, "sparsity": _s(name), **spread(values)})
@@ -156,7 +156,7 @@ def _s(name: str) -> float:
     return SPARSITY if name == "rainfusion" else 0.0
 
 
-def _most(value: Tensor) -> float:
+def slowest(value: Tensor) -> float:
     """The largest of all processes; NaN if one has it."""
     values = [0.0] * dist.get_world_size()
     dist.all_gather_object(values, value.item())

@@ -42,7 +42,10 @@ def tokens(grid: tuple[int, int, int]) -> int:
 def write_model(path: Path, dtype: str) -> Path:
     """sample = attention(q, k, attention(q, k, v)): the second layer reuses the first's scratch."""
     import onnx
+    import onnx_ir as ir
     from onnx import TensorProto, helper
+
+    from rainfusion_trt.export.operator import dense_function
 
     element = getattr(TensorProto, dtype.upper())
     shape = ["batch", len(KINDS[0]), "tokens", HEAD_SIZE]
@@ -76,7 +79,9 @@ def write_model(path: Path, dtype: str) -> Path:
         [helper.make_tensor_value_info("sample", element, shape)],
     )
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("rainfusion", 1)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    body = ir.serde.serialize_function(dense_function(kv_len=False))
+    model = helper.make_model(graph, opset_imports=opsets, functions=[body], ir_version=10)
+    onnx.save(model, path)
     return path
 
 
