@@ -53,10 +53,12 @@ WHOLE, OWN, EXCHANGE = "all heads, one GPU", "own heads", "exchange alone"
 SHARED = "own heads and exchange"
 NOTE = (
     "seeded random weights, blocks through torch.compile. One GPU and all of them in turn in one "
-    "run, each time that of the slowest GPU; the relative error is against the forward on one GPU. "
-    "Peak memory is what torch allocates in a forward beyond what was allocated before it"
+    "run, each time that of the slowest GPU, a third of three calls in a row; the relative error "
+    "is against the forward on one GPU. Peak memory is what torch allocates in a forward beyond "
+    "what was allocated before it"
 )
 Run = Callable[[], Tensor]
+_CALLS = 3  # of a timing, as steps follow each other
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
@@ -195,8 +197,14 @@ def _in_turn(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
     for _ in range(rounds):
         for name, run in runs.items():
             dist.barrier()
-            times[name].append(slowest(torch.tensor(milliseconds(run))))
+            several = partial(_repeat, run)
+            times[name].append(slowest(torch.tensor(milliseconds(several) / _CALLS)))
     return times
+
+
+def _repeat(run: Run) -> None:
+    for _ in range(_CALLS):
+        run()
 
 
 def _times(what: str, times: dict[str, list[float]], sparsity: float) -> list[Row]:

@@ -5,16 +5,17 @@ exchanged for a part of the heads (Ulysses) and after it back, so that the opera
 sequence of some heads; heads are chosen one by one anyway. Ring attention would give each device a
 part of the keys, among which no head can choose.
 
-What arrives is [v0 t0 v1 t1 ...], the parts of the devices one behind the other. It is copied once
-to be put together, and that copy puts it in order: v0 v1 ... t0 t1 ..., or the text first. So the
-text is neither kept nor computed on more than one device, and order costs nothing. How many tokens
-each device has follows from the clip, by the rule of `torch.tensor_split`; nobody has to ask.
+Tokens are sent with their number as the first dimension, so that the parts of the devices, one
+behind the other, are the whole sequence as they arrive. With text they are [v0 t0 v1 t1 ...], and
+one copy puts them in order: v0 v1 ... t0 t1 ..., or the text first. So the text is neither kept nor
+computed on more than one device. How many tokens each device has follows from the clip, by the
+rule of `torch.tensor_split`; nobody has to ask.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 
 if TYPE_CHECKING:
+    from rainfusion_trt.operator.settings import TextPlace
     from rainfusion_trt.routing.site import Tokens
     from rainfusion_trt.routing.state import Routing
 
@@ -97,62 +99,80 @@ class Ulysses(NamedTuple):
             [B, S of this device, N, D].
         """
         video, text = self.sizes(tokens.grid.numel()), self.sizes(tokens.text_tokens)
+        order = _Order(tokens.text, video, text)
         local = [v + t for v, t in zip(video, text, strict=True)]
         heads = self.sizes(query.shape[2])
         mine, batch, size = heads[self.rank], query.shape[0], query.shape[3]
-        order = _Order(tokens.text == "first", video, text)
 
-        stacked = torch.stack((query, key, value)).permute(3, 0, 1, 2, 4)  # [N, 3, B, S, D]
-        row = 3 * batch * local[self.rank] * size
+        # One after the other, so that no more than one of them is in two buffers at a time.
+        whole = []
+        for x in (query, key, value):
+            parts = self._exchange(
+                self._by_heads(x),
+                [local[self.rank] * batch * n * size for n in heads],
+                [s * batch * mine * size for s in local],
+            )
+            whole.append(order.whole(parts.view(-1, batch, mine, size)).transpose(0, 1))
+        output = attend(*whole)
+
         received = self._exchange(
-            stacked, [n * row for n in heads], [mine * 3 * batch * s * size for s in local]
+            order.parts(output.transpose(0, 1)).reshape(-1),
+            [s * batch * mine * size for s in local],
+            [local[self.rank] * batch * n * size for n in heads],
         )
-        parts = [
-            part.view(mine, 3, batch, s, size).permute(1, 2, 0, 3, 4)
-            for part, s in zip(received, local, strict=True)
+        if len(set(heads)) == 1:
+            parts = received.view(self.degree, local[self.rank], batch, mine, size)
+            return parts.permute(2, 1, 0, 3, 4).reshape(batch, local[self.rank], -1, size)
+        split = received.split([local[self.rank] * batch * n * size for n in heads])
+        by_head = [
+            part.view(local[self.rank], batch, n, size)
+            for part, n in zip(split, heads, strict=True)
         ]
-        output = attend(*(x.transpose(1, 2) for x in order.whole(parts, dim=3).unbind(0)))
+        return torch.cat(by_head, dim=2).transpose(0, 1)
 
-        segments = order.parts(output.permute(1, 0, 2, 3))  # [S, B, n, D]
-        row = batch * size
-        received = self._exchange(
-            segments, [s * row * mine for s in local], [local[self.rank] * row * n for n in heads]
-        )
-        parts = [
-            part.view(local[self.rank], batch, n, size).transpose(0, 1)
-            for part, n in zip(received, heads, strict=True)
-        ]
-        return torch.cat(parts, dim=2)
+    def _by_heads(self, x: Tensor) -> Tensor:
+        """[B, S, N, D] as what each device gets, in a row: [S, B, n, D] of its n heads.
 
-    def _exchange(self, x: Tensor, sent: list[int], received: list[int]) -> tuple[Tensor, ...]:
-        """Send each device its elements of `x`, in its order; one tensor from each."""
-        flat = x.contiguous().flatten()
-        arrived = collectives.all_to_all_single(flat, received, sent, self.group)
-        return collectives.wait_tensor(arrived).split(received)
+        With the tokens first, what arrives from all devices is [S of all, B, n, D] as it lies.
+        """
+        by_token = x.transpose(0, 1)
+        heads = self.sizes(x.shape[2])
+        if len(set(heads)) == 1:  # one copy
+            return by_token.unflatten(2, (self.degree, heads[0])).movedim(2, 0).reshape(-1)
+        return torch.cat([part.reshape(-1) for part in by_token.split(heads, dim=2)])
+
+    def _exchange(self, x: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """Send each device its elements of `x`; those of all devices in a row."""
+        arrived = collectives.all_to_all_single(x.contiguous(), received, sent, self.group)
+        return collectives.wait_tensor(arrived)
 
 
 class _Order(NamedTuple):
-    """Where video and text of each device stand in the whole sequence."""
+    """Where video and text of each device stand in the whole sequence, dimension 0."""
 
-    text_first: bool
+    place: TextPlace
     video: list[int]
     text: list[int]
 
-    def whole(self, parts: Sequence[Tensor], dim: int) -> Tensor:
-        """The sequence of which these are the devices' parts."""
-        firsts, lasts = (self.text, self.video) if self.text_first else (self.video, self.text)
-        pairs = [
-            part.split([first, last], dim=dim)
-            for part, first, last in zip(parts, firsts, lasts, strict=True)
-        ]
-        return torch.cat([pair[0] for pair in pairs] + [pair[1] for pair in pairs], dim=dim)
+    def whole(self, parts: Tensor) -> Tensor:
+        """The sequence of which these are the devices' parts, one behind the other."""
+        if self.place == "none":
+            return parts
+        firsts, lasts = self._firsts_and_lasts()
+        pieces = parts.split(list(itertools.chain.from_iterable(zip(firsts, lasts, strict=True))))
+        return torch.cat([*pieces[::2], *pieces[1::2]])
 
     def parts(self, whole: Tensor) -> Tensor:
-        """The inverse, the parts one behind the other in dimension 0."""
-        firsts, lasts = (self.text, self.video) if self.text_first else (self.video, self.text)
+        """The inverse."""
+        if self.place == "none":
+            return whole
+        firsts, lasts = self._firsts_and_lasts()
         pieces = whole.split([*firsts, *lasts])
         pairs = zip(pieces[: len(firsts)], pieces[len(firsts) :], strict=True)
         return torch.cat(list(itertools.chain.from_iterable(pairs)))
+
+    def _firsts_and_lasts(self) -> tuple[list[int], list[int]]:
+        return (self.text, self.video) if self.place == "first" else (self.video, self.text)
 
 
 def check_class(transformer: nn.Module) -> None:
