@@ -25,7 +25,7 @@ BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 NOTHING = "Nothing has been measured yet.\n"
 
 _ATTENTION_SPARSITIES = (0.0, 0.5, 0.64, 0.8)  # in the tables; the file has more
-_FIDELITY = "[docs/fidelity.md](fidelity.md)"
+_FIDELITY = "[docs/demo-study.md](demo-study.md)"
 _MODELS = "[docs/models.md](models.md#on-the-gpu)"
 
 
@@ -141,7 +141,7 @@ def _engine(rows: list[Row]) -> str:
 
 
 def _fidelity(rows: list[Row]) -> str:
-    """Methods beside baselines at one sparsity; docs/fidelity.md has the rest."""
+    """Methods beside baselines at one sparsity; docs/demo-study.md has the rest."""
     columns = ("method", "alpha", "density", "psnr", "ssim", "seeds")
     table = [
         {column: row[column] for column in columns}

@@ -271,6 +271,7 @@ def test_run_writes_an_mp4(tmp_path: Path):
     tiny_pipeline(get_model("cogvideox"), size=VideoSize(9, 64, 96)).save_pretrained(checkpoint)
     size = ("--frames", "9", "--height", "64", "--width", "96", "--steps", "2")
     arguments = ("--prompt", "a fox", "--model", "cogvideox", "--backend", "torch")
+    arguments += ("--method", "rainfusion")
     paths = ("--checkpoint", str(checkpoint), "--output", str(output))
     result = invoke(
         "run", *arguments, *size, *paths, "--profile", "--device", "cpu", "--vae-tiling"
@@ -286,6 +287,7 @@ def test_run_writes_an_mp4(tmp_path: Path):
         ("--height", "0"): "height is 0",
         ("--height", "60"): "have to be divisible by 8",
         ("--frames", "5"): "allow_dense",
+        ("--method", "piecewise"): "one window of method 'piecewise'",
     }.items():
         content = output.read_bytes()
         assert words in refusal(*again, *more)

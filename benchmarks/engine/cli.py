@@ -177,7 +177,7 @@ def main(
     result = write_result(
         f"engine_{case.model.name}{suffix}",
         [{**case.facts(), **row} for row in rows],
-        note="seeded random weights (flat attention, textural heads); "
+        note="seeded random weights (flat attention); "
         "TensorRT for RTX 1.6.1 on Hopper is an unsupported combination whose GEMMs are not tuned "
         "for it",
         folder=output,

@@ -95,7 +95,7 @@ def measure(
     padded = eager.valid != eager.tokens
     routed = Eager(case, sharing_weights(eager.transformer))
     routed._masks_by_cudnn = eager._masks_by_cudnn
-    routing = enable(routed.transformer, sparsity=SPARSITY, model=case.model)
+    routing = enable(routed.transformer, sparsity=SPARSITY, model=case.model, method=case.method)
     compiled: Any = partial(torch.compile, backend=compiler, dynamic=False)
     dense = eager.without_padding if padded else eager
     candidates = {

@@ -40,7 +40,7 @@ TWO_SIZES = "wan2.1-14b"
 SIZES = {"720p": VideoSize(81, 720, 1280), "480p": VideoSize(81, 480, 832)}
 TINY_SIZES = {"large": VideoSize(9, 64, 96), "small": VideoSize(5, 48, 80)}
 NOTE = (
-    "seeded random weights (flat attention, textural heads); TensorRT for RTX 1.6.1 on Hopper is "
+    "seeded random weights (flat attention); TensorRT for RTX 1.6.1 on Hopper is "
     "an unsupported combination whose GEMMs are not tuned for it. The time of a block is that of a "
     "forward over its blocks, so that it holds a share of the embeddings, of the output layer and, "
     "where the model has one, of the text refiner. Where a model pads its text, eager and "

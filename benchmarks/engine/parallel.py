@@ -83,7 +83,8 @@ def measure(tiny: bool, device: str, rounds: int, compiler: str) -> list[Row]:
         case = Case.standard(MODEL, layers=LAYERS)
     dense = Eager(case)
     sparse = Eager(case, sharing_weights(dense.transformer))
-    routings = [enable(sparse.transformer, sparsity=SPARSITY, model=case.model)]
+    options: dict[str, Any] = {"model": case.model, "method": case.method}
+    routings = [enable(sparse.transformer, sparsity=SPARSITY, **options)]
     alone: dict[str, Run] = {"dense": dense, "rainfusion": sparse}
     answers = {name: run() for name, run in alone.items()}
 
@@ -91,7 +92,7 @@ def measure(tiny: bool, device: str, rounds: int, compiler: str) -> list[Row]:
     for name, eager in (("dense", dense), ("rainfusion", sparse)):
         other = Eager(case, sharing_weights(dense.transformer))
         if name == "rainfusion":
-            routings.append(enable(other.transformer, sparsity=SPARSITY, model=case.model))
+            routings.append(enable(other.transformer, sparsity=SPARSITY, **options))
         parallelise(other.transformer, device)
         spread_out[name] = other
         del eager

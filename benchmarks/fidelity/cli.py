@@ -8,8 +8,8 @@
 
 ``study``, ``confirm`` and ``tensors`` should have a GPU; they write figures as JSON into
 benchmarks/results and small tensors for pictures into out/fidelity. ``pictures`` and ``tables``
-need none; they write docs/images and the tables of docs/fidelity.md from those files. Needs the
-extra ``study``.
+need none; they write docs/images and the tables of docs/demo-study.md and docs/fidelity.md from
+those files. Needs the extra ``study``.
 """
 
 from __future__ import annotations
@@ -183,21 +183,21 @@ def pictures(
 def tables(
     check: Annotated[bool, typer.Option(help="Write nothing; fail if out of date.")] = False,
     results: ResultsOption = RESULTS,
-    document: Annotated[Path, typer.Option(help="File to bring up to date.")] = (
-        ROOT / "docs/fidelity.md"
-    ),
+    documents: Annotated[Path, typer.Option(help="Folder of the files.")] = ROOT / "docs",
 ) -> None:
-    """Bring the tables of docs/fidelity.md up to date with the results."""
-    from benchmarks.fidelity.tables import fill
+    """Bring the tables of fidelity.md and demo-study.md up to date with the results."""
+    from benchmarks.fidelity.tables import contents, fill
 
-    text = document.read_text(encoding="utf-8")
-    wanted = fill(text, results, document.parent / "images")
-    if check and wanted != text:
-        raise SystemExit(f"{document} is out of date: run python scripts/fidelity.py tables")
-    if wanted != text:
-        temporary = document.with_name(f".{document.name}.part")
-        temporary.write_text(wanted, encoding="utf-8")
-        temporary.replace(document)
+    for name, sections in contents(results, documents / "images").items():
+        document = documents / name
+        text = document.read_text(encoding="utf-8")
+        wanted = fill(text, sections)
+        if check and wanted != text:
+            raise SystemExit(f"{document} is out of date: run python scripts/fidelity.py tables")
+        if wanted != text:
+            temporary = document.with_name(f".{document.name}.part")
+            temporary.write_text(wanted, encoding="utf-8")
+            temporary.replace(document)
 
 
 def _sampler(

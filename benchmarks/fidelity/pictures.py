@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/fidelity.md from the results' rows and small tensors."""
+"""Draw the pictures of docs/demo-study.md from the results' rows and small tensors."""
 
 from __future__ import annotations
 

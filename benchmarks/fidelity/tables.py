@@ -1,9 +1,9 @@
-"""Make the tables of docs/fidelity.md from benchmarks/results/fidelity*.json alone."""
+"""Make the tables of docs/demo-study.md and docs/fidelity.md from benchmarks/results alone."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean
 
@@ -43,20 +43,27 @@ PICTURES = {
 }
 
 
-def fill(text: str, folder: Path, images: Path) -> str:
-    """`text` with every section between its markers written anew.
+def contents(folder: Path, images: Path) -> dict[str, dict[str, str]]:
+    """The sections of every document, by its name: those of the study, and of the instrument.
 
-    A section is what stands between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``. Those of
-    ``instrument.SECTIONS`` must be there if they have files.
+    The study's say so where nothing was measured; of ``instrument.SECTIONS`` only those are there
+    that have files.
     """
     records = {name: _read(folder / f"{name}.json") for name in RECORDS}
-    contents = {}
+    study = {}
     for name, (source, make) in SECTIONS.items():
         record = records[source]
-        contents[name] = NOTHING if record is None else make(record)
-    contents["pictures"] = pictures(images)
-    contents |= sections(read_records(folder / "fidelity"))
-    for name, content in contents.items():
+        study[name] = NOTHING if record is None else make(record)
+    study["pictures"] = pictures(images)
+    return {"demo-study.md": study, "fidelity.md": sections(read_records(folder / "fidelity"))}
+
+
+def fill(text: str, wanted: Mapping[str, str]) -> str:
+    """`text` with every section between its markers written anew.
+
+    A section is what stands between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``.
+    """
+    for name, content in wanted.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
             raise SystemExit(f"the document needs {begin} and {end} once each, in this order")

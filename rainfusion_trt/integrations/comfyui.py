@@ -153,11 +153,7 @@ def _wrapper(wanted: Wanted, reader: Callable[..., Place]) -> Callable[..., Any]
         if wanted.sparsity == 0.0 or _is_dense_step(wanted, options):
             return executor(*args, **kwargs)
         place = reader(executor.class_obj, call)
-        obstacle = place.problem
-        if obstacle is None:
-            found = obstacle_to_sparsity(place.grid, wanted.settings, None)
-            if found is not None:
-                obstacle = explain_obstacle(found, place.grid, wanted.settings, wanted.sparsity)
+        obstacle = place.problem or _obstacle(place, wanted, None)
         if obstacle is not None:
             wanted.refuse(obstacle)
             return executor(*args, **kwargs)
@@ -184,14 +180,25 @@ def _override(wanted: Wanted, previous: Callable[..., Any] | None) -> Callable[.
             attention = _Attention.of(*args, **kwargs)
             if forward.place.holds(attention.q.shape[2], attention.k.shape[2]):
                 forward.routed += 1
-                if _is_padding(attention, forward):
+                reason = _obstacle(forward.place, wanted, attention.q.shape[-1])
+                if reason is None and not _is_padding(attention, forward):
+                    reason = "an attention mask hides more than padding at the end of the text"
+                if reason is None:
                     return _sparse(attention, forward, wanted)
-                wanted.refuse("an attention mask hides more than padding at the end of the text")
+                wanted.refuse(reason)
         if previous is not None:
             return previous(original, *args, **kwargs)
         return original(*args, **kwargs)
 
     return override
+
+
+def _obstacle(place: Place, wanted: Wanted, head_size: int | None) -> str | None:
+    """Why a clip is dense at any sparsity; what only its attention tells needs the head size."""
+    found = obstacle_to_sparsity(place.grid, wanted.settings, head_size)
+    if found is None:
+        return None
+    return explain_obstacle(found, place.grid, wanted.settings, wanted.sparsity)
 
 
 def _sparse(attention: _Attention, forward: _Forward, wanted: Wanted) -> Tensor:

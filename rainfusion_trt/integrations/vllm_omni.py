@@ -43,10 +43,9 @@ def settings_of_environment(scale: float) -> AttentionSettings:
     Raises
     ------
     InvalidInputError
-        ``RAINFUSION_TRT_METHOD`` names no method. Unset, it is "rainfusion2", which chooses blocks
-        as the backend's NPU kernel does.
+        ``RAINFUSION_TRT_METHOD`` names no method. Unset, it is the package's default.
     """
-    method = os.environ.get(METHOD_VARIABLE) or "rainfusion2"
+    method = os.environ.get(METHOD_VARIABLE) or AttentionSettings.method
     if method not in METHODS:
         raise InvalidInputError(f"{METHOD_VARIABLE}={method!r} is not one of {', '.join(METHODS)}")
     return AttentionSettings.of(method=method, scale=scale)

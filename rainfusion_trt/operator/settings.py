@@ -53,7 +53,7 @@ class AttentionSettings:
     method : str
         "rainfusion" (spatial, temporal, textural), "rainfusion_two_way" (no textural heads),
         "rainfusion_plus" (band chosen per head), "rainfusion2" (best blocks by block means) or
-        "piecewise" (best windows by window means, the others by their means).
+        "piecewise" (best windows by window means, the others by their means), the default.
     alpha : float
         Recall in [0, 1] from which a head counts as temporal or spatial.
     sink_frames : int
@@ -69,7 +69,7 @@ class AttentionSettings:
         A value of the wrong type or out of range.
     """
 
-    method: Method = "rainfusion"
+    method: Method = "piecewise"
     alpha: float = 0.9
     sink_frames: int = 1
     text: TextPlace = "none"

@@ -7,9 +7,13 @@ from typing import Literal
 
 from rainfusion_trt.operator.geometry import block_shape
 from rainfusion_trt.operator.settings import AttentionSettings
-from rainfusion_trt.operator.windows import single_window
+from rainfusion_trt.operator.windows import single_window, windows_cross
 
-Obstacle = Literal["frames", "window"]
+Obstacle = Literal["frames", "window", "windows"]
+# Of grids of more tokens, query and key windows are cut along one axis, and some do not meet.
+_SMALL = 4096
+# A number of tokens looked up here is no symbol of torch.compile any more.
+_NUMBERS = tuple(range(_SMALL + 1))
 
 
 def obstacle_to_sparsity(
@@ -30,8 +34,9 @@ def obstacle_to_sparsity(
 
     Returns
     -------
-    "frames", "window" or None
-        Fewer than two frames beside the sinks; one window of piecewise that holds all of them.
+    "frames", "window", "windows" or None
+        Fewer than two frames beside the sinks; one window of piecewise that holds all of them; or
+        windows of which each query's meets each key's, and what meets is always kept.
     """
     frames, height, width = grid
     free_frames = frames - settings.sink_frames
@@ -39,8 +44,13 @@ def obstacle_to_sparsity(
         return "frames"
     if settings.method != "piecewise" or head_size is None:
         return None
-    one = single_window(free_frames, height * width, block_shape(head_size).k)
-    return "window" if one else None
+    shape = block_shape(head_size)
+    if single_window(free_frames, height * width, shape.k):
+        return "window"
+    if free_frames * height * width > _SMALL:
+        return None
+    free = _NUMBERS[free_frames], _NUMBERS[height], _NUMBERS[width]
+    return "windows" if windows_cross(*free, shape.q, shape.k) else None
 
 
 def explain_obstacle(
@@ -52,6 +62,12 @@ def explain_obstacle(
             f"sparsity={sparsity:g} has no effect: the clip has {grid[0]} latent frames, "
             f"sink_frames={settings.sink_frames} of them are always attended to, and at least two "
             "others are needed; use a longer clip, fewer sink_frames or sparsity=0"
+        )
+    if obstacle == "windows":
+        return (
+            f"sparsity={sparsity:g} has no effect: of {' x '.join(map(str, grid))} tokens every query "
+            "window of method 'piecewise' shares some with every key window, which it always attends "
+            "to; use a larger clip, another method or sparsity=0"
         )
     return (
         f"sparsity={sparsity:g} has no effect: one window of method 'piecewise' holds all tokens "

@@ -63,6 +63,17 @@ def single_window(free_frames: int, frame: int, most: int) -> bool:
     return free_frames <= MOST_FRAMES and free_frames * frame <= most
 
 
+@torch.compiler.assume_constant_result
+def windows_cross(free_frames: int, height: int, width: int, q_most: int, k_most: int) -> bool:
+    """Whether every query window shares a token with every key window, which are kept then.
+
+    They do where no axis is cut by both: two windows of each along one axis do not all meet.
+    """
+    grid = (free_frames, height, width)
+    q_counts, k_counts = (_counts(grid, window_shape(grid, most)) for most in (q_most, k_most))
+    return all(q == 1 or k == 1 for q, k in zip(q_counts, k_counts, strict=True))
+
+
 @dataclass(frozen=True)
 class WindowCut:
     """The blocks of piecewise in memory order: runs of sinks, windows, runs of sinks.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rainfusion_trt.operator.settings import METHODS
+from rainfusion_trt.operator.settings import METHODS, AttentionSettings
 from rainfusion_trt.presets import PRESETS
 
 Prompt = Annotated[str, typer.Option(help="What the video shows.")]
@@ -36,7 +36,13 @@ Width = Annotated[int | None, typer.Option(help="Pixels (default: engine's).")]
 Preset = Annotated[
     str | None, typer.Option(help=f"{', '.join(PRESETS)}: sets method, sparsity and schedule.")
 ]
-Method = Annotated[str | None, typer.Option(help=f"{', '.join(METHODS)}; an engine's is fixed.")]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{', '.join(METHODS)}; an engine's is fixed (default: preset's or engine's, else "
+        f"{AttentionSettings.method})."
+    ),
+]
 Sparsity = Annotated[
     float | None,
     typer.Option(help="Share of pairs left out; 0 is dense (default: preset's, else 0.5)."),

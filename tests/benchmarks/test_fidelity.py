@@ -34,11 +34,12 @@ class TestMasks:
     @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.64])
     def test_kinds_are_those_the_operator_computes(self, heads, sparsity):
         q, k, v = heads
-        plan = classify_heads(q, k, GRID, text="first", sparsity=sparsity)
+        arguments = {"text": "first", "sparsity": sparsity, "method": "rainfusion"}
+        plan = classify_heads(q, k, GRID, **arguments)
         assert set(plan.kind.flatten().tolist()) == set(KINDS)
         all_masks = {int(kind): masks.kind_mask(LAYOUT, SHAPE, kind, sparsity) for kind in KINDS}
         choice = Choice(plan.kind, all_masks)
-        wanted = rainfusion_attention(q, k, v, GRID, text="first", sparsity=sparsity)
+        wanted = rainfusion_attention(q, k, v, GRID, **arguments)
         torch.testing.assert_close(choice.attend(q, k, v), wanted, rtol=1e-4, atol=1e-5)
         shares = {code: masks.density(mask) for code, mask in all_masks.items()}
         torch.testing.assert_close(choice.density(shares), plan.density)

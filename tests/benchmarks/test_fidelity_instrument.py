@@ -131,17 +131,18 @@ def test_document_has_a_section_for_every_file(records, tmp_path):
     (tmp_path / "fidelity").mkdir()
     for name in ("fixed_3", "demo"):
         (tmp_path / "fidelity" / f"{name}.json").write_text(json.dumps(records[name]))
-    assert sections(read_records(tmp_path / "fidelity")).keys() == {"film-fixed", "demo-windows"}
+    found = sections(read_records(tmp_path / "fidelity"))
+    assert found.keys() == {"film-fixed", "demo-windows"}
     text = (ROOT / "docs/fidelity.md").read_text(encoding="utf-8")
     for name in SECTIONS:
         assert text.count(f"<!-- {name}: begin -->") in (0, 1)
     bare = "\n".join(line for line in text.split("\n") if not line.startswith("<!-- film-"))
     bare = "\n".join(line for line in bare.split("\n") if not line.startswith("<!-- demo-"))
     with pytest.raises(SystemExit, match="film-fixed: begin"):
-        fill(bare, tmp_path, ROOT / "docs/images")
+        fill(bare, found)
     marks = "".join(
         f"<!-- {name}: begin -->\n<!-- {name}: end -->\n" for name in ("film-fixed", "demo-windows")
     )
-    filled = fill(f"{bare}\n{marks}", tmp_path, ROOT / "docs/images")
+    filled = fill(f"{bare}\n{marks}", found)
     assert "| windows | 48 x 32 | 0.300 |" in filled
-    assert fill(filled, tmp_path, ROOT / "docs/images") == filled
+    assert fill(filled, found) == filled

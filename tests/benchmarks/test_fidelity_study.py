@@ -161,25 +161,26 @@ def test_confirmed_gains_are_of_the_same_seeds(results):
 
 
 def test_pictures_and_tables(results, pipeline, tmp_path):
-    document = tmp_path / "fidelity.md"
-    shutil.copy(ROOT / "docs" / "fidelity.md", document)
+    for name in ("fidelity.md", "demo-study.md"):
+        shutil.copy(ROOT / "docs" / name, tmp_path)
+    document = tmp_path / "demo-study.md"
     images = tmp_path / "images"
     where = ["--results", str(results)]
     invoke("pictures", "--pipeline", str(pipeline), "--output", str(results), *where, "--images",
            str(images))  # fmt: skip
     assert {path.name for path in images.iterdir()} == set(tables.PICTURES)
     assert all(0 < path.stat().st_size < LIMIT for path in images.iterdir())
-    invoke("tables", *where, "--document", str(document))
+    invoke("tables", *where, "--documents", str(tmp_path))
     text = document.read_text()
     assert NOTHING not in text
     main = find(json.loads((results / "fidelity.json").read_text()), "methods",
                         "rainfusion", 0.5)  # fmt: skip
     assert f"**{main['psnr']:.1f} dB**" in text
     assert "![PSNR against realised density](images/fidelity_psnr.png)" in text
-    invoke("tables", "--check", *where, "--document", str(document))
+    invoke("tables", "--check", *where, "--documents", str(tmp_path))
     document.write_text(text.replace(f"**{main['psnr']:.1f} dB**", "**99.9 dB**"))
     with pytest.raises(SystemExit, match="out of date"):
-        fidelity.tables(check=True, results=results, document=document)
+        fidelity.tables(check=True, results=results, documents=tmp_path)
 
 
 def test_no_time_is_said(pipeline, tmp_path):
@@ -196,8 +197,8 @@ def test_pictures_need_results(pipeline, tmp_path):
         fidelity.pictures(pipeline, tmp_path, tmp_path, tmp_path)
 
 
-def test_document_is_up_to_date():
-    document = ROOT / "docs" / "fidelity.md"
-    results = ROOT / "benchmarks" / "results"
-    text = document.read_text(encoding="utf-8")
-    assert tables.fill(text, results, document.parent / "images") == text
+def test_documents_are_up_to_date():
+    docs = ROOT / "docs"
+    for name, sections in tables.contents(ROOT / "benchmarks/results", docs / "images").items():
+        text = (docs / name).read_text(encoding="utf-8")
+        assert tables.fill(text, sections) == text

@@ -1,7 +1,8 @@
-"""docs/usage.md: its figures are those of the film study, its presets those that there are."""
+"""docs/usage.md and docs/fidelity.md: figures of the film study and of timings; presets."""
 
 from __future__ import annotations
 
+import json
 import re
 
 import diffusers
@@ -22,8 +23,8 @@ RULES = {
 }
 
 
-def section(title: str) -> str:
-    return (DOCS / "usage.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+def section(title: str, document: str = "usage.md") -> str:
+    return (DOCS / document).read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
 def cells(text: str) -> list[list[str]]:
@@ -34,18 +35,46 @@ def cells(text: str) -> list[list[str]]:
     ]
 
 
-def of_film(rule: str, sparsity: str) -> tuple[str, str]:
-    """Error and rise of the loss, as docs/film.md has them."""
+def of_film(rule: str, sparsity: str) -> tuple[str, str, str]:
+    """Error, rise of the loss and flicker, as docs/film.md has them."""
     table = (DOCS / "film.md").read_text().split(f"### Every rule, s = {sparsity}\n")[1]
     (row,) = re.findall(rf"^\| {re.escape(rule)} \|(.*)$", table.split("\n###")[0], re.MULTILINE)
     columns = [column.split("±")[0].strip() for column in row.split("|")]
-    return columns[0], f"+{columns[3]} %"
+    return columns[0], f"+{columns[3]} %", columns[4]
 
 
 @pytest.mark.parametrize("method", RULES)
 def test_figures_of_methods_are_the_film_studys(method):
     (row,) = [row for row in cells(section("Methods")) if row[0] == f"`{method}`"]
-    assert row[1:5] == [*of_film(RULES[method], "0.8"), *of_film(RULES[method], "0.9")]
+    assert row[1:5] == [*of_film(RULES[method], "0.8")[:2], *of_film(RULES[method], "0.9")[:2]]
+    (row,) = [
+        row
+        for row in cells(section("What each method does to the picture", "fidelity.md"))
+        if row[0] == f"`{method}`"
+    ]
+    assert row[1:4] == [*of_film(RULES[method], "0.8")]
+
+
+SHAPES = ("hunyuanvideo-720p", "wan2.1-14b-720p", "opensoraplan-720p", "cogvideox-5b")
+
+
+def times_faster(shape: str, method: str, sparsity: float) -> float:
+    """Than cuDNN's dense attention, as the file of timings has it."""
+    file = source_directory() / "benchmarks" / "results" / "methods.json"
+    rows = json.loads(file.read_text())["rows"]
+    ms = {(row["shape"], row["method"], row["sparsity"]): row["ms"] for row in rows}
+    return ms[shape, "cudnn dense", 0.0] / ms[shape, method, sparsity]
+
+
+def test_what_presets_cost_is_what_was_measured():
+    found = cells(section("What to use", "fidelity.md"))
+    wanted = []
+    for name, preset in PRESETS.items():
+        s = preset.schedule.peak
+        times = [f"{times_faster(shape, preset.method, s):.1f}x" for shape in SHAPES]
+        figures = of_film(RULES[preset.method], f"{s:g}")[:2]
+        wanted.append([f"`{name}`", f"{s:g}", *figures, *times])
+    assert found == wanted
 
 
 def test_presets_are_those_of_the_table():

@@ -26,6 +26,7 @@ from rainfusion_trt.errors import (
     InvalidInputError,
     LibraryNotFoundError,
 )
+from rainfusion_trt.operator.settings import AttentionSettings
 
 pytestmark = [
     pytest.mark.tensorrt,
@@ -62,7 +63,7 @@ def test_cogvideox_for_two_architectures(exported, tmp_path, plugin_library, dty
     built = load_metadata(folder)
     assert built.plugin_layers == 2
     assert built.model == "cogvideox-5b" and built.config["num_layers"] == 2
-    assert built.settings.method == "rainfusion" and built.size == "9x64x96"
+    assert built.settings == AttentionSettings() and built.size == "9x64x96"
     assert built.precision == dtype and built.flavour == "tensorrt_rtx"
     assert built.targets == ("sm80", "sm120") and built.device is None
     inputs = {tensor.name: tensor for tensor in built.inputs}

@@ -12,6 +12,7 @@ import torch
 from helpers.export_fixtures import Exported
 from rainfusion_trt.export import export_model
 from rainfusion_trt.models import VideoSize, get_model
+from rainfusion_trt.operator.settings import AttentionSettings
 
 # Two float32 programs that order sums differently: a few hundred rounding errors of 6e-8 through
 # two layers stay below 2e-5; a wrong graph is off by more than 1e-2.
@@ -96,11 +97,7 @@ def test_metadata_tells_what_the_file_is(exported):
     assert properties["rainfusion.dtype"] == "float32"
     assert properties["rainfusion.dynamic"] == "true"
     assert json.loads(properties["rainfusion.config"])["num_layers"] == 2
-    assert json.loads(properties["rainfusion.settings"]) == {
-        "alpha": 0.9,
-        "method": "rainfusion",
-        "sink_frames": 1,
-    }
+    assert json.loads(properties["rainfusion.settings"]) == AttentionSettings().record()
     assert properties["rainfusion.attention_nodes"] == "2"
     assert report.facts.attentions == 2
 
@@ -116,7 +113,7 @@ def test_attention_nodes_carry_their_attributes_and_names(exported):
         assert values.pop("alpha") == pytest.approx(0.9)
         assert values == {
             "text": b"first",
-            "method": b"rainfusion",
+            "method": AttentionSettings.method.encode(),
             "sink_frames": 1,
             "scale": 0.0,
             "plugin_namespace": b"rainfusion",

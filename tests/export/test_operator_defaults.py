@@ -22,7 +22,7 @@ from rainfusion_trt.plugin.build import source_directory
 # A package whose one place of Python's defaults says something else, and all who follow it.
 MOVED = {"method": "rainfusion2", "alpha": 0.5, "sink_frames": 3}
 LINES = {
-    '    method: Method = "rainfusion"\n': '    method: Method = "rainfusion2"\n',
+    '    method: Method = "piecewise"\n': '    method: Method = "rainfusion2"\n',
     "    alpha: float = 0.9\n": "    alpha: float = 0.5\n",
     "    sink_frames: int = 1\n": "    sink_frames: int = 3\n",
 }

@@ -40,13 +40,14 @@ def tolerance(q, k, scale):
     return head_size * 2.0**-22 * scale * products + tokens * 2.0**-23
 
 
-def check(layout, q, k, v, **arguments):
-    arguments = {"text": layout.text, "sink_frames": layout.sink_frames, **arguments}
+def check(layout, q, k, v, method="rainfusion", **arguments):
+    places = {"text": layout.text, "sink_frames": layout.sink_frames}
+    arguments = {**places, "method": method, **arguments}
     out, lse = rainfusion_attention(q, k, v, layout.grid, return_lse=True, **arguments)
     assert torch.equal(out, rainfusion_attention(q, k, v, layout.grid, **arguments))
     assert lse.dtype == torch.float32 and lse.shape == q.shape[:3]
     inputs = (q, k, v)  # whose type the means of windows have
-    if arguments.get("method") != "piecewise":
+    if method != "piecewise":
         inputs = tuple(x.float() for x in inputs)
     _, wanted = reference.rainfusion_attention(*inputs, layout.grid, return_lse=True, **arguments)
     plan = classify_heads(q, k, layout.grid, **arguments)
@@ -145,10 +146,11 @@ def test_ring_attention_over_parts_of_the_keys_is_dense_attention(head_size):
     assert error < 1e-2
 
 
-def test_graph_replay_writes_the_log_sum_exp():
+@pytest.mark.parametrize("method", ["rainfusion", "piecewise"])
+def test_graph_replay_writes_the_log_sum_exp(method):
     layout, q, k, v = make((7, 19, 23), 40, "first", 64, torch.bfloat16)
     sparsity = torch.zeros(1, device="cuda")
-    arguments = {"text": "first", "return_lse": True}
+    arguments = {"text": "first", "method": method, "return_lse": True}
     rainfusion_attention(q, k, v, layout.grid, sparsity=sparsity, **arguments)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

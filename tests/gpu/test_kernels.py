@@ -41,8 +41,9 @@ def make(grid, text_tokens, text, sink_frames, head_size, dtype, kinds=MIXED, se
     return layout, q, k, v
 
 
-def check(layout, q, k, v, **arguments):
-    arguments = {"text": layout.text, "sink_frames": layout.sink_frames, **arguments}
+def check(layout, q, k, v, method="rainfusion", **arguments):
+    places = {"text": layout.text, "sink_frames": layout.sink_frames}
+    arguments = {**places, "method": method, **arguments}
     plan = classify_heads(q, k, layout.grid, **arguments)
     wanted_plan = reference.classify_heads(q, k, layout.grid, **arguments)
     differs = plan.kind != wanted_plan.kind
@@ -62,7 +63,7 @@ def check(layout, q, k, v, **arguments):
         )
     out = rainfusion_attention(q, k, v, layout.grid, **arguments)
     inputs = (q, k, v)  # whose type the means of windows have
-    if arguments.get("method") != "piecewise":
+    if method != "piecewise":
         inputs = tuple(x.float() for x in inputs)
     wanted = reference.rainfusion_attention(*inputs, layout.grid, **arguments)
     rows = torch.ones(q.shape[0], layout.tokens, dtype=torch.bool, device=q.device)
@@ -169,28 +170,29 @@ def test_kv_len(head_size, lengths):
 
 def test_every_element_is_written_and_runs_are_bit_equal():
     layout, q, k, v = make((5, 19, 23), 77, "first", 1, 64, torch.bfloat16)
-    first = rainfusion_attention(q, k, v, layout.grid, text="first")
+    first = rainfusion_attention(q, k, v, layout.grid, text="first", method="rainfusion")
     poison = torch.full_like(q, float("nan"))
     del poison
-    second = rainfusion_attention(q, k, v, layout.grid, text="first")
+    second = rainfusion_attention(q, k, v, layout.grid, text="first", method="rainfusion")
     assert first.isfinite().all()
     assert torch.equal(first, second)
 
 
 def test_strided_views_are_read_in_place():
     layout, q, k, v = make((5, 19, 23), 0, "none", 1, 64, torch.bfloat16)
-    wanted = rainfusion_attention(q, k, v, layout.grid)
+    wanted = rainfusion_attention(q, k, v, layout.grid, method="rainfusion")
     packed = torch.stack([q, k, v]).permute(1, 3, 0, 2, 4).contiguous()  # [B, S, 3, N, D]
     views = [packed[:, :, i].transpose(1, 2) for i in range(3)]
-    assert torch.equal(rainfusion_attention(*views, layout.grid), wanted)
+    out = rainfusion_attention(*views, layout.grid, method="rainfusion")
+    assert torch.equal(out, wanted)
 
 
 def test_scale_and_alpha():
     layout, q, k, v = make((5, 19, 23), 0, "none", 1, 128, torch.bfloat16)
     check(layout, q, k, v, scale=0.02)
-    plan = classify_heads(q, k, layout.grid, alpha=0.0)
+    plan = classify_heads(q, k, layout.grid, method="rainfusion", alpha=0.0)
     assert (plan.kind == Kind.TEMPORAL).all()
-    plan = classify_heads(q, k, layout.grid, alpha=1.0)
+    plan = classify_heads(q, k, layout.grid, method="rainfusion", alpha=1.0)
     assert (plan.kind != Kind.DENSE).all()
 
 
@@ -215,7 +217,7 @@ def test_scores_that_rise_from_tile_to_tile(levels, head_size, dtype):
 def test_padding_may_be_nan(sparsity, head_size, dtype):
     layout, q, k, v = make((7, 9, 15), 20, "last", 1, head_size, dtype)
     kv_len = torch.tensor([layout.tokens, SHORT], dtype=torch.int32, device="cuda")
-    arguments = {"text": "last", "sparsity": sparsity, "kv_len": kv_len}
+    arguments = {"text": "last", "sparsity": sparsity, "kv_len": kv_len, "method": "rainfusion"}
     wanted = reference.rainfusion_attention(
         q.float(), k.float(), v.float(), layout.grid, **arguments
     )
@@ -243,10 +245,12 @@ def test_graph_replay_while_sparsity_changes(method):
         assert torch.equal(out, wanted), value
 
 
-def test_two_streams():
+@pytest.mark.parametrize("method", ["rainfusion", "piecewise"])
+def test_two_streams(method):
     layout, q, k, v = make((7, 19, 23), 40, "first", 1, 64, torch.bfloat16)
+    arguments = {"text": "first", "method": method}
     wanted = [
-        rainfusion_attention(q, k, v, layout.grid, text="first", sparsity=s) for s in (0.3, 0.8)
+        rainfusion_attention(q, k, v, layout.grid, sparsity=s, **arguments) for s in (0.3, 0.8)
     ]
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream() for _ in wanted]
@@ -254,7 +258,7 @@ def test_two_streams():
         outs = []
         for stream, s in zip(streams, (0.3, 0.8), strict=True):
             with torch.cuda.stream(stream):
-                outs.append(rainfusion_attention(q, k, v, layout.grid, text="first", sparsity=s))
+                outs.append(rainfusion_attention(q, k, v, layout.grid, sparsity=s, **arguments))
         torch.cuda.synchronize()
         assert all(torch.equal(a, b) for a, b in zip(outs, wanted, strict=True))
 
@@ -266,9 +270,9 @@ def test_offsets_past_2_31_elements():
     base = torch.randn(3, 1, 2, math.prod(grid), 128, device="cuda", dtype=torch.bfloat16)
     q, k, v = (x.repeat(1, heads // 2, 1, 1) for x in base)
     assert q.numel() > 2**31
-    out = rainfusion_attention(q, k, v, grid)
+    out = rainfusion_attention(q, k, v, grid, method="rainfusion")
     assert torch.equal(out[:, -2:], out[:, :2])
-    wanted = reference.rainfusion_attention(*base.float(), grid)
+    wanted = reference.rainfusion_attention(*base.float(), grid, method="rainfusion")
     assert relative_error(out[:, -2:], wanted) < TOLERANCE[torch.bfloat16]
 
 

@@ -33,6 +33,7 @@ KINDS = [
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 SAME = {torch.float16: 2**-11, torch.bfloat16: 2**-8}
 NEAR = {torch.float16: 4e-3, torch.bfloat16: 2e-2}
+METHOD = "rainfusion"  # the one whose kinds the heads are made of
 
 
 def tokens(grid: tuple[int, int, int]) -> int:
@@ -51,7 +52,7 @@ def write_model(path: Path, dtype: str) -> Path:
     shape = ["batch", len(KINDS[0]), "tokens", HEAD_SIZE]
     attributes = {
         "text": "first",
-        "method": "rainfusion",
+        "method": METHOD,
         "alpha": 0.9,
         "sink_frames": 1,
         "scale": 0.0,
@@ -131,9 +132,8 @@ def make_feed(grid, dtype=torch.float16, sparsity=0.0, seed=0) -> dict[str, torc
 
 def torch_path(feed: dict[str, torch.Tensor]) -> torch.Tensor:
     def attention(v):
-        return rainfusion_attention(
-            feed["q"], feed["k"], v, feed["grid"], text="first", sparsity=feed["sparsity"]
-        )
+        settings = {"text": "first", "sparsity": feed["sparsity"], "method": METHOD}
+        return rainfusion_attention(feed["q"], feed["k"], v, feed["grid"], **settings)
 
     return attention(attention(feed["v"]))
 

@@ -129,7 +129,7 @@ def inspect(scheme: str, folder: Path) -> dict[str, Any]:
     def difference(other: torch.Tensor) -> float:
         return ((other - dense).abs().max() / dense.abs().max()).item()
 
-    routing = rainfusion_trt.enable(transformer, sparsity=0.0, model=NAME)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.0, model=NAME, method="rainfusion")
     answer = {
         "layer": type(layer).__name__,
         "weight": f"{type(layer.weight).__name__} {layer.weight.dtype}",

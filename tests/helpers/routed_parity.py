@@ -54,7 +54,7 @@ def check_parity(
     """At sparsity 0 as without, at 0.5 sparse in these attentions and nowhere else."""
     with CountedAttention() as plain:
         dense = outputs(transformer, call)
-    routing = rainfusion_trt.enable(transformer, sparsity=0.0, model=model)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.0, model=model, method="rainfusion")
     try:
         assert relative_error(outputs(transformer, call), dense) < tolerance
         assert routing.report() == (names, (), ())
@@ -75,7 +75,7 @@ def check_full_graph(model: VideoModel, transformer: nn.Module, call: dict[str, 
     """The enabled transformer is a full graph of torch.compile, the same for every sparsity."""
     torch._dynamo.reset()
     counters.clear()
-    routing = rainfusion_trt.enable(transformer, sparsity=0.6, model=model)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.6, model=model, method="rainfusion")
     try:
         sparse = outputs(transformer, call)
         compiled = torch.compile(transformer, backend="eager", fullgraph=True)

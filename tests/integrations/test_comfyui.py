@@ -16,6 +16,7 @@ from torch import nn
 
 from rainfusion_trt import rainfusion_attention
 from rainfusion_trt.errors import DenseAttentionError, InvalidInputError
+from rainfusion_trt.operator.settings import AttentionSettings
 
 HEADS, SIZE = 2, 16
 WIDTH = HEADS * SIZE
@@ -161,7 +162,9 @@ LATENTS = torch.randn(1, 1, 5, 31, 32, generator=torch.Generator().manual_seed(1
 CONTEXT = torch.randn(1, 24, 1, generator=torch.Generator().manual_seed(2))
 
 
-def apply(node, model, sparsity=0.6, dense_steps=0, allow_dense=False, method="rainfusion2"):
+def apply(
+    node, model, sparsity=0.6, dense_steps=0, allow_dense=False, method=AttentionSettings.method
+):
     return node.apply(Patcher(model), sparsity, method, dense_steps, 1, allow_dense)[0]
 
 
@@ -169,9 +172,7 @@ def expected(qkv, text, kv_len=None):
     q, k, v = qkv
     if q.dim() == 3:
         q, k, v = (x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in qkv)
-    out = rainfusion_attention(
-        q, k, v, GRID, text=text, sparsity=0.6, method="rainfusion2", kv_len=kv_len
-    )
+    out = rainfusion_attention(q, k, v, GRID, text=text, sparsity=0.6, kv_len=kv_len)
     return out.transpose(1, 2).flatten(2)
 
 
@@ -256,6 +257,7 @@ def test_another_override_keeps_what_is_not_ours(node):
     "kind, latents, context, arguments, reason",
     [
         (WanModel, LATENTS[:, :, :2], CONTEXT, {}, "clip has 2 latent frames"),
+        (WanModel, LATENTS[:, :, :3, :16, :16], CONTEXT, {}, "one window of method 'piecewise'"),
         (WanModel, LATENTS, CONTEXT.repeat(1, 54, 1)[:, :1280], {}, "text has as many tokens"),
         (LTXVModel, LATENTS[..., :8, :8], CONTEXT, {"keyframe_idxs": 1}, "guide frames"),
         (HunyuanVideo, LATENTS, CONTEXT, {"ref_latent": 1}, "a reference latent"),

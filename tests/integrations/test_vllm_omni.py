@@ -16,6 +16,7 @@ from helpers.required import aside
 from helpers.vllm_omni_loaded import vllm_omni_loaded
 from rainfusion_trt import rainfusion_attention
 from rainfusion_trt.errors import InvalidInputError, LibraryNotFoundError
+from rainfusion_trt.operator.settings import AttentionSettings
 
 GRID = (5, 16, 16)  # ten blocks of 128 keys
 VIDEO = math.prod(GRID)
@@ -117,7 +118,6 @@ def test_a_video_behind_a_prefix(omni, select):
         GRID,
         text="first",
         sparsity=0.7,
-        method="rainfusion2",
     ).transpose(1, 2)
     assert torch.equal(out[:, :used], expected)
     assert torch.isfinite(out).all() and out.shape == q.shape
@@ -193,10 +193,11 @@ def test_errors(omni, select, monkeypatch):
 
 def test_the_method_of_the_environment(omni, select, monkeypatch):
     qkv = tensors(VIDEO)
-    monkeypatch.setenv("RAINFUSION_TRT_METHOD", "piecewise")
-    assert select(sparsity=0.5).settings.method == "piecewise"
+    monkeypatch.setenv("RAINFUSION_TRT_METHOD", "rainfusion2")
+    assert select(sparsity=0.5).settings.method == "rainfusion2"
     other = forward(omni, select(sparsity=0.5), qkv, tail(omni, 0))
     monkeypatch.delenv("RAINFUSION_TRT_METHOD")
+    assert select(sparsity=0.5).settings.method == AttentionSettings.method
     assert not torch.equal(other, forward(omni, select(sparsity=0.5), qkv, tail(omni, 0)))
 
 

@@ -103,7 +103,7 @@ def test_zero_sparsity_is_dense_and_half_is_not(name):
     transformer = tiny(model)
     call = call_of(model, transformer, SIZE)
     dense = forward(transformer, call)
-    routing = rainfusion_trt.enable(transformer, sparsity=0.0)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.0, method="rainfusion")
     # Two float32 softmaxes that sum 448 keys in another order, through two layers.
     torch.testing.assert_close(forward(transformer, call), dense, atol=2e-5, rtol=0)
     assert routing.routed == 2 and routing.model is model
@@ -130,7 +130,7 @@ def test_cross_attention_is_left_alone():
                 routed.append(args)
             return func(*args, **(kwargs or {}))
 
-    rainfusion_trt.enable(transformer, sparsity=0.5)
+    rainfusion_trt.enable(transformer, sparsity=0.5, method="rainfusion")
     with Watch():
         forward(transformer, call)
     for query, key, _, grid, _, kv_len, text, *_ in routed:

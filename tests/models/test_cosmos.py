@@ -110,7 +110,9 @@ def test_a_schedule_reads_the_noise_off_the_timestep():
     model, transformer = tiny(NAMES[0])
     scheduler = UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
     schedule = SigmaSchedule(sparsity=0.5, dense_above=0.8, dense_below=0.1)
-    routing = rainfusion_trt.enable(transformer, scheduler=scheduler, schedule=schedule)
+    routing = rainfusion_trt.enable(
+        transformer, scheduler=scheduler, schedule=schedule, method="rainfusion"
+    )
     size = sizes_of(model)[0][0]
     for sigma, sparsity in ((0.95, 0.0), (0.5, 0.5), (0.05, 0.0)):
         outputs(transformer, call_of(model, transformer, size, 1, sigma=sigma))

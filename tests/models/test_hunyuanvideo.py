@@ -205,7 +205,7 @@ def test_padding_is_never_read(sparsity):
     padded = call["encoder_attention_mask"][..., None] == 0
     other = {**call, "encoder_hidden_states": call["encoder_hidden_states"] + padded * 3.0}
     dense = forward(transformer, call)
-    rainfusion_trt.enable(transformer, sparsity=sparsity)
+    rainfusion_trt.enable(transformer, sparsity=sparsity, method="rainfusion")
     sample = forward(transformer, call)
     torch.testing.assert_close(forward(transformer, other), sample, atol=1e-5, rtol=0)
     assert ((sample - dense).abs().max() > 1e-2) == (sparsity > 0)

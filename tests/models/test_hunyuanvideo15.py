@@ -223,7 +223,8 @@ def test_steps_are_counted_without_a_callback_of_the_pipeline():
     """This diffusers pipeline has no callback_on_step_end and no guidance_scale."""
     transformer = MODEL.create(MODEL.config("tiny", layers=1), dtype=torch.float32)
     pipe, arguments = made_pipeline(transformer), arguments_of(steps=2)
-    with rainfusion_trt.Pipeline(pipe=pipe, backend="torch", device="cpu") as pipeline:
+    options = {"backend": "torch", "device": "cpu", "method": "rainfusion"}
+    with rainfusion_trt.Pipeline(pipe=pipe, **options) as pipeline:
         out = pipeline(**arguments, seed=0, schedule=[0.0, 0.5], profile=True)
         assert out.sparsity == (0.0, 0.5) and [t.step for t in out.timings] == [0, 1]
         assert "step" not in vars(pipe.scheduler)

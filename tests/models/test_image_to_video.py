@@ -107,7 +107,7 @@ def test_zero_sparsity_is_eager_and_more_is_sparse_everywhere(name):
     sizes = [(SIZE, 1), (SIZE if model.one_size else OTHER, 2)]
     calls = [call_of(model, transformer, size, batch=batch) for size, batch in sizes]
     dense = [run(transformer, call) for call in calls]
-    routing = rainfusion_trt.enable(transformer, sparsity=0.0)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.0, method="rainfusion")
     assert routing.model is model
     for call, expected in zip(calls, dense, strict=True):
         # float32 softmaxes that sum in another order.
@@ -125,7 +125,7 @@ def test_the_first_frame_is_exact_after_one_block():
     model, transformer = tiny("hunyuanvideo-i2v", num_layers=1, num_single_layers=0)
     call = call_of(model, transformer)
     dense = run(transformer, call)
-    rainfusion_trt.enable(transformer, sparsity=0.6)
+    rainfusion_trt.enable(transformer, sparsity=0.6, method="rainfusion")
     changed = (run(transformer, call) - dense).abs().amax(dim=(0, 1, 3, 4))
     assert changed[0] < 1e-5 and changed[1:].max() > 1e-3
 
@@ -134,7 +134,7 @@ def test_the_first_frame_is_exact_after_one_block():
 def test_the_whole_transformer_is_one_graph(name):
     model, transformer = tiny(name)
     call = call_of(model, transformer)
-    routing = rainfusion_trt.enable(transformer, sparsity=0.6)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.6, method="rainfusion")
     sparse = run(transformer, call)
     torch._dynamo.reset()
     compiled = torch.compile(transformer, backend="eager", fullgraph=True)

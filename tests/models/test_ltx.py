@@ -47,7 +47,7 @@ def test_zero_sparsity_is_dense_and_half_is_not(name):
     sizes = ((LARGE, 1), (VideoSize(25, 32, 256), 2), (VideoSize(25, 128, 32), 1))
     calls = [call_of(model, transformer, size, batch) for size, batch in sizes]
     dense = [run(transformer, call) for call in calls]
-    routing = rainfusion_trt.enable(transformer, sparsity=0.0)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.0, method="rainfusion")
     for call, right in zip(calls, dense, strict=True):
         assert max(errors(run(transformer, call), right)) < TOLERANCE
     routing.sparsity = 0.5
@@ -68,7 +68,7 @@ def test_compiles_to_one_graph_for_all_steps(name):
 
     model, transformer = tiny(name, num_layers=1)
     call = call_of(model, transformer, LARGE)
-    routing = rainfusion_trt.enable(transformer, sparsity=0.6)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.6, method="rainfusion")
     expected = run(transformer, call)
     torch._dynamo.reset()
     compiled = torch.compile(transformer, backend="eager", fullgraph=True)
@@ -114,7 +114,7 @@ def test_a_mask_over_the_video_leaves_nothing_sparse():
     call = call_of(model, transformer, model.tiny_size)
     call["video_self_attention_mask"] = (torch.rand(1, 72, 72) > 0.3).float()
     dense = run(transformer, call)
-    routing = rainfusion_trt.enable(transformer, sparsity=0.5)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.5, method="rainfusion")
     with pytest.raises(DenseAttentionError, match="video_self_attention_mask.*allow_dense=True"):
         run(transformer, call)
     routing.allow_dense = True

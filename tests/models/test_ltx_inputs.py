@@ -234,7 +234,7 @@ def test_pipeline_runs_it_sparse_in_torch():
     pipe.set_progress_bar_config(disable=True)
     size = {"num_frames": 49, "height": 256, "width": 256}
     with rainfusion_trt.Pipeline(
-        pipe=pipe, backend="torch", sparsity=0.6, device="cpu"
+        pipe=pipe, backend="torch", method="rainfusion", sparsity=0.6, device="cpu"
     ) as pipeline:
         assert pipeline.model is model
         output = pipeline(**text(), **size, num_inference_steps=2, seed=0, output_type="latent")

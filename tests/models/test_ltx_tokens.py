@@ -83,7 +83,7 @@ def test_conditioning_tokens_are_attended_to_by_all(name, place):
         given["audio_sigma"] = given["audio_timestep"][:, 0]
         given["sigma"] = given["audio_timestep"][:, 0]
     dense = run(transformer, given)
-    routing = rainfusion_trt.enable(transformer, sparsity=0.0)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.0, method="rainfusion")
     assert max(errors(run(transformer, given), dense)) < 1e-5
     layout = model.layout(transformer, given)
     assert (layout.text, layout.text_tokens, tuple(layout.grid.shape)) == (place, 64, (5, 8, 8))
@@ -98,7 +98,7 @@ def test_without_a_grid_nothing_is_sparse():
     given = call_of(model, transformer, model.tiny_size)
     given.update(num_frames=1, height=1, width=1)  # as LTXI2VLongMultiPromptPipeline has them
     dense = run(transformer, given)
-    routing = rainfusion_trt.enable(transformer, sparsity=0.5)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.5, method="rainfusion")
     run(transformer, given)
     assert routing.routed == 2  # of the coordinates
     given["video_coords"] = given["video_coords"].flip(-1).roll(5, -1)
@@ -108,7 +108,9 @@ def test_without_a_grid_nothing_is_sparse():
     routing.allow_dense = True
     rainfusion_trt.disable(transformer)
     right = run(transformer, given)
-    routing = rainfusion_trt.enable(transformer, sparsity=0.5, allow_dense=True)
+    routing = rainfusion_trt.enable(
+        transformer, sparsity=0.5, allow_dense=True, method="rainfusion"
+    )
     assert torch.equal(run(transformer, given)[0], right[0])
     assert len(routing.report().dense) == 2 and not torch.equal(right[0], dense[0])
 
@@ -116,7 +118,7 @@ def test_without_a_grid_nothing_is_sparse():
 def test_a_compiled_graph_breaks_where_it_has_to_read_coordinates():
     model, transformer = tiny("ltx-video-2b", num_layers=1)
     given = call_of(model, transformer, model.tiny_size)
-    routing = rainfusion_trt.enable(transformer, sparsity=0.5)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.5, method="rainfusion")
     expected = run(transformer, given)
     for number in ("num_frames", "height", "width"):
         del given[number]

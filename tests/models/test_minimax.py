@@ -176,7 +176,7 @@ def test_blocks_compile_and_the_whole_says_why_not():
     """Each block is a full graph; reading the grid can be in none."""
     transformer = MODEL.create(MODEL.config("tiny", layers=1), dtype=torch.float32)
     call = call_of("keyframes")
-    rainfusion_trt.enable(transformer, sparsity=0.5)
+    rainfusion_trt.enable(transformer, sparsity=0.5, method="rainfusion")
     sparse = outputs(transformer, call)
     whole = torch.compile(transformer, backend="eager", fullgraph=True)
     with pytest.raises(torch._dynamo.exc.Unsupported, match="compile_repeated_blocks"):

@@ -159,7 +159,7 @@ def test_zero_sparsity_is_dense_and_half_is_not(name):
     model, transformer = tiny(name)
     inputs = model.example_inputs(transformer, square(name), batch=1)
     dense = forward(model, transformer, inputs)
-    routing = rainfusion_trt.enable(transformer, sparsity=0.0)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.0, method="rainfusion")
     # Two float32 softmaxes that sum 448 keys in another order, through two layers.
     torch.testing.assert_close(forward(model, transformer, inputs), dense, atol=2e-5, rtol=0)
     assert routing.routed == 2 and routing.model is model

@@ -227,7 +227,7 @@ def test_zero_sparsity_is_dense_and_half_is_not(name):
     sizes = ((model.tiny_size, 2), (VideoSize(13, 48, 80), 1), (square(name), 1))
     calls = [call_of(model, transformer, *size) for size in sizes]
     dense = [run(transformer, call) for call in calls]
-    routing = rainfusion_trt.enable(transformer, sparsity=0.0)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.0, method="rainfusion")
     try:
         assert routing.model is model
         for call, expected in zip(calls, dense, strict=True):
@@ -262,7 +262,7 @@ def test_every_condition_matters(name):
 def test_a_compiled_transformer_is_one_graph(name):
     model, transformer = tiny(name)
     call = call_of(model, transformer, square(name), 1)
-    routing = rainfusion_trt.enable(transformer, sparsity=0.5)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.5, method="rainfusion")
     try:
         expected = run(transformer, call)
         compiled = torch.compile(transformer, backend="eager", fullgraph=True)
@@ -281,7 +281,7 @@ def test_the_first_latent_frame_stays_exact(name):
     assert model.grid_shape(transformer, call)[0] == 7
     seen = []
     hook = transformer.blocks[0].attn1.register_forward_hook(lambda *a: seen.append(a[-1]))
-    routing = rainfusion_trt.enable(transformer, sparsity=0.0)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.0, method="rainfusion")
     try:
         run(transformer, call)
         routing.sparsity = 0.9

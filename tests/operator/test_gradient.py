@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -51,10 +53,12 @@ def test_padding_has_no_gradient():
     assert (actual[1][0, :, 270:] == 0).all()
 
 
-def test_sparse_gradient_is_the_references():
-    q, k, v = leaves()
-    output = rainfusion_trt.rainfusion_attention(q, k, v, GRID, text="last", sparsity=0.7)
-    expected = reference.rainfusion_attention(q, k, v, GRID, text="last", sparsity=0.7)
+@pytest.mark.parametrize(("method", "grid"), [("rainfusion", GRID), ("piecewise", (9, 8, 8))])
+def test_sparse_gradient_is_the_references(method, grid):
+    q, k, v = leaves(tokens=math.prod(grid) + 44)
+    arguments = {"text": "last", "sparsity": 0.7, "method": method}
+    output = rainfusion_trt.rainfusion_attention(q, k, v, grid, **arguments)
+    expected = reference.rainfusion_attention(q, k, v, grid, **arguments)
     actual, right = gradients(output, (q, k, v)), gradients(expected, (q, k, v))
     for a, b in zip(actual, right, strict=True):
         torch.testing.assert_close(a, b)

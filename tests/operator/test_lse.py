@@ -128,7 +128,7 @@ def test_scale_is_used():
 def test_lse_is_float32_for_every_dtype(dtype):
     layout, qkv = heads(CASES[1])
     q, k, v = (x.to(dtype) for x in qkv)
-    arguments = {"text": layout.text, "return_lse": True}
+    arguments = {"text": layout.text, "method": "rainfusion", "return_lse": True}
     out, lse = rainfusion_trt.rainfusion_attention(q, k, v, layout.grid, **arguments)
     assert out.dtype == dtype
     wide = rainfusion_trt.rainfusion_attention(

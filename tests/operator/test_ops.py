@@ -53,8 +53,9 @@ def test_tensors_must_agree(qkv):
 
 
 def test_grid_may_be_a_tensor_of_that_shape(qkv):
-    by_shape = rainfusion_trt.rainfusion_attention(*qkv, torch.empty(GRID), text="last")
-    by_size = rainfusion_trt.rainfusion_attention(*qkv, GRID, text="last")
+    settings = {"text": "last", "method": "rainfusion"}
+    by_shape = rainfusion_trt.rainfusion_attention(*qkv, torch.empty(GRID), **settings)
+    by_size = rainfusion_trt.rainfusion_attention(*qkv, GRID, **settings)
     assert torch.equal(by_shape, by_size)
 
 
@@ -70,6 +71,7 @@ def test_operator_is_well_registered(qkv):
 
 def test_classify_agrees_with_the_reference(qkv):
     q, k, _ = qkv
-    plan = rainfusion_trt.classify_heads(q, k, GRID, text="first", sparsity=0.8)
-    wanted = reference.classify_heads(q, k, GRID, text="first", sparsity=0.8)
+    arguments = {"text": "first", "sparsity": 0.8, "method": "rainfusion"}
+    plan = rainfusion_trt.classify_heads(q, k, GRID, **arguments)
+    wanted = reference.classify_heads(q, k, GRID, **arguments)
     assert all(torch.equal(a, b) for a, b in zip(plan, wanted, strict=True))

@@ -68,6 +68,7 @@ def test_three_kinds_match_brute_force(case, sparsity, head_size):
     kinds = [[Kind.SPATIAL, Kind.TEMPORAL, Kind.TEXTURAL]] * 2
     layout, (q, k, v) = heads(case, kinds, head_size)
     arguments = {"text": layout.text, "sparsity": sparsity, "sink_frames": layout.sink_frames}
+    arguments["method"] = "rainfusion"
     out = reference.rainfusion_attention(q, k, v, layout.grid, **arguments)
     plan = reference.classify_heads(q, k, layout.grid, **arguments)
     for b in range(2):
@@ -106,7 +107,9 @@ def test_synthetic_heads_are_found():
     ]
     layout = TokenLayout((9, 12, 20), 9 * 240 + 30, "first")
     q, k, _ = synthetic_heads(layout, kinds, 64)
-    plan = reference.classify_heads(q, k, layout.grid, text="first", sparsity=0.5)
+    plan = reference.classify_heads(
+        q, k, layout.grid, text="first", sparsity=0.5, method="rainfusion"
+    )
     assert plan.kind.tolist() == kinds
 
 
@@ -117,7 +120,7 @@ def test_keys_past_kv_len_are_not_attended(kind, head_size, kv_len):
     layout, (q, k, v) = heads(((4, 9, 15), 30, "last", 1), [[kind]] * 2, head_size)
     sparsity = 0.0 if kind is Kind.DENSE else 0.5
     lengths = torch.tensor([kv_len, layout.tokens], dtype=torch.int32)
-    arguments = {"text": "last", "sparsity": sparsity, "kv_len": lengths}
+    arguments = {"text": "last", "sparsity": sparsity, "kv_len": lengths, "method": "rainfusion"}
     plan = reference.classify_heads(q, k, layout.grid, **arguments)
     out = reference.rainfusion_attention(q, k, v, layout.grid, **arguments)
     assert out.isfinite().all()
@@ -146,10 +149,11 @@ def test_sparsity_zero_is_dense_attention(method):
     assert (plan.density == 1).all()
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("grid", [(1, 8, 40), (2, 8, 40)])
-def test_fewer_than_two_free_frames_are_dense(grid):
+def test_fewer_than_two_free_frames_are_dense(grid, method):
     q = torch.randn(1, 1, math.prod(grid), D)
-    plan = reference.classify_heads(q, q, grid, sparsity=0.8)
+    plan = reference.classify_heads(q, q, grid, sparsity=0.8, method=method)
     assert (plan.kind == Kind.DENSE).all()
 
 
@@ -209,5 +213,5 @@ def test_scale_and_alpha_are_used():
     layout, (q, k, v) = heads(CASES[0], [[Kind.TEXTURAL]])
     flat = reference.rainfusion_attention(q, k, v, layout.grid, sparsity=0.0, scale=1e-9)
     torch.testing.assert_close(flat, v.mean(2, keepdim=True).expand_as(flat), atol=1e-5, rtol=0)
-    plan = reference.classify_heads(q, k, layout.grid, alpha=0.0)
+    plan = reference.classify_heads(q, k, layout.grid, alpha=0.0, method="rainfusion")
     assert (plan.kind == Kind.TEMPORAL).all()

@@ -7,13 +7,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from helpers import brute_windows
 from helpers.layouts import token_layouts
-from rainfusion_trt.operator.geometry import block_shape
-from rainfusion_trt.operator.windows import WindowCut, single_window, window_shape, windows_meet
+from rainfusion_trt.operator.geometry import TokenLayout, block_shape
+from rainfusion_trt.operator.windows import (
+    WindowCut,
+    single_window,
+    window_shape,
+    windows_cross,
+    windows_meet,
+)
 from rainfusion_trt.plugin.build import source_directory
 
 SIZES = (192, 128, 96, 80)
@@ -71,6 +77,18 @@ def test_the_documents_table_is_the_rule():
 def test_a_single_window_is_told_without_the_search(size, frames, height, width):
     box = window_shape((frames, height, width), size)
     assert single_window(frames, height * width, size) == (box == (frames, height, width))
+
+
+@pytest.mark.parametrize("head_size", [64, 96, 128])
+@settings(max_examples=60, deadline=None)
+@given(frames=st.integers(2, 20), height=st.integers(1, 24), width=st.integers(1, 24))
+@example(frames=6, height=8, width=8)
+@example(frames=16, height=13, width=7)
+def test_windows_that_all_meet_are_told_without_pairs(head_size, frames, height, width):
+    layout = TokenLayout((frames, height, width), frames * height * width, "none", 0)
+    shape = block_shape(head_size)
+    meet = windows_meet(WindowCut(layout, shape.q), WindowCut(layout, shape.k))
+    assert windows_cross(frames, height, width, shape.q, shape.k) == bool(meet.all())
 
 
 layouts = token_layouts(9, 30).filter(lambda layout: layout.free_tokens > 0)

@@ -28,7 +28,12 @@ from tests.helpers.parallel_pipelines import CALL, cogvideox, wan
 from tests.helpers.process_group import in_processes
 
 Pipeline = functools.partial(
-    rainfusion_trt.Pipeline, backend="torch", device="cpu", sparsity=0.6, dense_fraction=0.3
+    rainfusion_trt.Pipeline,
+    backend="torch",
+    device="cpu",
+    method="rainfusion",
+    sparsity=0.6,
+    dense_fraction=0.3,
 )
 
 

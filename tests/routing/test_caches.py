@@ -74,7 +74,7 @@ def test_steps_are_those_of_diffusers(kind, first):
             if what == "cache":
                 transformer.enable_cache(_config(kind, lambda: now[0]))
             elif sparsity is not None:
-                routing = rainfusion_trt.enable(transformer, sparsity=sparsity)
+                routing = rainfusion_trt.enable(transformer, sparsity=sparsity, method="rainfusion")
         outputs, reports = [], []
         for step in range(4):
             now[0] = 900 - 200 * step

@@ -52,7 +52,7 @@ def test_whole_transformer_is_one_graph_for_all_steps(name):
     model, transformer = tiny(name)
     call = call_of(model, transformer)
     dense = run(transformer, call)
-    routing = rainfusion_trt.enable(transformer, sparsity=0.0, model=name)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.0, model=name, method="rainfusion")
     routing.sparsity = 0.6
     sparse = run(transformer, call)
     routing.sparsity = 0.0
@@ -72,7 +72,7 @@ def test_blocks_are_one_graph_for_all_steps(name):
     model, transformer = tiny(name)
     call = call_of(model, transformer)
     dense = run(transformer, call)
-    routing = rainfusion_trt.enable(transformer, sparsity=0.0, model=name)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.0, model=name, method="rainfusion")
     compile_blocks(transformer, backend="eager", fullgraph=True)
     torch.testing.assert_close(run(transformer, call), dense, atol=2e-5, rtol=0)
     before = graphs()
@@ -84,7 +84,7 @@ def test_blocks_are_one_graph_for_all_steps(name):
 def test_diffusers_regional_compilation_shares_one_graph():
     model, transformer = tiny("wan2.1-1.3b", num_layers=4)
     call = call_of(model, transformer)
-    routing = rainfusion_trt.enable(transformer, sparsity=0.5)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.5, method="rainfusion")
     expected = run(transformer, call)
     transformer.compile_repeated_blocks(backend="eager", fullgraph=True)
     torch.testing.assert_close(run(transformer, call), expected)
@@ -102,7 +102,7 @@ def test_compiled_before_enable(how):
     else:
         compiled = torch.compile(transformer, backend="eager", fullgraph=True)
     dense = run(compiled, call)
-    routing = rainfusion_trt.enable(compiled, sparsity=0.7)
+    routing = rainfusion_trt.enable(compiled, sparsity=0.7, method="rainfusion")
     assert rainfusion_trt.routing.routing_of(transformer) is routing
     sparse = run(compiled, call)
     assert (sparse - dense).abs().max() > 1e-3 and routing.routed == 2
@@ -113,7 +113,7 @@ def test_compiled_before_enable(how):
 def test_other_sizes_make_few_graphs():
     """The grid is a shape of the graph and none of its constants."""
     model, transformer = tiny("wan2.1-1.3b")
-    routing = rainfusion_trt.enable(transformer, sparsity=0.5)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.5, method="rainfusion")
     compile_blocks(transformer, backend="eager", fullgraph=True)
     sizes = [(17, 64, 64), (21, 64, 96), (25, 96, 64), (29, 96, 96), (33, 128, 96), (17, 96, 128)]
     for size in sizes:
@@ -127,7 +127,7 @@ def test_other_sizes_make_few_graphs():
 def test_inductor():
     model, transformer = tiny("wan2.1-1.3b", num_layers=1)
     call = call_of(model, transformer)
-    routing = rainfusion_trt.enable(transformer, sparsity=0.5)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.5, method="rainfusion")
     expected = run(transformer, call)
     compiled = torch.compile(transformer, fullgraph=True)
     torch.testing.assert_close(run(compiled, call), expected, atol=1e-4, rtol=0)
@@ -135,7 +135,7 @@ def test_inductor():
     before = graphs()
     rainfusion_trt.disable(transformer)
     dense = run(transformer, call)
-    rainfusion_trt.enable(transformer, sparsity=0.0)
+    rainfusion_trt.enable(transformer, sparsity=0.0, method="rainfusion")
     torch.testing.assert_close(run(compiled, call), dense, atol=1e-4, rtol=0)
     assert graphs() >= before
 
@@ -156,7 +156,7 @@ def test_a_training_step_compiles():
 def test_errors_name_the_block_under_compile():
     model, transformer = tiny("wan2.1-1.3b")
     call = call_of(model, transformer)
-    rainfusion_trt.enable(transformer, sparsity=0.5)
+    rainfusion_trt.enable(transformer, sparsity=0.5, method="rainfusion")
     transformer.blocks[1].attn1.set_processor(type("Other", (), {"__call__": lambda *a: a[2]})())
     compiled = torch.compile(transformer, backend="eager")
     with pytest.raises(rainfusion_trt.errors.RainFusionError, match=r"blocks\.1\.attn1"):

@@ -36,7 +36,7 @@ def check(name: str, feature: Callable[[nn.Module], Any], first: str, *, skipped
     _, transformer = tiny(name)
     if first == "feature":
         feature(transformer)
-    routing = rainfusion_trt.enable(transformer, sparsity=0.0, model=name)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.0, model=name, method="rainfusion")
     if first == "enable":
         feature(transformer)
     torch.testing.assert_close(run(transformer, call), dense, atol=2e-5, rtol=0)
@@ -133,7 +133,7 @@ def test_attention_backends(first):
             call = call_of(model, transformer)
             if first == "feature":
                 transformer.set_attention_backend(backend)
-            routing = rainfusion_trt.enable(transformer, sparsity=0.7)
+            routing = rainfusion_trt.enable(transformer, sparsity=0.7, method="rainfusion")
             if first == "enable":
                 transformer.set_attention_backend(backend)
             if backend in ("native", "_native_math"):  # others need no GPU to be chosen, but to run
@@ -170,7 +170,11 @@ def test_hot_swap_of_a_lora(tmp_path, compiled):
         for index, file in enumerate(files):
             transformer.load_lora_adapter(file, prefix=None, adapter_name="a", hotswap=index > 0)
             if index == 0:
-                routing = rainfusion_trt.enable(transformer, sparsity=0.0) if enabled else None
+                routing = (
+                    rainfusion_trt.enable(transformer, sparsity=0.0, method="rainfusion")
+                    if enabled
+                    else None
+                )
                 if compiled:
                     transformer.compile(backend="eager", fullgraph=True)
             found.append(run(transformer, call))

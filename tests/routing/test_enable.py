@@ -35,7 +35,7 @@ def make(name: str = "cogvideox-5b", dtype=torch.float32):
 def test_zero_sparsity_is_dense_and_half_is_not(name):
     transformer, forward = make(name)
     dense = forward()
-    routing = rainfusion_trt.enable(transformer, sparsity=0.0)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.0, method="rainfusion")
     # Two float32 softmaxes that sum 464 keys in another order, through two layers.
     torch.testing.assert_close(forward(), dense, atol=2e-5, rtol=0)
     assert routing.routed == 2
@@ -73,7 +73,7 @@ def test_operator_gets_layout_settings_and_tensors(monkeypatch):
 def test_sparsity_is_written_in_place():
     """So that a captured CUDA graph reads the new value."""
     transformer, _ = make()
-    routing = rainfusion_trt.enable(transformer, sparsity=0.5)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.5, method="rainfusion")
     tensor = routing._tensor
     routing.sparsity = 0.75
     assert routing._tensor is tensor and tensor.tolist() == [0.75] and routing.sparsity == 0.75
@@ -171,7 +171,7 @@ def test_forward_without_routed_attention_is_an_error():
 def test_a_hook_added_later_survives_disable():
     transformer, forward = make()
     dense = forward()
-    rainfusion_trt.enable(transformer, sparsity=0.5)
+    rainfusion_trt.enable(transformer, sparsity=0.5, method="rainfusion")
     calls, routed = [], transformer.forward
 
     def hook(*args, **kwargs):  # as accelerate's offloading hooks do
@@ -192,7 +192,7 @@ def test_a_forward_of_its_own_comes_back():
         return original(*args, **kwargs)
 
     transformer.forward = own
-    rainfusion_trt.enable(transformer, sparsity=0.5)
+    rainfusion_trt.enable(transformer, sparsity=0.5, method="rainfusion")
     forward()
     rainfusion_trt.disable(transformer)
     assert transformer.forward is own

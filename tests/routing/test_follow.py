@@ -41,7 +41,9 @@ def at(call, timestep):
 def test_a_schedule_follows_the_timestep(seen):
     model, transformer = tiny("wan2.1-1.3b")
     call = call_of(model, transformer)
-    routing = rainfusion_trt.enable(transformer, schedule=FALLING, scheduler=FLOW)
+    routing = rainfusion_trt.enable(
+        transformer, schedule=FALLING, scheduler=FLOW, method="rainfusion"
+    )
     assert routing.sparsity == 0.75
     for timestep, sparsity in ((950, 0.0), (750, 0.75), (500, 0.625), (250, 0.5), (0, 0.5)):
         seen.clear()
@@ -52,7 +54,9 @@ def test_a_schedule_follows_the_timestep(seen):
 def test_setting_the_sparsity_ends_the_schedule(seen):
     model, transformer = tiny("wan2.1-1.3b")
     call = call_of(model, transformer)
-    routing = rainfusion_trt.enable(transformer, schedule=FALLING, scheduler=FLOW)
+    routing = rainfusion_trt.enable(
+        transformer, schedule=FALLING, scheduler=FLOW, method="rainfusion"
+    )
     run(transformer, at(call, 500))
     routing.sparsity = 0.25
     seen.clear()
@@ -91,7 +95,9 @@ def test_what_is_given_goes_before_the_preset(seen):
 def test_layers_stay_dense(seen):
     model, transformer = tiny("wan2.1-1.3b")
     call = call_of(model, transformer)
-    routing = rainfusion_trt.enable(transformer, sparsity=0.5, dense_layers=(0,))
+    routing = rainfusion_trt.enable(
+        transformer, sparsity=0.5, dense_layers=(0,), method="rainfusion"
+    )
     run(transformer, call)
     assert seen == [0.0] + [0.5] * (len(seen) - 1) and len(seen) > 1
     assert routing.report().routed and not routing.report().dense
@@ -104,7 +110,9 @@ def test_layers_stay_dense(seen):
 def test_a_copy_has_schedule_and_layers(seen):
     model, transformer = tiny("wan2.1-1.3b")
     call = call_of(model, transformer)
-    rainfusion_trt.enable(transformer, schedule=FALLING, scheduler=FLOW, dense_layers=(1,))
+    rainfusion_trt.enable(
+        transformer, schedule=FALLING, scheduler=FLOW, dense_layers=(1,), method="rainfusion"
+    )
     run(transformer, at(call, 500))
     seen.clear()
     run(copy.deepcopy(transformer), at(call, 750))
@@ -165,7 +173,9 @@ def test_a_compiled_transformer_follows_it_and_compiles_nothing_anew():
     torch._dynamo.reset()
     model, transformer = tiny("wan2.1-1.3b")
     call = call_of(model, transformer)
-    rainfusion_trt.enable(transformer, schedule=FALLING, scheduler=FLOW, dense_layers=(0,))
+    rainfusion_trt.enable(
+        transformer, schedule=FALLING, scheduler=FLOW, dense_layers=(0,), method="rainfusion"
+    )
     expected = [run(transformer, at(call, timestep)) for timestep in (950, 500, 250)]
     compiled = torch.compile(transformer, backend="eager", fullgraph=True)
     run(compiled, at(call, 100))

@@ -72,7 +72,7 @@ def test_a_processor_set_after_enable(name):
     call = call_of(model, transformer)
     sites = attentions(transformer, model)
     original = next(iter(sites.values())).processor
-    routing = rainfusion_trt.enable(transformer, sparsity=0.5)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.5, method="rainfusion")
     block, attention = list(sites.items())[1]
     attention.set_processor(type(original)())
     with pytest.raises(RainFusionError, match=rf"{block}.*disable\(\), then enable\(\) again"):
@@ -87,7 +87,7 @@ def test_one_block_with_another_backend(caplog):
     model, transformer = tiny("wan2.1-1.3b")
     call = call_of(model, transformer)
     dense = run(transformer, call)
-    routing = rainfusion_trt.enable(transformer, sparsity=0.7)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.7, method="rainfusion")
     sparse = run(transformer, call)
     transformer.blocks[1].attn1.set_attention_backend("_native_math")
     with pytest.raises(RainFusionError, match=r"blocks\.1\.attn1.*'_native_math'"):
@@ -113,7 +113,7 @@ def test_a_backend_for_the_whole_transformer_leaves_self_attention_sparse(before
     try:
         if before:
             transformer.set_attention_backend("_native_math")
-        routing = rainfusion_trt.enable(transformer, sparsity=0.7)
+        routing = rainfusion_trt.enable(transformer, sparsity=0.7, method="rainfusion")
         transformer.set_attention_backend("_native_math")
         run(transformer, call)
         assert routing.routed == 2
@@ -129,7 +129,7 @@ def test_a_backend_for_the_whole_transformer_leaves_self_attention_sparse(before
 def test_too_few_frames(frames, options):
     model, transformer = tiny("cogvideox-5b")
     call = call_of(model, transformer, VideoSize(frames, 64, 96))
-    routing = rainfusion_trt.enable(transformer, sparsity=0.7, **options)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.7, **options, method="rainfusion")
     with pytest.raises(RainFusionError, match=r"sparsity=0\.7 has no effect.*allow_dense=True"):
         run(transformer, call)
     routing.sparsity = 0.0
@@ -159,7 +159,7 @@ def test_a_clip_of_one_window():
 def test_forward_past_the_call():
     model, transformer = tiny("wan2.1-1.3b")
     call = call_of(model, transformer)
-    rainfusion_trt.enable(transformer, sparsity=0.5)
+    rainfusion_trt.enable(transformer, sparsity=0.5, method="rainfusion")
     run(transformer, call)
     with torch.no_grad(), pytest.raises(UnsupportedError, match="call the transformer itself"):
         transformer.forward(**call)
@@ -217,7 +217,7 @@ def test_cross_attention_and_refiners_stay_dense():
         with Watch(count):
             run(transformer, call)
         plain = len(count)
-        routing = rainfusion_trt.enable(transformer, sparsity=0.5, model=name)
+        routing = rainfusion_trt.enable(transformer, sparsity=0.5, model=name, method="rainfusion")
         count.clear()
         with Watch(count):
             run(transformer, call)
@@ -231,7 +231,7 @@ def test_by_tokens_is_left_after_an_error():
     model = Packed()
     size = VideoSize(25, 256, 256)
     call = model.forward_kwargs(model.example_inputs(transformer, size, batch=1))
-    routing = rainfusion_trt.enable(transformer, sparsity=0.5, model=model)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.5, model=model, method="rainfusion")
     dense = F.scaled_dot_product_attention(*[torch.ones(1, 1, 256, 8)] * 3)
     with torch.no_grad(), pytest.raises(RuntimeError):
         transformer(**{**call, "hidden_states": call["hidden_states"][:, 1:]})

@@ -53,7 +53,9 @@ GRIDS = {
 @pytest.mark.parametrize("grid", GRIDS)
 def test_parity_at_0_and_sparse_above(joint, grid):
     module, dense = dit(joint), dit(joint)(**call())
-    routing = rainfusion_trt.enable(module, grid=GRIDS[grid], sparsity=0.0, **place(joint))
+    routing = rainfusion_trt.enable(
+        module, grid=GRIDS[grid], sparsity=0.0, **place(joint), method="rainfusion"
+    )
     torch.testing.assert_close(module(**call()), dense, **CLOSE)
     assert routing.report() == (("attention 0", "attention 1"), (), ())
     routing.sparsity = 0.8
@@ -65,14 +67,23 @@ def test_parity_at_0_and_sparse_above(joint, grid):
 def test_it_computes_the_operator_of_that_grid_and_place(monkeypatch):
     """The sparse result depends on both, so that a grid or place that is lost would show."""
     module = dit("first")
-    rainfusion_trt.enable(module, grid=GRID, sparsity=0.8, **place("first"), sink_frames=2)
+    rainfusion_trt.enable(
+        module, grid=GRID, sparsity=0.8, **place("first"), sink_frames=2, method="rainfusion"
+    )
     expected = dit("first")
 
     def by_hand(query, key, value, attn_mask=None):
         if key.shape[-2] == TEXT_TOKENS:
             return original(query, key, value)
         return rainfusion_attention(
-            query, key, value, torch.empty(GRID), sparsity=0.8, text="first", sink_frames=2
+            query,
+            key,
+            value,
+            torch.empty(GRID),
+            sparsity=0.8,
+            text="first",
+            sink_frames=2,
+            method="rainfusion",
         )
 
     actual = module(**call())
@@ -100,7 +111,9 @@ def test_the_name_of_an_argument_and_dense_layers():
     arguments = {**Packed().forward_kwargs(inputs), "return_dict": GRID}  # it is not looked at
     arguments["return_dict"] = tuple(arguments[n] for n in ("num_frames", "height", "width"))
     dense = module(**arguments)[0]
-    routing = rainfusion_trt.enable(module, grid="return_dict", sparsity=0.6, dense_layers=(0,))
+    routing = rainfusion_trt.enable(
+        module, grid="return_dict", sparsity=0.6, dense_layers=(0,), method="rainfusion"
+    )
     torch.testing.assert_close(module(**arguments)[0], dense, **CLOSE)
     routing.dense_layers = ()
     assert not torch.allclose(module(**arguments)[0], dense, atol=1e-3)
@@ -133,21 +146,23 @@ def test_attention_of_diffusers_gets_processors(name, arguments):
     with pytest.raises(UnsupportedError, match=r"no known model .* or grid= .*survey\("):
         rainfusion_trt.enable(transformer)
     dense = run(transformer, inputs)
-    routing = rainfusion_trt.enable(transformer, grid=(7, 8, 8), sparsity=0.0, **arguments)
+    routing = rainfusion_trt.enable(
+        transformer, grid=(7, 8, 8), sparsity=0.0, **arguments, method="rainfusion"
+    )
     assert not routing.by_tokens
     torch.testing.assert_close(run(transformer, inputs), dense, **CLOSE)
     routing.sparsity = 0.7
     sparse = run(transformer, inputs)
     assert routing.routed == 2 and not torch.allclose(sparse, dense, rtol=1e-2, atol=1e-2)
     rainfusion_trt.disable(transformer)
-    rainfusion_trt.enable(transformer, model=name, sparsity=0.7)
+    rainfusion_trt.enable(transformer, model=name, sparsity=0.7, method="rainfusion")
     assert torch.equal(run(transformer, inputs), sparse)
 
 
 def test_with_processors_it_compiles_whole_and_once():
     transformer, inputs = of_another_class("wan2.1-1.3b")
     grid = lambda call: call["hidden_states"][0, 0, :, ::2, ::2]  # noqa: E731
-    routing = rainfusion_trt.enable(transformer, grid=grid, sparsity=0.7)
+    routing = rainfusion_trt.enable(transformer, grid=grid, sparsity=0.7, method="rainfusion")
     eager = run(transformer, inputs)
     compiled = torch.compile(transformer, backend="eager", fullgraph=True)
     assert torch.equal(run(compiled, inputs), eager) and routing.routed == 2
@@ -201,7 +216,7 @@ def test_bad_arguments_are_named_at_once(arguments, match):
 
 def test_counts_that_do_not_fit_are_named_and_what_would_fit():
     module = dit("last")
-    rainfusion_trt.enable(module, grid=(7, 8, 9), sparsity=0.5)
+    rainfusion_trt.enable(module, grid=(7, 8, 9), sparsity=0.5, method="rainfusion")
     with pytest.raises(DenseAttentionError) as caught:
         module(**call())
     message = str(caught.value)
@@ -215,7 +230,7 @@ def test_a_known_model_on_a_network_that_is_another_names_both_counts():
     """A patch of one row for two: refused in the first attention, by processors and by tokens."""
     transformer, inputs = of_another_class("wan2.1-1.3b")
     transformer.register_to_config(patch_size=(1, 1, 2))
-    rainfusion_trt.enable(transformer, model="wan2.1-1.3b", sparsity=0.5)
+    rainfusion_trt.enable(transformer, model="wan2.1-1.3b", sparsity=0.5, method="rainfusion")
     with pytest.raises(RainFusionError, match=r"from 448 to 448 tokens, and a clip .* has 896"):
         run(transformer, inputs)
     module = PackedTransformer()

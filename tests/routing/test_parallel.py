@@ -76,7 +76,9 @@ def _sequences(rank: int) -> Answers:
     meshes = _meshes()
     for name in CLASSES:
         model, transformer = _model(name)
-        routing = rainfusion_trt.enable(transformer, sparsity=0.6, model=model.name)
+        routing = rainfusion_trt.enable(
+            transformer, sparsity=0.6, model=model.name, method="rainfusion"
+        )
         for batch in (1, 2) if dist.get_world_size() == 4 else (2,):
             call = _call(model, transformer, batch)
             routing.sparsity = 0.0
@@ -108,7 +110,9 @@ def _more(mesh: Any) -> Answers:
     answers = _compiled(mesh) if dist.get_world_size() == 3 else _by_diffusers(mesh)
     model, transformer = _model("hunyuanvideo", num_layers=2)
     call = _call(model, transformer, 2)
-    routing = rainfusion_trt.enable(transformer, sparsity=0.6, model=model.name, allow_dense=True)
+    routing = rainfusion_trt.enable(
+        transformer, sparsity=0.6, model=model.name, allow_dense=True, method="rainfusion"
+    )
     sparse = run(transformer, call)
     routing.sites[1].attention.processor._attention_backend = "_native_math"
     mixed = run(transformer, call)
@@ -126,7 +130,9 @@ def _compiled(mesh: Any) -> Answers:
     for name, full in (("cogvideox-5b", True), ("wan2.1-1.3b", False)):
         model, transformer = _model(name)
         call = _call(model, transformer, 1)
-        routing = rainfusion_trt.enable(transformer, sparsity=0.6, model=model.name)
+        routing = rainfusion_trt.enable(
+            transformer, sparsity=0.6, model=model.name, method="rainfusion"
+        )
         alone = run(transformer, call)
         spread(routing, transformer, mesh)
         routing.sites[0].block.compile(backend="eager", fullgraph=full)
@@ -145,7 +151,9 @@ def _by_diffusers(mesh: Any) -> Answers:
         model, transformer = _model(name)
         call = call_of(model, transformer, VideoSize(25, 128, 128))
         call["encoder_hidden_states"] = call["encoder_hidden_states"][:, : 4 * HEADS]
-        routing = rainfusion_trt.enable(transformer, sparsity=0.6, model=model.name)
+        routing = rainfusion_trt.enable(
+            transformer, sparsity=0.6, model=model.name, method="rainfusion"
+        )
         alone = run(transformer, call)
         routing.sparsity = 0.0
         dense = run(transformer, call)
@@ -176,7 +184,9 @@ def _refusal(name: str, changes: dict[str, Any] | None = None, **degrees: Any) -
     from diffusers.models._modeling_parallel import ParallelConfig
 
     model, transformer = _model(name, **(changes or {}))
-    routing = rainfusion_trt.enable(transformer, sparsity=0.5, model=model.name)
+    routing = rainfusion_trt.enable(
+        transformer, sparsity=0.5, model=model.name, method="rainfusion"
+    )
     config = ParallelConfig(context_parallel_config=ContextParallelConfig(**degrees))
     for site in routing.sites:
         site.processor._parallel_config = config
@@ -218,7 +228,7 @@ def test_a_cache_that_decides_on_each_device_is_refused():
     from diffusers.models._modeling_parallel import ParallelConfig
 
     model, transformer = tiny("wan2.1-1.3b")
-    routing = rainfusion_trt.enable(transformer, sparsity=0.5)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.5, method="rainfusion")
     transformer.enable_cache(FirstBlockCacheConfig(threshold=0.2))
     config = ParallelConfig(context_parallel_config=ContextParallelConfig(ulysses_degree=2))
     for site in routing.sites:

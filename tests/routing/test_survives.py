@@ -24,7 +24,9 @@ def case(request):
     model, transformer = tiny(request.param)
     call = call_of(model, transformer)
     dense = run(transformer, call)
-    routing = rainfusion_trt.enable(transformer, sparsity=0.7, model=request.param)
+    routing = rainfusion_trt.enable(
+        transformer, sparsity=0.7, model=request.param, method="rainfusion"
+    )
     sparse = run(transformer, call)
     assert (sparse - dense).abs().max() > 1e-4
     return model, transformer, call, dense, sparse, routing
@@ -54,7 +56,7 @@ def test_hooks_before_enable_that_go():
     model, transformer = tiny("wan2.1-1.3b")
     call = call_of(model, transformer)
     add_hook_to_module(transformer, ModelHook())
-    rainfusion_trt.enable(transformer, sparsity=0.7)
+    rainfusion_trt.enable(transformer, sparsity=0.7, method="rainfusion")
     sparse = run(transformer, call)
     remove_hook_from_module(transformer, recurse=True)
     assert torch.equal(run(transformer, call), sparse)
@@ -92,7 +94,7 @@ def test_cpu_offload_of_accelerate_then_enable():
     dense = run(transformer, call)
     accelerate.cpu_offload(transformer, execution_device=torch.device("cpu"))
     assert next(transformer.parameters()).is_meta
-    routing = rainfusion_trt.enable(transformer, sparsity=0.0)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.0, method="rainfusion")
     torch.testing.assert_close(run(transformer, call), dense, atol=2e-5, rtol=0)
     routing.sparsity = 0.7
     assert (run(transformer, call) - dense).abs().max() > 1e-4 and routing.routed == 2
@@ -142,7 +144,7 @@ def test_layerwise_casting_and_group_offloading():
 def test_dynamic_quantisation():
     model, transformer = tiny("wan2.1-1.3b")
     call = call_of(model, transformer)
-    rainfusion_trt.enable(transformer, sparsity=0.7)
+    rainfusion_trt.enable(transformer, sparsity=0.7, method="rainfusion")
     quantised = torch.ao.quantization.quantize_dynamic(transformer, {"blocks.0.attn1.to_q"})
     assert "Quantized" in str(quantised.blocks[0].attn1.to_q)
     run(quantised, call)
@@ -153,7 +155,7 @@ def test_under_inference_mode_then_not():
     model, transformer = tiny("wan2.1-1.3b")
     call = call_of(model, transformer)
     with torch.inference_mode():
-        routing = rainfusion_trt.enable(transformer, sparsity=0.5)
+        routing = rainfusion_trt.enable(transformer, sparsity=0.5, method="rainfusion")
         run(transformer, call)
     routing.sparsity = 0.2
     run(transformer, call)
@@ -164,7 +166,7 @@ def test_lora_comes_and_goes():
 
     model, transformer = tiny("wan2.1-1.3b")
     call = call_of(model, transformer)
-    routing = rainfusion_trt.enable(transformer, sparsity=0.7)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.7, method="rainfusion")
     sparse = run(transformer, call)
     config = LoraConfig(r=4, target_modules=["to_q", "to_v"], init_lora_weights=False)
     transformer.add_adapter(config, adapter_name="style")

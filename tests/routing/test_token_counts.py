@@ -57,7 +57,7 @@ def test_a_call_without_what_tells_the_tokens():
 def test_attention_that_is_found_by_its_tokens():
     transformer, model = PackedTransformer(), Packed()
     call = model.forward_kwargs(model.example_inputs(transformer, model.defaults.size, batch=1))
-    rainfusion_trt.enable(transformer, sparsity=0.5, model=model)
+    rainfusion_trt.enable(transformer, sparsity=0.5, model=model, method="rainfusion")
 
     def forward(*_args, **_kwargs):
         return (F.scaled_dot_product_attention(*[torch.ones(1, 1, 7, 8)] * 3),)

@@ -39,7 +39,7 @@ def test_enable(pipe):
         return pipe(**CALL, generator=torch.Generator().manual_seed(0)).frames
 
     dense = generate()
-    routing = rainfusion_trt.enable(pipe.transformer, sparsity=0.7)
+    routing = rainfusion_trt.enable(pipe.transformer, sparsity=0.7, method="rainfusion")
     frames = []
     for _ in range(3):
         frames.append(generate())
@@ -49,7 +49,12 @@ def test_enable(pipe):
 
 def test_pipeline(pipe):
     with rainfusion_trt.Pipeline(
-        pipe=pipe, backend="torch", device="cpu", sparsity=0.7, dense_fraction=0.0
+        pipe=pipe,
+        backend="torch",
+        device="cpu",
+        method="rainfusion",
+        sparsity=0.7,
+        dense_fraction=0.0,
     ) as pipeline:
         dense = pipeline(**CALL, seed=0, sparsity=0.0).frames
         outputs = [pipeline(**CALL, seed=0) for _ in range(3)]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 import rainfusion_trt
 from helpers.cogvideox_pipeline import tiny_pipeline
+from helpers.engine_folders import PLAN, engine_metadata
+from rainfusion_trt.engine.metadata import save_metadata
+from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.graph_file import GraphAccount
 from rainfusion_trt.models import get_model
 from rainfusion_trt.operator.settings import OPERATOR_V1_DEFAULTS, AttentionSettings
@@ -13,32 +18,50 @@ from rainfusion_trt.runtime import artifacts as artifacts_module
 from rainfusion_trt.runtime.artifacts import Artifacts
 from rainfusion_trt.runtime.graphs import Graph
 
+RECORDED = [
+    (None, "rainfusion"),  # records nothing: its nodes have version 1's
+    (AttentionSettings.from_record({"sink_frames": 1}), "rainfusion"),
+    (AttentionSettings("rainfusion"), "rainfusion"),
+    (AttentionSettings("rainfusion2"), "rainfusion2"),
+    (AttentionSettings("piecewise"), "piecewise"),
+]
 
-@pytest.mark.parametrize(
-    ("recorded", "method"),
-    [
-        (None, "rainfusion"),  # records nothing: its nodes have version 1's
-        (AttentionSettings.from_record({"sink_frames": 1}), "rainfusion"),
-        (AttentionSettings("rainfusion2"), "rainfusion2"),
-        (AttentionSettings("piecewise"), "piecewise"),
-    ],
-)
+
+def read(pipe, **files) -> Artifacts:
+    return Artifacts.read(
+        **{"model": None, "engine": {}, "onnx": {}, **files},
+        checkpoint=None,
+        pipe=pipe,
+        settings={},
+        dtype=None,
+    )
+
+
+@pytest.mark.parametrize(("recorded", "method"), RECORDED)
 def test_a_file_keeps_its_method_in_pytorch_too(recorded, method, tmp_path, monkeypatch):
     pipe = tiny_pipeline(get_model("cogvideox-5b"))
     account = GraphAccount(
         model="cogvideox-5b", config=dict(pipe.transformer.config), settings=recorded
     )
     monkeypatch.setattr(artifacts_module, "graph_of_onnx", lambda path: Graph("the file", account))
-    found = Artifacts.read(
-        model=None,
-        engine={},
-        onnx={"transformer": tmp_path / "old.onnx"},
-        checkpoint=None,
-        pipe=pipe,
-        settings={},
-        dtype=None,
-    )
+    found = read(pipe, onnx={"transformer": tmp_path / "old.onnx"})
     assert found.settings.method == method
+
+
+@pytest.mark.parametrize(("recorded", "method"), RECORDED)
+def test_an_engine_keeps_its_method(recorded, method, tmp_path):
+    pipe = tiny_pipeline(get_model("cogvideox-5b"))
+    config = json.loads(json.dumps(dict(pipe.transformer.config)))
+    (tmp_path / "engine.plan").write_bytes(PLAN)
+    save_metadata(tmp_path, engine_metadata(config=config, settings=recorded))
+    written = json.loads((tmp_path / "metadata.json").read_text())["settings"]
+    assert written == ({} if recorded is None else recorded.record())
+    found = read(pipe, engine={"transformer": tmp_path})
+    assert found.settings.method == method
+    if recorded is None:
+        return  # nothing was recorded that another method could be held against
+    with pytest.raises(InvalidInputError, match=f"method='rainfusion_plus' was .* with .*{method}"):
+        found.parts[0].graphs[0].check_settings({"method": "rainfusion_plus"})
 
 
 def test_without_a_file_it_is_the_default():

@@ -19,7 +19,8 @@ from rainfusion_trt.errors import (
 )
 from rainfusion_trt.models import VideoSize, get_model
 
-Pipeline = functools.partial(rainfusion_trt.Pipeline, device="cpu")  # also beside a GPU
+# On the CPU also beside a GPU; piecewise would have one window of clips as small as these.
+Pipeline = functools.partial(rainfusion_trt.Pipeline, device="cpu", method="rainfusion")
 SIZE = VideoSize(frames=9, height=64, width=96)
 CALL = {
     "prompt": "a fox",

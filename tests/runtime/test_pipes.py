@@ -168,7 +168,8 @@ def named(checkpoint, folder, name):
 
 def test_the_class_that_the_checkpoint_names_goes_first(checkpoint, tmp_path):
     folder = named(checkpoint, tmp_path, "CogVideoXVideoToVideoPipeline")
-    with Pipeline("cogvideox", checkpoint=folder, dtype=torch.float32) as pipeline:
+    arguments = {"checkpoint": folder, "dtype": torch.float32, "method": "rainfusion"}
+    with Pipeline("cogvideox", **arguments) as pipeline:
         assert type(pipeline.pipe) is CogVideoXVideoToVideoPipeline
         with pytest.raises(InvalidInputError, match="starts from video"):
             pipeline(**CALL)

@@ -27,7 +27,8 @@ from rainfusion_trt.runtime.base import TensorInfo
 from rainfusion_trt.runtime.denoiser import GraphDenoiser, complete_config
 from rainfusion_trt.runtime.report import CallReport, StepReport
 
-Pipeline = functools.partial(rainfusion_trt.Pipeline, device="cpu")  # also beside a GPU
+# On the CPU also beside a GPU; piecewise would have one window of clips as small as these.
+Pipeline = functools.partial(rainfusion_trt.Pipeline, device="cpu", method="rainfusion")
 SIZE = VideoSize(frames=9, height=64, width=96)
 CALL = {
     "prompt": "a fox",

@@ -8,7 +8,8 @@ import torch
 
 from helpers.serve_workers import TINY, tiny_cogvideox
 from rainfusion_trt.demo.trained import TRAINED_PROMPT, TRAINED_SIZE
-from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.errors import DenseAttentionError, InvalidInputError
+from rainfusion_trt.operator.settings import METHODS, AttentionSettings
 from rainfusion_trt.serve.pipeline_worker import PipelineWorker
 from rainfusion_trt.serve.worker import GenerationRequest, make_worker
 
@@ -26,15 +27,17 @@ def worker():
 
 def request_of(**changes) -> GenerationRequest:
     size = {"width": TINY.width, "height": TINY.height, "frames": TINY.frames}
-    values = {"prompt": "a", "fps": 8, "seed": 3, "steps": 2, "guidance": 1.0, **size, **changes}
-    return GenerationRequest(**values)
+    values = {"prompt": "a", "fps": 8, "seed": 3, "steps": 2, "guidance": 1.0, **size}
+    values["method"] = "rainfusion"  # piecewise has one window of a clip this small
+    return GenerationRequest(**{**values, **changes})
 
 
 def test_what_it_says_of_itself(worker):
     said = worker.describe()
     assert (said.model, said.backend, said.fixed_size) == ("cogvideox-5b", "torch", False)
     assert (said.width, said.height, said.frames) == (TINY.width, TINY.height, TINY.frames)
-    assert said.methods[0] == "rainfusion" and "piecewise" in said.methods
+    assert said.methods[0] == AttentionSettings.method
+    assert sorted(said.methods) == sorted(METHODS)
     assert not said.takes_image and said.takes_negative_prompt
 
 
@@ -72,7 +75,7 @@ def test_presets_and_methods_of_a_request(worker, tmp_path, one_thread):
         output = tmp_path / f"{name}.mp4"
         return worker.generate(request_of(**asked), None, output, lambda *_: None)
 
-    fast = run("fast", preset="fast", frames=33)  # more than one window
+    fast = run("fast", preset="fast", method=None, frames=33)  # more than one window
     assert fast.method == "piecewise" and max(step.sparsity for step in fast.steps) == (
         pytest.approx(0.9)
     )
@@ -80,7 +83,9 @@ def test_presets_and_methods_of_a_request(worker, tmp_path, one_thread):
     assert dense.method is None and all(step.density == 1.0 for step in dense.steps)
     plain = run("plain", method="rainfusion2", sparsity=0.25)
     assert plain.method == "rainfusion2" and plain.steps[1].sparsity == 0.25
-    assert run("usual").method == "rainfusion"
+    assert run("usual", method=None, frames=33).method == AttentionSettings.method
+    with pytest.raises(DenseAttentionError, match="one window of .* larger clip, another method"):
+        run("one window", method=None)
 
 
 @pytest.mark.slow
@@ -90,12 +95,13 @@ def test_the_demo_model_from_a_request_to_a_file(tmp_path):
     said = worker.describe()
     assert (said.width, said.height, said.frames, said.steps) == (320, 256, 49, 30)
     whole = {"width": said.width, "height": said.height, "frames": said.frames}
-    asked = request_of(prompt=TRAINED_PROMPT, sparsity=0.5, **whole)
+    asked = request_of(prompt=TRAINED_PROMPT, method=None, sparsity=0.5, **whole)
     ran = worker.generate(asked, None, tmp_path / "a.mp4", lambda *_: None)
     assert (ran.frames, ran.height, ran.width) == (
         *(TRAINED_SIZE.frames, TRAINED_SIZE.height),
         TRAINED_SIZE.width,
     )
+    assert ran.method == AttentionSettings.method
     assert ran.steps[1].sparsity == 0.5 and ran.steps[1].density < 1.0
 
 
