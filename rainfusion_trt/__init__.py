@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rainfusion_trt.routing import disable as disable
     from rainfusion_trt.routing import enable as enable
     from rainfusion_trt.runtime.pipeline import Pipeline as Pipeline
+    from rainfusion_trt.step_cache.settings import CacheSettings as CacheSettings
 
 __version__ = "0.2.0"
 
@@ -27,6 +28,7 @@ __version__ = "0.2.0"
 # does not import torch and `import rainfusion_trt` does not import TensorRT or diffusers.
 _EXPORTS = {
     "AttentionSettings": "operator.settings",
+    "CacheSettings": "step_cache.settings",
     "HeadPlan": "operator.plan",
     "Kind": "operator.geometry",
     "ParallelConfig": "parallel.config",

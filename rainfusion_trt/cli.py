@@ -12,6 +12,7 @@ from rainfusion_trt.console import OneLineGroup, log_to_terminal, one_line
 from rainfusion_trt.export.cli import main as export
 from rainfusion_trt.runtime.cli import main as run
 from rainfusion_trt.serve.cli import main as serve
+from rainfusion_trt.step_cache.cli import main as calibrate_cache
 
 _TABLE_WIDTH = 140  # columns that the list of models needs
 
@@ -35,6 +36,7 @@ def main(
 app.command("export")(export)
 app.command("run")(run)
 app.command("serve")(serve)
+app.command("calibrate-cache")(calibrate_cache)
 
 
 @app.command()

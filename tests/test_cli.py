@@ -21,7 +21,15 @@ from rainfusion_trt.errors import NotFiniteError
 from rainfusion_trt.models import VideoSize, get_model, model_names
 from rainfusion_trt.plugin.build import source_directory
 
-COMMANDS = ("build-plugin", "build-engine", "run", "serve", "models", "info")
+COMMANDS = (
+    "build-plugin",
+    "build-engine",
+    "run",
+    "serve",
+    "calibrate-cache",
+    "models",
+    "info",
+)
 
 
 def invoke(*arguments: str):

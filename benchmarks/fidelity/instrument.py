@@ -69,6 +69,56 @@ def videos(records: Mapping[str, Record]) -> str:
     return "\n".join(parts)
 
 
+LESS = (0.75, 0.6, 0.5, 0.4, 0.3)
+"""Times against all steps dense, at which caches and sparsities are compared."""
+NEAR = 0.85  # the least of such a time that counts as the same
+
+
+def caching(records: Mapping[str, Record]) -> str:
+    """What caches and sparsities keep of the video where they take the same time."""
+    parts = []
+    for name, record in records.items():
+        rows = record["rows"]
+        for task, steps in dict.fromkeys((row["task"], row["steps"]) for row in rows):
+            mine = [row for row in rows if (row["task"], row["steps"]) == (task, steps)]
+            caches = list(dict.fromkeys(map(_cache_of, mine)))
+            table = [
+                _caching_row(mine, caches, limit, s)
+                for limit in LESS
+                for s in dict.fromkeys(row["sparsity"] for row in mine)
+            ]
+            filled = [cells for cells in table if any(cells[c] for c in caches)]
+            ms = ", ".join(f"s = {s}: {value:.1f}" for s, value in record["step_ms"].items())
+            parts.append(
+                f"{name.replace('_', ' ')}: {task}, {steps} steps, {len(mine[0]['psnr'])} videos; "
+                f"milliseconds of a step ({record['step_ms_from']}): {ms}; PSNR in dB, beside it "
+                f"the time that it takes and the rise of the loss:\n\n{markdown(filled)}"
+            )
+    return "\n".join(parts)
+
+
+def _cache_of(row: Row) -> str:
+    return row["cache"] if row["reuse"] in ("", "output") else f"{row['cache']}, {row['reuse']}"
+
+
+def _caching_row(rows: Sequence[Row], caches: Sequence[str], limit: float, s: float) -> Row:
+    """Of every cache that which takes most of the time, of those that nearly take it."""
+    base = [row for row in rows if row["sparsity"] == 0.0 and row["cache"] == "none"]
+    cells: Row = {"time": f"{limit:g}", "s": f"{s:g}"}
+    for cache in caches:
+        able = [r for r in rows if r["sparsity"] == s and _cache_of(r) == cache]
+        able = [r for r in able if NEAR * limit <= r["time"] <= limit]
+        cells[cache] = ""
+        if not able:
+            continue
+        row = max(able, key=lambda r: r["time"])
+        rise = ""
+        if "loss" in row and base:
+            rise = f", {100 * (row['loss'] / base[0]['loss'] - 1):+.1f} %"
+        cells[cache] = f"{_pm(_mean(row['psnr']), digits=1)} ({row['time']:.2f}{rise})"
+    return cells
+
+
 def vmaf(records: Mapping[str, Record]) -> str:
     """VMAF of a few videos."""
     table = [
@@ -138,6 +188,7 @@ def demo(records: Mapping[str, Record]) -> str:
 SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Record]], str]]] = {
     "film-fixed": ("fixed", fixed),
     "film-videos": ("videos", videos),
+    "film-caching": ("caching", caching),
     "film-vmaf": ("vmaf", vmaf),
     "film-longer-fixed": ("longer_fixed", fixed),
     "film-longer-videos": ("longer_videos", videos),

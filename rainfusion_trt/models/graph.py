@@ -34,6 +34,9 @@ class ModelGraph:
         shapes of an engine follow from them.
     outputs : tuple of str
         Outputs of the graph, in the order in which the transformer returns them.
+    noisy_inputs : tuple of str
+        For each output, the argument of the transformer whose channels begin with the noisy latents
+        that it is the prediction for.
     sequences : mapping
         Axes of the inputs, beside those of the clip, that may vary, such as the length of the text:
         the usual extent, or the key of the transformer's configuration that gives it.
@@ -57,6 +60,7 @@ class ModelGraph:
     defaults: GenerationDefaults
     inputs: tuple[GraphInput, ...]
     outputs: tuple[str, ...] = ("sample",)
+    noisy_inputs: tuple[str, ...] = ("hidden_states",)
     sequences: Mapping[str, int | str] = {}
     one_size: bool = False
     refused: Mapping[str, str] = {}

@@ -95,6 +95,7 @@ class Ltx2(PackedLtx):
         "LTX2HDRPipeline",
     )
     outputs = ("sample", "audio_sample")
+    noisy_inputs = ("hidden_states", "audio_hidden_states")
     sequences = {"text_tokens": TEXT_TOKENS, "audio_tokens": 126}  # 25 a second of sound
     refused = {"attention_kwargs": "leave it out"}
     tiny_size = VideoSize(17, 128, 192)  # 3 x 4 x 6 tokens, 18 of sound

@@ -65,9 +65,9 @@ def explain_obstacle(
         )
     if obstacle == "windows":
         return (
-            f"sparsity={sparsity:g} has no effect: of {' x '.join(map(str, grid))} tokens every query "
-            "window of method 'piecewise' shares some with every key window, which it always attends "
-            "to; use a larger clip, another method or sparsity=0"
+            f"sparsity={sparsity:g} has no effect: of {' x '.join(map(str, grid))} tokens every "
+            "query window of method 'piecewise' shares some with every key window, which it always "
+            "attends to; use a larger clip, another method or sparsity=0"
         )
     return (
         f"sparsity={sparsity:g} has no effect: one window of method 'piecewise' holds all tokens "

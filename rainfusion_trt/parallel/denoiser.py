@@ -18,6 +18,7 @@ from rainfusion_trt.routing.parallel import Ulysses
 from rainfusion_trt.routing.switch import routing_of
 from rainfusion_trt.runtime.denoiser import After, Before, Denoiser
 from rainfusion_trt.runtime.report import CallReport
+from rainfusion_trt.step_cache.cache import StepCache
 
 
 class ParallelDenoiser(Denoiser):
@@ -69,11 +70,13 @@ class ParallelDenoiser(Denoiser):
         self.alone.keep_dense(layers)
 
     @contextmanager
-    def observe(self, before: Before, after: After) -> Iterator[None]:
+    def observe(
+        self, before: Before, after: After, cache: StepCache | None = None
+    ) -> Iterator[None]:
         """Hooks around the calls that this process computes; density is that of all heads."""
         for group in self._groups:
             group.begin()
-        with self.alone.observe(before, lambda report: after(self._of_all_heads(report))):
+        with self.alone.observe(before, lambda report: after(self._of_all_heads(report)), cache):
             yield
 
     def _of_all_heads(self, report: CallReport) -> CallReport:

@@ -17,6 +17,7 @@ from rainfusion_trt.models.base import VideoModel
 from rainfusion_trt.parallel.config import ParallelConfig
 from rainfusion_trt.runtime.denoiser import Denoiser
 from rainfusion_trt.runtime.steps import Flag, Progress
+from rainfusion_trt.step_cache.cache import Decide, alone
 
 if TYPE_CHECKING:
     from rainfusion_trt.parallel.team import Team
@@ -33,19 +34,23 @@ class Alone:
         """Where this process computes."""
         return device
 
-    def denoiser(self, alone: Denoiser, model: VideoModel) -> Denoiser:
+    def denoiser(self, mine: Denoiser, model: VideoModel) -> Denoiser:
         """The denoiser of this process."""
-        return alone
+        return mine
 
     def together(self) -> contextlib.AbstractContextManager[None]:
         """A context for a generation."""
         return contextlib.nullcontext()
 
     def prepare(
-        self, pipe: Any, arguments: dict[str, Any], callback: Callback | None
+        self, pipe: Any, arguments: dict[str, Any], callback: Callback | None, cache: str = ""
     ) -> Callback | None:
         """Make the arguments of a generation those of all; returns the callback to use."""
         return callback
+
+    def decider(self) -> Decide:
+        """What makes one decision of a step cache of those of all processes, in a generation."""
+        return alone
 
     def watched(
         self, progress: Progress | None, cancel: Flag | None
@@ -68,18 +73,18 @@ class Shared(Alone):
     def place(self, device: str | torch.device | None) -> torch.device:
         return self.team.device
 
-    def denoiser(self, alone: Denoiser, model: VideoModel) -> Denoiser:
+    def denoiser(self, mine: Denoiser, model: VideoModel) -> Denoiser:
         from rainfusion_trt.parallel.denoiser import ParallelDenoiser
 
-        return ParallelDenoiser(alone, model, self.team)
+        return ParallelDenoiser(mine, model, self.team)
 
     def together(self) -> contextlib.AbstractContextManager[None]:
         return self.team.together()
 
     def prepare(
-        self, pipe: Any, arguments: dict[str, Any], callback: Callback | None
+        self, pipe: Any, arguments: dict[str, Any], callback: Callback | None, cache: str = ""
     ) -> Callback | None:
-        """One seed, one set of arguments and one callback, the first process's.
+        """One seed, one set of arguments and one callback, the first process's; `cache` names one.
 
         Raises
         ------
@@ -87,7 +92,7 @@ class Shared(Alone):
             The processes were called with different arguments.
         """
         self.team.meet()
-        mine = _digest({**arguments, "callback": callback is not None})
+        mine = _digest({**arguments, "callback": callback is not None, "cache": cache})
         if self.team.agree(lambda: mine) != mine:
             raise InvalidInputError(
                 f"process {self.team.rank} was called with other arguments than process 0: all of "
@@ -98,6 +103,11 @@ class Shared(Alone):
             arguments["output_type"] = "latent"  # the first process alone needs frames
             pipe.set_progress_bar_config(disable=True)
         return None if callback is None else self._shared(callback)
+
+    def decider(self) -> Decide:
+        """The first process decides: GPUs that decide by themselves would wait for each other."""
+        topic = self.team.topic()
+        return lambda step, make: self.team.agree(make, f"{topic}/{step}")
 
     def watched(
         self, progress: Progress | None, cancel: Flag | None

@@ -127,15 +127,27 @@ class Team:
         with self.together():
             _meet(self._store, f"meet/{next(_count)}", self.rank, self.world)
 
-    def agree(self, make: Callable[[], T]) -> T:
+    def topic(self) -> str:
+        """A name that all processes have for what they agree on next, and for nothing else."""
+        return f"topic/{next(_count)}"
+
+    def agree(self, make: Callable[[], T], about: str | None = None) -> T:
         """What `make` gives in the first process, in all of them; its error is that of all.
+
+        Parameters
+        ----------
+        make
+            Called in the first process alone.
+        about
+            What it is about, where not all processes ask for each answer; else all of them have to
+            call this equally often.
 
         Raises
         ------
         ParallelError
             `make` failed in the first process, in the others.
         """
-        key = f"rainfusion/agreed/{next(_count)}"
+        key = f"rainfusion/agreed/{next(_count) if about is None else about}"
         if not self.first:
             with self.together():
                 _wait(self._store, [key], self.config.timeout)

@@ -12,6 +12,8 @@ from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.parallel.config import ParallelConfig
 from rainfusion_trt.parallel.launch import is_first, is_started, launch, reporting
 from rainfusion_trt.runtime import options
+from rainfusion_trt.step_cache.ratios import MagnitudeRatios
+from rainfusion_trt.step_cache.settings import read_cache
 
 if TYPE_CHECKING:
     from rainfusion_trt.runtime.pipeline import Pipeline, PipelineOutput
@@ -42,6 +44,9 @@ def main(
     sparsity: options.Sparsity = None,
     dense_fraction: options.DenseFraction = None,
     dense_layer: options.DenseLayer = None,
+    cache: options.Cache = None,
+    cache_threshold: options.CacheThreshold = None,
+    cache_ratios: options.CacheRatios = None,
     seed: options.Seed = 0,
     fps: options.Fps = None,
     overwrite: options.Overwrite = False,
@@ -69,14 +74,17 @@ def main(
         "dense_fraction": dense_fraction,
     }
     schedule |= {"method": method, "dense_layers": dense_layer}
+    caching = {"cache": cache, "cache_threshold": cache_threshold, "cache_ratios": cache_ratios}
     allowed = {"allow_fallback": allow_fallback, "allow_dense": allow_dense}
     place = {"device": device, "cpu_offload": cpu_offload}
     faster = {"cuda_graph": cuda_graph, "compile": compile}
     _check(output, fps, call, overwrite=overwrite)
+    read_cache(cache, cache_threshold, MagnitudeRatios.read(cache_ratios))
     call |= _read_start(start)
     given = [name for name in (*start, "strength") if call.get(name) is not None]
     _check_takes(model or _exported_model(engine, onnx), checkpoint, given)
     chosen = {"checkpoint": checkpoint, "backend": backend, **files, **schedule, **allowed}
+    chosen |= caching
     chosen |= {**place, **faster, "parallel": _parallel(gpus, split_guidance, timeout)}
     if gpus > 1 and not is_started():
         launch((sys.executable, "-m", "rainfusion_trt.cli", *sys.argv[1:]), gpus)
@@ -176,5 +184,6 @@ def _print_timings(timings: Any) -> None:
     for row in timings:
         times = (f"{row.transformer_ms:.1f}", f"{row.total_ms:.1f}")
         density = "" if row.density is None else f"{row.density:.3f}"
-        table.add_row(str(row.step), f"{row.sparsity:g}", density, *times)
+        sparsity = f"{row.sparsity:g}" if row.ran else "skipped"
+        table.add_row(str(row.step), sparsity, density, *times)
     Console(stderr=True).print(table)

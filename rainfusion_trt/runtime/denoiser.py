@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models.base import VideoModel
 from rainfusion_trt.runtime.base import Backend
-from rainfusion_trt.runtime.report import CallReport
+from rainfusion_trt.runtime.calls import calls_through
+from rainfusion_trt.runtime.report import CallReport, Moment
+from rainfusion_trt.step_cache.cache import StepCache
 
-Before = Callable[[Mapping[str, Any]], None]
+Before = Callable[[Mapping[str, Any]], Moment]
 After = Callable[[CallReport], None]
 
 
@@ -49,15 +52,19 @@ class Denoiser(ABC):
         """Sparsity of the calls from now on, on torch's current stream, without waiting."""
 
     @abstractmethod
-    def observe(self, before: Before, after: After) -> AbstractContextManager[None]:
-        """A context with a hook around every call of the transformer.
+    def observe(
+        self, before: Before, after: After, cache: StepCache | None = None
+    ) -> AbstractContextManager[None]:
+        """A context for a generation, with a hook around every call of the transformer.
 
         Parameters
         ----------
         before
-            Gets the keyword arguments right before the call.
+            Gets the keyword arguments right before the call, and says where it comes.
         after
             Gets what the call ran right after it.
+        cache
+            May answer calls in the transformer's place.
         """
 
     def keep_dense(self, layers: Sequence[int]) -> None:
@@ -91,46 +98,25 @@ class OneDenoiser(Denoiser):
         """What the latest call of the transformer ran."""
 
     @contextmanager
-    def observe(self, before: Before, after: After) -> Iterator[None]:
-        def begin(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            before({"hidden_states": args[0], **kwargs} if args else kwargs)
+    def observe(
+        self, before: Before, after: After, cache: StepCache | None = None
+    ) -> Iterator[None]:
+        def around(inner: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                named = {"hidden_states": args[0], **kwargs} if args else kwargs
+                moment = before(named)
+                if cache is None:
+                    output, ran = inner(*args, **kwargs), self.report()
+                else:
+                    run = functools.partial(inner, *args, **kwargs)
+                    output, ran = cache.call(self.component, moment, named, run, self.report)
+                after(ran)
+                return output
 
-        compiled = self.component._compiled_call_impl
-        if compiled is not None:  # by module.compile(), which would trace hooks with the module
-            with _called_by(self.component, compiled, begin, lambda: after(self.report())):
-                yield
-            return
-        handles = (
-            self.component.register_forward_pre_hook(begin, with_kwargs=True),
-            self.component.register_forward_hook(lambda *_: after(self.report())),
-        )
-        try:
+            return call
+
+        with calls_through(self.component, around):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-@contextmanager
-def _called_by(
-    module: nn.Module,
-    compiled: Callable[..., Any],
-    before: Callable[..., None],
-    after: Callable[[], None],
-) -> Iterator[None]:
-    """Two functions around the calls of a module that is `compiled`, and in no graph of it."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        before(module, args, kwargs)
-        output = compiled(*args, **kwargs)
-        after()
-        return output
-
-    module._compiled_call_impl = call
-    try:
-        yield
-    finally:
-        module._compiled_call_impl = compiled
 
 
 class GraphTransformer(nn.Module):

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rainfusion_trt.runtime.denoiser import After, Before, Denoiser
+from rainfusion_trt.step_cache.cache import StepCache
 
 
 class ExpertsDenoiser(Denoiser):
@@ -37,10 +38,12 @@ class ExpertsDenoiser(Denoiser):
             expert.keep_dense(layers)
 
     @contextmanager
-    def observe(self, before: Before, after: After) -> Iterator[None]:
+    def observe(
+        self, before: Before, after: After, cache: StepCache | None = None
+    ) -> Iterator[None]:
         with ExitStack() as stack:
             for expert in self.experts:
-                stack.enter_context(expert.observe(before, after))
+                stack.enter_context(expert.observe(before, after, cache))
             yield
 
     def describe(self) -> str:

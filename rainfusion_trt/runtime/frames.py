@@ -8,6 +8,7 @@ from rainfusion_trt.runtime.call_arguments import output_type, refusals_of, take
 from rainfusion_trt.runtime.denoiser import Denoiser
 from rainfusion_trt.runtime.finite import check_audio, check_frames
 from rainfusion_trt.runtime.steps import StepRun
+from rainfusion_trt.step_cache.cache import StepCache
 
 
 class Made(NamedTuple):
@@ -19,7 +20,13 @@ class Made(NamedTuple):
 
 
 def make_frames(
-    pipe: Any, denoiser: Denoiser, run: StepRun, arguments: dict[str, Any], *, wanted: bool = True
+    pipe: Any,
+    denoiser: Denoiser,
+    run: StepRun,
+    arguments: dict[str, Any],
+    *,
+    cache: StepCache | None = None,
+    wanted: bool = True,
 ) -> Made:
     """What a diffusers pipeline gives, with its frames in the form that was asked for.
 
@@ -38,7 +45,7 @@ def make_frames(
         arguments = {**arguments, "output_type": "np"}
     try:
         with (
-            denoiser.observe(run.before_call, run.after_call),
+            denoiser.observe(run.before_call, run.after_call, cache),
             run.counting(by_callback=takes_callback(pipe)) as counting,
             refusals_of(pipe),
         ):

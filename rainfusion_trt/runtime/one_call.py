@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,9 @@ from rainfusion_trt.runtime.steps import (
     StepRun,
     check_cancelled,
 )
+from rainfusion_trt.step_cache.check import Caching
+
+logger = logging.getLogger("rainfusion_trt")
 
 
 @dataclass(frozen=True)
@@ -71,13 +75,21 @@ class Caller:
     allow_dense: bool
     sharing: Alone
 
-    def run(self, schedule: Schedule, given: dict[str, Any], watch: Watch) -> PipelineOutput:
+    def run(
+        self,
+        schedule: Schedule,
+        given: dict[str, Any],
+        watch: Watch,
+        caching: Caching | None = None,
+    ) -> PipelineOutput:
         """One call.
 
         Parameters
         ----------
         schedule
             Sparsity of its steps.
+        caching
+            Which of them are skipped.
         given
             Arguments that are given, none of them None.
         watch
@@ -91,9 +103,13 @@ class Caller:
             pipe = self.pipes.for_call(asked)
             arguments = self._arguments(pipe, given)
             steps = step_count(pipe, arguments)
+            if caching is not None:
+                caching.check_call(pipe, steps, denoiser.components, arguments)
             check_plan(schedule, pipe, steps, denoiser, allow_dense=self.allow_dense)
             arguments.update(callback_tensors(callback))
-            callback = self.sharing.prepare(pipe, arguments, callback)
+            callback = self.sharing.prepare(
+                pipe, arguments, callback, repr(caching and caching.settings)
+            )
             model, settings = self.artifacts.model, self.artifacts.settings
             run = StepRun(
                 pipe,
@@ -107,15 +123,25 @@ class Caller:
                 progress=progress,
                 cancel=cancel,
             )
-            made = make_frames(pipe, denoiser, run, arguments, wanted=self.sharing.first)
-        return PipelineOutput(
+            cache = None
+            if caching is not None:
+                logger.info("cache: %s", caching.settings)
+                cache = caching.cache(model, pipe, self.sharing.decider())
+            made = make_frames(
+                pipe, denoiser, run, arguments, cache=cache, wanted=self.sharing.first
+            )
+        output = PipelineOutput(
             made.frames,
             run.reports(),
             denoiser.name,
             run.timings(),
             made.audio,
             made.audio_rate,
+            caching.settings if caching is not None else None,
         )
+        if caching is not None:
+            logger.info("skipped %d of %d steps: %s", *_skips(output))
+        return output
 
     def _arguments(self, pipe: Any, given: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the diffusers pipeline, with defaults, read and checked."""
@@ -136,3 +162,9 @@ class Caller:
             model.check_call({**usual, **arguments})
         say_stretch(pipe, arguments)
         return arguments
+
+
+def _skips(output: PipelineOutput) -> tuple[int, int, str]:
+    """How many steps were skipped, of how many, and which."""
+    named = ", ".join(map(str, output.skipped)) or "none"
+    return len(output.skipped), len(output.steps), named

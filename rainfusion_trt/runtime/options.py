@@ -9,6 +9,7 @@ import typer
 
 from rainfusion_trt.operator.settings import METHODS, AttentionSettings
 from rainfusion_trt.presets import PRESETS
+from rainfusion_trt.step_cache.settings import CACHES
 
 Prompt = Annotated[str, typer.Option(help="What the video shows.")]
 Checkpoint = Annotated[
@@ -54,6 +55,16 @@ DenseFraction = Annotated[
 DenseLayer = Annotated[
     list[int] | None,
     typer.Option(help="Number of a layer that stays dense, from 0, repeatable."),
+]
+Cache = Annotated[
+    str | None, typer.Option(help=f"{', '.join(CACHES)}: skip steps that change little.")
+]
+CacheThreshold = Annotated[
+    float | None,
+    typer.Option(help="Error that may gather over skipped steps; 0 skips none (default: cache's)."),
+]
+CacheRatios = Annotated[
+    Path | None, typer.Option(help="File of calibrate-cache, which --cache mag needs.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
 Fps = Annotated[int | None, typer.Option(help="Frames per second (default: model's).")]

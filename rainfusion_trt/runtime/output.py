@@ -7,6 +7,7 @@ from typing import Any
 
 from rainfusion_trt.runtime.report import StepReport
 from rainfusion_trt.runtime.steps import StepTiming
+from rainfusion_trt.step_cache.settings import CacheSettings
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class PipelineOutput:
         As the diffusers pipeline returns them: `frames[i]` is the clip of the i-th prompt.
     steps : tuple of StepReport
         What every step ran, which need not be what was asked for: its sparsity, how many
-        self-attentions were RainFusion and how many dense, and the share of the token pairs that
-        they computed.
+        self-attentions were RainFusion, how many dense and how many a cache skipped, and the share
+        of the token pairs that were computed.
     backend : str
         Which backend ran.
     audio : Tensor, optional
@@ -30,6 +31,8 @@ class PipelineOutput:
         Its samples per second.
     timings : tuple of StepTiming
         Time of every step, empty unless asked for with ``profile=True``.
+    cache : CacheSettings, optional
+        By what steps were skipped; `skipped` says which.
     """
 
     frames: Any
@@ -38,8 +41,24 @@ class PipelineOutput:
     timings: tuple[StepTiming, ...] = ()
     audio: Any = None
     audio_rate: int | None = None
+    cache: CacheSettings | None = None
 
     @property
     def sparsity(self) -> tuple[float, ...]:
-        """Sparsity of every step that ran; 0 where attention was dense."""
+        """Sparsity of every step; 0 where attention was dense, or nothing ran."""
         return tuple(step.sparsity for step in self.steps)
+
+    @property
+    def skipped(self) -> tuple[int, ...]:
+        """Steps, from 0, in which a step cache answered in the transformer's place."""
+        return tuple(step.step for step in self.steps if not step.ran)
+
+    @property
+    def density(self) -> float | None:
+        """Computed share of the token pairs of all steps, those that were skipped among them.
+
+        None where an engine was sparse, since it does not report what it leaves out.
+        """
+        shares = [step.density for step in self.steps]
+        known = [share for share in shares if share is not None]
+        return sum(known) / len(known) if known and len(known) == len(shares) else None

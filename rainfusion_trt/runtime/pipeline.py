@@ -33,6 +33,9 @@ from rainfusion_trt.runtime.select import candidates
 from rainfusion_trt.runtime.steps import Flag, Progress, StepCallback
 from rainfusion_trt.runtime.turn import Turn
 from rainfusion_trt.sigma_schedule import SigmaSchedule
+from rainfusion_trt.step_cache.check import Caching
+from rainfusion_trt.step_cache.ratios import MagnitudeRatios
+from rainfusion_trt.step_cache.settings import Cache, read_cache
 
 __all__ = ["Pipeline", "PipelineOutput"]
 
@@ -87,6 +90,13 @@ class Pipeline:
         Attention settings of the torch backend; in an exported file they are fixed.
     dense_layers : sequence of int, optional
         Self-attentions, numbered from 0, that stay dense in every step: the torch backend alone.
+    cache : str or CacheSettings, optional
+        Skip steps that change little, on every backend (docs/caching.md): ``"easy"`` by what it
+        sees, ``"mag"`` by calibrated ratios; ``"off"`` by default.
+    cache_threshold : float, optional
+        How much error may gather while steps are skipped; 0 skips none. By default the rule's.
+    cache_ratios : path or MagnitudeRatios, optional
+        What ``rainfusion-trt calibrate-cache`` wrote, for ``cache="mag"`` here or in a call.
     cuda_graph : bool
         Replay each call of the engine as a CUDA graph.
     compile : bool
@@ -136,6 +146,9 @@ class Pipeline:
         alpha: float | None = None,
         sink_frames: int | None = None,
         dense_layers: Sequence[int] | None = None,
+        cache: Cache = None,
+        cache_threshold: float | None = None,
+        cache_ratios: MagnitudeRatios | str | Path | None = None,
         cuda_graph: bool = False,
         compile: bool = False,
         device: str | torch.device | None = None,
@@ -150,6 +163,8 @@ class Pipeline:
         if chosen is not None:
             method = chosen.method if method is None else method
             dense_layers = chosen.dense_layers if dense_layers is None else dense_layers
+        self._ratios = MagnitudeRatios.read(cache_ratios)
+        self.cache = read_cache(cache, cache_threshold, self._ratios)
         self.wait = wait
         self._turn = Turn()
         self._closed = False
@@ -164,6 +179,9 @@ class Pipeline:
             dtype=dtype,
         )
         self.model: VideoModel = self.artifacts.model
+        for ratios in (self._ratios, self.cache.ratios if self.cache else None):
+            if ratios is not None:
+                ratios.check_model(self.model.name)
         names = candidates(backend, self.artifacts.sources, allow_fallback=allow_fallback)
         self._refuse_dense_default(names[0])
         self.sharing = sharing(parallel, device, names)
@@ -223,6 +241,8 @@ class Pipeline:
         seed: int | None = None,
         sparsity: float | None = None,
         schedule: Schedule | None = None,
+        cache: Cache | Caching = None,
+        cache_threshold: float | None = None,
         callback_on_step_end: StepCallback | None = None,
         progress: Progress | None = None,
         cancel: Flag | None = None,
@@ -255,6 +275,8 @@ class Pipeline:
         schedule
             Of this run, instead of `sparsity`: ``schedule(step, steps)``, one value per step, or a
             `SigmaSchedule`.
+        cache, cache_threshold
+            Of this run, instead of those of the constructor; ``cache="off"`` runs every step.
         callback_on_step_end
             As in diffusers.
         progress
@@ -304,7 +326,7 @@ class Pipeline:
             given = {name: value for name, value in kwargs.items() if value is not None}
             chosen = self._schedule_of_call(sparsity, schedule)
             watch = Watch(callback_on_step_end, progress, cancel, profile)
-            output = self._caller.run(chosen, given, watch)
+            output = self._caller.run(chosen, given, watch, self._caching(cache, cache_threshold))
         return output if return_dict else (output.frames,)
 
     def close(self) -> None:
@@ -336,6 +358,17 @@ class Pipeline:
         is_sparse = isinstance(plan, (SparsitySchedule, SigmaSchedule)) and plan.peak > 0
         if name == "onnxruntime" and is_sparse:
             refuse_dense(name, allow_dense=self.allow_dense)
+
+    def _caching(self, cache: Cache | Caching, threshold: float | None) -> Caching | None:
+        """How the steps of a call are cached."""
+        if isinstance(cache, Caching):
+            return cache
+        settings = read_cache(cache, threshold, self._ratios, usual=self.cache)
+        if settings is None:
+            return None
+        if settings.ratios is not None:
+            settings.ratios.check_model(self.model.name)
+        return Caching(settings)
 
     def _schedule_of_call(self, sparsity: float | None, schedule: Schedule | None) -> Schedule:
         if sparsity is not None and schedule is not None:

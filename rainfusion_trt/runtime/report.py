@@ -4,8 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
+
+
+class Moment(NamedTuple):
+    """Where in a generation a call of the transformer comes.
+
+    Attributes
+    ----------
+    step, steps : int
+        Of the segment that runs, from 0, and how many it has.
+    done : int
+        Steps of all segments that are done.
+    """
+
+    step: int
+    steps: int
+    done: int
 
 
 @dataclass(frozen=True)
@@ -21,11 +38,17 @@ class CallReport:
     density : Tensor, optional
         Mean over the routed ones of the computed share of their token pairs, one number on the
         device; None where the backend does not report it.
+    skipped : int
+        Those that did not run, as a cache within the transformer or around it let them out.
+    ran : bool
+        False where a step cache answered in the transformer's place.
     """
 
     routed: int
     dense: int = 0
     density: Tensor | None = None
+    skipped: int = 0
+    ran: bool = True
 
 
 @dataclass(frozen=True)
@@ -37,14 +60,19 @@ class StepReport:
     step : int
         From 0.
     sparsity : float
-        The one in force; 0 where attention was dense, whatever was asked for.
+        The one in force; 0 where attention was dense, whatever was asked for, or nothing ran.
     routed : int
         Self-attentions that RainFusionAttention computed, over all calls of the step.
     dense : int
         Self-attentions that ran dense in its place; above 0 only where ``allow_dense=True``.
     density : float or None
-        Computed share of the token pairs, over all these attentions: 1 where all were dense. None
-        where an engine was sparse, since it does not report what it leaves out.
+        Computed share of the token pairs, over all these attentions: 1 where all were dense, 0
+        where none ran. None where an engine was sparse, since it does not report what it leaves
+        out.
+    skipped : int
+        Self-attentions that a cache within the transformer or around it let out.
+    ran : bool
+        Whether the transformer ran in it at all.
     """
 
     step: int
@@ -52,13 +80,21 @@ class StepReport:
     routed: int
     dense: int
     density: float | None = None
+    skipped: int = 0
+    ran: bool = True
 
     @classmethod
     def of(cls, step: int, planned: float, calls: Sequence[CallReport]) -> StepReport:
         """Of the calls of a step that had `planned` as its sparsity; waits for the device."""
         routed, dense = sum(c.routed for c in calls), sum(c.dense for c in calls)
+        skipped, ran = sum(c.skipped for c in calls), any(c.ran for c in calls)
         sparsity = planned if routed else 0.0
-        return cls(step, sparsity, routed, dense, 1.0 if sparsity == 0.0 else _density(calls))
+        density: float | None
+        if sparsity == 0.0:  # by count: all that ran was dense
+            density = (routed + dense) / (routed + dense + skipped) if skipped else 1.0
+        else:
+            density = _density(calls)
+        return cls(step, sparsity, routed, dense, density, skipped, ran)
 
 
 def _density(calls: Sequence[CallReport]) -> float | None:
@@ -69,4 +105,4 @@ def _density(calls: Sequence[CallReport]) -> float | None:
         if call.density is not None:
             computed += call.routed * float(call.density)
         computed += call.dense
-    return computed / sum(call.routed + call.dense for call in calls)
+    return computed / sum(call.routed + call.dense + call.skipped for call in calls)

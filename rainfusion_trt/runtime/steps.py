@@ -13,7 +13,7 @@ import torch
 
 from rainfusion_trt.errors import DenseAttentionError, GenerationCancelled
 from rainfusion_trt.runtime.finite import check_latents
-from rainfusion_trt.runtime.report import CallReport, StepReport
+from rainfusion_trt.runtime.report import CallReport, Moment, StepReport
 from rainfusion_trt.runtime.schedule import Schedule, planned_sparsity, shortfall, summary
 from rainfusion_trt.sigma_schedule import SigmaSchedule
 
@@ -48,6 +48,8 @@ class StepTiming:
         The step with guidance, scheduler and callback.
     density : float or None
         Computed share of the token pairs, as in `StepReport`.
+    ran : bool
+        False where a step cache answered in the transformer's place.
     """
 
     step: int
@@ -55,6 +57,7 @@ class StepTiming:
     transformer_ms: float
     total_ms: float
     density: float | None = None
+    ran: bool = True
 
 
 class StepClock:
@@ -150,8 +153,8 @@ class StepRun:
         """What the steps ran that have run."""
         return tuple(self._report(step) for step in self._reports)
 
-    def before_call(self, call: Call) -> None:
-        """Right before a call of the transformer.
+    def before_call(self, call: Call) -> Moment:
+        """Right before a call of the transformer; returns where in the generation it comes.
 
         Raises
         ------
@@ -178,6 +181,7 @@ class StepRun:
             self._prepared = self._step
         if self._clock is not None:
             self._calls.append([self._done, self._clock.mark(), None])
+        return Moment(self._step, len(self._planned), self._done)
 
     def after_call(self, report: CallReport) -> None:
         """Right after a call of the transformer.
@@ -304,7 +308,7 @@ class StepRun:
             busy = sum(clock.milliseconds(begin, finish) for _, begin, finish in calls)
             ran = self._report(step)
             whole = clock.milliseconds(start, end)
-            rows.append(StepTiming(step, ran.sparsity, busy, whole, ran.density))
+            rows.append(StepTiming(step, ran.sparsity, busy, whole, ran.density, ran.ran))
             start = end
         return tuple(rows)
 

@@ -70,10 +70,10 @@ class TorchDenoiser(OneDenoiser):
         if routing_of(self.component) is not self._handle:
             return CallReport(0, self._attentions)  # somebody called `disable`
         ran = self._handle.report()
-        routed, dense = len(ran.routed), len(ran.dense)
+        routed, dense, skipped = len(ran.routed), len(ran.dense), len(ran.skipped)
         if not routed or self._handle.by_tokens:
-            return CallReport(routed, dense)
-        return CallReport(routed, dense, self._meter.total / routed)
+            return CallReport(routed, dense, skipped=skipped)
+        return CallReport(routed, dense, self._meter.total / routed, skipped)
 
     def describe(self) -> str:
         face = "kernels" if self.device.type == "cuda" else "reference, made to be read, not fast"

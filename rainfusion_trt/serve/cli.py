@@ -26,6 +26,9 @@ def main(
     engine_2: run.Second = None,
     onnx_2: run.Second = None,
     preset: run.Preset = None,
+    cache: run.Cache = None,
+    cache_threshold: run.CacheThreshold = None,
+    cache_ratios: run.CacheRatios = None,
     device: run.Device = None,
     cuda_graph: run.CudaGraph = False,
     compile: run.Compile = False,
@@ -47,6 +50,7 @@ def main(
     files = {"engine": engine, "onnx": onnx, "engine_2": engine_2, "onnx_2": onnx_2}
     chosen: dict[str, Any] = {"checkpoint": checkpoint, "demo": demo, "model": model, **files}
     chosen |= {"preset": preset, "cuda_graph": cuda_graph, "compile": compile}
+    chosen |= {"cache": cache, "cache_threshold": cache_threshold, "cache_ratios": cache_ratios}
     chosen |= {"cpu_offload": cpu_offload, "vae_tiling": vae_tiling}
     places = {"folder": folder, "database": database, "content": content}
     if settings is not None:
@@ -96,11 +100,15 @@ def _of_options(
     """The settings of what the command line says, looked at before Ray is started."""
     from rainfusion_trt.presets import preset_of
     from rainfusion_trt.serve.settings import ServeSettings
+    from rainfusion_trt.step_cache.ratios import MagnitudeRatios
+    from rainfusion_trt.step_cache.settings import read_cache
 
     _check_source(chosen)
     preset_of(chosen["preset"])
+    ratios = MagnitudeRatios.read(chosen["cache_ratios"])
+    read_cache(chosen["cache"], chosen["cache_threshold"], ratios)
     worker = {
-        "options": {name: _plain(value) for name, value in chosen.items() if value},
+        "options": {name: _plain(value) for name, value in chosen.items() if _is_given(value)},
         "replicas": replicas,
         "gpus": _gpus(device),
     }
@@ -124,6 +132,10 @@ def _check_source(chosen: dict[str, Any]) -> None:
     for name in ("engine", "onnx", "engine_2", "onnx_2"):
         if chosen[name] is not None and not chosen[name].exists():
             raise InvalidInputError(f"--{name.replace('_', '-')} {chosen[name]} does not exist")
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and value is not False
 
 
 def _plain(value: Any) -> Any:

@@ -49,6 +49,7 @@ def steps_of(result: PipelineOutput) -> tuple[StepRan, ...]:
             density=report.density,
             sparse_attentions=report.routed if report.sparsity > 0.0 else 0,
             dense_attentions=report.dense + (report.routed if report.sparsity == 0.0 else 0),
+            skipped_attentions=report.skipped,
             milliseconds=times[report.step].total_ms if report.step in times else None,
             transformer_milliseconds=(
                 times[report.step].transformer_ms if report.step in times else None

@@ -19,6 +19,8 @@ from rainfusion_trt.serve.pipeline_parts import (
     steps_of,
 )
 from rainfusion_trt.serve.worker import GenerationRequest, ModelDescription, OnStep, Ran
+from rainfusion_trt.step_cache.ratios import MagnitudeRatios
+from rainfusion_trt.step_cache.settings import RULES
 from rainfusion_trt.video import save_video, to_uint8
 
 
@@ -37,6 +39,8 @@ class PipelineWorker:
         Decode in tiles.
     preset : str, optional
         What a request gets that names neither preset, sparsity nor method.
+    cache, cache_threshold, cache_ratios
+        Of `Pipeline`, for requests that name no cache; the ratios are for all.
     defaults : mapping, optional
         width, height, frames, fps, steps, guidance: instead of the model's.
     gpus : int
@@ -65,6 +69,9 @@ class PipelineWorker:
         cpu_offload: bool = False,
         vae_tiling: bool = False,
         preset: str | None = None,
+        cache: str | None = None,
+        cache_threshold: float | None = None,
+        cache_ratios: str | None = None,
         defaults: dict[str, Any] | None = None,
         gpus: int = 0,
     ) -> None:
@@ -80,6 +87,8 @@ class PipelineWorker:
         device = device or ("cuda" if gpus else "cpu")
         files = {"engine": engine, "engine_2": engine_2, "onnx": onnx, "onnx_2": onnx_2}
         self._options: dict[str, Any] = {"device": device, "cpu_offload": cpu_offload}
+        self._options |= {"cache": cache, "cache_threshold": cache_threshold}
+        self._options |= {"cache_ratios": MagnitudeRatios.read(cache_ratios)}
         self._exported = any(files.values())
         if demo:
             pipe, extra = demo_pipeline(device)
@@ -104,6 +113,7 @@ class PipelineWorker:
         pipeline, model = self._pipeline, self._pipeline.model
         size = pipeline.artifacts.size or model.defaults.size
         takes = parameters(pipeline.pipe)
+        ratios: MagnitudeRatios | None = self._options["cache_ratios"]
         guidance = takes["guidance_scale"].default if "guidance_scale" in takes else None
         values = {
             "width": size.width,
@@ -121,6 +131,9 @@ class PipelineWorker:
             frames_step=model.vae_frames,
             methods=self._methods(),
             preset=self._preset,
+            caches=tuple(name for name in RULES if name != "mag" or ratios is not None),
+            cache_steps=None if ratios is None else ratios.steps,
+            cache=None if pipeline.cache is None else pipeline.cache.rule,
             takes_image="image" in takes,
             takes_negative_prompt="negative_prompt" in takes,
             **{**values, **self._defaults},
@@ -148,6 +161,8 @@ class PipelineWorker:
                 guidance_scale=request.guidance,
                 seed=request.seed,
                 schedule=schedule,
+                cache=request.cache,
+                cache_threshold=request.cache_threshold,
                 output_type="np",
                 profile=True,
                 progress=lambda done, steps: on_step(done, steps) if done else None,
@@ -178,6 +193,8 @@ class PipelineWorker:
             steps=steps,
             generate_seconds=made - start,
             encode_seconds=time.monotonic() - made,
+            cache=None if result.cache is None else result.cache.rule,
+            cache_threshold=None if result.cache is None else result.cache.threshold,
         )
 
     def fault(self) -> str | None:

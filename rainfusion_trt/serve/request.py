@@ -23,6 +23,7 @@ from rainfusion_trt.presets import PRESETS, preset_of
 from rainfusion_trt.serve.errors import ServiceError
 from rainfusion_trt.serve.settings import Limits
 from rainfusion_trt.serve.worker import GenerationRequest, ModelDescription
+from rainfusion_trt.step_cache.settings import OFF
 from rainfusion_trt.video import check_fps
 
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
@@ -59,7 +60,7 @@ class VideoRequest(BaseModel):
         By default one that is chosen, and told.
     steps, guidance, negative_prompt
         As for diffusers.
-    preset, sparsity, method
+    preset, sparsity, method, cache, cache_threshold
         As for `rainfusion_trt.Pipeline`.
     request_id : str, optional
         Repeating a request with the same id gives the same job. Also the header Idempotency-Key.
@@ -82,6 +83,8 @@ class VideoRequest(BaseModel):
     preset: str | None = None
     sparsity: Annotated[FiniteFloat, Field(ge=0, lt=1)] | None = None
     method: str | None = None
+    cache: str | None = None
+    cache_threshold: Annotated[FiniteFloat, Field(ge=0)] | None = None
     request_id: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,200}$")] | None = None
 
     @model_validator(mode="before")
@@ -178,6 +181,8 @@ def plan(
             param="size",
         )
     _check_sparsity(request, model)
+    steps = _steps(request, model, limits)
+    _check_cache(request, model, steps)
     return GenerationRequest(
         prompt=request.prompt,
         negative_prompt=_negative(request, model),
@@ -186,11 +191,13 @@ def plan(
         frames=frames,
         fps=fps,
         seed=secrets.randbelow(_SEEDS) if request.seed is None else request.seed,
-        steps=_steps(request, model, limits),
+        steps=steps,
         guidance=_guidance(request, model),
         preset=request.preset,
         sparsity=request.sparsity,
         method=request.method,
+        cache=request.cache,
+        cache_threshold=request.cache_threshold,
     )
 
 
@@ -321,4 +328,27 @@ def _check_sparsity(request: VideoRequest, model: ModelDescription) -> None:
         raise ServiceError(
             f"{of} {method[:40]!r}, and this server has {', '.join(model.methods)}",
             param="preset" if request.method is None else "method",
+        )
+
+
+def _check_cache(request: VideoRequest, model: ModelDescription, steps: int) -> None:
+    """A cache that this server cannot have is refused before it is waited for."""
+    cache = model.cache if request.cache is None else request.cache
+    if request.cache is not None and request.cache not in (OFF, *model.caches):
+        known = ", ".join((OFF, *model.caches))
+        raise ServiceError(
+            f"cache {request.cache[:40]!r} is not one of those that this server has: {known}",
+            param="cache",
+        )
+    if request.cache_threshold is not None and cache in (None, OFF):
+        raise ServiceError(
+            f"cache_threshold is {request.cache_threshold:g} without a cache: give cache, or leave "
+            "it out",
+            param="cache_threshold",
+        )
+    if cache == "mag" and steps != model.cache_steps:
+        raise ServiceError(
+            f"cache mag was calibrated for {model.cache_steps} steps, and this request has "
+            f"{steps}: ask for {model.cache_steps}, or for another cache",
+            param="cache",
         )

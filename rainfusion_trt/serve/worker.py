@@ -40,6 +40,12 @@ class ModelDescription(_Record):
         Kinds of sparse attention that can be had, the usual one first; none: attention is dense.
     preset : str or None
         What a request gets that names neither preset, nor sparsity, nor method.
+    caches : tuple of str
+        Ways to skip steps that can be had; "off" is no such way.
+    cache_steps : int or None
+        The number of steps that "mag" was calibrated for.
+    cache : str or None
+        What a request gets that does not name a cache; None: every step runs.
     takes_image, takes_negative_prompt : bool
         Whether the model is made for them.
     """
@@ -57,6 +63,9 @@ class ModelDescription(_Record):
     frames_step: int = 4
     methods: tuple[str, ...] = ()
     preset: str | None = None
+    caches: tuple[str, ...] = ()
+    cache_steps: int | None = None
+    cache: str | None = None
     takes_image: bool = False
     takes_negative_prompt: bool = True
 
@@ -68,7 +77,7 @@ class GenerationRequest(_Record):
     ----------
     guidance : float or None
         None where the model takes none.
-    preset, sparsity, method
+    preset, sparsity, method, cache, cache_threshold
         As for `rainfusion_trt.Pipeline`; None leaves them to the worker.
     """
 
@@ -84,6 +93,8 @@ class GenerationRequest(_Record):
     preset: str | None = None
     sparsity: float | None = None
     method: str | None = None
+    cache: str | None = None
+    cache_threshold: float | None = None
 
 
 class StepRan(_Record):
@@ -94,11 +105,11 @@ class StepRan(_Record):
     step : int
         From 0.
     sparsity : float
-        The one in force; 0 where attention was dense.
+        The one in force; 0 where attention was dense, or the step was skipped.
     density : float or None
         Computed share of the token pairs; None where an engine does not report it.
-    sparse_attentions, dense_attentions : int
-        Self-attentions over all calls of the transformer in this step.
+    sparse_attentions, dense_attentions, skipped_attentions : int
+        Self-attentions over all calls of the transformer in this step; a cache skips whole calls.
     milliseconds, transformer_milliseconds : float or None
         The whole step, and its calls of the transformer.
     """
@@ -108,6 +119,7 @@ class StepRan(_Record):
     density: float | None
     sparse_attentions: int
     dense_attentions: int
+    skipped_attentions: int = 0
     milliseconds: float | None = None
     transformer_milliseconds: float | None = None
 
@@ -119,6 +131,10 @@ class Ran(_Record):
     ----------
     method : str or None
         Of the sparse attentions; None where all were dense.
+    cache : str or None
+        By what steps could be skipped; None where all had to run. What was skipped is in `steps`.
+    cache_threshold : float or None
+        Of that.
     width, height, frames
         Of the video.
     guidance : float or None
@@ -140,6 +156,8 @@ class Ran(_Record):
     steps: tuple[StepRan, ...]
     generate_seconds: float
     encode_seconds: float
+    cache: str | None = None
+    cache_threshold: float | None = None
 
 
 class Worker(Protocol):

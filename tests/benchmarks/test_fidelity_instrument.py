@@ -50,11 +50,36 @@ def video(rule, sparsity, psnr, **more):
     return {**row, **values, **more}
 
 
+def cached(s, cache, time, psnr, loss):
+    row = video("dense" if s == 0 else "piecewise", s, psnr)
+    return {
+        **row,
+        "cache": cache,
+        "reuse": "output",
+        "threshold": time,
+        "time": time,
+        "loss": loss,
+        "ran": [[0, 7]],
+    }
+
+
 @pytest.fixture
 def records():
     sparse = {"density": 0.31, "tiles": 0.33}
+    cost = {"step_ms": {"0": 10.0, "0.8": 4.5}, "step_ms_from": "this model here"}
     return {
         "fixed_3": fixed_record(),
+        "caching_3": {
+            **HEAD,
+            **cost,
+            "rows": [
+                cached(0.0, "none", 1.0, [60.0, 60.0], 2.0),
+                cached(0.0, "easy", 0.62, [30.0, 32.0], 2.02),
+                cached(0.0, "easy", 0.58, [29.0, 29.0], 2.04),
+                cached(0.8, "none", 0.55, [33.0, 35.0], 2.03),
+                cached(0.8, "mag", 0.27, [28.0, 30.0], 2.1),
+            ],
+        },
         "videos_3": {
             **HEAD,
             "rows": [
@@ -146,3 +171,15 @@ def test_document_has_a_section_for_every_file(records, tmp_path):
     filled = fill(f"{bare}\n{marks}", found)
     assert "| windows | 48 x 32 | 0.300 |" in filled
     assert fill(filled, found) == filled
+
+
+def test_caches_and_sparsities_at_equal_times(records):
+    text = sections(records)["film-caching"]
+    lines = [line for line in text.splitlines() if line.startswith("| 0.")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells == [  # 0.62 is less than 0.85 of 0.75
+        ["0.6", "0", "", "29.0 ± 0.0 (0.58, +2.0 %)", ""],
+        ["0.6", "0.8", "34.0 ± 1.0 (0.55, +1.5 %)", "", ""],
+        ["0.3", "0.8", "", "", "29.0 ± 1.0 (0.27, +5.0 %)"],
+    ]
+    assert "s = 0: 10.0, s = 0.8: 4.5" in text and "this model here" in text

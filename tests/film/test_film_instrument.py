@@ -115,6 +115,20 @@ def test_the_whole_instrument(tmp_path):
         assert len(row["psnr"]) == len(row["flicker"]) == 2
         if row["rule"].startswith("dense"):
             assert min(row["psnr"]) > 60
+    words = ["--seeds", "2", "--steps", "6", "--sparsity", "0", "0.8", "--thresholds", "0", "9"]
+    run(*module, "caching", *model, *words, "--shots", "2")
+    cached = json.loads((out / "caching_1.json").read_text())
+    assert cached["complete"] and set(cached["step_ms"]) == {"0", "0.8"}
+    at = {(r["task"], r["cache"], r["threshold"], r["sparsity"]): r for r in cached["rows"]}
+    assert len(at) == len(cached["rows"]) == 3 * 2 * 5
+    for (task, cache, threshold, s), row in at.items():
+        whole = at[task, "none", 0.0, s]
+        assert all(ran[0] == 0 and ran[-1] == row["steps"] - 1 for ran in row["ran"])
+        if cache != "none" and threshold == 9 and row["steps"] == 6:
+            assert all(len(ran) < 6 for ran in row["ran"]) and row["density"] < whole["density"]
+            assert row["time"] < whole["time"] and row["loss"] != whole["loss"]
+        if cache != "none" and threshold == 0:
+            assert row["ran"] == whole["ran"] and row["psnr"] == whole["psnr"]
     index = json.loads((out / "lossless_1_0.json").read_text())
     assert {e["rule"] for e in index} == {"dense", TARGET, "rainfusion2"}
     assert read_video(out, index[-1]).shape == (5, 96, 128, 3)

@@ -28,7 +28,8 @@ VALUES = st.one_of(
 OPTIONS = {
     "run": {
         "values": """prompt output model engine onnx engine-2 onnx-2 backend negative-prompt steps
-            guidance frames height width sparsity dense-fraction seed fps device""",
+            guidance frames height width sparsity dense-fraction seed fps device
+            cache cache-threshold cache-ratios""",
         "flags": "overwrite cuda-graph cpu-offload vae-tiling allow-fallback allow-dense profile",
         "needed": ("--prompt", "a fox", "--checkpoint", "nowhere"),
     },

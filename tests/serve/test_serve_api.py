@@ -255,7 +255,10 @@ BAD = [
     ({"prompt": "a", "preset": "best"}, "preset", "quality, balanced, fast"),
     ({"prompt": "a", "sparsity": 1.0}, "sparsity", "less than 1"),
     ({"prompt": "a", "method": "magic"}, "method", "this server has rainfusion, piecewise"),
-    ({"prompt": "a", "cache": "on"}, "cache", "is no field"),
+    ({"prompt": "a", "loops": "on"}, "loops", "is no field"),
+    ({"prompt": "a", "cache": "on"}, "cache", "this server has: off"),
+    ({"prompt": "a", "cache": "off", "cache_threshold": 0.1}, "cache_threshold", "without a cache"),
+    ({"prompt": "a", "cache_threshold": -0.1}, "cache_threshold", "greater than or equal to 0"),
     ({"prompt": "a", "request_id": "a b"}, "request_id", "pattern"),
     ({"prompt": "a", "input_reference": "x"}, "input_reference", "image_url"),
     (

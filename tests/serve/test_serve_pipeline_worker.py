@@ -10,8 +10,12 @@ from helpers.serve_workers import TINY, tiny_cogvideox
 from rainfusion_trt.demo.trained import TRAINED_PROMPT, TRAINED_SIZE
 from rainfusion_trt.errors import DenseAttentionError, InvalidInputError
 from rainfusion_trt.operator.settings import METHODS, AttentionSettings
+from rainfusion_trt.serve.errors import ServiceError
 from rainfusion_trt.serve.pipeline_worker import PipelineWorker
+from rainfusion_trt.serve.request import VideoRequest, plan
+from rainfusion_trt.serve.settings import Limits
 from rainfusion_trt.serve.worker import GenerationRequest, make_worker
+from rainfusion_trt.step_cache.ratios import MagnitudeRatios
 
 
 class Stop(Exception):  # noqa: N818  (no error)
@@ -86,6 +90,39 @@ def test_presets_and_methods_of_a_request(worker, tmp_path, one_thread):
     assert run("usual", method=None, frames=33).method == AttentionSettings.method
     with pytest.raises(DenseAttentionError, match="one window of .* larger clip, another method"):
         run("one window", method=None)
+
+
+def test_a_cache_of_a_request(worker, tmp_path, one_thread):
+    assert (worker.describe().caches, worker.describe().cache) == (("easy",), None)
+
+    def run(name, **asked):
+        output = tmp_path / f"{name}.mp4"
+        return worker.generate(request_of(steps=4, **asked), None, output, lambda *_: None)
+
+    cached = run("cached", cache="easy", cache_threshold=1e9)
+    assert (cached.cache, cached.cache_threshold) == ("easy", 1e9)
+    whole = cached.steps[0].dense_attentions
+    found = [(s.sparse_attentions + s.dense_attentions, s.skipped_attentions) for s in cached.steps]
+    assert found == [(whole, 0), (whole, 0), (0, whole), (whole, 0)]
+    assert cached.steps[2].density == 0.0
+    plain = run("plain")
+    assert plain.cache is None and all(step.skipped_attentions == 0 for step in plain.steps)
+
+
+def test_a_cache_for_requests_that_name_none(tmp_path):
+    ratios = MagnitudeRatios("cogvideox-5b", "S", (2.0, 1.0), None, (None, 1.0))
+    file = tmp_path / "ratios.json"
+    file.write_text(ratios.text())
+    options = {"cache": "easy", "cache_threshold": 0.2, "cache_ratios": str(file)}
+    worker = tiny_cogvideox(**options)
+    said = worker.describe()
+    worker.close()
+    assert (said.caches, said.cache_steps, said.cache) == (("easy", "mag"), 2, "easy")
+    asked = VideoRequest(prompt="a", cache="mag", steps=3)
+    with pytest.raises(ServiceError, match="calibrated for 2 steps, and this request has 3"):
+        plan(asked, said, Limits(), image=False)
+    usual = plan(VideoRequest(prompt="a", cache_threshold=0.1), said, Limits(), image=False)
+    assert (usual.cache, usual.cache_threshold) == (None, 0.1)
 
 
 @pytest.mark.slow

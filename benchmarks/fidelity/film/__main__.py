@@ -9,24 +9,36 @@ import argparse
 import time
 from pathlib import Path
 
+from rainfusion_trt.step_cache.settings import REUSES
+
 STARTED = time.monotonic()
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     p = argparse.ArgumentParser(prog="benchmarks.fidelity.film", description=__doc__)
-    p.add_argument("what", choices=("fixed", "videos"))
+    p.add_argument("what", choices=("fixed", "videos", "caching"))
     p.add_argument("--weights", type=Path, required=True, help="of benchmarks.film --save-weights")
     p.add_argument("--data", type=Path, required=True, help="the film and TAEF2, anywhere below")
     p.add_argument("--clips", type=Path, help="folder of real footage")
     p.add_argument("--output", type=Path, required=True, help="folder for what is written")
     p.add_argument("--limit", type=float, default=550, help="seconds for everything")
     p.add_argument("--shots", type=int, default=8, help="fixed: shots of a source, times 3")
-    p.add_argument("--only", nargs="*", default=[], help="names of rules")
+    p.add_argument("--only", nargs="*", default=[], help="names of rules; caching: of tasks")
     p.add_argument("--sparsity", type=float, nargs="*", help="of piecewise; sets the densities")
     p.add_argument("--matched", type=Path, help="videos: JSON of `fixed`, for sparsities")
     p.add_argument("--seeds", type=int, default=8, help="videos: generations, and clips to restore")
     p.add_argument("--steps", type=int, nargs="*", default=[30, 8, 4], help="videos: denoising")
+    p.add_argument("--thresholds", type=float, nargs="*", help="caching: of every rule")
+    p.add_argument("--reuse", choices=REUSES, nargs="*", default=["output"], help="caching")
+    p.add_argument("--max-skips", type=int, default=3, help="caching: the most in a row")
+    p.add_argument(
+        "--step-ms",
+        type=_step_ms,
+        nargs="*",
+        metavar="S=MS",
+        help="caching: a step of another model at every sparsity, 0 too; else measured here",
+    )
     p.add_argument("--keep", type=int, default=3, help="videos: pairs written losslessly")
     p.add_argument("--hold-out", type=int, default=7, help="as in training")
     p.add_argument("--frames", type=int, help="as in training")
@@ -37,10 +49,16 @@ def parse() -> argparse.Namespace:
     return options
 
 
+def _step_ms(text: str) -> tuple[float, float]:
+    s, _, milliseconds = text.partition("=")
+    return float(s), float(milliseconds)
+
+
 def main() -> None:
     """Run on one process of a group that torchrun started, or alone."""
     options = parse()
     from benchmarks.fidelity.film.bench import open_bench
+    from benchmarks.fidelity.film.caching import measure_caching
     from benchmarks.fidelity.film.entries import SPARSITIES
     from benchmarks.fidelity.film.fixed import measure_fixed
     from benchmarks.fidelity.film.videos import measure_videos
@@ -59,6 +77,8 @@ def main() -> None:
         sparsities = options.sparsity or SPARSITIES
         if options.what == "fixed":
             measure_fixed(bench, options.output, options.shots, until, sparsities, options.only)
+        elif options.what == "caching":
+            measure_caching(bench, options, until)
         else:
             measure_videos(bench, options, until)
 

@@ -74,18 +74,38 @@ class Task:
     first: Callable[[int], tuple[Tensor, Tensor]]
 
 
+Step = Callable[[int, int, Tensor, Callable[[], Tensor]], Tensor]
+"""Number of a step, number of steps, noisy latents, the model -> velocity."""
+
+
+def every_step(step: int, steps: int, x: Tensor, run: Callable[[], Tensor]) -> Tensor:
+    """Every step runs."""
+    return run()
+
+
 @torch.no_grad()
-def integrate(bench: Bench, task: Task, item: int, attention: Attention) -> Tensor:
+def integrate(
+    bench: Bench, task: Task, item: int, attention: Attention, step: Step = every_step
+) -> Tensor:
     """Normalised latents [T, 32, h, w] by Euler steps, dense above :data:`DENSE_ABOVE`."""
     x, text = task.first(item)
     dtype = next(bench.model.parameters()).dtype
     times = torch.linspace(task.start, 0, task.steps + 1, device=bench.device)
-    for now, then in zip(times[:-1], times[1:], strict=True):
-        chosen = dense_attention if now > DENSE_ABOVE + 1e-6 else attention
-        with Attending(chosen, bench.scene.tokens):
-            out = velocity(bench.model, x.to(dtype), now[None], text[None].to(dtype), bench.rotary)
+    for number, (now, then) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        noisy = x.to(dtype)
+        run = partial(model_velocity, bench, noisy, now, text, attention)
+        out = step(number, task.steps, noisy, run)
         x = x + (then - now) * out.float()
     return x[0]
+
+
+def model_velocity(
+    bench: Bench, noisy: Tensor, now: Tensor, text: Tensor, attention: Attention
+) -> Tensor:
+    """The model's velocity [1, T, 32, h, w] at a time, dense above :data:`DENSE_ABOVE`."""
+    chosen = dense_attention if now > DENSE_ABOVE + 1e-6 else attention
+    with Attending(chosen, bench.scene.tokens):
+        return velocity(bench.model, noisy, now[None], text[None].to(noisy.dtype), bench.rotary)
 
 
 def dense_steps(task: Task) -> int:
@@ -163,8 +183,12 @@ class Videos:
         labels: dict[str, Any],
         attention: Attention,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ) -> None:
-        """The same videos with another attention; scores come with :meth:`finish`."""
+        step: Callable[[], Step] = lambda: every_step,
+    ) -> dict[str, Any]:
+        """The same videos with another attention; scores come with :meth:`finish`.
+
+        Each video has its steps by a new `step`. Returns the row, which the caller may add to.
+        """
         task = self._task()
         dense_number = dense_steps(task)
         row: dict[str, Any] = {"task": task.name, "steps": task.steps, "dense_steps": dense_number}
@@ -173,7 +197,7 @@ class Videos:
         scores = []
         for item in self._mine():
             with context():
-                latents = integrate(self.bench, task, item, attention)
+                latents = integrate(self.bench, task, item, attention, step())
             dense, picture = self.dense[item]
             found = self.decode(latents)
             error = float((latents - dense).norm() / dense.norm())
@@ -188,10 +212,12 @@ class Videos:
             row["tiles"] = sums[2] / sums[3]
         self.pending.append((row, scores))
         logger.info("%s, %d steps: %s, %.1f s", *_named(row), time.monotonic() - begin)
+        return row
 
     def finish(self) -> list[dict[str, Any]]:
         """Rows with every item's scores, the same on all processes."""
-        self.pack.finish()
+        if self.keep:
+            self.pack.finish()
         rows = []
         for row, scores in self.pending:
             mine = [(item, error, *pending.result()) for item, error, pending in scores]
