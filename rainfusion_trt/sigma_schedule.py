@@ -85,17 +85,35 @@ class SigmaSchedule:
         is_dense = (sigma > self.dense_above) | (sigma < self.dense_below)
         return torch.where(is_dense, 0.0, sparsity)
 
-    def per_step(self, scheduler: Any, steps: int) -> tuple[float, ...]:
-        """The sparsity of the last `steps` timesteps that a diffusers scheduler was set to."""
+    def per_step(
+        self, scheduler: Any, steps: int, *, from_sigmas: bool = False
+    ) -> tuple[float, ...]:
+        """The sparsity of the last `steps` timesteps that a diffusers scheduler was set to.
+
+        Parameters
+        ----------
+        scheduler
+            Of a pipeline.
+        steps
+            How many it runs.
+        from_sigmas
+            Whether the pipeline gives the transformer the scheduler's sigmas, of which timesteps
+            may be roundings: `VideoModel.timesteps_are_sigmas`.
+        """
         import torch
 
-        timesteps = torch.as_tensor(scheduler.timesteps).cpu()[-steps:]
-        if len(timesteps) != steps:
+        levels = NoiseLevels.of(scheduler)
+        timesteps = torch.as_tensor(scheduler.timesteps).cpu()
+        count = len(timesteps)
+        if count < steps:
             raise InvalidInputError(
-                f"{type(scheduler).__name__} has {len(timesteps)} timesteps for {steps} steps: use "
+                f"{type(scheduler).__name__} has {count} timesteps for {steps} steps: use "
                 "a schedule by steps, such as a function of (step, steps)"
             )
-        return tuple(self.at(NoiseLevels.of(scheduler).sigma(timesteps)).tolist())
+        sigma = levels.sigma(timesteps)
+        if from_sigmas:  # behind the last one is that of the finished clip
+            sigma = torch.as_tensor(scheduler.sigmas).cpu()[:count]
+        return tuple(self.at(sigma[count - steps :]).tolist())
 
     def __str__(self) -> str:
         ends = " to ".join(dict.fromkeys(f"{sparsity:g}" for _, sparsity in reversed(self.points)))

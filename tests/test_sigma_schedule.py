@@ -127,6 +127,27 @@ def test_the_last_timesteps_count():
         SigmaSchedule(0.5).per_step(scheduler, 11)
 
 
+def test_sigmas_that_the_transformer_gets_decide():
+    """Cosmos gives its transformer the scheduler's sigmas, of which timesteps are roundings."""
+    scheduler = diffusers.UniPCMultistepScheduler(
+        use_flow_sigmas=True,
+        use_karras_sigmas=True,
+        prediction_type="flow_prediction",
+        sigma_min=0.01,
+        sigma_max=200.0,
+    )
+    scheduler.set_timesteps(36)
+    sigma = scheduler.sigmas[:-1]
+    rounded = NoiseLevels.of(scheduler).sigma(scheduler.timesteps)
+    step = int((sigma - rounded).argmax())
+    schedule = SigmaSchedule(0.5, dense_above=float(sigma[step] + rounded[step]) / 2)
+    # As `enable` has it, which sees what the transformer is called with.
+    wanted = tuple(schedule.at(sigma).tolist())
+    assert schedule.per_step(scheduler, 36, from_sigmas=True) == wanted
+    assert schedule.per_step(scheduler, 36) != wanted
+    assert schedule.per_step(scheduler, 9, from_sigmas=True) == wanted[-9:]
+
+
 def test_schedulers_that_do_not_say_are_refused():
     with pytest.raises(UnsupportedError, match="EDMEulerScheduler does not say how noisy"):
         NoiseLevels.of(diffusers.EDMEulerScheduler())

@@ -1,10 +1,11 @@
-"""A node for ComfyUI; link this folder into ``custom_nodes``. docs/integrations.md says more."""
+"""Nodes for ComfyUI; link this folder into ``custom_nodes``. docs/integrations.md says more."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from rainfusion_trt.integrations.comfyui import Wanted, patch
+from rainfusion_trt.integrations.comfyui_engine import replace
 from rainfusion_trt.operator.settings import METHODS, AttentionSettings
 
 
@@ -65,5 +66,42 @@ class RainFusionAttention:
         return (patch(model, Wanted(settings, sparsity, dense_steps, allow_dense)),)
 
 
-NODE_CLASS_MAPPINGS = {"RainFusionAttention": RainFusionAttention}
-NODE_DISPLAY_NAME_MAPPINGS = {"RainFusionAttention": "RainFusion attention"}
+class RainFusionEngine:
+    """An engine in the place of a loaded Wan."""
+
+    CATEGORY = "model_patches/rainfusion"
+    DESCRIPTION = "A TensorRT engine, or an exported ONNX file, in the place of Wan's transformer."
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "apply"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  (ComfyUI's name)
+        """Widgets and their ranges."""
+        attention = RainFusionAttention.INPUT_TYPES()["required"]
+        file = {"default": "", "tooltip": "Folder of build-engine, or an exported .onnx file"}
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "file": ("STRING", file),
+                **{name: attention[name] for name in ("sparsity", "dense_steps", "allow_dense")},
+            }
+        }
+
+    def apply(
+        self, model: Any, file: str, sparsity: float, dense_steps: int, allow_dense: bool
+    ) -> tuple[Any]:
+        """A clone of the model that runs the engine."""
+        made = replace(
+            model, file, sparsity=sparsity, dense_steps=dense_steps, allow_dense=allow_dense
+        )
+        return (made,)
+
+
+NODE_CLASS_MAPPINGS = {
+    "RainFusionAttention": RainFusionAttention,
+    "RainFusionEngine": RainFusionEngine,
+}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "RainFusionAttention": "RainFusion attention",
+    "RainFusionEngine": "RainFusion engine",
+}

@@ -25,7 +25,8 @@ class RoutedTransformer(nn.Module):
     def forward(self, inputs: dict[str, Tensor], sparsity: Tensor) -> tuple[Tensor, ...]:
         call = self._source.arguments(inputs)
         layout = self._source.layout(call)
-        with AttentionRoute(layout, sparsity, self._settings) as route:
+        within = self._source.within
+        with AttentionRoute(layout, sparsity, self._settings, within=within) as route:
             outputs = all_outputs(self._source.call(call))
         self._check(route)
         return outputs

@@ -51,6 +51,8 @@ class GraphSource:
         Finds grid, text place and valid length of self-attention from the call's keyword arguments.
     attentions
         Expected number of self-attentions; None accepts any but 0.
+    within
+        The modules whose attention they are; where there are none, their tokens tell them.
     outputs
         Names of what a call gives, in its order.
     identity
@@ -70,6 +72,7 @@ class GraphSource:
     eager: Callable[[dict[str, Any]], Outputs]
     layout: Callable[[dict[str, Any]], AttentionLayout]
     attentions: int | None = None
+    within: tuple[nn.Module, ...] = ()
     outputs: tuple[str, ...] = ("sample",)
     identity: Mapping[str, Any] = field(default_factory=dict)
     loras: tuple[FusedLora, ...] = ()
@@ -99,6 +102,14 @@ def source_of_model(
     model.prepare(transformer, size)
     config = cast("Mapping[str, Any]", transformer.config)
     public = {k: v for k, v in config.items() if not k.startswith("_")}
+    attentions = model.attention_count(config)
+    own = tuple(m for n, m in transformer.named_modules() if model.is_self_attention(n, m))
+
+    def layout(call: dict[str, Any]) -> AttentionLayout:
+        found = model.layout(transformer, call)
+        if len(own) != attentions:
+            model.check_lengths(found, call)
+        return found
 
     return GraphSource(
         name=model.name,
@@ -109,8 +120,9 @@ def source_of_model(
         arguments=model.forward_kwargs,
         call=partial(model.call, transformer),
         eager=partial(model.eager, transformer),
-        layout=partial(model.layout, transformer),
-        attentions=model.attention_count(config),
+        layout=layout,
+        attentions=attentions,
+        within=own if len(own) == attentions else (),
         outputs=model.outputs,
         identity={
             "component": component,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -150,7 +150,7 @@ def _wrapper(wanted: Wanted, reader: Callable[..., Place]) -> Callable[..., Any]
         bound = inspect.signature(executor.original).bind(*args, **kwargs)
         call = {**bound.arguments, **bound.arguments.get("kwargs", {})}
         options = call.get("transformer_options") or {}
-        if wanted.sparsity == 0.0 or _is_dense_step(wanted, options):
+        if wanted.sparsity == 0.0 or is_dense_step(wanted, options):
             return executor(*args, **kwargs)
         place = reader(executor.class_obj, call)
         obstacle = place.problem or _obstacle(place, wanted, None)
@@ -237,7 +237,14 @@ def _is_padding(attention: _Attention, forward: _Forward) -> bool:
     return True
 
 
-def _is_dense_step(wanted: Wanted, options: dict[str, Any]) -> bool:
+def is_dense_step(wanted: Wanted, options: Mapping[str, Any]) -> bool:
+    """Whether the sampler is at one of the first steps, which stay dense.
+
+    Raises
+    ------
+    InvalidInputError
+        There are such steps, and it does not say its sigmas.
+    """
     if not wanted.dense_steps:
         return False
     levels, now = options.get("sample_sigmas"), options.get("sigmas")

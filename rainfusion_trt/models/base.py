@@ -194,23 +194,31 @@ class VideoModel(ModelGraph, ABC):
     # -- attention ------------------------------------------------------------------------------
 
     def layout(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> AttentionLayout:
-        """Token grid, text place and valid length of a forward call.
+        """Token grid, text place and valid length of a forward call."""
+        grid = self._grid(transformer, forward_kwargs)
+        if self.text == "none":
+            return AttentionLayout(grid=grid, text="none")
+        text_tokens = forward_kwargs["encoder_hidden_states"].shape[-2]
+        return AttentionLayout(grid=grid, text=self.text, text_tokens=text_tokens)
+
+    def check_lengths(self, layout: AttentionLayout, forward_kwargs: Mapping[str, Any]) -> None:
+        """Refuse a call whose self-attention cannot be told from others by its tokens alone.
+
+        Where no module of `is_self_attention` tells it.
 
         Raises
         ------
         UnsupportedError
-            Self-attention and cross-attention could not be told apart.
+            Attention to the text has the same lengths.
         """
-        grid = self._grid(transformer, forward_kwargs)
-        text_tokens = forward_kwargs["encoder_hidden_states"].shape[-2]
-        if self.text != "none":
-            return AttentionLayout(grid=grid, text=self.text, text_tokens=text_tokens)
-        if grid.numel() == text_tokens:
+        text = forward_kwargs.get("encoder_hidden_states")
+        if layout.text != "none" or not isinstance(text, Tensor):
+            return
+        if layout.grid.numel() == text.shape[-2]:
             raise UnsupportedError(
-                f"{self.name}: a clip of {text_tokens} tokens is as long as the text, so that "
+                f"{self.name}: a clip of {text.shape[-2]} tokens is as long as the text, so that "
                 "self-attention and cross-attention look alike; choose another size"
             )
-        return AttentionLayout(grid=grid, text="none")
 
     def grid_shape(
         self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]

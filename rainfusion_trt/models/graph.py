@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,6 +15,9 @@ from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models.clip import GenerationDefaults, VideoSize
 from rainfusion_trt.models.inputs import CLIP_AXES, GraphInput, extent_of
 from rainfusion_trt.models.transformer import as_transformer
+
+TextBounds = tuple[int | None, int | None]
+"""The fewest and the most tokens of text; None for no bound."""
 
 
 class ModelGraph:
@@ -217,7 +221,9 @@ class ModelGraph:
             )
         return replace(size, frames=frames)
 
-    def check_call(self, arguments: Mapping[str, Any]) -> None:  # noqa: B027
+    def check_call(  # noqa: B027
+        self, arguments: Mapping[str, Any], *, text_tokens: TextBounds = (None, None)
+    ) -> None:
         """Refuse a call of the pipeline some of whose forwards no graph is of.
 
         Where arguments tell it, so that it is said before any work.
@@ -226,6 +232,8 @@ class ModelGraph:
         ----------
         arguments : mapping
             Of the call, those that are not given by the pipeline's defaults.
+        text_tokens
+            The fewest and the most tokens of text that the graphs take; None for no bound.
 
         Raises
         ------
@@ -233,9 +241,34 @@ class ModelGraph:
             There are such forwards.
         """
 
+    def check_media(self, arguments: Mapping[str, Any], *, exported: bool) -> None:  # noqa: B027
+        """Refuse pictures and clips that do not fit the clip that a call asks for.
+
+        Parameters
+        ----------
+        arguments : mapping
+            As in `check_call`; pictures are images of Pillow, clips lists of them.
+        exported : bool
+            Whether a graph runs, and not PyTorch.
+
+        Raises
+        ------
+        InvalidInputError
+            One does not fit; said before any work.
+        """
+
     def check_frames(self, frames: int) -> None:
         """Raise InvalidInputError if the model makes no clip of that many frames."""
         self._latent_frames(frames)
+
+    def frame_counts(self) -> tuple[int, int]:
+        """The smallest number of frames of a clip, and the step from each to the next."""
+        allowed = []
+        for frames in range(1, 3 * self.vae_frames + 2):
+            with contextlib.suppress(InvalidInputError):
+                self._latent_frames(frames)
+                allowed.append(frames)
+        return allowed[0], allowed[1] - allowed[0]
 
     def _latent_frames(self, frames: int) -> int:
         if frames < 1 or (frames - 1) % self.vae_frames:

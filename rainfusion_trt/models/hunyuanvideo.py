@@ -18,9 +18,10 @@ from typing import Any, Literal
 
 import torch
 
-from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models.base import ConfigSize, GenerationDefaults, GraphInput, VideoSize
 from rainfusion_trt.models.examples import constant, prompt_masks
+from rainfusion_trt.models.graph import TextBounds
 from rainfusion_trt.models.hunyuan import Hunyuan
 
 _CONFIGS: dict[ConfigSize, dict[str, Any]] = {
@@ -46,10 +47,20 @@ _CONFIGS: dict[ConfigSize, dict[str, Any]] = {
     },
 }
 _PROMPT_TOKENS = 256  # what the pipeline pads prompts to
-# From an image, the prompt is without the 4 tokens of the template's end, and behind every second
-# (latent concatenation) or fourth (token replacement) of the image's 576 tokens.
-_CONCAT_TOKENS = _PROMPT_TOKENS - 4 + 576 // 2
-_REPLACE_TOKENS = _PROMPT_TOKENS - 4 + 576 // 4
+
+
+def _with_image(prompt_tokens: int, every: int) -> int:
+    """Tokens of the text from an image.
+
+    The prompt is without the 4 tokens of the template's end, and behind some of the image's 576:
+    every second (latent concatenation) or fourth (token replacement).
+    """
+    return prompt_tokens - 4 + -(-576 // every)
+
+
+_CONCAT_EVERY, _REPLACE_EVERY = 2, 4
+_CONCAT_TOKENS = _with_image(_PROMPT_TOKENS, _CONCAT_EVERY)
+_REPLACE_TOKENS = _with_image(_PROMPT_TOKENS, _REPLACE_EVERY)
 
 
 class HunyuanVideo(Hunyuan):
@@ -145,6 +156,28 @@ class HunyuanVideo(Hunyuan):
                 )
             config.update({kind: min(layers, config[kind]) for kind in kinds})
         return config
+
+    def check_call(
+        self, arguments: Mapping[str, Any], *, text_tokens: TextBounds = (None, None)
+    ) -> None:
+        """Also of negative prompts, to which diffusers gives every second token of the image.
+
+        Whatever it gives to the prompt: with token replacement the two have different lengths.
+        """
+        embeds = arguments.get("negative_prompt_embeds") is not None
+        scale = arguments.get("true_cfg_scale") or 1.0
+        if self.image is None or embeds or scale <= 1.0 or arguments.get("negative_prompt") is None:
+            return
+        prompt = arguments.get("max_sequence_length") or _PROMPT_TOKENS
+        negative = _with_image(prompt, _CONCAT_EVERY)
+        low, high = text_tokens
+        if negative < (low or 1) or negative > (high or negative):
+            takes = f"{low}" if low == high else f"{low or 1} to {high}"
+            raise UnsupportedError(
+                f"{self.name}: true_cfg_scale={scale:g} with negative_prompt: diffusers makes "
+                f"{negative} tokens of text of it, and this graph takes {takes}; leave both out, "
+                "export with --dynamic and build for both lengths, or use backend='torch'"
+            )
 
     def attention_count(self, config: Mapping[str, Any]) -> int:
         return config["num_layers"] + config["num_single_layers"]

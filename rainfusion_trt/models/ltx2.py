@@ -23,6 +23,7 @@ from rainfusion_trt.models.base import (
     VideoSize,
 )
 from rainfusion_trt.models.examples import constant, prompt_masks
+from rainfusion_trt.models.graph import TextBounds
 from rainfusion_trt.models.inputs import extent_of
 from rainfusion_trt.models.layout import token_grid
 from rainfusion_trt.models.ltx import PackedLtx, steps_from_zero
@@ -173,7 +174,9 @@ class Ltx2(PackedLtx):
         audio_tokens = max(1, round(size.frames / self.defaults.fps * second))
         return {**super().extents(config, size, batch), "audio_tokens": audio_tokens}
 
-    def check_call(self, arguments: Mapping[str, Any]) -> None:
+    def check_call(
+        self, arguments: Mapping[str, Any], *, text_tokens: TextBounds = (None, None)
+    ) -> None:
         """Also of guidance other than by the prompt, which is on by default."""
         asked = {name: arguments.get(name) for name in _NO_GUIDANCE}
         on = [

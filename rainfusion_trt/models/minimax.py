@@ -69,9 +69,9 @@ class MiniMaxH3(VideoModel):
     pipeline_class = "MiniMaxH3ModularPipeline"
     guidance_batch = False
     no_graph = (
-        "its transformer has two outputs, video and sound, its grid lies in values of an input, "
-        "and diffusers drives it by modular blocks alone; a graph has one output, a grid of shapes "
-        "and a pipeline: use rainfusion_trt.enable(pipe.transformer)"
+        "diffusers has modular blocks for it and no pipeline, and its token grid lies in the "
+        "values of position_ids, which no shape of a graph gives: use "
+        "rainfusion_trt.enable(pipe.transformer) in those blocks"
     )
     vae_pixels = 16
     vae_frames = 17

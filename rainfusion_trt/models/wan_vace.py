@@ -56,6 +56,33 @@ class WanVace(Wan):
         count = len(images) if isinstance(images, (list, tuple)) else int(images is not None)
         return self._without_latents(size, count, "reference_images")
 
+    def check_media(self, arguments: Mapping[str, Any], *, exported: bool) -> None:
+        """The control video has the size of the clip, and for a graph its frames.
+
+        The pipeline makes a larger one smaller, never a smaller one larger, and encodes all of its
+        frames; the transformer pads what is missing behind the last one.
+        """
+        video = arguments.get("video")
+        if not video or isinstance(video[0], list):  # a batch, which the pipeline refuses
+            return
+        height, width = arguments["height"], arguments["width"]
+        unit = self.vae_pixels * self.patch_pixels
+        size = video[0].height, video[0].width
+        if size[0] * size[1] > height * width:
+            scale = min(width / size[1], height / size[0])
+            size = int(size[0] * scale), int(size[1] * scale)
+        if tuple(extent // unit * unit for extent in size) != (height, width):
+            raise InvalidInputError(
+                f"video has {video[0].width}x{video[0].height} pixels (width x height) and the "
+                f"clip {width}x{height}, which it controls pixel by pixel: scale it to that"
+            )
+        frames = arguments["num_frames"] // self.vae_frames * self.vae_frames + 1
+        if len(video) > frames or (exported and len(video) != frames):
+            raise InvalidInputError(
+                f"video has {len(video)} frames and the clip {frames}: give a control video of as "
+                "many frames as num_frames"
+            )
+
     def graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         """Also check that the control is as long as the latents.
 

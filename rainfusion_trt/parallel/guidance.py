@@ -29,6 +29,28 @@ from rainfusion_trt.parallel.later import Later
 _TOGETHER = ("sea_cache_root", "faster_cache_denoiser")  # hooks of caches that need both halves
 
 
+def half(model: VideoModel, name: str, value: Any, batch: int, which: int) -> Any:
+    """An argument of a call for one half of its batch.
+
+    Parameters
+    ----------
+    model
+        Says which of its inputs have a batch: the scales of VACE's layers have none, however many.
+    name, value
+        Of the argument. Several rows may be of one clip, as those of Wan's two images are.
+    batch : int
+        Of the whole call, even.
+    which : int
+        0 or 1.
+    """
+    if not torch.is_tensor(value) or not value.ndim:
+        return value
+    axes = next((given.axes for given in model.inputs if given.name == name), None)
+    rows = value.shape[0]
+    in_batch = rows == batch if axes is None else axes[0] == "batch" and rows % batch == 0
+    return value.chunk(2)[which] if in_batch else value
+
+
 class GuidanceGroups(nn.Module):
     """Stands for a transformer of which this process computes one half of the guidance.
 
@@ -107,13 +129,8 @@ class GuidanceGroups(nn.Module):
         return self.transformer(**kwargs, return_dict=False)[0]
 
     def _half_of_batch(self, kwargs: Mapping[str, Any], batch: int) -> Tensor:
-        def cut(value: Any) -> Any:
-            if torch.is_tensor(value) and value.ndim and value.shape[0] == batch:
-                return value.chunk(2)[self.which]
-            return value
-
-        mine = self._run({name: cut(value) for name, value in kwargs.items()})
-        return torch.cat(self._both(mine))
+        mine = {n: half(self.model, n, v, batch, self.which) for n, v in kwargs.items()}
+        return torch.cat(self._both(self._run(mine)))
 
     def _first_call(self, kwargs: Mapping[str, Any], latents: Tensor) -> Later:
         later = Later(self._sample_shape(latents), latents.dtype, latents.device, self._settle)

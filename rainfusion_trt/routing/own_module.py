@@ -34,6 +34,9 @@ class OwnModule:
     def layout(self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]) -> AttentionLayout:
         return self._place.layout(forward_kwargs, _like(transformer, forward_kwargs))
 
+    def check_lengths(self, layout: AttentionLayout, forward_kwargs: Mapping[str, Any]) -> None:
+        """The numbers were given by hand: attention of these lengths is what is meant."""
+
     def is_self_attention(self, name: str, module: nn.Module) -> bool:
         return self._has_processors and is_self_attention(name, module)
 

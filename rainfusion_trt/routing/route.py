@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
@@ -35,6 +35,8 @@ class AttentionRoute(TorchFunctionMode):
         Of the whole model, without text and scale.
     dense_layers : collection of int
         Attentions, numbered from 0, whose sparsity is 0.
+    within : collection of nn.Module, optional
+        Modules whose attention alone is taken; by default it is told by its tokens wherever it is.
 
     Attributes
     ----------
@@ -57,6 +59,7 @@ class AttentionRoute(TorchFunctionMode):
         settings: AttentionSettings,
         *,
         dense_layers: Collection[int] = (),
+        within: Collection[nn.Module] = (),
     ) -> None:
         super().__init__()
         settings.check_model_wide()
@@ -67,6 +70,9 @@ class AttentionRoute(TorchFunctionMode):
         self._layout = layout
         self._sparsity = sparsity
         self._dense_layers = dense_layers
+        self._within = within
+        self._depth = 0  # in modules of those
+        self._hooks: list[Any] = []
         self._settings = settings.replace(text=layout.text)
         self.count = 0
         self.head_size: int | None = None
@@ -75,12 +81,24 @@ class AttentionRoute(TorchFunctionMode):
 
     def __enter__(self) -> AttentionRoute:
         self.entered = True
+        for module in self._within:
+            self._hooks.append(module.register_forward_pre_hook(self._go_in))
+            self._hooks.append(module.register_forward_hook(self._come_out, always_call=True))
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self.entered = False
         super().__exit__(*error)
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def _go_in(self, *_: Any) -> None:
+        self._depth += 1
+
+    def _come_out(self, *_: Any) -> None:
+        self._depth -= 1
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -100,7 +118,8 @@ class AttentionRoute(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        if query.shape[-2] != self.tokens or key.shape[-2] != self.tokens:
+        elsewhere = bool(self._within) and not self._depth
+        if elsewhere or query.shape[-2] != self.tokens or key.shape[-2] != self.tokens:
             self.others.append((query.shape[-2], key.shape[-2]))
             return F.scaled_dot_product_attention(
                 query,

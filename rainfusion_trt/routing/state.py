@@ -214,6 +214,7 @@ class Routing:
         self._check_sites()
         check_forward(self, transformer)
         if self.by_tokens:
+            self.model.check_lengths(layout, call)
             self._shapes = shapes_of(call)
             self._enter_route(layout)
 

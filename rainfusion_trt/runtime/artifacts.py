@@ -70,6 +70,8 @@ class Part:
         What they say about themselves.
     original
         The module of a pipeline that was handed in.
+    weights
+        A file of its weights, in the place of the checkpoint's.
     """
 
     component: str
@@ -77,6 +79,7 @@ class Part:
     onnx: Path | None
     graphs: tuple[Graph, ...]
     original: Any = None
+    weights: Path | None = None
 
     @property
     def config(self) -> dict[str, Any] | None:
@@ -135,6 +138,7 @@ class Artifacts:
         engine: Mapping[str, Path],
         onnx: Mapping[str, Path],
         checkpoint: str | Path | None,
+        weights: Mapping[str, Path] | None = None,
         pipe: Any,
         settings: dict[str, Any],
         dtype: torch.dtype | None,
@@ -155,7 +159,12 @@ class Artifacts:
                 "give either checkpoint= (a diffusers directory or hub id) or pipe= (a loaded "
                 "diffusers pipeline): scheduler, text encoder and VAE come from it"
             )
-        parts = [_part(name, engine.get(name), onnx.get(name), pipe) for name in component_names()]
+        weights = weights or {}
+        _check_weights(weights, pipe, exported=bool(engine or onnx))
+        parts = [
+            _part(name, engine.get(name), onnx.get(name), pipe, weights.get(name))
+            for name in component_names()
+        ]
         exported = [graph for part in parts for graph in part.graphs]
         own = [part.original for part in parts if part.original is not None]
         chosen = _choose_model(model, exported, own)
@@ -221,7 +230,26 @@ class Artifacts:
         return found
 
 
-def _part(component: str, engine: Path | None, onnx: Path | None, pipe: Any) -> Part:
+def _check_weights(weights: Mapping[str, Path], pipe: Any, *, exported: bool) -> None:
+    """Refuse files of weights that nothing would read, or that are not there."""
+    if weights and pipe is not None:
+        raise InvalidInputError(
+            "transformer= is for a checkpoint, and pipe= has a transformer: load the file into it, "
+            "or give checkpoint="
+        )
+    if weights and exported:
+        raise InvalidInputError(
+            "transformer= is for the torch backend, and an engine or ONNX file holds its weights: "
+            "leave it out, or export that file"
+        )
+    for component, path in weights.items():
+        if not path.exists():
+            raise InvalidInputError(f"transformer= names {path} for {component}: no such file")
+
+
+def _part(
+    component: str, engine: Path | None, onnx: Path | None, pipe: Any, weights: Path | None
+) -> Part:
     original = getattr(pipe, component, None)
     if isinstance(original, GraphTransformer):
         raise InvalidInputError(
@@ -229,7 +257,7 @@ def _part(component: str, engine: Path | None, onnx: Path | None, pipe: Any) -> 
         )
     graphs = [] if engine is None else [graph_of_engine(engine)]
     graphs += [] if onnx is None else [graph_of_onnx(onnx)]
-    return Part(component, engine, onnx, tuple(graphs), original)
+    return Part(component, engine, onnx, tuple(graphs), original, weights)
 
 
 def _choose_model(model: str | None, graphs: Iterable[Graph], originals: list[Any]) -> VideoModel:
@@ -261,6 +289,10 @@ def _parts_of(model: VideoModel, parts: list[Part], *, from_pipe: bool) -> list[
         if part.graphs:
             raise InvalidInputError(
                 f"{model.name} has one transformer: leave out {part.graphs[0].origin}"
+            )
+        if part.weights is not None:
+            raise InvalidInputError(
+                f"{model.name} has one transformer: leave out that of {part.component}"
             )
         if part.original is not None:
             raise UnsupportedError(

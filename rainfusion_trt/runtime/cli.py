@@ -28,10 +28,20 @@ def main(
     onnx: options.Onnx = None,
     engine_2: options.Second = None,
     onnx_2: options.Second = None,
+    transformer: options.Transformer = None,
+    transformer_2: options.Second = None,
     backend: options.Backend = "auto",
     image: options.Image = None,
     last_image: options.LastImage = None,
     video: options.Video = None,
+    control_video: options.ControlVideo = None,
+    pose_video: options.PoseVideo = None,
+    face_video: options.FaceVideo = None,
+    background_video: options.BackgroundVideo = None,
+    mask_video: options.MaskVideo = None,
+    mode: options.Mode = None,
+    mask: options.Mask = None,
+    reference_image: options.ReferenceImage = None,
     strength: options.Strength = None,
     negative_prompt: options.NegativePrompt = None,
     steps: options.Steps = None,
@@ -65,9 +75,13 @@ def main(
     """Make a video from a text, and a picture or a video."""
     clip = {"num_frames": frames, "height": height, "width": width, "guidance_scale": guidance}
     call = {"num_inference_steps": steps, "negative_prompt": negative_prompt, "seed": seed, **clip}
-    call["strength"] = strength
-    start = {"image": image, "last_image": last_image, "video": video}
+    call |= {"strength": strength, "mode": mode}
+    start: dict[str, Any] = {"image": image, "last_image": last_image, "video": video}
+    start |= {"control_video": control_video, "mask": mask, "reference_images": reference_image}
+    start |= {"pose_video": pose_video, "face_video": face_video, "mask_video": mask_video}
+    start["background_video"] = background_video
     files = {"engine": engine, "onnx": onnx, "engine_2": engine_2, "onnx_2": onnx_2}
+    weights = {"transformer": transformer, "transformer_2": transformer_2}
     schedule: dict[str, Any] = {
         "preset": preset,
         "sparsity": sparsity,
@@ -81,10 +95,11 @@ def main(
     _check(output, fps, call, overwrite=overwrite)
     read_cache(cache, cache_threshold, MagnitudeRatios.read(cache_ratios))
     call |= _read_start(start)
-    given = [name for name in (*start, "strength") if call.get(name) is not None]
+    given = [name for name in (*start, "strength", "mode") if call.get(name) is not None]
     _check_takes(model or _exported_model(engine, onnx), checkpoint, given)
     chosen = {"checkpoint": checkpoint, "backend": backend, **files, **schedule, **allowed}
     chosen |= caching
+    chosen["transformer"] = weights
     chosen |= {**place, **faster, "parallel": _parallel(gpus, split_guidance, timeout)}
     if gpus > 1 and not is_started():
         launch((sys.executable, "-m", "rainfusion_trt.cli", *sys.argv[1:]), gpus)
@@ -122,7 +137,7 @@ def _check(output: Path, fps: int | None, call: dict[str, Any], *, overwrite: bo
     check_seed(call["seed"])
 
 
-def _read_start(paths: dict[str, Path | None]) -> dict[str, Any]:
+def _read_start(paths: dict[str, Any]) -> dict[str, Any]:
     """The pictures and the video that were named, without those that were not."""
     from rainfusion_trt.runtime.media import read_media
 

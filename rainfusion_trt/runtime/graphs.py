@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rainfusion_trt.errors import EngineLoadError, InvalidInputError
 from rainfusion_trt.graph_file import METADATA_PREFIX, GraphAccount, read_onnx
+
+if TYPE_CHECKING:
+    from rainfusion_trt.engine.recipe import ShapeRange
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,14 @@ class Graph:
         What it says about itself.
     flavour
         TensorRT that built it; None for an ONNX file.
+    profiles
+        Shapes of its inputs, by name, for each optimisation profile of an engine.
     """
 
     origin: str
     account: GraphAccount
     flavour: str | None = None
+    profiles: tuple[Mapping[str, ShapeRange], ...] = ()
 
     @property
     def model(self) -> str:
@@ -62,7 +69,11 @@ def graph_of_engine(path: str | Path) -> Graph:
         raise EngineLoadError(
             f"{path} does not say which model it is: export it with rainfusion-trt export"
         )
-    return Graph(f"the engine {path}", found.account, found.flavour)
+    profiles = tuple(
+        {record.name: record.profiles[name] for record in found.inputs if record.profiles}
+        for name in found.profiles
+    )
+    return Graph(f"the engine {path}", found.account, found.flavour, profiles)
 
 
 def graph_of_onnx(path: str | Path) -> Graph:

@@ -106,9 +106,8 @@ def _load_torch(
     if transformer is None:
         assert artifacts.checkpoint is not None  # there is a checkpoint or a pipeline
         dtype = artifacts.dtype or artifacts.model.defaults.dtype
-        transformer = artifacts.model.load(
-            artifacts.checkpoint, dtype=dtype, component=part.component
-        )
+        source = artifacts.checkpoint if part.weights is None else str(part.weights)
+        transformer = artifacts.model.load(source, dtype=dtype, component=part.component)
     return TorchDenoiser(
         transformer.to(place),
         artifacts.model,

@@ -8,16 +8,27 @@ from typing import Any
 
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.images import read_clip, read_images
-from rainfusion_trt.runtime.pipes import parameters_of
+from rainfusion_trt.runtime.pipes import MEDIA, parameters_of
 
 logger = logging.getLogger("rainfusion_trt")
 
+
+def _read_references(value: Any, name: str) -> Any:
+    """Pictures of the only clip of a batch, which VACE also takes as a list in a list."""
+    if isinstance(value, (list, tuple)) and len(value) == 1 and isinstance(value[0], (list, tuple)):
+        value = value[0]
+    return read_images(value, name)
+
+
 _READERS: dict[str, Callable[[Any, str], Any]] = {
-    "image": read_images,
-    "last_image": read_images,
-    "video": read_clip,
-    "control_video": read_clip,
+    **dict.fromkeys(("image", "last_image", "cond_image"), read_images),
+    "reference_images": _read_references,
+    **dict.fromkeys(("video", "control_video", "mask"), read_clip),
+    **dict.fromkeys(("pose_video", "face_video", "background_video", "mask_video"), read_clip),
 }
+assert set(_READERS) == set(MEDIA)
+# Faces are of a size of their own, references are put on a background, masks follow their video.
+_NOT_STRETCHED = ("face_video", "reference_images", "mask", "mask_video")
 _STRETCH = 1.05  # of one axis against the other, from which it is said
 
 
@@ -80,6 +91,8 @@ def say_stretch(pipe: Any, arguments: Mapping[str, Any]) -> None:
         return
     height, width = size["height"], size["width"]
     for name in _READERS:
+        if name in _NOT_STRETCHED:
+            continue
         picture = arguments.get(name)
         while isinstance(picture, list):
             picture = picture[0]

@@ -30,6 +30,7 @@ from rainfusion_trt.runtime.steps import (
     StepRun,
     check_cancelled,
 )
+from rainfusion_trt.runtime.text_length import fit_text, text_bounds
 from rainfusion_trt.step_cache.check import Caching
 
 logger = logging.getLogger("rainfusion_trt")
@@ -115,6 +116,7 @@ class Caller:
                 pipe,
                 schedule,
                 denoiser.set_sparsity,
+                from_sigmas=model.timesteps_are_sigmas,
                 sparse=denoiser.sparse,
                 why_dense=functools.partial(why_dense, model, settings, denoiser.components[0]),
                 allow_dense=self.allow_dense,
@@ -148,18 +150,22 @@ class Caller:
         check_media(pipe, given)
         if "prompt" in given:
             check_packages(pipe)
+        given = read_media(given)
         model, size = self.artifacts.model, self.artifacts.size
         any_size = self.artifacts.dynamic or self.denoiser.name == "torch"
         if size is not None and not any_size:
             size = model.clip_of_graph(size, given)
-        arguments = complete_arguments(pipe, size, read_media(given))
+        arguments = complete_arguments(pipe, size, given)
         frames = frames_of_video(pipe, arguments)
         if frames is not None:
             model.check_frames(frames)
         check_size(None if any_size else size, pipe, arguments)
+        usual = {name: known.default for name, known in parameters_of(type(pipe)).items()}
+        model.check_media({**usual, **arguments}, exported=self.denoiser.name != "torch")
         if self.denoiser.name != "torch":
-            usual = {name: known.default for name, known in parameters_of(type(pipe)).items()}
-            model.check_call({**usual, **arguments})
+            text = text_bounds(model, self.denoiser.components)
+            fit_text(model, pipe, text, arguments)
+            model.check_call({**usual, **arguments}, text_tokens=text)
         say_stretch(pipe, arguments)
         return arguments
 

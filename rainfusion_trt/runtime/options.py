@@ -16,6 +16,9 @@ Checkpoint = Annotated[
     str, typer.Option(help="Diffusers directory or hub id: text encoder, VAE, scheduler.")
 ]
 Output = Annotated[Path, typer.Option(help="The mp4 file.")]
+Transformer = Annotated[
+    Path | None, typer.Option(help="File with its weights instead, .safetensors or .gguf.")
+]
 Model = Annotated[str | None, typer.Option(help="Such as cogvideox (default: engine's).")]
 Engine = Annotated[Path | None, typer.Option(help="Folder of build-engine.")]
 Onnx = Annotated[Path | None, typer.Option(help="Exported model, for ONNX Runtime.")]
@@ -24,6 +27,16 @@ Backend = Annotated[str, typer.Option(help="auto, tensorrt, tensorrt_rtx, onnxru
 Image = Annotated[Path | None, typer.Option(help="Picture that the video begins with.")]
 LastImage = Annotated[Path | None, typer.Option(help="Picture that it ends with.")]
 Video = Annotated[Path | None, typer.Option(help="Video to start from.")]
+ControlVideo = Annotated[Path | None, typer.Option(help="Video to follow (CogVideoX Fun).")]
+PoseVideo = Annotated[Path | None, typer.Option(help="Poses (Wan Animate).")]
+FaceVideo = Annotated[Path | None, typer.Option(help="Faces (Wan Animate).")]
+BackgroundVideo = Annotated[Path | None, typer.Option(help="Background, with --mode replace.")]
+MaskVideo = Annotated[Path | None, typer.Option(help="What is replaced, with --mode replace.")]
+Mode = Annotated[str | None, typer.Option(help="animate or replace (Wan Animate).")]
+Mask = Annotated[Path | None, typer.Option(help="Video of what is made anew, white (Wan VACE).")]
+ReferenceImage = Annotated[
+    list[Path] | None, typer.Option(help="Picture of what it shows, repeatable (Wan VACE).")
+]
 Strength = Annotated[
     float | None,
     typer.Option(help="How much of --video is made anew, 0 to 1 (default: model's)."),

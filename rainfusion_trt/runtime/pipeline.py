@@ -64,9 +64,15 @@ class Pipeline:
         Diffusers directory or hub id. Its transformer is only loaded for the torch backend. A call
         goes to the pipeline class that it names; where that takes no image, or no video, to
         another class of the model, made of the same components.
+    transformer : path or mapping, optional
+        Weights of the transformer, or of each, in the place of the checkpoint's: a ``.safetensors``
+        or ``.gguf`` file, see `VideoModel.load`. For the torch backend.
     pipe : DiffusionPipeline, optional
         A loaded diffusers pipeline instead of a checkpoint, which makes every call; its transformer
         is replaced until `close`.
+    other_classes : bool, optional
+        Whether calls that the pipeline takes no argument for go to another class of the model, made
+        of the same components. By default those of a `checkpoint` do, and those of a `pipe` do not.
     backend : str
         ``"auto"``, ``"tensorrt"``, ``"tensorrt_rtx"``, ``"onnxruntime"`` or ``"torch"``. ``auto``
         takes the engine if given, else the ONNX file, else the PyTorch transformer.
@@ -134,7 +140,9 @@ class Pipeline:
         engine_2: str | Path | None = None,
         onnx_2: str | Path | None = None,
         checkpoint: str | Path | None = None,
+        transformer: Files = None,
         pipe: Any = None,
+        other_classes: bool | None = None,
         backend: str = "auto",
         allow_fallback: bool = False,
         allow_dense: bool = False,
@@ -174,6 +182,7 @@ class Pipeline:
             engine=files_by_component("engine", engine, engine_2),
             onnx=files_by_component("onnx", onnx, onnx_2),
             checkpoint=checkpoint,
+            weights=files_by_component("transformer", transformer, None),
             pipe=pipe,
             settings={"method": method, "alpha": alpha, "sink_frames": sink_frames},
             dtype=dtype,
@@ -202,7 +211,7 @@ class Pipeline:
             pipes = Pipes(
                 self.model,
                 self.pipe,
-                fixed=pipe is not None,
+                fixed=pipe is not None if other_classes is None else not other_classes,
                 offload_device=self.denoiser.device if cpu_offload else None,
             )
         except BaseException:
@@ -224,6 +233,16 @@ class Pipeline:
     def device(self) -> torch.device:
         """Where the transformer runs."""
         return self.denoiser.device
+
+    def takes(self, *media: str) -> bool:
+        """Whether a call can be made of a text and these of `runtime.pipes.MEDIA`, and no others.
+
+        Examples
+        --------
+        >>> pipe.takes("image"), pipe.takes()  # doctest: +SKIP
+        (True, False)
+        """
+        return self._caller.pipes.takes(*media)
 
     def __call__(
         self,

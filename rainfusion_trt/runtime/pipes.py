@@ -15,8 +15,13 @@ from rainfusion_trt.models.base import VideoModel
 
 logger = logging.getLogger("rainfusion_trt")
 
-MEDIA = ("image", "last_image", "video", "control_video")
-"""Arguments that a generation may start from, beside a text."""
+MEDIA = (
+    *("image", "last_image", "video", "control_video"),
+    *("pose_video", "face_video", "background_video", "mask_video"),  # Wan Animate
+    *("mask", "reference_images"),  # Wan VACE
+    "cond_image",  # LTX-Video, long clips
+)
+"""Pictures and clips among the arguments of pipelines, which a generation may start from."""
 
 # How diffusers names the classes that do not work without such an argument, though it may have a
 # default there.
@@ -56,9 +61,10 @@ def _needed(pipeline_class: Any) -> dict[str, bool]:
     """Media that a class does not work without -> whether latents cannot stand for them."""
     known, name_of_class = parameters_of(pipeline_class), pipeline_class.__name__
     needed = {}
-    for name, marks in _NEEDED_BY.items():
+    for name in MEDIA:
         if name in known:
             always = known[name].default is inspect.Parameter.empty
+            marks = _NEEDED_BY.get(name, ())
             if always or any(mark in name_of_class for mark in marks):
                 needed[name] = always
     return needed
@@ -184,7 +190,7 @@ class Pipes:
     first
         The pipeline of the checkpoint, or the user's own.
     fixed
-        Whether `first` makes every call, as the user's own does.
+        Whether `first` makes every call, as the user's own does by default.
     offload_device
         Where models go in turn, if `first` offloads them; None if all are there.
     """
@@ -203,6 +209,14 @@ class Pipes:
         self._offload_device = offload_device
         self._made: dict[Any, Any] = {type(first): first}
         self._latest = first
+
+    def takes(self, *media: str) -> bool:
+        """Whether a call can be made of a text and these of `MEDIA`, and no others."""
+        first = type(self.first)
+        classes = (first,) if self._fixed else (first, *diffusers_classes(self._model))
+        return any(
+            set(_needed(one)) <= set(media) and not unknown_arguments(one, media) for one in classes
+        )
 
     def for_call(self, names: Iterable[str]) -> Any:
         """The pipeline that takes these arguments, with the components that `first` has now.

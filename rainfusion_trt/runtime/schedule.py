@@ -138,10 +138,15 @@ def read_schedule(
     return checked
 
 
-def planned_sparsity(schedule: Schedule, pipe: Any) -> tuple[float, ...]:
-    """The sparsity of every step of a diffusers pipeline whose scheduler has its timesteps."""
+def planned_sparsity(
+    schedule: Schedule, pipe: Any, *, from_sigmas: bool = False
+) -> tuple[float, ...]:
+    """The sparsity of every step of a diffusers pipeline whose scheduler has its timesteps.
+
+    `from_sigmas` is that of `SigmaSchedule.per_step`.
+    """
     if isinstance(schedule, SigmaSchedule):
-        return schedule.per_step(pipe.scheduler, pipe.num_timesteps)
+        return schedule.per_step(pipe.scheduler, pipe.num_timesteps, from_sigmas=from_sigmas)
     return sparsity_per_step(schedule, pipe.num_timesteps)
 
 

@@ -93,7 +93,7 @@ class StepRun:
 
     Parameters
     ----------
-    schedule
+    schedule, from_sigmas
         Sparsity per step, see `planned_sparsity`.
     set_sparsity
         Called before the first transformer call of every step.
@@ -120,6 +120,7 @@ class StepRun:
         schedule: Schedule,
         set_sparsity: Callable[[float], None],
         *,
+        from_sigmas: bool = False,
         why_dense: Callable[[Call, float], str | None] | None = None,
         sparse: bool = True,
         allow_dense: bool = False,
@@ -130,6 +131,7 @@ class StepRun:
     ) -> None:
         self._pipe = pipe
         self._schedule = schedule
+        self._from_sigmas = from_sigmas
         self._set_sparsity = set_sparsity
         self._sparse = sparse
         self._why_dense = why_dense
@@ -168,7 +170,7 @@ class StepRun:
             self._step, self._prepared, self._planned = 0, -1, None
         if self._planned is None:
             # Only now known for sure: custom timesteps and `strength` change the number of steps.
-            planned = planned_sparsity(self._schedule, self._pipe)
+            planned = planned_sparsity(self._schedule, self._pipe, from_sigmas=self._from_sigmas)
             self._planned = self._possible(planned, call)
             self._timesteps = self._scheduled()
             if not self._before:

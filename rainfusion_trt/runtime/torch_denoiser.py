@@ -45,14 +45,14 @@ class TorchDenoiser(OneDenoiser):
             allow_dense=allow_dense,
             **settings.record(),
         )
-        self._meter = self._handle.meter = DensityMeter()
         self._compiled: tuple[nn.Module, ...] = ()
-        if compile:
-            try:
+        try:
+            self._meter = self._handle.meter = DensityMeter()
+            if compile:
                 self._compiled = compile_blocks(self._handle)
-            except BaseException:
-                self.close()
-                raise
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]  # it moves with the module

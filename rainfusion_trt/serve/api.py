@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -30,6 +31,7 @@ from rainfusion_trt.serve.schema import (
     request_body,
 )
 from rainfusion_trt.serve.service import VideoService
+from rainfusion_trt.serve.video_file import VideoFile
 
 logger = logging.getLogger("rainfusion_trt.serve")
 
@@ -96,7 +98,7 @@ def make_api(service: VideoService, registry: CollectorRegistry | None = None) -
         name = f"{job.id}.mp4"
         place = service.content.path(key)
         if place is not None and place.is_file():  # in ranges, as players ask for it
-            return FileResponse(place, media_type="video/mp4", filename=name, headers=_PRIVATE)
+            return VideoFile(place, media_type="video/mp4", filename=name, headers=_PRIVATE)
         try:
             pieces = service.content.read(key)
         except FileNotFoundError as error:
@@ -133,14 +135,20 @@ def make_api(service: VideoService, registry: CollectorRegistry | None = None) -
     return api
 
 
-def make_app(service: VideoService, *, token: str | None = None, page: bool = False) -> App:
+def make_app(
+    service: VideoService,
+    *,
+    token: str | None = None,
+    page: bool = False,
+    hosts: Iterable[str] = (),
+) -> App:
     """The application: the interface behind its gate, with /metrics.
 
     Parameters
     ----------
     service
         The jobs.
-    token
+    token, hosts
         See `Gate`.
     page
         Whether there is a page for people at ``/``.
@@ -150,7 +158,13 @@ def make_app(service: VideoService, *, token: str | None = None, page: bool = Fa
     if page:
         add_page(api, service)
 
-    return Gate(api, token=token, most_bytes=service.limits.upload_bytes, registry=registry)
+    return Gate(
+        api,
+        token=token,
+        most_bytes=service.limits.upload_bytes,
+        registry=registry,
+        hosts=hosts,
+    )
 
 
 class _JobGauges:

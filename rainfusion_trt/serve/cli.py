@@ -40,8 +40,11 @@ def main(
     host: options.Host = "127.0.0.1",
     port: options.Port = 8000,
     replicas: options.Replicas = 1,
+    gpus: options.Gpus = 1,
+    split_guidance: run.SplitGuidance = False,
     queue: options.Queue = None,
     page: options.Page = False,
+    allow_host: options.AllowHost = None,
     settings: options.Settings = None,
 ) -> None:
     """Make videos for clients, by HTTP."""
@@ -52,12 +55,15 @@ def main(
     chosen |= {"preset": preset, "cuda_graph": cuda_graph, "compile": compile}
     chosen |= {"cache": cache, "cache_threshold": cache_threshold, "cache_ratios": cache_ratios}
     chosen |= {"cpu_offload": cpu_offload, "vae_tiling": vae_tiling}
+    chosen["split_guidance"] = split_guidance
     places = {"folder": folder, "database": database, "content": content}
     if settings is not None:
         _check_alone(settings, context)
         given = _of_file(settings)
     else:
-        given = _of_options(chosen, device, places, replicas=replicas, queue=queue, page=page)
+        door = {"page": page, "hosts": allow_host or ()}
+        of_workers = {"replicas": replicas, "gpus": _gpus(device, gpus, split=split_guidance)}
+        given = _of_options(chosen, of_workers, places, door, queue=queue)
     serve_here(given, host=host, port=port)
 
 
@@ -90,12 +96,11 @@ def _of_file(file: Path) -> ServeSettings:
 
 def _of_options(
     chosen: dict[str, Any],
-    device: str | None,
+    of_workers: dict[str, Any],
     places: dict[str, Any],
+    door: dict[str, Any],
     *,
-    replicas: int,
     queue: int | None,
-    page: bool,
 ) -> ServeSettings:
     """The settings of what the command line says, looked at before Ray is started."""
     from rainfusion_trt.presets import preset_of
@@ -109,13 +114,12 @@ def _of_options(
     read_cache(chosen["cache"], chosen["cache_threshold"], ratios)
     worker = {
         "options": {name: _plain(value) for name, value in chosen.items() if _is_given(value)},
-        "replicas": replicas,
-        "gpus": _gpus(device),
+        **of_workers,
     }
     limits = {} if queue is None else {"limits": {"queued": queue}}
     folder = places.pop("folder")
     given = {name: _absolute(place) for name, place in places.items() if place is not None}
-    return ServeSettings.in_folder(folder, worker=worker, page=page, **limits, **given)
+    return ServeSettings.in_folder(folder, worker=worker, **door, **limits, **given)
 
 
 def _check_source(chosen: dict[str, Any]) -> None:
@@ -149,7 +153,7 @@ def _absolute(value: Any) -> Any:
     return value
 
 
-def _gpus(device: str | None) -> int:
+def _gpus(device: str | None, asked: int, *, split: bool) -> int:
     """Of one worker."""
     import torch
 
@@ -160,4 +164,17 @@ def _gpus(device: str | None) -> int:
     found = torch.cuda.is_available()
     if device == "cuda" and not found:
         raise InvalidInputError("--device cuda was asked for, but torch finds no CUDA GPU")
-    return int(found and device != "cpu")
+    if split and asked % 2:
+        raise InvalidInputError(
+            f"--split-guidance makes two groups of --gpus {asked}: give 2, 4 ..."
+        )
+    if not found or device == "cpu":
+        if asked > 1:
+            raise InvalidInputError(
+                f"--gpus {asked} was asked for, and workers are on the CPU here"
+            )
+        return 0
+    if asked > torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise InvalidInputError(f"--gpus {asked} was asked for, and torch finds {count}")
+    return asked

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -19,10 +20,17 @@ from typing import Any
 from rainfusion_trt.errors import GenerationCancelled, InvalidInputError, RainFusionError
 from rainfusion_trt.serve.dynamo_messages import answer, fields_of, image_of
 from rainfusion_trt.serve.request import VideoRequest, plan
-from rainfusion_trt.serve.settings import Limits, WorkerSettings
+from rainfusion_trt.serve.settings import STEP_LIMIT_S, Limits, WorkerSettings
+from rainfusion_trt.serve.step_limit import StepLimit
 from rainfusion_trt.serve.worker import GenerationRequest, Ran, Worker, make_worker
 
 _log = logging.getLogger(__name__)
+
+_LOOK_S = 1.0  # between two looks at whether the worker hangs
+
+
+class Hung(Exception):  # noqa: N818  (as those of Dynamo)
+    """The worker makes no step any more: its process has to end."""
 
 
 class Videos:
@@ -36,6 +44,8 @@ class Videos:
         By default the model's.
     limits
         The most that a request may ask for.
+    step_limit_s
+        See `StepLimit`. Once it is passed, every request is refused as after a fault.
     """
 
     def __init__(
@@ -44,8 +54,11 @@ class Videos:
         *,
         served_model_name: str | None = None,
         limits: Limits | None = None,
+        step_limit_s: float = STEP_LIMIT_S,
     ) -> None:
         self._limits = limits or Limits()
+        self._step_limit_s = step_limit_s
+        self._step_limit: StepLimit | None = None  # of the video under way
         # One thread, since a worker makes one video at a time; requests wait in its queue.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="videos")
         self._worker = self._thread.submit(make).result()
@@ -74,9 +87,13 @@ class Videos:
         left = threading.Event()
         try:
             asked, image = self._planned(request)
-            ran, video = await asyncio.get_running_loop().run_in_executor(
+            made = asyncio.get_running_loop().run_in_executor(
                 self._thread, self._made, asked, image, lambda: left.is_set() or _ended(context)
             )
+            ran, video = await self._unless_it_hangs(made)
+        except Hung as error:
+            _log.error("%s", error)
+            raise EngineShutdown(str(error)) from error
         except GenerationCancelled as error:
             raise Cancelled(str(error)) from error
         except RainFusionError as error:
@@ -93,6 +110,19 @@ class Videos:
     async def cleanup(self) -> None:
         """At the end of the process."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._fault_of_steps() is not None:
+            os._exit(1)  # Python would wait for the thread that hangs
+
+    def _fault_of_steps(self) -> str | None:
+        limit = self._step_limit
+        return None if limit is None else limit.fault()
+
+    async def _unless_it_hangs(self, made: asyncio.Future[tuple[Ran, bytes]]) -> tuple[Ran, bytes]:
+        while not made.done():
+            await asyncio.wait({made}, timeout=min(_LOOK_S, self._step_limit_s))
+            if not made.done() and (fault := self._fault_of_steps()) is not None:
+                raise Hung(fault)
+        return made.result()
 
     def _planned(self, body: Mapping[str, Any]) -> tuple[GenerationRequest, bytes | None]:
         fields = fields_of(body)
@@ -105,15 +135,21 @@ class Videos:
     def _made(
         self, asked: GenerationRequest, image: bytes | None, ended: Callable[[], bool]
     ) -> tuple[Ran, bytes]:
+        limit = self._step_limit = StepLimit(self._step_limit_s)
+
         def on_step(done: int, steps: int) -> None:
+            limit.step()
             if ended():
                 raise GenerationCancelled(f"the client left after {done} of {steps} steps")
 
-        on_step(0, asked.steps)  # while it waited
-        with tempfile.TemporaryDirectory(prefix="rainfusion-dynamo-") as scratch:
-            made = Path(scratch) / "video.mp4"
-            ran = self._worker.generate(asked, image, made, on_step)
-            return ran, made.read_bytes()
+        try:
+            on_step(0, asked.steps)  # while it waited
+            with tempfile.TemporaryDirectory(prefix="rainfusion-dynamo-") as scratch:
+                made = Path(scratch) / "video.mp4"
+                ran = self._worker.generate(asked, image, made, on_step)
+                return ran, made.read_bytes()
+        finally:
+            self._step_limit = None
 
 
 def _ended(context: Any) -> bool:
@@ -171,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             engine = cls(
                 lambda: make_worker(settings.factory, settings.options, gpus=settings.gpus),
                 served_model_name=given.served_model_name,
+                step_limit_s=settings.step_limit_s,
             )
             name = engine.served_model_name
             return engine, WorkerConfig(

@@ -6,9 +6,10 @@ import base64
 import contextlib
 import hashlib
 import hmac
+import ipaddress
 import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -36,12 +37,23 @@ class Gate:
         Of the body of a request.
     registry
         Of Prometheus, which the counts go to.
+    hosts
+        Names of this service, beside localhost and all addresses. Without a token, requests for
+        another `Host` are refused: a page of another site may let its own name lead here (DNS
+        rebinding), and is then no other site to a browser. ``*`` is every name.
     """
 
     def __init__(
-        self, app: App, *, token: str | None, most_bytes: int, registry: CollectorRegistry
+        self,
+        app: App,
+        *,
+        token: str | None,
+        most_bytes: int,
+        registry: CollectorRegistry,
+        hosts: Iterable[str] = (),
     ) -> None:
         self._app = app
+        self._hosts = frozenset(host.lower() for host in hosts)
         self._token = None if token is None else _digest(token)
         self._most = most_bytes
         labels = ("method", "route", "status")
@@ -86,6 +98,16 @@ class Gate:
             if not known:
                 await _answer(send, _unauthorised(scope["path"]))
                 return
+        host = headers.get(b"host", b"").decode("latin-1")
+        if self._token is None and scope["path"] not in _OPEN and not self._is_ours(host):
+            error = ServiceError(
+                f"the request is for the host {host[:80]!r}, which is no name of this service: use "
+                "its address, add the name to its hosts (--allow-host), or give it a token",
+                status=403,
+                code="unknown_host",
+            )
+            await _answer(send, error)
+            return
         if scope["method"] not in _READING and _is_foreign(headers):
             error = ServiceError(
                 "the request comes from a page of another site: call the service directly",
@@ -109,6 +131,14 @@ class Gate:
             return message
 
         await self._app(scope, counted, send)
+
+    def _is_ours(self, host: str) -> bool:
+        """Whether the name of a request, with or without its port, cannot be another site's."""
+        if not host:  # of a program, as browsers always send one
+            return True
+        name = _name_of(host)
+        known = name == "localhost" or name.endswith(".localhost")
+        return known or _is_address(name) or name in self._hosts or "*" in self._hosts
 
     def _too_large(self) -> ServiceError:
         return ServiceError(
@@ -141,6 +171,22 @@ def _unauthorised(path: str) -> ServiceError:
         code="invalid_api_key",
         challenge="Bearer" if path.startswith("/v1/") else 'Basic realm="videos"',
     )
+
+
+def _name_of(host: str) -> str:
+    """The name or address of a ``Host`` header, without its port."""
+    name = host.strip().lower()
+    if name.startswith("["):  # an address of IPv6
+        return name[1:].partition("]")[0]
+    return name.partition(":")[0].removesuffix(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_foreign(headers: dict[bytes, bytes]) -> bool:

@@ -21,9 +21,14 @@ Content = Annotated[
 ]
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every one.")]
 Port = Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)]
-Replicas = Annotated[int, typer.Option(help="Workers, each with a GPU of its own.", min=1)]
+Replicas = Annotated[int, typer.Option(help="Workers, each with its own GPUs.", min=1)]
+Gpus = Annotated[int, typer.Option(help="GPUs of one worker, which make a clip together.", min=1)]
 Queue = Annotated[int | None, typer.Option(help="Jobs that may wait (default: 64).", min=1)]
 Page = Annotated[bool, typer.Option("--page", help="A page for people at / (extra: page).")]
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option(help="Name that clients may call it by without a token; may be repeated."),
+]
 Settings = Annotated[
     Path | None,
     typer.Option(help="YAML file of settings, instead of the other options but host and port."),

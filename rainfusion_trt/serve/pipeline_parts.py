@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.console import one_line
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models import get_model
 from rainfusion_trt.runtime.loading import pipe_of_checkpoint
 from rainfusion_trt.runtime.pipeline import PipelineOutput
@@ -32,11 +33,34 @@ def load_pipeline(model: str | None, checkpoint: str | None) -> Any:
     ------
     InvalidInputError
         Nothing was named, or nothing usable is there.
+    UnsupportedError
+        The model has no `Pipeline`.
     """
     if checkpoint is None or model is None:
         raise InvalidInputError("give model and checkpoint, an engine with its checkpoint, or demo")
     chosen = get_model(model)
+    if chosen.no_graph:
+        raise UnsupportedError(f"Pipeline does not drive {chosen.name}: {chosen.no_graph}")
     return pipe_of_checkpoint(chosen, checkpoint, dtype=chosen.defaults.dtype)
+
+
+def device_fault(device: torch.device) -> str | None:
+    """Why nothing more can be computed on a device in this process; None while it works.
+
+    Some errors of CUDA, such as an access to a wrong address, stay in its context: every later call
+    has them too, whoever makes it. Others concern one call, such as a shape that an engine does not
+    take. So the device is asked, and not the error.
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        torch.cuda.synchronize(device)
+        torch.zeros(1, device=device).add_(1.0).item()
+    except torch.OutOfMemoryError:
+        return None
+    except RuntimeError as error:
+        return f"the GPU has failed ({type(error).__name__}: {one_line(str(error))[:200]})"
+    return None
 
 
 def steps_of(result: PipelineOutput) -> tuple[StepRan, ...]:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
-from rainfusion_trt.errors import InvalidInputError, KernelError
+from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.operator.settings import METHODS
+from rainfusion_trt.parallel.config import ParallelConfig
 from rainfusion_trt.presets import preset_of
+from rainfusion_trt.runtime.clip_ranges import ClipRange, clip_ranges
 from rainfusion_trt.runtime.pipeline import Pipeline, PipelineOutput
 from rainfusion_trt.runtime.schedule import Schedule, choose_schedule
+from rainfusion_trt.runtime.steps import Flag
 from rainfusion_trt.serve.pipeline_parts import (
     demo_pipeline,
+    device_fault,
     load_pipeline,
     parameters,
     picture,
     steps_of,
 )
-from rainfusion_trt.serve.worker import GenerationRequest, ModelDescription, OnStep, Ran
+from rainfusion_trt.serve.worker import (
+    GenerationRequest,
+    ModelDescription,
+    OnStep,
+    Ran,
+    SizeRange,
+)
 from rainfusion_trt.step_cache.ratios import MagnitudeRatios
 from rainfusion_trt.step_cache.settings import RULES
 from rainfusion_trt.video import save_video, to_uint8
@@ -44,7 +55,9 @@ class PipelineWorker:
     defaults : mapping, optional
         width, height, frames, fps, steps, guidance: instead of the model's.
     gpus : int
-        How many this worker was given.
+        How many this worker was given: one; see `rainfusion_trt.serve.group_worker` for more.
+    parallel : ParallelConfig, optional
+        This process is one of several that make a clip together, see `take_part`.
 
     Raises
     ------
@@ -74,11 +87,12 @@ class PipelineWorker:
         cache_ratios: str | None = None,
         defaults: dict[str, Any] | None = None,
         gpus: int = 0,
+        parallel: ParallelConfig | None = None,
     ) -> None:
         if gpus > 1:
             raise InvalidInputError(
-                f"gpus={gpus}: this worker runs on one GPU; give gpus: 1 and more replicas, or a "
-                "worker factory of your own that spans them"
+                f"gpus={gpus}: this worker runs on one GPU; name the factory "
+                "rainfusion_trt.serve.group_worker:pipeline_worker"
             )
         preset_of(preset)
         self._preset = preset
@@ -89,12 +103,16 @@ class PipelineWorker:
         self._options: dict[str, Any] = {"device": device, "cpu_offload": cpu_offload}
         self._options |= {"cache": cache, "cache_threshold": cache_threshold}
         self._options |= {"cache_ratios": MagnitudeRatios.read(cache_ratios)}
+        if parallel is not None:
+            self._options["parallel"] = parallel
         self._exported = any(files.values())
         if demo:
             pipe, extra = demo_pipeline(device)
             self._defaults = {**extra, **self._defaults}
         if not self._exported:
             # The pipeline is kept whole, so that another method takes no loading.
+            # Of a checkpoint's components other classes of the model are made, as by `Pipeline`.
+            self._options["other_classes"] = pipe is None
             self._options |= {"pipe": pipe or load_pipeline(model, checkpoint), "model": model}
             self._options |= {"backend": "torch", "compile": compile}
         else:
@@ -105,13 +123,22 @@ class PipelineWorker:
         self._pipeline = Pipeline(**self._options)
         self._usual = self._pipeline.artifacts.settings.method
         self._pipeline.pipe.set_progress_bar_config(disable=True)  # clients see the progress
+        if not self._pipeline.takes() and not self._pipeline.takes("image"):
+            self._pipeline.close()
+            raise InvalidInputError(
+                f"{type(self._pipeline.pipe).__name__} starts from more than a text and an image, "
+                "which is all that requests bring: use `rainfusion-trt run` or Pipeline"
+            )
         if vae_tiling:
             self._pipeline.pipe.vae.enable_tiling()
 
     def describe(self) -> ModelDescription:
         """What it makes videos with."""
         pipeline, model = self._pipeline, self._pipeline.model
-        size = pipeline.artifacts.size or model.defaults.size
+        size, ranges = pipeline.artifacts.size or model.defaults.size, self._ranges()
+        if ranges and not any(size in one for one in ranges):  # exported for a size of its own
+            size = ranges[-1].largest
+        first, step = model.frame_counts()
         takes = parameters(pipeline.pipe)
         ratios: MagnitudeRatios | None = self._options["cache_ratios"]
         guidance = takes["guidance_scale"].default if "guidance_scale" in takes else None
@@ -128,13 +155,16 @@ class PipelineWorker:
             backend=pipeline.backend,
             fixed_size=pipeline.artifacts.size is not None and not pipeline.artifacts.dynamic,
             pixels_step=model.vae_pixels * model.patch_pixels,
-            frames_step=model.vae_frames,
+            frames_first=first,
+            frames_step=step,
+            ranges=tuple(SizeRange.model_validate(dataclasses.asdict(one)) for one in ranges),
             methods=self._methods(),
             preset=self._preset,
             caches=tuple(name for name in RULES if name != "mag" or ratios is not None),
             cache_steps=None if ratios is None else ratios.steps,
             cache=None if pipeline.cache is None else pipeline.cache.rule,
-            takes_image="image" in takes,
+            takes_image=pipeline.takes("image"),
+            needs_image=not pipeline.takes(),
             takes_negative_prompt="negative_prompt" in takes,
             **{**values, **self._defaults},
         )
@@ -143,6 +173,27 @@ class PipelineWorker:
         self, request: GenerationRequest, image: bytes | None, output: Path, on_step: OnStep
     ) -> Ran:
         """Make a video; see `rainfusion_trt.serve.worker.Worker`."""
+        ran = self.take_part(request, image, output, on_step)
+        assert ran is not None  # nobody else makes it
+        return ran
+
+    def take_part(
+        self,
+        request: GenerationRequest,
+        image: bytes | None,
+        output: Path,
+        on_step: OnStep,
+        cancel: Flag | None = None,
+    ) -> Ran | None:
+        """Make a video, or a share of it: of several processes the first writes, and has an answer.
+
+        Parameters
+        ----------
+        request, image, output, on_step
+            See `generate`; of several processes the first calls `on_step`, which must not raise.
+        cancel
+            Ends the call between two steps, in all processes.
+        """
         schedule, method, dense_layers = self._attention(request)
         self._choose(method)
         pipeline = self._pipeline
@@ -166,12 +217,15 @@ class PipelineWorker:
                 output_type="np",
                 profile=True,
                 progress=lambda done, steps: on_step(done, steps) if done else None,
+                cancel=cancel,
                 **arguments,
             )
-        except Exception as error:
-            self._note(error)
+        except Exception:
+            self._fault = self._fault or device_fault(pipeline.device)
             raise
         assert isinstance(result, PipelineOutput)  # return_dict is true
+        if result.frames is None:
+            return None
         clip = to_uint8(result.frames[0])
         made = time.monotonic()
         save_video(clip, output, fps=request.fps)
@@ -204,6 +258,12 @@ class PipelineWorker:
     def close(self) -> None:
         """Free what it holds."""
         self._pipeline.close()
+
+    def _ranges(self) -> tuple[ClipRange, ...]:
+        """Of the engines that run; other backends take all sizes, or one."""
+        if self._pipeline.backend in ("torch", "onnxruntime"):
+            return ()
+        return clip_ranges(self._pipeline.artifacts, self._pipeline.backend)
 
     def _methods(self) -> tuple[str, ...]:
         if not self._pipeline.denoiser.sparse:
@@ -238,8 +298,3 @@ class PipelineWorker:
         except Exception:
             self._pipeline = Pipeline(**self._options, method=current)
             raise
-
-    def _note(self, error: Exception) -> None:
-        """After an error of the device, nothing more can be computed in this process."""
-        if isinstance(error, KernelError) or type(error).__name__ == "AcceleratorError":
-            self._fault = f"the GPU has failed ({type(error).__name__})"

@@ -52,16 +52,18 @@ class VideoWorker:
         self._worker = make_worker(chosen.factory, chosen.options, gpus=chosen.gpus)
         self._name = f"worker-{uuid.uuid4().hex}"
         content = open_content(given.content)
-        self._runner = JobRunner(self._store, content, self._worker, self._name)
+        self._runner = JobRunner(
+            self._store, content, self._worker, self._name, step_limit_s=chosen.step_limit_s
+        )
         self._store.register(self._name, deployment_of(chosen), self._worker.describe())
 
-    async def take_turn(self) -> str | None:
+    async def take_turn(self, turn: str) -> str | None:
         """Run the oldest job that waits, in a thread: health checks have to be answered."""
-        return await asyncio.to_thread(self._runner.run_next)
+        return await asyncio.to_thread(self._runner.run_next, turn)
 
     async def check_health(self) -> None:
         """Called by Ray, which replaces a worker where this raises."""
-        fault = self._worker.fault()
+        fault = self._runner.fault()
         if fault is not None:
             raise RuntimeError(fault)
         await asyncio.to_thread(self._store.seen, self._name)
@@ -93,7 +95,8 @@ class Door:
             self._settings.limits,
             wake=self._turns.wake,
         )
-        return make_app(service, token=self._token, page=self._settings.page)
+        given = self._settings
+        return make_app(service, token=self._token, page=given.page, hosts=given.hosts)
 
 
 class Turns:
@@ -103,7 +106,9 @@ class Turns:
         self._store = store
         self._deployment = deployment
         self._workers = workers
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: set[str] = set()  # ids
+        self._ran: set[str] = set()  # those of them whose jobs were seen running
+        self._tasks: set[asyncio.Task[None]] = set()  # of the turns, which a loop does not keep
         self._loop = asyncio.new_event_loop()
         self._wanted = asyncio.Event()
 
@@ -127,28 +132,39 @@ class Turns:
                 logger.exception("the store does not answer: looking again")
                 continue
             for _ in range(missing):
-                task = self._loop.create_task(self._turn())
-                self._under_way.add(task)
-                task.add_done_callback(self._under_way.discard)
+                turn = uuid.uuid4().hex
+                self._under_way.add(turn)
+                self._tasks.add(task := self._loop.create_task(self._turn(turn)))
+                task.add_done_callback(self._tasks.discard)
 
     def _missing(self) -> int:
         """Turns to be sent."""
-        given_back = self._store.sweep()
+        self._store.sweep()
         made = self._store.description(self._deployment)
         if made is None:
             return 0
-        # The turn of a worker that hangs is under way for long: its job needs another. A turn too
-        # many finds no job, and ends.
         wanted = min(self._store.unfinished(made.model), _MOST_TURNS)
-        return max(given_back, wanted - len(self._under_way))
+        return wanted - self._of_use(self._store.running())
 
-    async def _turn(self) -> None:
+    def _of_use(self, running: set[str]) -> int:
+        """Turns under way that run a job or will.
+
+        One whose job ran and does not run any more ends at once, or its worker hangs: until Ray has
+        replaced that, jobs need other turns. A turn too many finds no job, and ends.
+        """
+        under_way = set(self._under_way)
+        self._ran = (self._ran | running) & under_way
+        return len(under_way - (self._ran - running))
+
+    async def _turn(self, turn: str) -> None:
         try:
-            if await self._workers.take_turn.remote() is not None:
+            if await self._workers.take_turn.remote(turn) is not None:
                 self._wanted.set()  # there may be more jobs than turns
         except Exception as error:  # a worker has died: its job's lease runs out
             logger.warning("a turn was lost: %s", type(error).__name__)
             await asyncio.sleep(_LOOK_S)
+        finally:
+            self._under_way.discard(turn)
 
 
 def build(settings: dict[str, Any]) -> serve.Application:

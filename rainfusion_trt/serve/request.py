@@ -171,9 +171,16 @@ def plan(
             code="unsupported",
             param="input_reference",
         )
+    if model.needs_image and not image:
+        raise ServiceError(
+            f"{model.model} makes videos of an image: send one as input_reference",
+            code="missing_image",
+            param="input_reference",
+        )
     fps = _fps(request, model)
     width, height = _pixels(request, model)
     frames = _frames(request, model, fps)
+    _check_range(width, height, frames, model)
     if frames * width * height > limits.clip_pixels:
         raise ServiceError(
             f"{frames} frames of {width}x{height} are more than {limits.clip_pixels} pixels: ask "
@@ -250,13 +257,13 @@ def _pixels(request: VideoRequest, model: ModelDescription) -> tuple[int, int]:
 
 
 def _frames(request: VideoRequest, model: ModelDescription, fps: int) -> int:
-    step = model.frames_step
+    first, step = model.frames_first, model.frames_step
     frames = request.frames
     if frames is not None and request.seconds is not None:
         raise ServiceError("give frames or seconds, not both", param="seconds")
     if request.seconds is not None:
         wanted = min(request.seconds * fps, 1e9)
-        frames = max(1, round((wanted - 1) / step) * step + 1)
+        frames = first + max(0, round((wanted - first) / step)) * step
     if frames is None:
         return model.frames
     if model.fixed_size and frames != model.frames:
@@ -264,12 +271,42 @@ def _frames(request: VideoRequest, model: ModelDescription, fps: int) -> int:
             f"{frames} frames: this server makes clips of {model.frames} frames alone",
             param="frames",
         )
-    if (frames - 1) % step:
+    if frames < first or (frames - first) % step:
         raise ServiceError(
-            f"{frames} frames: {model.model} takes {step}k + 1, such as {model.frames}",
+            f"{frames} frames: {model.model} takes {step}k + {first}, such as {model.frames}",
             param="frames",
         )
     return frames
+
+
+def _check_range(width: int, height: int, frames: int, model: ModelDescription) -> None:
+    """Refuse what no engine here was built for."""
+
+    def within(bounds: tuple[int, int], value: int) -> bool:
+        return bounds[0] <= value <= bounds[1]
+
+    of_size = [r for r in model.ranges if within(r.width, width) and within(r.height, height)]
+    if not model.ranges or any(within(r.frames, frames) for r in of_size):
+        return
+    if of_size:
+        allowed = " or ".join(dict.fromkeys(_span(*r.frames) for r in of_size))
+        raise ServiceError(
+            f"{frames} frames: of {width}x{height} this server makes {allowed} frames",
+            param="frames",
+        )
+    allowed = " or ".join(
+        dict.fromkeys(
+            _span(f"{r.width[0]}x{r.height[0]}", f"{r.width[1]}x{r.height[1]}")
+            for r in model.ranges
+        )
+    )
+    raise ServiceError(
+        f"{width}x{height}: this server makes {allowed} (width x height)", param="size"
+    )
+
+
+def _span(low: object, high: object) -> str:
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _fps(request: VideoRequest, model: ModelDescription) -> int:

@@ -17,8 +17,10 @@ from rainfusion_trt.errors import RainFusionError
 from rainfusion_trt.serve.content import Content
 from rainfusion_trt.serve.errors import STORAGE_FULL, is_full
 from rainfusion_trt.serve.jobs import Job, JobError
-from rainfusion_trt.serve.store import Store, cancelled
-from rainfusion_trt.serve.worker import Ran, Worker
+from rainfusion_trt.serve.settings import STEP_LIMIT_S
+from rainfusion_trt.serve.step_limit import StepLimit
+from rainfusion_trt.serve.store import Store, cancelled, holder
+from rainfusion_trt.serve.worker import Ran, Worker, WorkerGone
 
 logger = logging.getLogger("rainfusion_trt.serve")
 
@@ -45,45 +47,77 @@ class JobRunner:
         Makes the videos.
     name
         Of the worker, which no other process has.
+    step_limit_s
+        See `StepLimit`. A worker that passes it loses its job and has a fault from then on.
     """
 
-    def __init__(self, store: Store, content: Content, worker: Worker, name: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        content: Content,
+        worker: Worker,
+        name: str,
+        *,
+        step_limit_s: float = STEP_LIMIT_S,
+    ) -> None:
         self._store = store
         self._content = content
         self._worker = worker
         self._model = worker.describe().model
+        self._step_limit_s = step_limit_s
+        self._hung: str | None = None
         self.name = name
 
-    def run_next(self) -> str | None:
+    def fault(self) -> str | None:
+        """Why this process has to be replaced; None while it works. From any thread."""
+        return self._hung or self._worker.fault()
+
+    def run_next(self, turn: str | None = None) -> str | None:
         """Run the oldest job that waits to its end; its id, or None if none waits.
 
+        Parameters
+        ----------
+        turn
+            Whose job it is meanwhile, beside this worker: see `Store.running`.
+
+        Notes
+        -----
         Jobs of lost workers wait again once a door calls `Store.sweep`, which it does every second.
         A worker with a fault takes none: it would fail all that wait before it is replaced.
         """
-        fault = self._worker.fault()
+        fault = self.fault()
         if fault is not None:
             logger.warning("%s takes no more jobs: %s", self.name, fault)
             return None
-        job = self._store.claim(self.name, self._model)
+        name = self.name if turn is None else holder(self.name, turn)
+        job = self._store.claim(name, self._model)
         if job is None:
             return None
         logger.info("%s: attempt %d on %s", job.id, job.attempt, self.name)
-        with Pulse(self._store, job, self.name) as pulse:
+        limit = StepLimit(self._step_limit_s)
+        with Pulse(self._store, job, name, limit, self._give_up) as pulse:
             try:
-                self._run(job, pulse)
+                self._run(job, name, pulse)
             except Lost:
                 logger.warning("%s: attempt %d was given to another", job.id, job.attempt)
+            except WorkerGone as error:  # as if this process had died: its lease runs out
+                logger.error("%s: attempt %d was lost: %s", job.id, job.attempt, error)
+                self._give_up(str(error))
             except Cancelled:
-                self._insist(lambda: self._store.fail(job, self.name, cancelled()))
+                self._insist(lambda: self._store.fail(job, name, cancelled()))
             except SQLAlchemyError:  # the video is no failure: `sweep` gives the job back
                 logger.error("%s: attempt %d could not be finished", job.id, job.attempt)
                 raise
             except Exception as error:
                 failure = _failure(job, error)
-                self._insist(lambda: self._store.fail(job, self.name, failure))
+                self._insist(lambda: self._store.fail(job, name, failure))
         return job.id
 
-    def _run(self, job: Job, pulse: Pulse) -> None:
+    def _give_up(self, fault: str) -> None:
+        """The generation hangs, or what made it has died: this process has to be replaced."""
+        self._hung = fault
+
+    def _run(self, job: Job, name: str, pulse: Pulse) -> None:
         with tempfile.TemporaryDirectory(prefix="rainfusion-serve-") as scratch:
             made = Path(scratch) / "video.mp4"
             image = b"".join(self._content.read(job.image_key)) if job.has_image else None
@@ -91,13 +125,13 @@ class JobRunner:
             ran = self._worker.generate(job.request, image, made, pulse.step)
             key = job.video_key(job.attempt)
             size = self._content.put(key, made)
-        if not self._complete(job, key, size, ran):
+        if not self._complete(job, name, key, size, ran):
             self._content.delete(key)
             raise Cancelled  # or lost, where failing it changes nothing
 
-    def _complete(self, job: Job, key: str, size: int, ran: Ran) -> bool:
+    def _complete(self, job: Job, name: str, key: str, size: int, ran: Ran) -> bool:
         def finish() -> bool:
-            done = self._store.complete(job, self.name, content=key, size=size, ran=ran)
+            done = self._store.complete(job, name, content=key, size=size, ran=ran)
             return done or self._has(job, key)
 
         return self._insist(finish)
@@ -127,12 +161,31 @@ class JobRunner:
 
 
 class Pulse:
-    """Signs of life of a running job, from a thread of its own and from every step."""
+    """Signs of life of a running job, from a thread of its own and from every step.
 
-    def __init__(self, store: Store, job: Job, worker: str) -> None:
+    Parameters
+    ----------
+    store, job, worker
+        Whose lease is renewed.
+    limit
+        Once it is passed, the lease is left to run out: the job is another worker's then.
+    give_up
+        Told why, once, when that happens.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        job: Job,
+        worker: str,
+        limit: StepLimit,
+        give_up: Callable[[str], None],
+    ) -> None:
         self._store = store
         self._job = job
         self._worker = worker
+        self._limit = limit
+        self._give_up = give_up
         self._progress = 0
         self._hold = "held"
         self._seen = time.monotonic()
@@ -161,6 +214,7 @@ class Pulse:
         Cancelled, Lost
             The generation has to end.
         """
+        self._limit.step()
         # 100 is for a video that is there: after the last step it is yet to be decoded.
         self._progress = min(99, 100 * done // max(1, steps))
         if time.monotonic() - self._seen >= _QUIET_S or done == 0:
@@ -171,8 +225,16 @@ class Pulse:
             raise Lost
 
     def _beat(self) -> None:
-        while not self._stop.wait(self._store.lease_s / 3):
-            self._renew()
+        while not self._stop.wait(max(0.0, min(self._store.lease_s / 3, self._limit.left()))):
+            fault = self._limit.fault()
+            if fault is None:
+                self._renew()
+                continue
+            logger.error("%s: %s", self._job.id, fault)
+            with self._lock:
+                self._hold = "lost"
+            self._give_up(fault)
+            return
 
     def _renew(self) -> None:
         with self._lock:

@@ -14,6 +14,9 @@ from rainfusion_trt.errors import InvalidInputError
 _SQLITE = "sqlite:///"
 TOKEN_VARIABLE = "RAINFUSION_TRT_TOKEN"  # noqa: S105  (its name)
 
+STEP_LIMIT_S = 1800.0  # a compiled model's first step of a size takes minutes
+
+Host = Annotated[str, Field(pattern=r"^(\*|[A-Za-z0-9._-]+)$")]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -61,13 +64,17 @@ class WorkerSettings(_Settings):
         Workers at the start; Ray's own configuration may say otherwise.
     cpus, gpus
         Of one worker.
+    step_limit_s : float
+        Seconds from one step to the next, or to the file, after which a worker counts as one that
+        hangs: it is ended and replaced, and its job is given to another.
     """
 
-    factory: str = "rainfusion_trt.serve.pipeline_worker:PipelineWorker"
+    factory: str = "rainfusion_trt.serve.group_worker:pipeline_worker"
     options: dict[str, Any] = {}
     replicas: Count = 1
     cpus: Annotated[float, Field(ge=0)] = 1.0
     gpus: Annotated[int, Field(ge=0)] = 0
+    step_limit_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = STEP_LIMIT_S
 
 
 class ServeSettings(_Settings):
@@ -87,6 +94,9 @@ class ServeSettings(_Settings):
         Replicas of the HTTP door.
     page : bool
         Whether there is a page for people at ``/``, see `rainfusion_trt.serve.page`.
+    hosts : tuple of str
+        Names that clients may call it by where no token is set, beside localhost and addresses;
+        ``*`` is every name. See `rainfusion_trt.serve.gate`.
     """
 
     database: str
@@ -95,6 +105,7 @@ class ServeSettings(_Settings):
     attempts: Count = 2
     doors: Count = 1
     page: bool = False
+    hosts: tuple[Host, ...] = ()
     limits: Limits = Limits()
     worker: WorkerSettings = WorkerSettings()
 

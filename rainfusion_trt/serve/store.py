@@ -20,6 +20,8 @@ from rainfusion_trt.serve.worker import GenerationRequest, ModelDescription, Ran
 _FORGOTTEN_S = 86400.0  # after which a worker that was not seen is no longer listed
 _RETRY_S = 10  # advice where the queue is full
 
+_TURN = "/"  # between the name of a worker and the id of a turn
+
 Hold = Literal["held", "cancelled", "lost"]
 
 
@@ -204,6 +206,16 @@ class Store:
         with self._db.read() as transaction:
             return transaction.execute(sa.select(sa.func.count()).where(wanted)).scalar_one()
 
+    def running(self) -> set[str]:
+        """The turns whose jobs run, by their ids: their worker has given a sign of life.
+
+        See `holder`. A turn that was among them and is not any more has finished its job or hangs.
+        """
+        query = sa.select(jobs.c.worker).where(jobs.c.status == "in_progress")
+        with self._db.read() as transaction:
+            live = query.where(jobs.c.lease_until >= self._db.now(transaction))
+            return {name.partition(_TURN)[2] for name in transaction.execute(live).scalars()}
+
     def sweep(self) -> int:
         """See to the jobs whose worker gave no sign of life; how many there were.
 
@@ -339,6 +351,11 @@ class Store:
 
     def _get(self, transaction: sa.Connection, job_id: str) -> Job:
         return _job(transaction.execute(sa.select(jobs).where(jobs.c.id == job_id)).one())
+
+
+def holder(worker: str, turn: str) -> str:
+    """The name under which a worker claims a job for one of a door's turns."""
+    return f"{worker}{_TURN}{turn}"
 
 
 def _held(job: Job, worker: str) -> Any:

@@ -19,6 +19,17 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+Bounds = tuple[int, int]
+
+
+class SizeRange(_Record):
+    """Clips between two sizes: the smallest and the largest of each."""
+
+    frames: Bounds
+    height: Bounds
+    width: Bounds
+
+
 class ModelDescription(_Record):
     """What a worker makes videos with, and which it takes.
 
@@ -34,8 +45,10 @@ class ModelDescription(_Record):
         Whether no other width, height and number of frames can be had.
     pixels_step : int
         Width and height are multiples of it.
-    frames_step : int
-        The number of frames is 1 more than a multiple of it.
+    frames_first, frames_step : int
+        The smallest number of frames, and the step to the next.
+    ranges : tuple of SizeRange
+        A clip lies within one of them; none: there are no bounds.
     methods : tuple of str
         Kinds of sparse attention that can be had, the usual one first; none: attention is dense.
     preset : str or None
@@ -48,6 +61,8 @@ class ModelDescription(_Record):
         What a request gets that does not name a cache; None: every step runs.
     takes_image, takes_negative_prompt : bool
         Whether the model is made for them.
+    needs_image : bool
+        Whether it makes nothing of a text alone.
     """
 
     model: str
@@ -60,13 +75,16 @@ class ModelDescription(_Record):
     guidance: float | None
     fixed_size: bool = False
     pixels_step: int = 16
+    frames_first: int = 1
     frames_step: int = 4
+    ranges: tuple[SizeRange, ...] = ()
     methods: tuple[str, ...] = ()
     preset: str | None = None
     caches: tuple[str, ...] = ()
     cache_steps: int | None = None
     cache: str | None = None
     takes_image: bool = False
+    needs_image: bool = False
     takes_negative_prompt: bool = True
 
 
@@ -160,6 +178,10 @@ class Ran(_Record):
     cache_threshold: float | None = None
 
 
+class WorkerGone(RuntimeError):  # noqa: N818  (no error of the job)
+    """What computes has died under a job, which is then another worker's; this one has a fault."""
+
+
 class Worker(Protocol):
     """Makes videos, one at a time."""
 
@@ -186,6 +208,8 @@ class Worker(Protocol):
         ------
         RainFusionError
             The request does not fit.
+        WorkerGone
+            The job is not to blame, and is to be run by another worker.
         Exception
             Whatever `on_step` raises: the worker can be used again afterwards.
         """

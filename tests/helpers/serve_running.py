@@ -54,15 +54,18 @@ class Running:
 
 def make_running(folder: Path, *, token: str | None = None, **given: Any) -> Running:
     step_seconds, page = given.pop("step_seconds", 0.0), given.pop("page", False)
+    limit = {name: given.pop(name) for name in ("step_limit_s",) if name in given}
     worker = given.pop("worker", None)  # else one that keeps a journal
+    given.setdefault("hosts", ("testserver",))  # as starlette's client calls it
     settings = ServeSettings.in_folder(folder / "serve", **given)
     store = Store(settings.database, lease_s=settings.lease_s, attempts=settings.attempts)
     content = open_content(settings.content)
     journal = folder / "journal"
     if worker is None:
         worker = JournalWorker(journal=str(journal), step_seconds=step_seconds)
-    runner = JobRunner(store, content, worker, "worker-1")
+    runner = JobRunner(store, content, worker, "worker-1", **limit)
     store.register("worker-1", "test", worker.describe())
     service = VideoService(store, content, "test", settings.limits)
-    client = TestClient(make_app(service, token=token, page=page), raise_server_exceptions=False)
+    app = make_app(service, token=token, page=page, hosts=settings.hosts)
+    client = TestClient(app, raise_server_exceptions=False)
     return Running(service, runner, worker, client, journal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ class JournalWorker(NoopWorker):
         super().__init__(takes_image=True, **options)
         self._journal = Path(journal)
         self._broken: str | None = None
+        self.go = threading.Event()  # what hangs goes on
 
     def generate(
         self, request: GenerationRequest, image: bytes | None, output: Path, on_step: OnStep
@@ -39,6 +41,8 @@ class JournalWorker(NoopWorker):
         if request.prompt == "break":
             self._broken = "broken"
             raise RuntimeError("the GPU is gone")
+        if request.prompt == "hang" and not self._began_before(request.prompt):
+            self.go.wait()
         if image is not None:
             self._note("image", f"{len(image)}")
         ran = super().generate(request, image, output, on_step)
@@ -47,6 +51,9 @@ class JournalWorker(NoopWorker):
 
     def fault(self) -> str | None:
         return self._broken
+
+    def _began_before(self, prompt: str) -> bool:
+        return journal_lines(self._journal, "began").count(prompt) > 1
 
     def _note(self, what: str, prompt: str) -> None:
         line = f"{what} {prompt} {os.getpid()}\n"

@@ -38,7 +38,9 @@ def test_a_processor_that_nobody_knows(name, caplog):
         rainfusion_trt.enable(transformer, model=name)
     assert "_rainfusion_routing" not in vars(transformer)
     with caplog.at_level(logging.WARNING):
-        routing = rainfusion_trt.enable(transformer, model=name, allow_dense=True)
+        routing = rainfusion_trt.enable(
+            transformer, model=name, method="rainfusion", allow_dense=True
+        )
     assert block in caplog.text
     run(transformer, call)
     assert routing.report().dense == (block,)

@@ -259,7 +259,7 @@ def arguments_of(pipeline_class, model, size: VideoSize, given: dict) -> dict:
     pipe = kind()
     pipe.transformer = SimpleNamespace(config={})
     artifacts = SimpleNamespace(model=model, size=size, dynamic=False)
-    denoiser = SimpleNamespace(name="onnxruntime")
+    denoiser = SimpleNamespace(name="onnxruntime", components=())
     return Caller(artifacts, denoiser, None, False, None)._arguments(pipe, given)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from pathlib import Path
 
 import av
@@ -13,7 +14,10 @@ from PIL import Image
 from sqlalchemy.exc import OperationalError
 
 from helpers.serve_running import make_running
-from helpers.serve_workers import journal_lines, wait_for
+from helpers.serve_workers import described, journal_lines, wait_for
+from rainfusion_trt.serve.errors import ServiceError
+from rainfusion_trt.serve.request import VideoRequest, plan
+from rainfusion_trt.serve.settings import Limits
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,6 +54,26 @@ def test_a_job_from_its_request_to_its_file(running):
     assert part.status_code == 206 and part.content == answer.content[:10]
 
 
+def test_bad_ranges_are_errors_in_the_same_form(running):
+    made = running.post()
+    running.drain()
+    place = f"/v1/videos/{made['id']}/content"
+    size = len(running.client.get(place).content)
+    for header, status, code in (
+        ("bytes=x-y", 400, "invalid_range"),
+        ("pages=1-2", 400, "invalid_range"),
+        ("bytes=5-2", 400, "invalid_range"),
+        (f"bytes={size}-", 416, "range_not_satisfiable"),
+    ):
+        answer = running.client.get(place, headers={"Range": header})
+        assert (answer.status_code, error_of(answer)["code"]) == (status, code)
+        assert answer.headers["content-type"] == "application/json"
+        told = answer.headers.get("content-range")
+        assert told == (f"bytes */{size}" if status == 416 else None)
+    several = running.client.get(place, headers={"Range": "bytes=0-1,4-5"})
+    assert several.status_code == 206
+
+
 def test_jobs_run_in_the_order_they_came(running):
     ids = [running.post(prompt=f"p{i}")["id"] for i in range(5)]
     assert running.drain() == ids
@@ -61,6 +85,28 @@ def test_a_worker_with_a_fault_leaves_the_queue_to_others(running):
     assert running.drain() == [broken["id"]]
     assert running.state(broken["id"])["status"] == "failed"
     assert running.state(next_["id"])["status"] == "queued"
+
+
+def test_a_generation_that_hangs_loses_its_job_and_its_worker(tmp_path):
+    """Its process lives, so that its lease would be renewed for ever."""
+    running = make_running(tmp_path, lease_s=0.5, step_limit_s=0.3)
+    made = running.post(prompt="hang")
+    thread = running.in_background()
+    wait_for(running.runner.fault)
+    assert running.runner.fault() == "the worker hangs: it made no step for 0.3 s (step_limit_s)"
+    wait_for(running.service.store.sweep, seconds=5)
+    assert running.state(made["id"])["status"] == "queued"
+    assert running.drain() == []  # another worker's
+    running.worker.go.set()
+    thread.join(10)
+    assert running.state(made["id"])["status"] == "queued"  # it came too late
+
+
+def test_a_slow_generation_keeps_its_job(tmp_path):
+    running = make_running(tmp_path, lease_s=0.5, step_limit_s=1.0, step_seconds=0.3)
+    made = running.post(steps=5)
+    running.drain()
+    assert running.state(made["id"])["status"] == "completed" and running.runner.fault() is None
 
 
 def test_a_completed_job_whose_answer_was_lost_keeps_its_video(running, monkeypatch):
@@ -408,6 +454,30 @@ def test_pages_of_other_sites_cannot_use_it(running):
     assert own.status_code == 200
 
 
+def test_names_of_others_that_lead_here_are_refused(tmp_path):
+    """DNS rebinding: to a browser, the page of such a name and this service are one site."""
+    running = make_running(tmp_path, hosts=("Videos.example",))
+    token = make_running(tmp_path, token="secret", hosts=())
+    every = make_running(tmp_path, hosts=("*",))
+    ours = ("127.0.0.1:8000", "localhost", "LOCALHOST:80", "a.localhost", "[::1]:8000", "192.0.2.7")
+    ours += ("videos.example:8000", "VIDEOS.example.", "")
+    theirs = ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "[x]", "[", ".")
+    theirs += ("localhost.evil.example", "videos.example.evil", "1.2.3")
+    for host in (*ours, *theirs):
+        headers = {"Host": host, "Origin": f"http://{host}"}
+        for answer in (
+            running.client.get("/v1/videos", headers=headers),
+            running.client.post("/v1/videos", json={"prompt": "a"}, headers=headers),
+        ):
+            assert (answer.status_code == 200) is (host in ours), host
+            if host in theirs:
+                assert answer.status_code == 403 and error_of(answer)["code"] == "unknown_host"
+        assert running.client.get("/health", headers={"Host": host}).status_code == 200  # probes
+        assert every.client.get("/v1/videos", headers={"Host": host}).status_code == 200
+        headers["Authorization"] = "Bearer secret"
+        assert token.client.get("/v1/videos", headers=headers).status_code == 200
+
+
 def test_health_and_metrics(running):
     assert running.client.get("/health").json() == {"status": "ok", "model": "noop", "workers": 1}
     running.post()
@@ -429,6 +499,42 @@ def test_before_the_first_worker(tmp_path):
     answer = running.client.post("/v1/videos", json={"prompt": "a"})
     assert answer.status_code == 503 and error_of(answer)["code"] == "not_ready"
     assert running.client.get("/metrics").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"size": "48x64"}, "size", "48x64: this server makes 32x64 or 64x64 to 96x96 (width"),
+        ({"size": "96x112"}, "size", "this server makes"),
+        ({"size": "96x96", "frames": 17}, "frames", "of 96x96 this server makes 5 to 13 frames"),
+        ({"size": "32x64", "frames": 5}, "frames", "of 32x64 this server makes 9 frames"),
+        ({"size": "32x64", "frames": 8}, "frames", "8 frames: tiny takes 4k + 5"),
+        ({"size": "32x64", "frames": 9}, None, ""),
+        ({"seconds": 0.01}, None, ""),
+    ],
+)
+def test_sizes_of_no_engine_are_refused_at_the_door(fields, param, words):
+    """They would wait in the queue and then fail."""
+    one = {"frames": (9, 9), "height": (64, 64), "width": (32, 32)}
+    other = {"frames": (5, 13), "height": (64, 96), "width": (64, 96)}
+    model = described(ranges=(one, other), frames_first=5)
+    request = VideoRequest.read({"prompt": "a", **fields})
+    if param is None:
+        assert plan(request, model, Limits(), image=False).frames in (5, 9)
+        return
+    with pytest.raises(ServiceError, match=re.escape(words)) as refused:
+        plan(request, model, Limits(), image=False)
+    assert refused.value.param == param
+
+
+def test_a_model_of_images_needs_one():
+    request, model = VideoRequest.read({"prompt": "a"}), described(takes_image=True)
+    plan(request, model, Limits(), image=False)
+    of_images = described(takes_image=True, needs_image=True)
+    plan(request, of_images, Limits(), image=True)
+    with pytest.raises(ServiceError, match="makes videos of an image") as refused:
+        plan(request, of_images, Limits(), image=False)
+    assert refused.value.param == "input_reference"
 
 
 def test_other_names_of_fields(running):

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import sys
+import threading
 import types
 
 import pytest
@@ -188,6 +189,31 @@ def test_faults_tell_nothing_of_the_server(videos, dynamo):
         send(videos, prompt="bug")
     with pytest.raises(dynamo.EngineShutdown, match="the GPU is gone"):
         send(videos, prompt="break")
+
+
+def test_a_worker_that_hangs_is_given_up(dynamo, monkeypatch):
+    """Its own request and those that wait in it end; so does the process, which it would keep."""
+    go, ended = threading.Event(), []
+    monkeypatch.setattr("os._exit", ended.append)
+
+    class Hanging(Seen):
+        def generate(self, request, image, output, on_step):
+            on_step(1, 2)
+            assert go.wait(60)
+            return super().generate(request, image, output, on_step)
+
+    videos = Videos(lambda: Hanging(), step_limit_s=0.2)
+
+    async def both():
+        asked = (videos.generate({"prompt": "a fox"}, Context()) for _ in range(2))
+        return await asyncio.gather(*(one.__anext__() for one in asked), return_exceptions=True)
+
+    for error in asyncio.run(both()):
+        assert isinstance(error, dynamo.EngineShutdown)
+        assert str(error) == "the worker hangs: it made no step for 0.2 s (step_limit_s)"
+    asyncio.run(videos.cleanup())
+    assert ended == [1]
+    go.set()
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_the_videos_of_openai(tmp_path):
 
 
 def test_a_full_queue_is_its_rate_limit(tmp_path):
-    running = make_running(tmp_path, limits={"queued": 1})
+    running = make_running(tmp_path, limits={"queued": 1}, hosts=("service",))
 
     async def use() -> None:
         videos = client_of(running).videos

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import io
+
 import av
+import diffusers
 import pytest
 import torch
+from PIL import Image
 
 from helpers.serve_workers import TINY, tiny_cogvideox
 from rainfusion_trt.demo.trained import TRAINED_PROMPT, TRAINED_SIZE
-from rainfusion_trt.errors import DenseAttentionError, InvalidInputError
+from rainfusion_trt.errors import (
+    DenseAttentionError,
+    InvalidInputError,
+    KernelError,
+    RainFusionError,
+)
+from rainfusion_trt.models import get_model
 from rainfusion_trt.operator.settings import METHODS, AttentionSettings
+from rainfusion_trt.runtime.clip_ranges import ClipRange
 from rainfusion_trt.serve.errors import ServiceError
 from rainfusion_trt.serve.pipeline_worker import PipelineWorker
 from rainfusion_trt.serve.request import VideoRequest, plan
@@ -43,6 +54,18 @@ def test_what_it_says_of_itself(worker):
     assert said.methods[0] == AttentionSettings.method
     assert sorted(said.methods) == sorted(METHODS)
     assert not said.takes_image and said.takes_negative_prompt
+
+
+def test_the_ranges_of_its_engines_are_told(worker, monkeypatch):
+    """The size that a graph was exported for may be none of its engine's."""
+    small = ClipRange((9, 13), (64, 80), (96, 96))
+    monkeypatch.setattr(type(worker), "_ranges", lambda _: (small,))
+    monkeypatch.setattr(worker, "_defaults", {})
+    said = worker.describe()
+    (told,) = said.ranges
+    assert (told.frames, told.height, told.width) == (small.frames, small.height, small.width)
+    assert (said.frames, said.height, said.width) == (13, 80, 96)
+    assert (said.frames_first, said.frames_step) == (1, 4)
 
 
 def test_a_video_and_what_ran(worker, tmp_path, one_thread):
@@ -87,7 +110,7 @@ def test_presets_and_methods_of_a_request(worker, tmp_path, one_thread):
     assert dense.method is None and all(step.density == 1.0 for step in dense.steps)
     plain = run("plain", method="rainfusion2", sparsity=0.25)
     assert plain.method == "rainfusion2" and plain.steps[1].sparsity == 0.25
-    assert run("usual", method=None, frames=33).method == AttentionSettings.method
+    assert run("usual", method=None, frames=37).method == AttentionSettings.method
     with pytest.raises(DenseAttentionError, match="one window of .* larger clip, another method"):
         run("one window", method=None)
 
@@ -148,12 +171,13 @@ def test_the_demo_model_from_a_request_to_a_file(tmp_path):
         ({}, "give model and checkpoint"),
         ({"model": "sora", "checkpoint": "x"}, "'sora' is unknown"),
         ({"model": "cogvideox-5b", "checkpoint": "/nowhere"}, "cannot be loaded"),
+        ({"model": "minimax-h3", "checkpoint": "x"}, "Pipeline does not drive minimax-h3: diff"),
         ({"demo": True, "gpus": 2}, "gpus=2"),
         ({"demo": True, "preset": "best"}, "preset='best'"),
     ],
 )
 def test_bad_options_are_one_line(options, words):
-    with pytest.raises(InvalidInputError, match=words):
+    with pytest.raises(RainFusionError, match=words):
         PipelineWorker(**options)
 
 
@@ -163,15 +187,116 @@ def test_bad_factories_are_one_line():
             make_worker(factory, {}, gpus=0)
 
 
-def test_a_broken_gpu_makes_it_unhealthy(worker, tmp_path, monkeypatch):
-    error = type("AcceleratorError", (RuntimeError,), {})("CUDA error: an illegal address")
+WAN = {"width": 192, "height": 128, "frames": 9, "steps": 1, "guidance": 1.0}
 
+
+@pytest.fixture(scope="module")
+def text_and_image(tmp_path_factory):
+    """Of a checkpoint of text to video whose model has a pipeline of images too."""
+    from helpers.wan_pipeline import tiny_pipeline
+
+    model = get_model("wan2.2-ti2v-5b")
+    transformer = model.create(model.config("tiny"), dtype=torch.bfloat16)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    pipe = tiny_pipeline(transformer, expand_timesteps=True)
+    pipe.to(torch.bfloat16).save_pretrained(folder)
+    made = PipelineWorker(model=model.name, checkpoint=str(folder), defaults=WAN)
+    yield made
+    made.close()
+
+
+def test_what_it_starts_from_is_the_registrys(text_and_image, tmp_path, monkeypatch):
+    """And not what the class that the checkpoint names takes."""
+    said = text_and_image.describe()
+    assert type(text_and_image._pipeline.pipe).__name__ == "WanPipeline"
+    assert said.takes_image and not said.needs_image
+    monkeypatch.setattr("rainfusion_trt.runtime.one_call.check_packages", lambda _: None)
+    monkeypatch.setattr(
+        "diffusers.pipelines.wan.pipeline_wan_i2v.prompt_clean", lambda text: text
+    )  # which needs ftfy
+    picture = io.BytesIO()
+    Image.new("RGB", (192, 128), (200, 10, 10)).save(picture, "PNG")
+    output = tmp_path / "a.mp4"
+    asked = GenerationRequest(prompt="a", fps=8, seed=3, sparsity=0.0, **WAN)
+    text_and_image.generate(asked, picture.getvalue(), output, lambda *_: None)
+    assert output.exists()
+
+
+def test_a_model_of_images_says_that_it_needs_one():
+    from helpers.wan_pipeline import tiny_pipeline
+
+    def worker_of(name):
+        model = get_model(name)
+        transformer = model.create(model.config("tiny"), dtype=torch.float32)
+        kind = getattr(diffusers, model.pipeline_class)
+        return PipelineWorker(pipe=tiny_pipeline(transformer, kind), defaults=WAN)
+
+    said = worker_of("wan2.1-i2v-14b").describe()
+    assert said.takes_image and said.needs_image
+    with pytest.raises(InvalidInputError, match="starts from more than a text and an image"):
+        worker_of("wan2.2-animate-14b")
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """A worker that believes that it has a GPU, which says what it is told to say."""
+    made, said = tiny_cogvideox(), []
+
+    def synchronize(device):
+        assert device.type == "cuda"
+        if said:
+            raise said[0]
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    zeros = torch.zeros
+
+    def zeros_on_gpu(*shape, device=None, **others):
+        if getattr(device, "type", None) == "cuda":
+            return torch.ones(1)
+        return zeros(*shape, device=device, **others)
+
+    monkeypatch.setattr(torch, "zeros", zeros_on_gpu)
+    monkeypatch.setattr(type(made._pipeline), "device", torch.device("cuda"))
+    return made, said
+
+
+def fail_with(error, worker, monkeypatch, output):
     def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(type(worker._pipeline), "__call__", fail)
-    with pytest.raises(RuntimeError, match="illegal address"):
-        worker.generate(request_of(), None, tmp_path / "a.mp4", lambda *_: None)
-    assert "GPU has failed" in worker.fault()
-    worker._fault = None
+    with pytest.raises(type(error)):
+        worker.generate(request_of(), None, output, lambda *_: None)
     assert torch.is_grad_enabled()  # the call left nothing behind
+
+
+def test_a_broken_gpu_makes_it_unhealthy(on_gpu, tmp_path, monkeypatch):
+    """An error that stays in the context is met by whoever asks the device next."""
+    worker, said = on_gpu
+    said.append(type("AcceleratorError", (RuntimeError,), {})("CUDA error: an illegal address"))
+    fail_with(KernelError("the engine did not run"), worker, monkeypatch, tmp_path / "a.mp4")
+    assert worker.fault() == (
+        "the GPU has failed (AcceleratorError: CUDA error: an illegal address)"
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KernelError("shape (2, 99) of input hidden_states refused"),
+        InvalidInputError("no optimisation profile serves it"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: invalid configuration argument"),
+    ],
+)
+def test_an_error_of_one_request_leaves_it_healthy(on_gpu, tmp_path, monkeypatch, error):
+    worker, said = on_gpu
+    if isinstance(error, torch.OutOfMemoryError):
+        said.append(error)  # others hold the memory that the question would need
+    fail_with(error, worker, monkeypatch, tmp_path / "a.mp4")
+    assert worker.fault() is None
+
+
+def test_the_cpu_does_not_break(worker, tmp_path, monkeypatch):
+    fail_with(KernelError("a"), worker, monkeypatch, tmp_path / "a.mp4")
+    assert worker.fault() is None

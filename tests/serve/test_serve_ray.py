@@ -39,6 +39,7 @@ def settings(folder, journal):
         "options": {"journal": str(journal)},
         "replicas": 2,
         "cpus": 0.5,
+        "step_limit_s": 20.0,
     }
     return {
         "database": f"sqlite:///{folder / 'jobs.sqlite'}",
@@ -142,5 +143,18 @@ def test_jobs_outlive_the_server(server, settings, folder, journal):
         assert [state["attempt"] for state in states] == [2, 2, 1, 1, 1, 1]
         kept = again.call("GET", f"/v1/videos?limit=100&after={jobs[0]}")[1]["data"]
         assert kept == before
+        _hung_worker_is_replaced(again, journal)
     made = Counter(journal_lines(journal, "made"))
     assert all(made[name] == 1 for name in ("slow-0", "slow-1", *(f"after-{i}" for i in range(4))))
+
+
+def _hung_worker_is_replaced(server, journal):
+    """At the end, since there is a worker less until Ray has ended the one that hangs."""
+    made = server.post(prompt="hang")
+    wait_for(lambda: "hang" in journal_lines(journal, "began"))
+    first = journal_process(journal, "hang")
+    state = server.finished(made)
+    assert (state["status"], state["attempt"]) == ("completed", 2)
+    assert journal_process(journal, "hang") != first
+    # Its turn has not ended yet, and the next job does not wait for it.
+    assert server.finished(server.post(prompt="after-hang"), seconds=20)["status"] == "completed"

@@ -58,12 +58,14 @@ def invoke(*arguments: str):
 
 def test_the_command_makes_settings(started, tmp_path):
     folder = tmp_path / "kept"
-    done = invoke("--demo", "--folder", str(folder), "--queue", "7", "--preset", "fast")
+    chosen = ("--queue", "7", "--preset", "fast", "--allow-host", "a.org", "--allow-host", "b")
+    done = invoke("--demo", "--folder", str(folder), *chosen)
     assert done.exit_code == 0, done.output
     ((given, place),) = started
     assert place == {"host": "127.0.0.1", "port": 8000}
     assert given.worker.options == {"demo": True, "preset": "fast"}
     assert (given.limits.queued, given.worker.replicas) == (7, 1)
+    assert given.hosts == ("a.org", "b")
     assert given.database == f"sqlite:///{folder / 'jobs.sqlite'}" and folder.is_dir()
 
 
@@ -84,6 +86,8 @@ def test_the_command_takes_a_file(started, tmp_path):
         (("--demo", "--engine", "no"), "--engine no does not exist"),
         (("--demo", "--preset", "best"), "preset='best'"),
         (("--demo", "--device", "tpu"), "--device tpu"),
+        (("--demo", "--device", "cpu", "--gpus", "2"), "--gpus 2"),
+        (("--demo", "--gpus", "3", "--split-guidance"), "--split-guidance"),
         (("--settings", "/nowhere.yaml"), "/nowhere.yaml"),
         (("--settings", "a.yaml", "--demo"), "--demo goes into a.yaml"),
         (("--cpu-offload", "--settings", "a.yaml"), "--cpu-offload goes into a.yaml"),
@@ -106,6 +110,7 @@ def test_bad_options_are_one_line(started, tmp_path, monkeypatch, arguments, wor
         ({"content": "x"}, "/path or a URL"),
         ({"lease_s": 0}, "greater than"),
         ({"limits": {"queued": 0}}, "greater than"),
+        ({"hosts": ["http://a.org"]}, "pattern"),
         ({"surprise": 1}, "surprise"),
     ],
 )

@@ -1,0 +1,162 @@
+"""A worker of two processes (gloo, CPU): one clip, one cancellation, one death."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from multiprocessing import Pipe
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.serve_running import make_running
+from helpers.serve_workers import wait_for
+from helpers.wan_pipeline import tiny_pipeline
+from rainfusion_trt.errors import RainFusionError
+from rainfusion_trt.models import get_model
+from rainfusion_trt.serve.group_message import Answer
+from rainfusion_trt.serve.group_worker import GroupWorker, pipeline_worker
+from rainfusion_trt.serve.pipeline_worker import PipelineWorker
+from rainfusion_trt.serve.runner import JobRunner
+from rainfusion_trt.serve.worker import GenerationRequest, WorkerGone
+from rainfusion_trt.video import load_video
+
+MODEL = get_model("wan2.1-1.3b")
+SIZE = {"width": 128, "height": 128, "frames": 9}
+DEFAULTS = {**SIZE, "steps": 2, "guidance": 4.0}
+ASKED = GenerationRequest(prompt="a fox", fps=8, seed=3, sparsity=0.0, **DEFAULTS)
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    transformer = MODEL.create(MODEL.config("tiny", layers=1), dtype=torch.bfloat16)
+    tiny_pipeline(transformer).to(torch.bfloat16).save_pretrained(folder)
+    return {"model": MODEL.name, "checkpoint": str(folder), "defaults": DEFAULTS, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def made(options):
+    """A worker that lives until the test of its death, the last one."""
+    worker = pipeline_worker(**options, gpus=2, split_guidance=True, timeout=60)
+    yield worker
+    worker.close()
+
+
+def descendants(worker) -> list[int]:
+    """The processes that compute, below their guards."""
+    found = []
+    for guard in worker._processes:
+        children = Path(f"/proc/{guard.pid}/task/{guard.pid}/children").read_text().split()
+        found += map(int, children)
+    return found
+
+
+def test_two_processes_make_the_clip_of_one(made, options, tmp_path, one_thread):
+    steps = []
+    assert isinstance(made, GroupWorker) and len(set(descendants(made))) == 2
+    ran = made.generate(ASKED, None, tmp_path / "two.mp4", lambda *step: steps.append(step))
+    assert steps == [(1, 2), (2, 2)] and ran.frames == 9 and len(ran.steps) == 2
+    alone = PipelineWorker(**options)
+    said = alone.describe()
+    assert made.describe() == said
+    alone.generate(ASKED, None, tmp_path / "one.mp4", lambda *_: None)
+    alone.close()
+    one, two = (list(load_video(tmp_path / f"{name}.mp4")) for name in ("one", "two"))
+    assert len(one) == len(two) == 9
+    # Guidance in halves gives the same numbers; the encoder is the same.
+    assert all((a == b).all() for a, b in zip(one, two, strict=True))
+
+
+def test_a_cancellation_reaches_all_and_leaves_it_usable(made, tmp_path):
+    class Stop(Exception):  # noqa: N818  (no error)
+        """Raised between steps."""
+
+    def stop(done, steps):
+        if done == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        made.generate(ASKED.model_copy(update={"steps": 9}), None, tmp_path / "a.mp4", stop)
+    assert not (tmp_path / "a.mp4").exists() and made.fault() is None
+    made.generate(ASKED, None, tmp_path / "b.mp4", lambda *_: None)
+    assert (tmp_path / "b.mp4").exists()
+
+
+def test_a_death_is_that_of_the_worker_and_its_job_is_run_again_once(made, tmp_path):
+    """As a dead replica: no failure of the job, whose lease runs out."""
+    running = make_running(tmp_path, worker=made, lease_s=1.0)
+    job = running.post(prompt="a fox", steps=100, size="128x128", frames=9)["id"]
+    thread = running.in_background()
+    wait_for(lambda: running.state(job)["progress"] >= 2)
+    processes = descendants(made)
+    os.kill(processes[1], signal.SIGKILL)
+    thread.join(30)
+    assert made.fault() == "process 1 of this worker's 2 has died"
+    assert not any(Path(f"/proc/{process}").exists() for process in processes)
+    assert running.runner.fault() == made.fault() and running.drain() == []
+    wait_for(running.service.store.sweep, seconds=5)
+    assert running.state(job)["status"] == "queued"
+    service = running.service
+    other = JobRunner(service.store, service.content, Quick(made.describe()), "worker-2")
+    assert other.run_next() == job
+    assert (running.state(job)["status"], running.state(job)["attempt"]) == ("completed", 2)
+
+
+class Quick:
+    """Another worker of the model, which makes its clips at once."""
+
+    def __init__(self, said):
+        from benchmarks.serving.noop import NoopWorker
+
+        self._said, self._noop = said, NoopWorker()
+
+    def describe(self):
+        return self._said
+
+    def generate(self, *given):
+        return self._noop.generate(*given)
+
+    def fault(self):
+        return None
+
+
+def answering(*answers: Answer) -> GroupWorker:
+    """A worker whose processes have said so, and did not start."""
+    worker = object.__new__(GroupWorker)
+    worker._ends, worker._processes, worker._fault = [], [], None
+    worker._stack = contextlib.ExitStack()
+    for answer in answers:
+        mine, theirs = Pipe()
+        theirs.send(answer)
+        worker._ends.append(mine)
+        worker._stack.callback(theirs.close)
+    return worker
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        (Answer(error="size=7 must be 8", refusal=True), RainFusionError, "^size=7 must be 8$"),
+        (Answer(error="out of memory (CUDA)", memory=True), MemoryError, "CUDA"),
+        (Answer(error="Traceback ... KeyError"), RuntimeError, "KeyError"),
+        (Answer(error="process 1 is lost", refusal=True, consequence=True), WorkerGone, ""),
+    ],
+)
+def test_the_cause_is_told_and_the_processes_are_out_of_step(answer, kind, words):
+    late = Answer(error="process 0 failed", refusal=True, consequence=True)
+    worker = answering(late if answer.consequence else answer, answer)
+    with pytest.raises(kind, match=words):
+        worker._answers(lambda *_: None)
+    assert worker.fault() is not None and all(end.closed for end in worker._ends)
+    with pytest.raises(WorkerGone):
+        worker.generate(ASKED, None, Path("x"), lambda *_: None)
+
+
+def test_options_that_do_not_fit(options):
+    with pytest.raises(RainFusionError, match="gpus: 3: give 2, 4"):
+        pipeline_worker(**options, gpus=3, split_guidance=True)
+    with pytest.raises(RainFusionError, match="gpus: 0: give 2, 4"):
+        pipeline_worker(**options, split_guidance=True)
