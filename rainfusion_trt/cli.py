@@ -81,6 +81,14 @@ def build_engine(
     flavour: Annotated[
         str | None, typer.Option(help="tensorrt or tensorrt_rtx (default: what is installed).")
     ] = None,
+    gpus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|N-M",
+            help="How many GPUs share a clip, for a model exported with --parallel (default: the "
+            "recipe's, else 2-8).",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option(help="Build even if nothing has changed.")] = False,
 ) -> None:
     """Build a TensorRT engine from an exported model."""
@@ -95,6 +103,7 @@ def build_engine(
             output=output,
             target=chosen or None,
             flavour=flavour,
+            gpus=gpus,
             force=force,
         )
     )

@@ -106,6 +106,7 @@ def prepare(
         batch=case.batch,
         dynamic=case.dynamic,
         settings=AttentionSettings(method=case.method),
+        component=case.model.components[0],
     )
     seconds = {"export": round(time.perf_counter() - start, 1)}
     engine = None
@@ -185,4 +186,5 @@ class Engine:
 
     def __call__(self, sparsity: float) -> Tensor:
         self.sparsity.fill_(sparsity)
-        return self.backend.run({**self.inputs, "sparsity": self.sparsity})["sample"].clone()
+        outputs = self.backend.run({**self.inputs, "sparsity": self.sparsity})
+        return next(iter(outputs.values())).clone()  # the video, also of models with sound

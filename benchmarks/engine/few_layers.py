@@ -1,4 +1,4 @@
-"""Compare a few layers at full width: engine, eager diffusers, compiled diffusers."""
+"""Compare a few layers at full width: engine, eager, compiled, and compiled with RainFusion."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.engine.cases import Case
+from benchmarks.engine.compiled import COMPILED_SPARSE, sharing_weights
 from benchmarks.engine.eager import Eager, kernel_row
 from benchmarks.engine.engines import Engine, load, prepare
 from benchmarks.engine.measure import (
@@ -26,14 +27,16 @@ from benchmarks.engine.measure import (
     time_limit,
     used_gib,
 )
+from rainfusion_trt import enable
 
 EAGER = "eager, cuDNN attention"
 MASKED = "eager, cuDNN attention, padding masked"
 COMPILED = "torch.compile, cuDNN attention"
 OPERATOR = "torch operator"
 ENGINE = "engine"
-SPARSITIES = (0.5, 0.64)
+SPARSITIES = (0.5, 0.64, 0.8)
 CHECKED = 0.5  # where the engine is held against the operator
+COMPILED_AT = 0.8  # and there as well, as torch.compile with RainFusion
 # Attention in float32 runs at a fiftieth of the speed: only where it is done in a second or two.
 _FLOAT32_FLOPS = 5e13
 
@@ -106,7 +109,13 @@ def measure(case: Case, folder: Path, options: Options, save: Save) -> list[Row]
     rows += compiled.rows
     save(rows)
     release()
-    rows += time_in_turn(_timed(eager, baselines, engine), options.rounds, case.blocks)
+    sparse = compiled_sparse(eager, options)
+    rows += sparse.rows
+    save(rows)
+    release()
+    runs = _timed(eager, baselines, engine)
+    runs |= {(name, COMPILED_AT): forward for name, forward in sparse.forwards.items()}
+    rows += time_in_turn(runs, options.rounds, case.blocks)
     save(rows)
     rows += rounding(eager, baselines, engine)
     save(rows)
@@ -170,6 +179,25 @@ def compiled_baseline(eager: Eager, wanted: Tensor, options: Options) -> Baselin
     return baselines
 
 
+def compiled_sparse(eager: Eager, options: Options) -> Baselines:
+    """torch.compile's forward with RainFusion, or a row that says why there is none."""
+    wanted = eager.routed(COMPILED_AT)
+    routed = Eager(eager.case, sharing_weights(eager.transformer))
+    routed._masks_by_cudnn = eager._masks_by_cudnn
+    case = eager.case
+    enable(routed.transformer, sparsity=COMPILED_AT, model=case.model, method=case.method)
+    module: Any = torch.compile(routed.transformer, backend=options.compiler, dynamic=False)
+    forward = partial(routed, module=module)
+    try:
+        with time_limit(options.compile_seconds):
+            error = relative_error(forward(), wanted)
+    except Exception as failure:  # whatever the compiler raises: the row says it
+        release()
+        return Baselines(rows=[failed_row("torch.compile", COMPILED_SPARSE, failure)])
+    row = error_row(COMPILED_SPARSE, COMPILED_AT, OPERATOR, error)
+    return Baselines({COMPILED_SPARSE: forward}, {}, [row])
+
+
 def compare(eager: Eager, baselines: Baselines, engine: Engine) -> list[Row]:
     """One forward call of each."""
     dense = engine(0.0)
@@ -191,6 +219,8 @@ def compare(eager: Eager, baselines: Baselines, engine: Engine) -> list[Row]:
         left_out = {"what": "left out", "run": ENGINE, "sparsity": CHECKED, "against": EAGER}
         left_out["difference"] = relative_error(sparse, baselines.outputs[EAGER])
         rows.append(left_out)
+        error = relative_error(engine(COMPILED_AT), eager.routed(COMPILED_AT))
+        rows.append(error_row(ENGINE, COMPILED_AT, OPERATOR, error))
     else:
         rows.append(
             {

@@ -6,8 +6,9 @@
 
 All at the models' standard sizes and in bfloat16, with seeded random weights. The engine is held
 against diffusers' eager transformer (cuDNN attention) at sparsity 0 and against the torch operator
-at 0.5. Times are taken in turn, those of torch.compile among them. Each benchmark writes its own
-``models_<name>.json`` whenever a part of it is done, so a run that is cut short keeps its rows.
+at 0.5 and 0.8. Times are taken in turn, those of torch.compile with and without RainFusion among
+them. Each benchmark writes its own ``models_<name>.json`` whenever a part of it is done, so a run
+that is cut short keeps its rows.
 ``--prepare`` only exports and builds (several can run at the same time); a later run with the same
 folder uses the result. ``--tiny`` rehearses all of it, on the CPU in ONNX Runtime.
 """
@@ -34,7 +35,15 @@ from rainfusion_trt.engine import EngineRecipe
 from rainfusion_trt.errors import InvalidInputError, RainFusionError
 from rainfusion_trt.models import VideoSize, get_model
 
-LAYERS = {"hunyuanvideo": 1, "opensoraplan-1.2": 2, "cogvideox-5b": 2, "wan2.1-14b": 2}
+LAYERS = {
+    "hunyuanvideo": 1,
+    "opensoraplan-1.2": 2,
+    "cogvideox-5b": 2,
+    "wan2.1-14b": 2,
+    "wan2.2-i2v-a14b": 2,
+    "hunyuanvideo-1.5-i2v": 2,
+    "ltx-2": 2,
+}
 COMPLETE = "opensoraplan-1.2"
 TWO_SIZES = "wan2.1-14b"
 SIZES = {"720p": VideoSize(81, 720, 1280), "480p": VideoSize(81, 480, 832)}

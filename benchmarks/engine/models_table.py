@@ -8,7 +8,15 @@ from pathlib import Path
 
 from benchmarks.tables import Record, Row, markdown, sources
 
-FEW_LAYERS = ("hunyuanvideo", "opensoraplan-1.2", "cogvideox-5b", "wan2.1-14b")
+FEW_LAYERS = (
+    "hunyuanvideo",
+    "opensoraplan-1.2",
+    "cogvideox-5b",
+    "wan2.1-14b",
+    "wan2.2-i2v-a14b",
+    "hunyuanvideo-1.5-i2v",
+    "ltx-2",
+)
 COMPLETE = "opensoraplan-1.2_complete"
 TWO_SIZES = "wan2.1-14b_two-sizes"
 NOT_RUN = "not run"

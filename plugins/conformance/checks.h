@@ -16,6 +16,9 @@ void check_protocol(trt_host::PluginLibrary& library, Report& report);
 // The workspace, what an engine keeps of it, and engines of other layouts. Needs no GPU.
 void check_workspaces(trt_host::PluginLibrary& library, Report& report);
 
+// Layers of one of several GPUs, without the others. Needs no GPU.
+void check_parallel(trt_host::PluginLibrary& library, Report& report);
+
 // How tokens are cut into windows. Needs no GPU and no library.
 void check_windows_geometry(Report& report);
 

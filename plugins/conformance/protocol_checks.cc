@@ -24,12 +24,16 @@ void check_creator(Suite& suite) {
                       of->getPluginVersion());
   }
   suite.report.expect(identities.size() == suite.library.creators().size(), "creators differ");
-  suite.report.expect(identities.count("rainfusion::RainFusionAttention 1") == 1, "no creator");
+  for (const char* const name : {"Attention", "Split", "Gather"}) {
+    suite.report.expect(identities.count("rainfusion::RainFusion" + std::string(name) + " 1") == 1,
+                        std::string("no creator of ") + name);
+  }
 
   const nvinfer1::PluginFieldCollection* const names = suite.creator().getFieldNames();
   std::string found;
   for (int32_t i = 0; i < names->nbFields; ++i) found += std::string(names->fields[i].name) + " ";
-  suite.report.expect(found == "text method alpha sink_frames scale ", "attributes are " + found);
+  suite.report.expect(found == "text method alpha sink_frames scale parallel ",
+                      "attributes are " + found);
 
   const Fields none;
   const Builder defaults(suite.creator(), none);

@@ -80,6 +80,7 @@ inline Fields make_attributes(const std::string& text = "last",
   Fields fields;
   fields.text("text", text).text("method", method).number("alpha", 0.9F);
   fields.number("sink_frames", int32_t{1}).number("scale", 0.0F);
+  fields.number("parallel", int32_t{0});
   return fields;
 }
 

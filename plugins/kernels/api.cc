@@ -2,12 +2,9 @@
 
 #include <cuda_runtime_api.h>
 
-#include <algorithm>
-#include <cstring>
-#include <exception>
-#include <new>
 #include <string>
 
+#include "boundary.h"
 #include "common/device.h"
 #include "common/launch.h"
 #include "validate.h"
@@ -24,27 +21,13 @@
 #endif
 
 namespace rainfusion {
-namespace {
 
-thread_local std::string last_error;
-
-// Runs a call behind the C boundary: no exception leaves it, and its message is kept.
-template <typename Call>
-RainfusionStatus guarded(const Call& call, char* message = nullptr, size_t capacity = 0) noexcept {
-  try {
-    const Result result = call();
-    if (!result.ok()) last_error = result.message;
-    if (message != nullptr && capacity > 0) {
-      const size_t length = std::min(capacity - 1, result.message.size());
-      std::memcpy(message, result.message.data(), length);
-      message[length] = '\0';
-    }
-    return result.status;
-  } catch (const std::exception&) {  // out of host memory while a message was built
-    if (message != nullptr && capacity > 0) message[0] = '\0';
-    return RAINFUSION_INVALID_ARGUMENT;
-  }
+std::string& last_error() {
+  static thread_local std::string message;
+  return message;
 }
+
+namespace {
 
 Result check_problem(const RainfusionProblem* problem) {
   return problem != nullptr ? validate_problem(*problem) : invalid("problem is a null pointer");
@@ -286,8 +269,10 @@ const char* rainfusion_status_string(RainfusionStatus status) {
       return "workspace too small";
     case RAINFUSION_CUDA_ERROR:
       return "CUDA error";
+    case RAINFUSION_COMMUNICATION_ERROR:
+      return "another GPU of the run, or NCCL, failed";
   }
   return "unknown status";
 }
 
-const char* rainfusion_last_error(void) { return last_error.c_str(); }
+const char* rainfusion_last_error(void) { return last_error().c_str(); }

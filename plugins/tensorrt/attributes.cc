@@ -85,6 +85,12 @@ float read_scale(const PluginField& field) {
          "is " + std::to_string(scale) + "; use a positive scale, or 0 for 1/sqrt(head size)");
 }
 
+int32_t read_flag(const PluginField& field) {
+  const auto flag = read_int<int32_t>(field);
+  if (flag <= 1) return flag;
+  reject(field, "is " + std::to_string(flag) + "; use 0 or 1");
+}
+
 // Where an attribute's value lies.
 struct Value {
   const void* data;
@@ -105,7 +111,7 @@ struct Attribute {
   Value (*value)(const Attributes& attributes);
 };
 
-constexpr std::array<Attribute, 5> kAttributes{{
+constexpr std::array<Attribute, 6> kAttributes{{
     {"text", PluginFieldType::kCHAR,
      [](const PluginField& f, Attributes& a) { a.text = read_choice(f, text_name); },
      [](const Attributes& a) { return value_of(text_name(a.text)); }},
@@ -121,6 +127,9 @@ constexpr std::array<Attribute, 5> kAttributes{{
     {"scale", PluginFieldType::kFLOAT32,
      [](const PluginField& f, Attributes& a) { a.scale = read_scale(f); },
      [](const Attributes& a) { return value_of(a.scale); }},
+    {"parallel", PluginFieldType::kINT32,
+     [](const PluginField& f, Attributes& a) { a.parallel = read_flag(f); },
+     [](const Attributes& a) { return value_of(a.parallel); }},
 }};
 
 bool is_named(const PluginField& field, const char* name) {

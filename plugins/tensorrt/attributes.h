@@ -15,7 +15,8 @@ struct Attributes {
   RainfusionMethod method = RAINFUSION_METHOD_RAINFUSION;
   float alpha = 0.9F;
   int32_t sink_frames = 1;
-  float scale = 0.0F;  // 0 = 1 / sqrt(head size)
+  float scale = 0.0F;    // 0 = 1 / sqrt(head size)
+  int32_t parallel = 0;  // 1 = query, key and value are of the tokens of one of several GPUs
 };
 
 // A layer as an engine's file has it.

@@ -6,11 +6,16 @@
 #include "creator.h"
 #include "logging.h"
 #include "rainfusion/rainfusion.h"
+#include "tokens_plugin.h"
 
 extern "C" RAINFUSION_API nvinfer1::IPluginCreatorInterface* const* getCreators(
     int32_t& count) noexcept {
+  // Every plugin.
+  using rainfusion::tensorrt::TokensKind;
   static rainfusion::tensorrt::Creator attention;
-  static nvinfer1::IPluginCreatorInterface* const creators[] = {&attention};  // every plugin
+  static rainfusion::tensorrt::TokensCreator split(TokensKind::kSplit);
+  static rainfusion::tensorrt::TokensCreator gather(TokensKind::kGather);
+  static nvinfer1::IPluginCreatorInterface* const creators[] = {&attention, &split, &gather};
   count = static_cast<int32_t>(std::size(creators));
   return creators;
 }

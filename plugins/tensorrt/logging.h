@@ -21,13 +21,18 @@ void log(Severity severity, const std::string& message) noexcept;
 // Runs `body`, and turns an exception into a line of the log and `failure`. Every function that
 // TensorRT calls goes through here, since none may throw.
 template <typename Result, typename Body>
-Result guarded(const char* call, Result failure, Body&& body) noexcept {
+Result guarded_as(const char* plugin, const char* call, Result failure, Body&& body) noexcept {
   try {
     return std::forward<Body>(body)();
   } catch (const std::exception& error) {
-    log(Severity::kERROR, std::string("RainFusionAttention ") + call + ": " + error.what());
+    log(Severity::kERROR, std::string(plugin) + " " + call + ": " + error.what());
   }
   return failure;
+}
+
+template <typename Result, typename Body>
+Result guarded(const char* call, Result failure, Body&& body) noexcept {
+  return guarded_as("RainFusionAttention", call, failure, std::forward<Body>(body));
 }
 
 }  // namespace rainfusion::tensorrt

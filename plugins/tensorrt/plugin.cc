@@ -9,6 +9,8 @@
 
 #include "logging.h"
 #include "problem.h"
+#include "rainfusion/parallel.h"
+#include "stand_in.h"
 
 namespace rainfusion::tensorrt {
 namespace {
@@ -63,12 +65,14 @@ Plugin::Plugin(const SavedLayer& layer)
     : attributes_(layer.attributes),
       fields_(attributes_),
       description_(describe(attributes_)),
+      is_being_built_(false),
       workspace_(layer.workspace_bytes) {}
 
 Plugin::Plugin(const Plugin& other)
     : attributes_(other.attributes_),
       fields_(attributes_),
       description_(other.description_),
+      is_being_built_(other.is_being_built_),
       workspace_(other.workspace_),
       input_count_(other.input_count_) {}
 
@@ -107,7 +111,7 @@ int32_t Plugin::getOutputShapes(const DimsExprs* inputs, int32_t input_count, co
     std::transform(inputs, inputs + input_count, dims.begin(), known_dims);
     check_ranks(dims);
     check_shapes(dims);
-    if (is_known(dims[kQuery]) && is_known(dims[kGrid])) {
+    if (!is_parallel() && is_known(dims[kQuery]) && is_known(dims[kGrid])) {
       check_problem(make_problem(attributes_, dims[kQuery], dims[kGrid], DataType::kHALF));
     } else if (dims[kQuery].d[3] >= 0) {
       check_head_size(dims[kQuery].d[3]);
@@ -141,12 +145,16 @@ int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t i
     // The smallest and the largest sizes of a profile need not make a clip; the optimal ones do.
     if (is_known(dims[kQuery]) && is_known(dims[kGrid])) {
       check_shapes(dims);
-      check_problem(make_problem(attributes_, dims[kQuery], dims[kGrid], inputs[kQuery].desc.type));
+      if (!is_parallel()) {
+        check_problem(
+            make_problem(attributes_, dims[kQuery], dims[kGrid], inputs[kQuery].desc.type));
+      }
     }
     // getWorkspaceSize cannot fail, so what would make it fail is reported here.
     if (is_known(inputs[kQuery].max) && is_known(inputs[kGrid].max)) {
       workspace_bound(make_problem(attributes_, inputs[kQuery].max, inputs[kGrid].max,
-                                   inputs[kQuery].desc.type));
+                                   inputs[kQuery].desc.type),
+                      is_parallel());
     }
     input_count_ = input_count;
     return kSuccess;
@@ -156,9 +164,10 @@ int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t i
 size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, int32_t,
                                 const DynamicPluginTensorDesc*, int32_t) const noexcept {
   return guarded("workspace", size_t{0}, [&] {
-    const size_t bytes = kAlignmentSlack +
-                         workspace_bound(make_problem(attributes_, inputs[kQuery].max,
-                                                      inputs[kGrid].max, inputs[kQuery].desc.type));
+    const size_t bytes =
+        kAlignmentSlack + workspace_bound(make_problem(attributes_, inputs[kQuery].max,
+                                                       inputs[kGrid].max, inputs[kQuery].desc.type),
+                                          is_parallel());
     workspace_.ask(bytes);
     return bytes;
   });
@@ -172,7 +181,10 @@ int32_t Plugin::onShapeChange(const PluginTensorDesc* inputs, int32_t input_coun
     for (int32_t i = 0; i < input_count; ++i) dims.push_back(inputs[i].dims);
     check_ranks(dims);
     check_shapes(dims);
-    check_problem(make_problem(attributes_, dims[kQuery], dims[kGrid], inputs[kQuery].type));
+    // How many GPUs there are is known in enqueue: a context may be made before they meet.
+    if (!is_parallel()) {
+      check_problem(make_problem(attributes_, dims[kQuery], dims[kGrid], inputs[kQuery].type));
+    }
     input_count_ = input_count;
     return kSuccess;
   });
@@ -186,6 +198,10 @@ int32_t Plugin::enqueue(const PluginTensorDesc* input_descs, const PluginTensorD
     const PluginTensorDesc& query = input_descs[kQuery];
     const RainfusionProblem problem =
         make_problem(attributes_, query.dims, input_descs[kGrid].dims, query.type);
+    if (is_parallel() && is_being_built_) {
+      zero_while_built(query.dims, query.type, outputs[0], stream);
+      return kSuccess;
+    }
     const RainfusionStrides strides = dense_strides(query.dims);
     RainfusionTensors tensors{};
     tensors.q = inputs[kQuery];
@@ -200,7 +216,9 @@ int32_t Plugin::enqueue(const PluginTensorDesc* input_descs, const PluginTensorD
     if (workspace_bytes == 0) throw std::logic_error("called before getWorkspaceSize");
     std::align(RAINFUSION_WORKSPACE_ALIGNMENT, 0, workspace, workspace_bytes);
     const RainfusionStatus status =
-        rainfusion_attention(&problem, &tensors, nullptr, workspace, workspace_bytes, stream);
+        is_parallel()
+            ? rainfusion_shared_attention(&problem, &tensors, workspace, workspace_bytes, stream)
+            : rainfusion_attention(&problem, &tensors, nullptr, workspace, workspace_bytes, stream);
     if (status == RAINFUSION_WORKSPACE_TOO_SMALL) {
       throw std::runtime_error("the engine has less workspace than this library needs: " +
                                std::string(rainfusion_last_error()) + "; build the engine again");

@@ -72,9 +72,12 @@ class Plugin final : public nvinfer1::IPluginV3,
  private:
   Plugin(const Plugin& other);
 
+  bool is_parallel() const { return attributes_.parallel != 0; }
+
   Attributes attributes_;
   SavedFields fields_;
   std::string description_;
+  bool is_being_built_ = true;
   mutable Reservation workspace_;  // asked for in getWorkspaceSize, which is const
   int32_t input_count_ = 0;        // enqueue is not told; onShapeChange always comes before it
 };

@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "rainfusion/parallel.h"
+
 namespace rainfusion::tensorrt {
 namespace {
 
@@ -135,9 +137,10 @@ void check_status(RainfusionStatus status) {
   throw std::runtime_error(detail.empty() ? rainfusion_status_string(status) : detail);
 }
 
-size_t workspace_bound(const RainfusionProblem& largest) {
+size_t workspace_bound(const RainfusionProblem& largest, bool parallel) {
   size_t bytes = 0;
-  check_status(rainfusion_workspace_bound(&largest, &bytes));
+  check_status(parallel ? rainfusion_shared_workspace_bound(&largest, &bytes)
+                        : rainfusion_workspace_bound(&largest, &bytes));
   return bytes;
 }
 

@@ -40,7 +40,8 @@ void check_current_device();
 // Throws with the library's last words unless the call succeeded.
 void check_status(RainfusionStatus status);
 
-// Workspace for every problem of a profile: its largest sizes need not make a clip.
-size_t workspace_bound(const RainfusionProblem& largest);
+// Workspace for every problem of a profile: its largest sizes need not make a clip. With
+// `parallel` its tokens are those of one of any number of GPUs.
+size_t workspace_bound(const RainfusionProblem& largest, bool parallel);
 
 }  // namespace rainfusion::tensorrt

@@ -19,8 +19,8 @@ from rainfusion_trt.engine.metadata import (
     PluginRecord,
 )
 from rainfusion_trt.engine.onnx_file import OnnxFile, read_for_build
-from rainfusion_trt.engine.recipe import EngineRecipe, load_recipe
-from rainfusion_trt.engine.shapes import Shapes, resolve_profiles
+from rainfusion_trt.engine.recipe import EngineRecipe, load_recipe, with_gpus
+from rainfusion_trt.engine.shapes import Shapes, gpus_of, resolve_profiles
 from rainfusion_trt.engine.target import (
     check_graph,
     check_kernels,
@@ -47,6 +47,7 @@ def build_engine(
     flavour: str | None = None,
     force: bool = False,
     progress: bool = True,
+    gpus: str | int | None = None,
     profile: EngineRecipe | str | Path | None = None,
 ) -> Path:
     """Build an engine, unless the folder already holds it.
@@ -70,6 +71,8 @@ def build_engine(
         Build even if nothing that matters has changed.
     progress : bool
         Show progress on a terminal.
+    gpus : int or str, optional
+        Instead of the recipe's: how many GPUs share a clip, such as 4 or ``"2-8"``.
     profile : EngineRecipe or path, optional
         The recipe, by the argument's name of 0.1; warns.
 
@@ -90,7 +93,8 @@ def build_engine(
     onnx = Path(onnx)
     folder = Path(output) if output is not None else Path(f"{onnx.parent / onnx.stem}.engine")
     previous = existing_engine(folder)
-    build = _checked(onnx, _one_recipe(recipe, profile), plugin, target, flavour)
+    chosen = with_gpus(_one_recipe(recipe, profile), gpus)
+    build = _checked(onnx, chosen, plugin, target, flavour)
     sources = _sources(build, previous)
     if _is_current(folder, previous, sources, force=force):
         return folder
@@ -213,6 +217,7 @@ def _request(build: _Build, folder: Path) -> BuildRequest:
         profiles=build.shapes,
         builder=build.recipe.builder,
         attention_nodes=build.file.attention_nodes,
+        token_nodes=build.file.token_nodes,
     )
 
 
@@ -228,6 +233,7 @@ def _facts(build: _Build, sources: _Sources) -> dict[str, Any]:
         "settings": account.settings,
         "loras": account.loras,
         "weights_sha256": account.weights_sha256,
+        "gpus": gpus_of(recipe, file),
         "precision": file.precision or recipe.precision,
         "flavour": build.tensorrt.name,
         "version": build.tensorrt.version,

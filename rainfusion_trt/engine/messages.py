@@ -31,8 +31,9 @@ class BuildRequest(_Message):
         Compute capabilities such as ``sm80``; None = the GPU of this machine.
     profiles
         Optimisation profiles: name -> dynamic input -> shapes. Empty for a fixed-shape model.
-    attention_nodes
-        Names of the nodes that must become plugin layers.
+    attention_nodes, token_nodes
+        Names of the nodes that must become plugin layers: attention, and what cuts the tokens for
+        several GPUs.
     """
 
     onnx: Path
@@ -43,6 +44,7 @@ class BuildRequest(_Message):
     profiles: dict[str, dict[str, ShapeRange]]
     builder: BuilderSettings
     attention_nodes: tuple[str, ...]
+    token_nodes: tuple[str, ...] = ()
 
 
 class PhaseStarted(_Message):

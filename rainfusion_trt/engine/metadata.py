@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, ValidationError
 
 from rainfusion_trt.engine.flavour import FlavourName
-from rainfusion_trt.engine.recipe import BuilderSettings, ShapeRange
+from rainfusion_trt.engine.recipe import BuilderSettings, Range, ShapeRange
 from rainfusion_trt.engine.records import (
     Count,
     Date,
@@ -25,7 +25,13 @@ from rainfusion_trt.engine.records import (
     Version,
 )
 from rainfusion_trt.errors import EngineLoadError
-from rainfusion_trt.graph_file import FusedLora, GraphAccount, RecordedSettings, RecordedSize
+from rainfusion_trt.graph_file import (
+    PART_INPUT,
+    FusedLora,
+    GraphAccount,
+    RecordedSettings,
+    RecordedSize,
+)
 from rainfusion_trt.hashing import file_sha256, json_sha256
 
 __all__ = [
@@ -58,6 +64,8 @@ class EngineMetadata(Record):
         Registry name, which of its pipeline's transformers, transformer configuration, exported
         clip size, attention settings, what was added to the weights and their hashes, as the
         exporter wrote them into the ONNX file.
+    gpus
+        How many GPUs may share a clip; None for an engine of one.
     precision
         Element type of weights and activations.
     flavour, version
@@ -81,6 +89,7 @@ class EngineMetadata(Record):
     settings: RecordedSettings
     loras: tuple[FusedLora, ...] = ()
     weights_sha256: dict[str, str] = {}
+    gpus: Range | None = None
     precision: Literal["float16", "bfloat16"]
     flavour: FlavourName
     version: Version
@@ -113,7 +122,10 @@ class EngineMetadata(Record):
             dtype=self.precision,
             attention_nodes=self.plugin_layers,
             settings=self.settings,
-            dynamic=not all(r.fixed for t in self.inputs for r in t.profiles.values()),
+            dynamic=not all(
+                r.fixed for t in self.inputs if t.name != PART_INPUT for r in t.profiles.values()
+            ),
+            parallel=self.gpus is not None,
             loras=self.loras,
             weights_sha256=self.weights_sha256,
         )

@@ -23,13 +23,16 @@ from rainfusion_trt.engine.recipe import BuilderSettings, ShapeRange
 from rainfusion_trt.engine.records import dtype_of
 from rainfusion_trt.errors import EngineBuildError
 from rainfusion_trt.graph_file import (
+    GATHER_OP_TYPE,
     PLUGIN_ATTRIBUTES,
     PLUGIN_NAME,
     PLUGIN_NAMESPACE,
     PLUGIN_VERSION,
+    SPLIT_OP_TYPE,
 )
 
 Emit = Callable[[Event], None]
+_OURS = (PLUGIN_NAME, SPLIT_OP_TYPE, GATHER_OP_TYPE)  # by which lines of the log begin
 
 
 def build(request: BuildRequest, emit: Emit) -> Built:
@@ -60,6 +63,7 @@ def build(request: BuildRequest, emit: Emit) -> Built:
     if not parsed:
         raise EngineBuildError(f"{flavour} cannot parse {request.onnx}: {cause}")
     plugin_layers = count_plugin_layers(trt, network, request.attention_nodes, emit)
+    check_token_layers(trt, network, request.token_nodes)
     config = builder.create_builder_config()
     monitor = make_progress_monitor(trt, emit)
     config.progress_monitor = monitor
@@ -109,6 +113,23 @@ def count_plugin_layers(trt: Any, network: Any, expected: tuple[str, ...], emit:
     )
 
 
+def check_token_layers(trt: Any, network: Any, expected: tuple[str, ...]) -> None:
+    """Raise if a node that cuts the tokens, or puts them together, became no plugin layer.
+
+    Its body is that of one GPU alone, and would give several the same tokens.
+    """
+    if not expected:
+        return
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    names = [layer.name for layer in layers if layer.type == trt.LayerType.PLUGIN_V3]
+    missing = [node for node in expected if not any(node in name for name in names)]
+    if missing:
+        raise EngineBuildError(
+            f"{', '.join(missing[:3])} became no plugin layers, by which several GPUs share the "
+            "tokens: build the plugin and export the model again"
+        )
+
+
 def _is_ours(trt: Any, layer: Any, expected: tuple[str, ...], emit: Emit) -> bool:
     """Whether a plugin layer is RainFusionAttention, by its plugin's name and namespace."""
     try:
@@ -153,7 +174,7 @@ def _parser_errors(parser: Any, lines: Iterable[LogLine]) -> str:
     """What the parser says is wrong, and what our plugin said of it in the log."""
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     words = [_parser_error(error) for error in errors]
-    words += [line.text for line in lines if line.failure and line.text.startswith(PLUGIN_NAME)]
+    words += [line.text for line in lines if line.failure and line.text.startswith(_OURS)]
     return "; ".join(dict.fromkeys(words)) or "it does not say why"
 
 

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.graph_file import (
     DOMAIN,
+    GATHER_OP_TYPE,
     OP_TYPE,
     OP_VERSION,
+    SPLIT_OP_TYPE,
     GraphAccount,
     GraphFile,
     GraphTensor,
     check_attention,
+    check_plugin,
+    is_of_tokens,
     name_of,
     read_onnx,
     text_of,
@@ -43,6 +47,8 @@ class OnnxFile:
         Their first inputs, as far as the file says what these are.
     account
         Its account of itself; empty where this exporter did not write it.
+    token_nodes
+        Names of the nodes that cut the tokens for several GPUs, or put them together.
     """
 
     path: Path
@@ -52,6 +58,7 @@ class OnnxFile:
     attention_nodes: tuple[str, ...]
     queries: tuple[GraphTensor, ...]
     account: GraphAccount = GraphAccount()
+    token_nodes: tuple[str, ...] = ()
 
     @property
     def precision(self) -> str | None:
@@ -107,7 +114,23 @@ def read_for_build(path: str | Path) -> OnnxFile:
         attention_nodes=tuple(name_of(node) for node in nodes),
         queries=tuple(GraphTensor.of(query) for query in queries),
         account=file.account,
+        token_nodes=_token_nodes(file),
     )
+
+
+def _token_nodes(file: GraphFile) -> tuple[str, ...]:
+    """Names of the nodes around the blocks, each of which TensorRT finds the plugin of."""
+    nodes = [node for node in file.proto.graph.node if is_of_tokens(node)]
+    kinds = {node.op_type for node in nodes}
+    parallel = any(a.name == "parallel" and a.i for n in file.attentions for a in n.attribute)
+    whole = kinds == {SPLIT_OP_TYPE, GATHER_OP_TYPE} and parallel
+    if (nodes or parallel or file.account.parallel) and not (whole and file.account.parallel):
+        raise InvalidInputError(
+            f"{file.path} is for several GPUs in a part of its nodes alone: export the model again"
+        )
+    for node in nodes:
+        check_plugin(node, file.path)
+    return tuple(name_of(node) for node in nodes)
 
 
 def _check_opsets(file: GraphFile) -> None:

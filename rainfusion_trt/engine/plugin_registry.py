@@ -6,7 +6,13 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rainfusion_trt.graph_file import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from rainfusion_trt.graph_file import (
+    GATHER_OP_TYPE,
+    PLUGIN_NAME,
+    PLUGIN_NAMESPACE,
+    PLUGIN_VERSION,
+    SPLIT_OP_TYPE,
+)
 
 
 class PluginIdentity(NamedTuple):
@@ -18,7 +24,11 @@ class PluginIdentity(NamedTuple):
 
 
 ATTENTION = PluginIdentity(PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE)
-PLUGINS = (ATTENTION,)  # all that the library registers
+SPLIT, GATHER = (
+    PluginIdentity(name, PLUGIN_VERSION, PLUGIN_NAMESPACE)
+    for name in (SPLIT_OP_TYPE, GATHER_OP_TYPE)
+)
+PLUGINS = (ATTENTION, SPLIT, GATHER)  # all that the library registers
 _log = logging.getLogger(__name__)
 _registered: dict[int, Path] = {}  # by registry: TensorRT and TensorRT for RTX have one each
 

@@ -14,6 +14,7 @@ from rainfusion_trt.engine.recipes import find_recipe
 from rainfusion_trt.errors import InvalidInputError
 
 _TARGET = re.compile(r"sm\d{2,3}")
+_GPUS = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 
 
 class _Strict(BaseModel):
@@ -118,6 +119,9 @@ class EngineRecipe(_Strict):
     sizes
         Named clip sizes, each of which becomes an optimisation profile; the input shapes follow
         from the model.
+    gpus
+        How many GPUs share a clip, for a model that was exported with ``--parallel``; None = from
+        2 on, up to 8.
     shapes
         The general form: named optimisation profiles with the shape of each dynamic graph input.
     builder
@@ -128,6 +132,7 @@ class EngineRecipe(_Strict):
     precision: Literal["float16", "bfloat16"]
     target: Literal["native"] | tuple[str, ...] = "native"
     sizes: dict[str, VideoRange] = {}
+    gpus: Extent | None = None
     shapes: dict[str, dict[str, Shape]] = {}
     builder: BuilderSettings = BuilderSettings()
 
@@ -192,6 +197,23 @@ def load_recipe(path: str | Path) -> EngineRecipe:
         return EngineRecipe.model_validate(content)
     except ValidationError as error:
         raise InvalidInputError(f"engine recipe {path}: {_explain(error)}") from error
+
+
+def with_gpus(recipe: EngineRecipe, gpus: str | int | None) -> EngineRecipe:
+    """A recipe for another number of GPUs, such as 4 or ``"2-8"``; None leaves its own.
+
+    Raises
+    ------
+    InvalidInputError
+        `gpus` is neither.
+    """
+    if gpus is None:
+        return recipe
+    match = _GPUS.fullmatch(str(gpus))
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= first <= last:
+        raise InvalidInputError(f"gpus={gpus} is no number of GPUs: give one from 1 on, or 2-8")
+    return recipe.model_copy(update={"gpus": Range(min=first, opt=first, max=last)})
 
 
 def _explain(error: ValidationError) -> str:

@@ -6,18 +6,20 @@ network is not made and diffusers is not needed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rainfusion_trt.engine.onnx_file import OnnxFile
-from rainfusion_trt.engine.recipe import EngineRecipe, ShapeRange, VideoRange
+from rainfusion_trt.engine.recipe import EngineRecipe, Range, ShapeRange, VideoRange
 from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.graph_file import GraphTensor
+from rainfusion_trt.graph_file import PART_AXIS, GraphTensor
 from rainfusion_trt.models import GraphInput, VideoModel, VideoSize, get_model
 from rainfusion_trt.models.inputs import extent_of
 
 Shapes = dict[str, ShapeRange]
 _BOUNDS = ("min", "opt", "max")
+USUAL_GPUS = Range(min=2, opt=2, max=8)
+"""How many GPUs share a clip where a recipe does not say."""
 
 
 def resolve_profiles(recipe: EngineRecipe, file: OnnxFile) -> dict[str, Shapes]:
@@ -35,7 +37,10 @@ def resolve_profiles(recipe: EngineRecipe, file: OnnxFile) -> dict[str, Shapes]:
         An input is missing or unknown, a rank or a fixed extent differs, or extents that have to
         be equal are not.
     """
-    resolved = {name: _from_size(recipe, name, video, file) for name, video in recipe.sizes.items()}
+    gpus = gpus_of(recipe, file)
+    resolved = {
+        name: _from_size(recipe, name, video, file, gpus) for name, video in recipe.sizes.items()
+    }
     for name, shapes in recipe.shapes.items():
         resolved[name] = dict(shapes)
     if not resolved:
@@ -107,7 +112,40 @@ def _check_shape(
             )
 
 
-def _from_size(recipe: EngineRecipe, name: str, video: VideoRange, file: OnnxFile) -> Shapes:
+def gpus_of(recipe: EngineRecipe, file: OnnxFile) -> Range | None:
+    """How many GPUs may share a clip; None for a file of one GPU.
+
+    Raises
+    ------
+    InvalidInputError
+        The recipe names a number, and the file is of one GPU or has fewer heads.
+    """
+    heads = file.account.config.get("num_attention_heads")
+    most = heads if isinstance(heads, int) else USUAL_GPUS.max
+    if recipe.gpus is None:
+        if not file.account.parallel:
+            return None
+        usual = USUAL_GPUS
+        return Range(min=usual.min, opt=usual.opt, max=max(usual.min, min(usual.max, most)))
+    shown = f"gpus: {recipe.gpus.min}" + (
+        f" to {recipe.gpus.max}" if recipe.gpus.max > recipe.gpus.min else ""
+    )
+    if not file.account.parallel:
+        raise InvalidInputError(
+            f"{shown} was asked for, and {file.path} is for one GPU: export it with --parallel, or "
+            "leave gpus out"
+        )
+    if isinstance(heads, int) and recipe.gpus.max > heads:
+        raise InvalidInputError(
+            f"{shown} was asked for, and each needs one of the {heads} heads of {file.path} or "
+            f"more: give up to {heads}"
+        )
+    return recipe.gpus
+
+
+def _from_size(
+    recipe: EngineRecipe, name: str, video: VideoRange, file: OnnxFile, gpus: Range | None
+) -> Shapes:
     assert recipe.model is not None  # EngineRecipe checks it
     model = get_model(recipe.model)
     shapes = {}
@@ -116,7 +154,8 @@ def _from_size(recipe: EngineRecipe, name: str, video: VideoRange, file: OnnxFil
             getattr(getattr(video, key), bound) for key in ("frames", "height", "width", "batch")
         )
         try:
-            shapes[bound] = clip_shapes(model, file, VideoSize(frames, height, width), batch)
+            size = VideoSize(frames, height, width)
+            shapes[bound] = clip_shapes(model, file, size, batch, _part_at(bound, gpus))
         except InvalidInputError as error:
             raise InvalidInputError(f"profile {name!r}, {bound} size: {error}") from error
     return {
@@ -125,8 +164,22 @@ def _from_size(recipe: EngineRecipe, name: str, video: VideoRange, file: OnnxFil
     }
 
 
+def _part_at(bound: str, gpus: Range | None) -> Callable[[int], int]:
+    """From the tokens of a clip to those of one GPU: the fewest, the usual or the most."""
+    if gpus is None:
+        return lambda tokens: tokens
+    if bound == "min":
+        return lambda tokens: max(1, tokens // gpus.max)
+    count = gpus.opt if bound == "opt" else gpus.min
+    return lambda tokens: -(-tokens // count)
+
+
 def clip_shapes(
-    model: VideoModel, file: OnnxFile, size: VideoSize, batch: int
+    model: VideoModel,
+    file: OnnxFile,
+    size: VideoSize,
+    batch: int,
+    part: Callable[[int], int] = lambda tokens: tokens,
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of a file's inputs for one clip.
 
@@ -141,6 +194,8 @@ def clip_shapes(
         In pixels.
     batch : int
         Batch of the call.
+    part : callable
+        From the tokens of the video to those of one GPU.
 
     Returns
     -------
@@ -155,6 +210,7 @@ def clip_shapes(
     """
     config = file.account.config or model.config()
     extents = model.extents(config, size, batch)
+    extents[PART_AXIS] = part(extents["video_tokens"])
     declared = {given.name: given for given in model.inputs}
     found = [tensor.name for tensor in file.inputs]
     missing = [name for name in declared if name not in found]

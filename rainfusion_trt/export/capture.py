@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from rainfusion_trt.errors import ExportError, RainFusionError, UnsupportedError
+from rainfusion_trt.export.shared_ops import shared_attention
+from rainfusion_trt.export.shared_tokens import shared_tokens
 from rainfusion_trt.export.source import GraphSource, all_outputs
+from rainfusion_trt.graph_file import PART_INPUT
 from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.routing import AttentionRoute
 from rainfusion_trt.routing.lengths import advice, seen, shapes_of
@@ -25,8 +31,13 @@ class RoutedTransformer(nn.Module):
     def forward(self, inputs: dict[str, Tensor], sparsity: Tensor) -> tuple[Tensor, ...]:
         call = self._source.arguments(inputs)
         layout = self._source.layout(call)
-        within = self._source.within
-        with AttentionRoute(layout, sparsity, self._settings, within=within) as route:
+        shared: Any = nullcontext(call)
+        options: dict[str, Any] = {"within": self._source.within}
+        if self._source.cuts is not None:
+            part = inputs[PART_INPUT]
+            shared = shared_tokens(self._source.cuts, self.transformer, call, part, layout.grid)
+            options |= {"video_tokens": part.shape[0], "attention": shared_attention}
+        with shared as call, AttentionRoute(layout, sparsity, self._settings, **options) as route:
             outputs = all_outputs(self._source.call(call))
         self._check(route)
         return outputs
@@ -93,5 +104,8 @@ def _refuse_lse(program: ExportedProgram, name: str) -> None:
 
 def attention_count(program: ExportedProgram) -> int:
     """Count the operator's calls in a captured program."""
-    operator = torch.ops.rainfusion.attention.default
-    return sum(node.target is operator for node in program.graph.nodes)
+    operators = (
+        torch.ops.rainfusion.attention.default,
+        torch.ops.rainfusion.shared_attention.default,
+    )
+    return sum(node.target in operators for node in program.graph.nodes)

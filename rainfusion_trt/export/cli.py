@@ -50,6 +50,7 @@ def main(
     batch: options.Batch = None,
     dtype: options.Dtype = None,
     dynamic: options.Dynamic = False,
+    parallel: options.Parallel = False,
     method: options.Method = AttentionSettings.method,
     alpha: options.Alpha = AttentionSettings.alpha,
     sink_frames: options.SinkFrames = AttentionSettings.sink_frames,
@@ -83,7 +84,8 @@ def main(
             component,
         )
         clip = (frames, height, width)
-        job = model_job(model, weights, clip, batch=batch, dtype=dtype, dynamic=dynamic)
+        shapes: dict[str, Any] = {"batch": batch, "dynamic": dynamic, "parallel": parallel}
+        job = model_job(model, weights, clip, dtype=dtype, **shapes)
     else:
         assert module is not None  # check_kind refuses neither
         place = {"text": text, "text_tokens": text_tokens, "kv_len": kv_len}

@@ -25,7 +25,7 @@ from rainfusion_trt.export.module_state import check_finite, check_plain
 from rainfusion_trt.export.rewrites import rewrite
 from rainfusion_trt.export.source import GraphSource, source_of_model
 from rainfusion_trt.export.weightless import is_fake, leave_out_weights
-from rainfusion_trt.graph_file import FusedLora, GraphAccount
+from rainfusion_trt.graph_file import PART_INPUT, FusedLora, GraphAccount
 from rainfusion_trt.models import VideoModel, VideoSize
 from rainfusion_trt.operator.settings import AttentionSettings
 
@@ -75,6 +75,7 @@ def export_model(
     settings: AttentionSettings | None = None,
     dynamic: bool = False,
     component: str | None = None,
+    parallel: bool = False,
     run_compare: bool = False,
     stage: Stage = lambda _name: None,
     progress: writer.Progress | None = None,
@@ -104,6 +105,9 @@ def export_model(
         Whether batch, frames, height, width and text length may vary.
     component
         Name of the transformer in its pipeline, for models that have several.
+    parallel
+        Whether several GPUs can share a clip: the graph cuts the tokens, for as many GPUs as the
+        runtime has.
     run_compare
         Whether to compare the file in ONNX Runtime with PyTorch (float32 only).
     stage, progress
@@ -119,7 +123,13 @@ def export_model(
     dtype = cast("torch.dtype", transformer.dtype)
     check_request(transformer, dtype, output, run_compare=run_compare)
     source = source_of_model(
-        model, transformer, size, batch=batch, dynamic=dynamic, component=component
+        model,
+        transformer,
+        size,
+        batch=batch,
+        dynamic=dynamic,
+        component=component,
+        parallel=parallel,
     )
     return export_source(
         source,
@@ -206,17 +216,18 @@ def _to_onnx(program: ExportedProgram) -> ir.Model:
 def _account(
     source: GraphSource, settings: AttentionSettings, attentions: int, place: writer.WeightsPlace
 ) -> GraphAccount:
-    return GraphAccount(
+    account = GraphAccount(
         model=source.name,
         **source.identity,
         dtype=str(source.dtype).removeprefix("torch."),
         attention_nodes=attentions,
         settings=settings,
-        dynamic=bool(source.axes),
+        dynamic=bool(source.axes.keys() - {PART_INPUT}),
         loras=source.loras,
         weights="none" if place == "none" else None,
         version=__version__,
     )
+    return account if source.cuts is None else account.model_copy(update={"parallel": True})
 
 
 def _write(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from rainfusion_trt import __version__
-from rainfusion_trt.export import operator
+from rainfusion_trt.export import operator, token_nodes
 from rainfusion_trt.graph_file import DOMAIN, OP_VERSION, GraphAccount, is_attention
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -199,11 +199,14 @@ def _module(node: ir.Node) -> str:
 
 
 def describe(model: ir.Model, account: GraphAccount) -> None:
-    """Add the dense body and the account; drop torch.onnx's notes for debugging."""
+    """Add the bodies of our nodes and the account; drop torch.onnx's notes for debugging."""
     passes.ClearMetadataAndDocStringPass()(model)
     has_kv_len = any(len(n.inputs) > 5 for n in model.graph if is_attention(n))
-    function = operator.dense_function(kv_len=has_kv_len)
-    model.functions[function.identifier()] = function
+    functions = [operator.dense_function(kv_len=has_kv_len, parallel=account.parallel)]
+    if account.parallel:
+        functions += token_nodes.functions()
+    for function in functions:
+        model.functions[function.identifier()] = function
     model.opset_imports[DOMAIN] = OP_VERSION
     model.producer_name = "rainfusion-trt"
     model.producer_version = __version__

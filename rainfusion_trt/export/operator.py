@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx
@@ -23,38 +23,59 @@ _MEANINGS = {
     "alpha": "recall from which a head counts as spatial or temporal",
     "sink_frames": "leading frames that all tokens attend to",
     "scale": "softmax scale; 0 means 1 / sqrt(D)",
+    "parallel": "1 where query, key and value are of one of several GPUs",
+    "axis": "axis of the tokens",
 }
 _FLOATS = ["tensor(float16)", "tensor(bfloat16)", "tensor(float)"]
-_ANY = [*_FLOATS, "tensor(int32)", "tensor(int64)", "tensor(bool)"]
+formal = onnx.defs.OpSchema.FormalParameter
+ANY_TYPE = [*_FLOATS, "tensor(int32)", "tensor(int64)", "tensor(bool)"]
 
 
-def _schema() -> onnx.defs.OpSchema:
-    formal, attribute = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
-    option = onnx.defs.OpSchema.FormalParameterOption
+PARALLEL = {"parallel": 1}
+"""The attribute that a node has besides, if query, key and value are of one of several GPUs."""
+
+
+def schema_of(
+    name: str,
+    inputs: list[Any],
+    output: Any,
+    attributes: Mapping[str, str | float | int],
+    types: list[str],
+) -> onnx.defs.OpSchema:
+    """The schema of an operator of ours; "T" is one of `types`, "G" any element type."""
+    attribute = onnx.defs.OpSchema.Attribute
     return onnx.defs.OpSchema(
-        OP_TYPE,
+        name,
         DOMAIN,
         OP_VERSION,
-        inputs=[
-            formal("query", "T", "[B, N, S, D]"),
-            formal("key", "T", "[B, N, S, D]"),
-            formal("value", "T", "[B, N, S, D]"),
-            formal("grid", "G", "[T, H, W]; only its shape is read"),
-            formal("sparsity", "tensor(float)", "[1]; 0 is dense"),
-            formal("kv_len", "tensor(int32)", "[B]", param_option=option.Optional),
-        ],
-        outputs=[formal("output", "T", "[B, N, S, D]")],
-        type_constraints=[("T", _FLOATS, ""), ("G", _ANY, "")],
+        inputs=inputs,
+        outputs=[output],
+        type_constraints=[("T", types, ""), ("G", ANY_TYPE, "")],
         attributes=[
             attribute(name, onnx.helper.make_attribute(name, value), _MEANINGS.get(name, ""))
-            for name, value in DEFAULTS.items()
+            for name, value in attributes.items()
         ],
     )
 
 
+def _schema(attributes: Mapping[str, str | float | int]) -> onnx.defs.OpSchema:
+    option = onnx.defs.OpSchema.FormalParameterOption
+    inputs = [
+        formal("query", "T", "[B, N, S, D]"),
+        formal("key", "T", "[B, N, S, D]"),
+        formal("value", "T", "[B, N, S, D]"),
+        formal("grid", "G", "[T, H, W]; only its shape is read"),
+        formal("sparsity", "tensor(float)", "[1]; 0 is dense"),
+        formal("kv_len", "tensor(int32)", "[B]", param_option=option.Optional),
+    ]
+    return schema_of(OP_TYPE, inputs, formal("output", "T", "[B, N, S, D]"), attributes, _FLOATS)
+
+
 # Only this Op gets the schema. Elsewhere onnx knows the node by the model's own function alone;
 # with the schema registered, our checks would no longer see the file as everybody else does.
-_attention = Op(Opset(DOMAIN, OP_VERSION), OP_TYPE, _schema())
+_opset = Opset(DOMAIN, OP_VERSION)
+_attention = Op(_opset, OP_TYPE, _schema(DEFAULTS))
+_shared_attention = Op(_opset, OP_TYPE, _schema({**DEFAULTS, **PARALLEL}))
 
 
 # torch.onnx reads ONNX types from the annotations; Any admits every value of the graph.
@@ -65,9 +86,24 @@ def translate(q: Any, k: Any, v: Any, grid: Any, sparsity: Any, kv_len: Any, *se
     return _attention(*inputs, **attributes, **PLUGIN_ATTRIBUTES)
 
 
+def translate_shared(
+    q: Any, k: Any, v: Any, grid: Any, sparsity: Any, kv_len: Any, *settings: Any
+) -> Any:
+    """The same of ``torch.ops.rainfusion.shared_attention``."""
+    inputs = (q, k, v, grid, sparsity) if kv_len is None else (q, k, v, grid, sparsity, kv_len)
+    attributes = AttentionSettings.from_flat(*settings).attributes()
+    return _shared_attention(*inputs, **attributes, **PLUGIN_ATTRIBUTES, **PARALLEL)
+
+
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The ``custom_translation_table`` for ``torch.onnx.export``."""
-    return {torch.ops.rainfusion.attention.default: translate}
+    from rainfusion_trt.export import token_nodes
+
+    return {
+        torch.ops.rainfusion.attention.default: translate,
+        torch.ops.rainfusion.shared_attention.default: translate_shared,
+        **token_nodes.translation_table(),
+    }
 
 
 # Opset 20 has no `Attention`. ONNX Runtime runs this body on the CPU; TensorRT fuses its pattern.
@@ -115,20 +151,31 @@ _MASK = """
 """
 
 
-def dense_function(*, kv_len: bool) -> ir.Function:
-    """Dense attention as the operator's body, for any ONNX runtime; `kv_len` adds that input."""
+def dense_function(*, kv_len: bool, parallel: bool = False) -> ir.Function:
+    """Dense attention as the operator's body, for any ONNX runtime; `kv_len` adds that input.
+
+    With `parallel` the body is that of a GPU alone.
+    """
+    attributes = {**DEFAULTS, **(PARALLEL if parallel else {})}
     text = _BODY.format(
         domain=DOMAIN,
         op_type=OP_TYPE,
-        attributes=", ".join(_declared(name, value) for name, value in DEFAULTS.items()),
+        attributes=declared(attributes),
         kv_len=", kv_len" if kv_len else "",
         mask=_MASK if kv_len else "",
         scores="masked" if kv_len else "scores",
     )
+    return function_of(text)
+
+
+def function_of(text: str) -> ir.Function:
+    """A function in the syntax of onnx's parser."""
     return ir.serde.deserialize_function(onnx.parser.parse_function(text))
 
 
-def _declared(name: str, value: str | float | int) -> str:
-    """Write an attribute and its default in the syntax of onnx's parser."""
-    kind = {str: "string", float: "float", int: "int"}[type(value)]
-    return f"{name}: {kind} = {json.dumps(value)}"
+def declared(attributes: Mapping[str, str | float | int]) -> str:
+    """Write attributes and their defaults in the syntax of onnx's parser."""
+    kinds = {str: "string", float: "float", int: "int"}
+    return ", ".join(
+        f"{name}: {kinds[type(value)]} = {json.dumps(value)}" for name, value in attributes.items()
+    )

@@ -84,6 +84,9 @@ Dtype = Annotated[str | None, typer.Option(help="bf16, fp16 or fp32 (default: th
 Dynamic = Annotated[
     bool, typer.Option("--dynamic/--fixed", help="One graph for many clip sizes, or for one.")
 ]
+Parallel = Annotated[
+    bool, typer.Option("--parallel", help="A graph whose clips several GPUs can share.")
+]
 Method = Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")]
 Alpha = Annotated[
     float, typer.Option(help="Recall from which a head counts as spatial or temporal.")

@@ -19,7 +19,7 @@ from rainfusion_trt.export.exporter import ExportReport, export_model
 from rainfusion_trt.export.lora import fuse_loras
 from rainfusion_trt.export.lora_file import LoraFile
 from rainfusion_trt.export.own_module import export_module
-from rainfusion_trt.export.source import check_has_graph
+from rainfusion_trt.export.source import check_has_cuts, check_has_graph
 from rainfusion_trt.export.weightless import fake_transformer
 from rainfusion_trt.export.writer import check_output
 from rainfusion_trt.models import VideoModel, VideoSize, get_model
@@ -45,6 +45,7 @@ _OF_MODELS = frozenset(
         "batch",
         "dtype",
         "dynamic",
+        "parallel",
         "device",
     )
 )
@@ -90,10 +91,13 @@ def model_job(
     batch: int | None,
     dtype: str | None,
     dynamic: bool,
+    parallel: bool = False,
 ) -> Job:
     """Prepare the export of a registered model."""
     model = get_model(name)
     check_has_graph(model)
+    if parallel:
+        check_has_cuts(model)
     if batch is not None and batch < 1:
         raise InvalidInputError(f"--batch is {batch}: give a number from 1 on")
     component = model.component(weights.component)
@@ -115,9 +119,11 @@ def model_job(
             batch=batch,
             dynamic=dynamic,
             component=component,
+            parallel=parallel,
             **options,
         )
 
+    which += "-parallel" if parallel else ""
     name = f"{model.name}{which}-{shape}-{str(precision).removeprefix('torch.')}"
     return Job(run, Path(f"{name}.onnx"))
 

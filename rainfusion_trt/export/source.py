@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.export.lora import fused_loras
-from rainfusion_trt.graph_file import FusedLora
+from rainfusion_trt.graph_file import PART_AXIS, PART_INPUT, FusedLora
 from rainfusion_trt.models import AttentionLayout, VideoModel, VideoSize
+from rainfusion_trt.models.token_cuts import TokenCuts
 from rainfusion_trt.weights_hash import weights_hash
 
 Outputs = Tensor | tuple[Tensor, ...]
@@ -60,6 +61,8 @@ class GraphSource:
         outside the registry.
     loras
         LoRAs added to its weights.
+    cuts
+        Where its tokens are cut for several GPUs; `inputs` has a part then.
     """
 
     name: str
@@ -76,6 +79,7 @@ class GraphSource:
     outputs: tuple[str, ...] = ("sample",)
     identity: Mapping[str, Any] = field(default_factory=dict)
     loras: tuple[FusedLora, ...] = ()
+    cuts: TokenCuts | None = None
 
 
 def source_of_model(
@@ -86,6 +90,7 @@ def source_of_model(
     batch: int | None = None,
     dynamic: bool = False,
     component: str | None = None,
+    parallel: bool = False,
 ) -> GraphSource:
     """Make the source of a registered model; prepares the transformer for `size`.
 
@@ -95,6 +100,8 @@ def source_of_model(
         The model cannot be traced with this batch, size or shapes.
     """
     check_has_graph(model)
+    if parallel:
+        check_has_cuts(model)
     component = model.component(component)
     if batch is None:
         batch = 2 if model.guidance_batch else 1
@@ -111,12 +118,19 @@ def source_of_model(
             model.check_lengths(found, call)
         return found
 
+    axes = dict(model.dynamic_axes()) if dynamic else {}
+    if parallel:
+        # As many tokens as there are, so that the graph can be compared on one processor.
+        tokens = model.extents(config, size, batch)["video_tokens"]
+        inputs[PART_INPUT] = torch.zeros(tokens, device=cast("torch.device", transformer.device))
+        axes[PART_INPUT] = {0: PART_AXIS}
+
     return GraphSource(
         name=model.name,
         module=transformer,
         dtype=cast("torch.dtype", transformer.dtype),
         inputs=inputs,
-        axes=model.dynamic_axes() if dynamic else {},
+        axes=axes,
         arguments=model.forward_kwargs,
         call=partial(model.call, transformer),
         eager=partial(model.eager, transformer),
@@ -131,6 +145,7 @@ def source_of_model(
             "weights_sha256": weights_hash(transformer),
         },
         loras=fused_loras(transformer),
+        cuts=model.token_cuts if parallel else None,
     )
 
 
@@ -138,6 +153,15 @@ def check_has_graph(model: VideoModel) -> None:
     """Refuse a model that no graph holds, with what to do instead."""
     if model.no_graph:
         raise UnsupportedError(f"{model.name} cannot be exported: {model.no_graph}")
+
+
+def check_has_cuts(model: VideoModel) -> None:
+    """Refuse a graph for several GPUs of a model that is not known to be cut anywhere."""
+    if model.token_cuts is None:
+        raise UnsupportedError(
+            f"{model.name} has no graph for several GPUs: leave out --parallel; "
+            "docs/parallel.md says which models share a clip in PyTorch"
+        )
 
 
 def _example_inputs(

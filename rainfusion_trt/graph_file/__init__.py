@@ -17,26 +17,35 @@ from rainfusion_trt.graph_file.account import (
 from rainfusion_trt.graph_file.file import GraphFile, GraphTensor, read_onnx
 from rainfusion_trt.graph_file.names import (
     DOMAIN,
+    GATHER_OP_TYPE,
     METADATA_PREFIX,
     OP_TYPE,
     OP_VERSION,
+    PART_AXIS,
+    PART_INPUT,
     PLUGIN_ATTRIBUTES,
     PLUGIN_NAME,
     PLUGIN_NAMESPACE,
     PLUGIN_VERSION,
+    SPLIT_OP_TYPE,
     is_attention,
+    is_of_tokens,
 )
-from rainfusion_trt.graph_file.nodes import check_attention, name_of, text_of
+from rainfusion_trt.graph_file.nodes import check_attention, check_plugin, name_of, text_of
 
 __all__ = [
     "DOMAIN",
+    "GATHER_OP_TYPE",
     "METADATA_PREFIX",
     "OP_TYPE",
     "OP_VERSION",
+    "PART_AXIS",
+    "PART_INPUT",
     "PLUGIN_ATTRIBUTES",
     "PLUGIN_NAME",
     "PLUGIN_NAMESPACE",
     "PLUGIN_VERSION",
+    "SPLIT_OP_TYPE",
     "DataFile",
     "FusedLora",
     "GraphAccount",
@@ -45,7 +54,9 @@ __all__ = [
     "RecordedSettings",
     "RecordedSize",
     "check_attention",
+    "check_plugin",
     "is_attention",
+    "is_of_tokens",
     "name_of",
     "parse_size",
     "read_onnx",

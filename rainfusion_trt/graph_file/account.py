@@ -118,6 +118,8 @@ class GraphAccount(BaseModel):
         Attention settings of all nodes.
     dynamic
         Whether it takes other sizes.
+    parallel
+        Whether several GPUs can share a clip.
     loras
         LoRAs that were added to its weights.
     weights
@@ -141,6 +143,7 @@ class GraphAccount(BaseModel):
     attention_nodes: Annotated[StrictInt, Field(ge=0)] | None = None
     settings: RecordedSettings = None
     dynamic: StrictBool = False
+    parallel: StrictBool = False
     loras: tuple[FusedLora, ...] = ()
     weights: Literal["none"] | None = None
     data: DataFile | None = None

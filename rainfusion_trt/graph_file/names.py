@@ -9,6 +9,12 @@ DOMAIN, OP_TYPE, OP_VERSION = "rainfusion", "RainFusionAttention", 1
 
 # TensorRT looks for a plugin of the node's type, in the namespace and version that it carries.
 PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE = OP_TYPE, "1", DOMAIN
+SPLIT_OP_TYPE, GATHER_OP_TYPE = "RainFusionSplit", "RainFusionGather"
+"""The operators around the blocks of a graph for several GPUs."""
+
+PART_INPUT, PART_AXIS = "part", "part_tokens"
+"""An input of such a graph, of whose shape alone something is read: the tokens of a GPU."""
+
 PLUGIN_ATTRIBUTES = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": PLUGIN_VERSION}
 
 METADATA_PREFIX = "rainfusion."
@@ -17,3 +23,8 @@ METADATA_PREFIX = "rainfusion."
 def is_attention(node: Any) -> bool:
     """Whether a node, of `onnx` or of `onnx_ir`, is the operator."""
     return (node.domain, node.op_type) == (DOMAIN, OP_TYPE)
+
+
+def is_of_tokens(node: Any) -> bool:
+    """Whether a node cuts the tokens for several GPUs, or puts them together."""
+    return node.domain == DOMAIN and node.op_type in (SPLIT_OP_TYPE, GATHER_OP_TYPE)

@@ -38,6 +38,19 @@ def name_of(node: onnx.NodeProto) -> str:
     return text_of(node.name or next(iter(node.output), "") or node.op_type)
 
 
+def check_plugin(node: onnx.NodeProto, origin: object) -> None:
+    """Raise InvalidInputError if TensorRT would not take the plugin for a node of ours."""
+    attributes = {text_of(attribute.name): attribute for attribute in node.attribute}
+    for name, expected in PLUGIN_ATTRIBUTES.items():
+        found = text_of(attributes[name].s) if name in attributes else None
+        if found != expected:
+            raise InvalidInputError(
+                f"{origin}: node {name_of(node)!r} has {name}={found!r} instead of {expected!r}, "
+                "so TensorRT would take its dense body instead of the plugin: export the model "
+                "again"
+            )
+
+
 def check_attention(
     node: onnx.NodeProto,
     origin: object,
@@ -62,13 +75,7 @@ def check_attention(
     """
     place = f"{origin}: node {name_of(node)!r}"
     attributes = {text_of(attribute.name): attribute for attribute in node.attribute}
-    for name, expected in PLUGIN_ATTRIBUTES.items():
-        found = text_of(attributes[name].s) if name in attributes else None
-        if found != expected:
-            raise InvalidInputError(
-                f"{place} has {name}={found!r} instead of {expected!r}, so TensorRT would take its "
-                "dense body instead of the plugin: export the model again"
-            )
+    check_plugin(node, origin)
     if len(node.input) not in _INPUTS or len(node.output) != 1:
         raise InvalidInputError(
             f"{place} has {len(node.input)} inputs and {len(node.output)} outputs, {OP_TYPE} takes "

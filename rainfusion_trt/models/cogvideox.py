@@ -20,6 +20,7 @@ from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models.base import GenerationDefaults, GraphInput, VideoModel, VideoSize
 from rainfusion_trt.models.examples import constant
 from rainfusion_trt.models.inputs import extent_of
+from rainfusion_trt.models.token_cuts import TokenCuts
 from rainfusion_trt.models.transformer import as_transformer
 
 # Settings that the shapes of the graph's inputs need, as diffusers has them by default.
@@ -78,6 +79,10 @@ class CogVideoX(VideoModel):
         self.has_ofs = bool(full.get("ofs_embed_dim"))
         self.patch_frames = full.get("patch_size_t") or 1
         self.configs = {"full": {**_SHAPES, **full}, "tiny": {**_TINY, **tiny}}
+        cuts = {("transformer_blocks.0", "hidden_states"): 1}
+        if self.rotary:
+            cuts["", "image_rotary_emb"] = 0
+        self.token_cuts = TokenCuts(cuts, outputs={})
         self.one_size = self.learned or not self.rotary  # its position table is baked
         refused = ("timestep_cond",) if self.has_ofs else ("timestep_cond", "ofs")
         self.refused = dict.fromkeys(refused, "leave it out")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models.clip import GenerationDefaults, VideoSize
 from rainfusion_trt.models.inputs import CLIP_AXES, GraphInput, extent_of
+from rainfusion_trt.models.token_cuts import TokenCuts
 from rainfusion_trt.models.transformer import as_transformer
 
 TextBounds = tuple[int | None, int | None]
@@ -50,6 +51,8 @@ class ModelGraph:
         Arguments of the transformer that the graph has no input for, and what to do instead.
     no_graph : str
         Why no graph holds the model, and what to do instead; empty where one does.
+    token_cuts : TokenCuts, optional
+        Where its graph is cut for several GPUs; None where it cannot be.
     pipeline_class : str
         Class name in diffusers of the pipeline whose calls are converted.
     other_pipelines : tuple of str
@@ -69,6 +72,7 @@ class ModelGraph:
     one_size: bool = False
     refused: Mapping[str, str] = {}
     no_graph: str = ""
+    token_cuts: TokenCuts | None = None
     pipeline_class: str
     other_pipelines: tuple[str, ...] = ()
     vae_frames: int = 4

@@ -23,6 +23,7 @@ from rainfusion_trt.models.base import ConfigSize, GenerationDefaults, GraphInpu
 from rainfusion_trt.models.examples import constant, prompt_masks
 from rainfusion_trt.models.graph import TextBounds
 from rainfusion_trt.models.hunyuan import Hunyuan
+from rainfusion_trt.models.token_cuts import TokenCuts
 
 _CONFIGS: dict[ConfigSize, dict[str, Any]] = {
     "full": {
@@ -114,6 +115,9 @@ class HunyuanVideo(Hunyuan):
             }
             for size, config in _CONFIGS.items()
         }
+        if image != "token_replace":  # whose blocks count the tokens of the first frame
+            cuts = {("transformer_blocks.0", "hidden_states"): 1}
+            self.token_cuts = TokenCuts(cuts, outputs={"rope": 0})
         self.refused = {"attention_kwargs": "leave it out"}
         self.inputs = (
             GraphInput("hidden_states", ("batch", "in_channels", "frames", "height", "width")),

@@ -29,6 +29,7 @@ from rainfusion_trt.models.base import (
 )
 from rainfusion_trt.models.examples import constant, prompt_masks
 from rainfusion_trt.models.hunyuan import Hunyuan
+from rainfusion_trt.models.token_cuts import TokenCuts
 from rainfusion_trt.models.transformer import as_transformer
 
 TEXT_TOKENS = 1000  # what the pipeline pads prompts to, for Qwen2.5-VL
@@ -73,6 +74,7 @@ class HunyuanVideo15(Hunyuan):
     transformer_class = "HunyuanVideo15Transformer3DModel"
     vae_pixels = 16
     patch_pixels = 1
+    token_cuts = TokenCuts({("transformer_blocks.0", "hidden_states"): 1}, outputs={"rope": 0})
     distinctive = (
         "task_type",
         "use_meanflow",

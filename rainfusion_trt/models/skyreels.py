@@ -26,6 +26,7 @@ from rainfusion_trt.models.base import (
     VideoSize,
 )
 from rainfusion_trt.models.examples import constant
+from rainfusion_trt.models.token_cuts import TokenCuts
 from rainfusion_trt.models.transformer import as_transformer
 
 _CHANNELS = {"in_channels": 16, "out_channels": 16}
@@ -79,7 +80,9 @@ class SkyReelsV2(VideoModel):
         self.name = name
         self.frame_timesteps = frame_timesteps
         self.pipeline_class = "SkyReelsV2Pipeline"
-        if frame_timesteps:
+        if not frame_timesteps:  # which every block takes, one for each token
+            self.token_cuts = TokenCuts({("blocks.0", "hidden_states"): 1}, outputs={"rope": 1})
+        else:
             self.pipeline_class = "SkyReelsV2DiffusionForcingPipeline"
             self.other_pipelines = (
                 "SkyReelsV2DiffusionForcingImageToVideoPipeline",

@@ -26,6 +26,7 @@ from torch import Tensor
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models.base import GenerationDefaults, GraphInput, VideoModel, VideoSize
 from rainfusion_trt.models.examples import constant
+from rainfusion_trt.models.token_cuts import TokenCuts
 
 TEXT_TOKENS = 512  # UMT5's, padded with zeros and not masked
 IMAGE_TOKENS = 257  # CLIP's, of one image
@@ -92,6 +93,7 @@ class Wan(VideoModel):
         self.token_timesteps = token_timesteps
         self.image_tokens = images * IMAGE_TOKENS
         self.components = components
+        self.token_cuts = self._token_cuts()
         self.pipeline_class = pipeline_class or self.pipeline_class
         self.other_pipelines = other_pipelines
         self.configs = {"full": {**_FULL, **full}, "tiny": {**_TINY, **tiny}}
@@ -113,6 +115,13 @@ class Wan(VideoModel):
             self.refused = {"encoder_hidden_states_image": remedy}
         if token_timesteps:
             self.tiny_size = VideoSize(9, 128, 192)
+
+    def _token_cuts(self) -> TokenCuts | None:
+        """A timestep for every token is cut before it is embedded."""
+        arguments = {("blocks.0", "hidden_states"): 1}
+        if self.token_timesteps:
+            arguments["", "timestep"] = 1
+        return TokenCuts(arguments, outputs={"rope": 1})
 
     def _has_config(self, config: Mapping[str, Any]) -> bool:
         return any(

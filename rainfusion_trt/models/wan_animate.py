@@ -41,6 +41,9 @@ class WanAnimate(Wan):
             GraphInput("face_pixel_values", ("batch", 3, "face_frames", side, side)),
         )
 
+    def _token_cuts(self) -> None:
+        """The face adapter counts the tokens of a frame."""
+
     def config(self, size: ConfigSize = "full", *, layers: int | None = None) -> dict[str, Any]:
         """Fewer layers adapt faces as rarely as they can: diffusers needs it to come out even."""
         config = super().config(size, layers=layers)

@@ -37,6 +37,9 @@ class WanVace(Wan):
             GraphInput(f"{_CONTROL}_scale", ("vace_layers",), None, constant(1.0)),  # one for each
         )
 
+    def _token_cuts(self) -> None:
+        """The control branch has tokens of its own."""
+
     def config(self, size: ConfigSize = "full", *, layers: int | None = None) -> dict[str, Any]:
         """Fewer layers have the hints of those that are left."""
         config = super().config(size, layers=layers)

@@ -16,9 +16,11 @@ from rainfusion_trt.errors import (
     InvalidInputError,
     KernelError,
     LibraryNotFoundError,
+    ParallelError,
     RainFusionError,
     UnsupportedError,
 )
+from rainfusion_trt.operator.native_parallel import SIGNATURES as PARALLEL_SIGNATURES
 from rainfusion_trt.operator.native_types import (
     Dtype,
     Method,
@@ -49,7 +51,7 @@ __all__ = [
     "load_library",
 ]
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 """RAINFUSION_ABI_VERSION of the header these structs were written from."""
 
 _MESSAGE_BYTES = 1024
@@ -106,6 +108,7 @@ _EXCEPTIONS: dict[Status, type[RainFusionError]] = {
     Status.UNSUPPORTED: UnsupportedError,
     Status.WORKSPACE_TOO_SMALL: KernelError,
     Status.CUDA_ERROR: KernelError,
+    Status.COMMUNICATION_ERROR: ParallelError,
 }
 
 
@@ -136,7 +139,7 @@ class NativeLibrary:
             )
         try:
             self._library = ctypes.CDLL(str(self.path))
-            for name, (restype, argtypes) in _SIGNATURES.items():
+            for name, (restype, argtypes) in {**_SIGNATURES, **PARALLEL_SIGNATURES}.items():
                 function = getattr(self._library, name)
                 function.restype, function.argtypes = restype, argtypes
         except (OSError, AttributeError) as error:
@@ -171,6 +174,10 @@ class NativeLibrary:
         while (name := self._library.rainfusion_method_name(len(names))) is not None:
             names.append(name.decode())
         return names
+
+    def call(self, name: str, *arguments: object) -> None:
+        """Call a function of parallel.h; see `rainfusion_trt.operator.native_parallel`."""
+        self._raise(getattr(self._library, name)(*arguments))
 
     def check(self, problem: Problem) -> None:
         """Raise InvalidInputError or UnsupportedError if no kernel can run `problem`."""

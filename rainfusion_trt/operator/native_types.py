@@ -26,6 +26,7 @@ class Status(enum.IntEnum):
     UNSUPPORTED = 2
     WORKSPACE_TOO_SMALL = 3
     CUDA_ERROR = 4
+    COMMUNICATION_ERROR = 5
 
 
 class Dtype(enum.IntEnum):

@@ -41,15 +41,18 @@ class ParallelDenoiser(Denoiser):
         self._transformers = alone.components
         self._spread = False
         if team.config.ulysses > 1:
-            for transformer in self._transformers:
-                routing = routing_of(transformer)
-                assert routing is not None  # the torch backend enables what it loads
-                spread(routing, transformer, team.mesh)
-            self._spread = True
+            self._share_tokens()
         self._groups: tuple[GuidanceGroups, ...] = ()
         if team.config.guidance > 1:
             pair = team.mesh["guidance"].get_group()
             self._groups = tuple(GuidanceGroups(t, model, pair) for t in self._transformers)
+
+    def _share_tokens(self) -> None:
+        for transformer in self._transformers:
+            routing = routing_of(transformer)
+            assert routing is not None  # the torch backend enables what it loads
+            spread(routing, transformer, self.team.mesh)
+        self._spread = True
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]

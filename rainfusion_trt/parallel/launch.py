@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from rainfusion_trt.console import explain
 from rainfusion_trt.errors import ParallelError
@@ -122,21 +122,40 @@ def _failure(rank: int, code: int, folder: Path) -> _Failure:
 @contextlib.contextmanager
 def reporting() -> Iterator[None]:
     """A context that tells our launcher of an error and ends the process; elsewhere nothing."""
-    folder = os.environ.get(_ERRORS)
     try:
         yield
     except Exception as error:
-        if folder is None or type(error).__name__ in ("Exit", "Abort"):
+        if os.environ.get(_ERRORS) is None or type(error).__name__ in ("Exit", "Abort"):
             raise
         line = explain(error)
         text = line or "".join(traceback.format_exception(error))
-        note = {"text": text, "consequence": isinstance(error, ParallelError)}
+        consequence = isinstance(error, ParallelError)
+        end_process(text, consequence=consequence, status=1 if line is None else 2)
+
+
+def end_process(text: str, *, consequence: bool = True, status: int = 2) -> NoReturn:
+    """End this process, from any thread and at once, since a broken group may wait for ever.
+
+    Parameters
+    ----------
+    text
+        Why, for our launcher, or for standard error where there is none.
+    consequence
+        Whether another process may have the cause.
+    status
+        Of the process.
+    """
+    folder = os.environ.get(_ERRORS)
+    if folder is None:
+        print(f"Error: {text}", file=sys.stderr)
+    else:
         target = Path(folder) / f"{os.environ['RANK']}.json"
+        note = {"text": text, "consequence": consequence}
         target.with_suffix(".part").write_text(json.dumps(note))
         target.with_suffix(".part").rename(target)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1 if line is None else 2)  # a broken process group may wait for ever at the end
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _free_port() -> int:

@@ -21,6 +21,7 @@ from rainfusion_trt.step_cache.cache import Decide, alone
 
 if TYPE_CHECKING:
     from rainfusion_trt.parallel.team import Team
+    from rainfusion_trt.runtime.artifacts import Part
 
 Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 
@@ -75,8 +76,10 @@ class Shared(Alone):
 
     def denoiser(self, mine: Denoiser, model: VideoModel) -> Denoiser:
         from rainfusion_trt.parallel.denoiser import ParallelDenoiser
+        from rainfusion_trt.parallel.graph_denoiser import ParallelGraphDenoiser
 
-        return ParallelDenoiser(mine, model, self.team)
+        kind = ParallelDenoiser if mine.name == "torch" else ParallelGraphDenoiser
+        return kind(mine, model, self.team)
 
     def together(self) -> contextlib.AbstractContextManager[None]:
         return self.team.together()
@@ -172,25 +175,38 @@ class _FlagOfFirst:
 
 
 def sharing(
-    config: ParallelConfig | None, device: str | torch.device | None, backends: Sequence[str]
+    config: ParallelConfig | None,
+    device: str | torch.device | None,
+    backends: Sequence[str],
+    parts: Sequence[Part] = (),
 ) -> Alone:
     """How `Pipeline` works, with these processes and the backends that it may take.
+
+    Parameters
+    ----------
+    parts
+        The transformers, whose engines say how many GPUs they are for.
 
     Raises
     ------
     UnsupportedError
-        Several processes and another backend than PyTorch.
+        Several processes and ONNX Runtime, or an engine that is for one.
     InvalidInputError, ParallelError
-        The processes are not there.
+        The processes are not there, or the engine is for another number.
     """
+    count = 1 if config is None else config.ulysses
+    for name in backends:
+        if name == "torch":
+            continue
+        for part in parts:
+            part.graph_of(name).check_gpus(count)
     if config is None or config.processes == 1:
         return Alone()
-    for name in backends:
-        if name != "torch":
-            raise UnsupportedError(
-                f"parallel= is for the PyTorch transformer; the backend here is {name}: use "
-                "backend='torch' with checkpoint= or pipe="
-            )
+    if "onnxruntime" in backends:
+        raise UnsupportedError(
+            "parallel= is for engines and the PyTorch transformer; the backend here is "
+            "onnxruntime: build an engine, or use backend='torch' with checkpoint= or pipe="
+        )
     return Shared(config, device)
 
 

@@ -97,6 +97,7 @@ class Team:
         place = _place(device)
         if has_group:
             return cls(config, place, dist.distributed_c10d._get_default_store())
+        leave_out_multicast()
         patience = timedelta(seconds=_PATIENCE)
         with _said_shortly("meet"):
             store, rank, world = next(rendezvous("env://", timeout=patience))
@@ -147,14 +148,46 @@ class Team:
         ParallelError
             `make` failed in the first process, in the others.
         """
-        key = f"rainfusion/agreed/{next(_count) if about is None else about}"
-        if not self.first:
+        return self._agreed(str(next(_count) if about is None else about), 0, make)
+
+    def _agreed(self, name: str, first: int, make: Callable[[], T]) -> T:
+        key = f"rainfusion/agreed/{name}"
+        if self.rank != first:
             with self.together():
                 _wait(self._store, [key], self.config.timeout)
                 return pickle.loads(self._store.get(key))  # noqa: S301  # from our own process
         value = make()
         self._store.set(key, pickle.dumps(value))
         return value
+
+    def agree_in(self, dimension: str, make: Callable[[], T]) -> T:
+        """What `make` gives in the first process of a mesh's dimension, in all of that group.
+
+        Parameters
+        ----------
+        dimension
+            Of `mesh`. All processes of the team have to call it.
+        make
+            Gives what can be pickled.
+
+        Raises
+        ------
+        ParallelError
+            `make` failed in the first process, in the others.
+        """
+        first, *_ = dist.get_process_group_ranks(self.mesh[dimension].get_group())
+        return self._agreed(f"{dimension}/{next(_count)}/{first}", first, make)
+
+    def look(self) -> None:
+        """Raise ParallelError if another process has said that it failed, or cannot be asked."""
+        try:
+            failed = self._store.check([_FAILED]) and self._store.get(_FAILED).decode()
+        except RuntimeError as error:
+            raise ParallelError(
+                f"process 0 of this run is lost ({_shortly(error)}): see its own output"
+            ) from error
+        if failed:
+            raise ParallelError(failed)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -192,11 +225,14 @@ class Team:
         if dist.is_initialized() and not cls._broken:
             dist.destroy_process_group()
 
-    def _tell(self, error: BaseException) -> None:
+    def tell(self, said: str) -> None:
+        """Say to the others that this process failed, unless one has said so already."""
         with contextlib.suppress(RuntimeError):
             if not self._store.check([_FAILED]):
-                said = _shortly(error) or type(error).__name__
                 self._store.set(_FAILED, f"process {self.rank} failed: {said}")
+
+    def _tell(self, error: BaseException) -> None:
+        self.tell(_shortly(error) or type(error).__name__)
 
     def _cause(self) -> str | None:
         """What another process has said of its failure; it may be just about to."""
@@ -207,6 +243,14 @@ class Team:
                     return self._store.get(_FAILED).decode()
                 time.sleep(0.05)
         return None
+
+
+def leave_out_multicast() -> None:
+    """Switch NCCL's multicast over NVLink off, unless the user has said; before it is used.
+
+    It takes memory that a container may not give, and nothing here needs it.
+    """
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
 
 
 def _place(device: str | torch.device | None) -> torch.device:

@@ -8,7 +8,7 @@ attention than diffusers': a torch function mode takes the calls of
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -37,6 +37,10 @@ class AttentionRoute(TorchFunctionMode):
         Attentions, numbered from 0, whose sparsity is 0.
     within : collection of nn.Module, optional
         Modules whose attention alone is taken; by default it is told by its tokens wherever it is.
+    video_tokens : int, optional
+        Of the attentions that it takes, where they are not those of the grid.
+    attention : callable
+        With the arguments of `rainfusion_attention`.
 
     Attributes
     ----------
@@ -60,13 +64,18 @@ class AttentionRoute(TorchFunctionMode):
         *,
         dense_layers: Collection[int] = (),
         within: Collection[nn.Module] = (),
+        video_tokens: int | None = None,
+        attention: Callable[..., Tensor] = rainfusion_attention,
     ) -> None:
         super().__init__()
         settings.check_model_wide()
         frames, height, width = layout.grid.shape
         self.tokens = layout.tokens
-        if self.tokens is None:
+        if video_tokens is not None:
+            self.tokens = video_tokens + layout.text_tokens
+        elif self.tokens is None:
             self.tokens = frames * height * width + layout.text_tokens
+        self._operator = attention
         self._layout = layout
         self._sparsity = sparsity
         self._dense_layers = dense_layers
@@ -155,7 +164,7 @@ class AttentionRoute(TorchFunctionMode):
             sparsity = torch.zeros_like(sparsity)
         self.count += 1
         self.head_size = query.shape[-1]
-        return rainfusion_attention(
+        return self._operator(
             query,
             key,
             value,

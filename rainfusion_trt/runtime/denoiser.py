@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.graph_file import PART_INPUT
 from rainfusion_trt.models.base import VideoModel
 from rainfusion_trt.runtime.base import Backend
 from rainfusion_trt.runtime.calls import calls_through
 from rainfusion_trt.runtime.report import CallReport, Moment
 from rainfusion_trt.step_cache.cache import StepCache
 
+if TYPE_CHECKING:
+    from rainfusion_trt.parallel.exchange import Exchange
+
+_OWN_INPUTS = ("sparsity", PART_INPUT)  # that no call of the diffusers pipeline has
 Before = Callable[[Mapping[str, Any]], Moment]
 After = Callable[[CallReport], None]
 
@@ -155,6 +161,8 @@ class GraphTransformer(nn.Module):
             info.dtype for info in backend.inputs.values() if info.dtype.is_floating_point
         )
         self.closed = False
+        self.exchange: Exchange | None = None
+        self._part: Tensor | None = None
         for name, part in model.parts(self.config).items():
             setattr(self, name, part)
         self.place = nn.Parameter(torch.empty(0, device=backend.device), requires_grad=False)
@@ -201,14 +209,18 @@ class GraphTransformer(nn.Module):
                 "backend='torch'"
             )
         feed = {name: self._fit(name, t) for name, t in self._graph_inputs(forward_kwargs).items()}
-        outputs = self.backend.run({**feed, "sparsity": self.sparsity})
+        feed["sparsity"] = self.sparsity
+        if PART_INPUT in self.backend.inputs:
+            feed[PART_INPUT] = self._own_part(forward_kwargs)
+        with nullcontext() if self.exchange is None else self.exchange.call():
+            outputs = self.backend.run({name: feed[name] for name in self.backend.inputs})
         # Copied, because guidance by two calls keeps the first result over the second call.
         copies = tuple(outputs[name].clone() for name in self.model.outputs)
         return self.model.result(copies) if return_dict else copies
 
     def _graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         feed = self.model.graph_inputs(forward_kwargs)
-        wanted = [name for name in self.backend.inputs if name != "sparsity"]
+        wanted = [name for name in self.backend.inputs if name not in _OWN_INPUTS]
         missing = [name for name in wanted if name not in feed]
         if missing:
             raise InvalidInputError(
@@ -216,6 +228,20 @@ class GraphTransformer(nn.Module):
                 f"gave no {', '.join(missing)}: was it exported from another model?"
             )
         return {name: feed[name] for name in wanted}
+
+    def share_tokens(self, exchange: Exchange) -> None:
+        """Compute only a part of the tokens from now on, as one of several GPUs."""
+        self.exchange = exchange
+
+    def _own_part(self, forward_kwargs: Mapping[str, Any]) -> Tensor:
+        """A tensor as long as this GPU has tokens of the call's video."""
+        tokens = math.prod(self.model.grid_shape(self, forward_kwargs))
+        if self.exchange is not None:
+            share = self.exchange.share
+            tokens = (tokens + share.parts - 1 - share.rank) // share.parts
+        if self._part is None or self._part.numel() != tokens:
+            self._part = torch.zeros(tokens, device=self.device)
+        return self._part
 
     def _fit(self, name: str, tensor: Tensor) -> Tensor:
         """The tensor in the graph's dtype; moves nothing between devices."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rainfusion_trt.errors import EngineLoadError, InvalidInputError
+from rainfusion_trt.errors import EngineLoadError, InvalidInputError, UnsupportedError
 from rainfusion_trt.graph_file import METADATA_PREFIX, GraphAccount, read_onnx
 
 if TYPE_CHECKING:
-    from rainfusion_trt.engine.recipe import ShapeRange
+    from rainfusion_trt.engine.recipe import Range, ShapeRange
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,49 @@ class Graph:
         TensorRT that built it; None for an ONNX file.
     profiles
         Shapes of its inputs, by name, for each optimisation profile of an engine.
+    gpus
+        How many GPUs may share a clip; None for one alone, and for an ONNX file.
     """
 
     origin: str
     account: GraphAccount
     flavour: str | None = None
     profiles: tuple[Mapping[str, ShapeRange], ...] = ()
+    gpus: Range | None = None
 
     @property
     def model(self) -> str:
         """Registry name of its model, without which `graph_of_onnx` and `graph_of_engine` raise."""
         assert self.account.model is not None
         return self.account.model
+
+    def check_gpus(self, count: int) -> None:
+        """Refuse another number of GPUs that share a clip than it was made for.
+
+        Raises
+        ------
+        UnsupportedError
+            It is for one GPU.
+        InvalidInputError
+            It is for more, or fewer.
+        """
+        if self.flavour is None and count > 1:
+            raise UnsupportedError(
+                f"parallel= with ulysses={count}: {self.origin} runs on one GPU in ONNX Runtime; "
+                "build an engine of it, or use backend='torch'"
+            )
+        if self.flavour is None or (self.gpus is None and count == 1):
+            return
+        if self.gpus is None:
+            raise UnsupportedError(
+                f"{self.origin} is for one GPU, and ulysses={count} was asked for: export the "
+                "model with --parallel and build it again, or use backend='torch'"
+            )
+        if not self.gpus.min <= count <= self.gpus.max:
+            raise InvalidInputError(
+                f"{self.origin} is for {self.gpus.min} to {self.gpus.max} GPUs a clip, and "
+                f"ulysses={count} was asked for: use such a number, or build it with --gpus {count}"
+            )
 
     def check_settings(self, given: dict[str, Any]) -> None:
         """Raise InvalidInputError where another setting is asked for than it was exported with."""
@@ -73,7 +104,7 @@ def graph_of_engine(path: str | Path) -> Graph:
         {record.name: record.profiles[name] for record in found.inputs if record.profiles}
         for name in found.profiles
     )
-    return Graph(f"the engine {path}", found.account, found.flavour, profiles)
+    return Graph(f"the engine {path}", found.account, found.flavour, profiles, found.gpus)
 
 
 def graph_of_onnx(path: str | Path) -> Graph:

@@ -115,7 +115,8 @@ class Pipeline:
     dtype : torch.dtype, optional
         Of a pipeline loaded from `checkpoint`; by default the engine's or the model's.
     parallel : ParallelConfig, optional
-        Several processes, one GPU each, make one clip: the torch backend alone (docs/parallel.md).
+        Several processes, one GPU each, make one clip: PyTorch, and engines of a model that was
+        exported for it (docs/parallel.md).
         Only the first process gets frames, logs, shows progress and calls back.
     wait : bool
         Let calls from several threads queue. By default a call while another one runs is an error.
@@ -193,7 +194,7 @@ class Pipeline:
                 ratios.check_model(self.model.name)
         names = candidates(backend, self.artifacts.sources, allow_fallback=allow_fallback)
         self._refuse_dense_default(names[0])
-        self.sharing = sharing(parallel, device, names)
+        self.sharing = sharing(parallel, device, names, self.artifacts.parts)
         load = functools.partial(
             load_denoiser,
             artifacts=self.artifacts,

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from benchmarks.engine import engines, few_layers, measure, models_table
 from benchmarks.engine import models_cli as bench_models
 from benchmarks.engine.cases import Case
+from benchmarks.engine.compiled import COMPILED_SPARSE
 from benchmarks.engine.denoising import latent_pipeline
 from benchmarks.engine.eager import Eager, attention_kernels, padding_cut
 from benchmarks.engine.few_layers import COMPILED, EAGER, ENGINE, MASKED, OPERATOR, Options
@@ -53,6 +54,7 @@ class TestCases:
             ("opensoraplan-1.2", 2, 86_400, 86_400, 2),
             ("cogvideox-5b", 2, 17_776, 17_776, 2),
             ("wan2.1-14b", 2, 75_600, 75_600, 1),
+            ("wan2.2-i2v-a14b", 2, 75_600, 75_600, 1),
         ],
     )
     def test_standard_settings_at_full_width(self, name, blocks, tokens, valid, batch):
@@ -148,7 +150,8 @@ class TestFewLayers:
         assert "dense attention only" in sparse["not_run"]
         timed = {(r["run"], r["sparsity"]) for r in chosen(rows, what="time of one forward")}
         expected = {(EAGER, 0.0), (COMPILED, 0.0), (ENGINE, 0.0), (OPERATOR, 0.0), (OPERATOR, 0.5)}
-        masked = {(MASKED, 0.0)} if name == "hunyuanvideo" else set()
+        expected.add((COMPILED_SPARSE, 0.8))
+        masked = {(MASKED, 0.0)} if name.startswith("hunyuanvideo") else set()
         assert timed == expected | masked
         for row in chosen(rows, what="time of one forward"):
             assert 0 < row["ms_min"] <= row["ms"] <= row["ms_max"]

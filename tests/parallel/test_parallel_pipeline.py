@@ -92,6 +92,7 @@ def _clips(rank: int) -> dict[str, Any]:
     with Pipeline(pipe=watched.pipe, parallel=ParallelConfig(2, 2)) as pipeline:
         arguments = {**CALL, "seed": None, "guidance_scale": 4.0, "output_type": "latent"}
         pipeline("a fox", callback_on_step_end=_brighter(calls), **arguments)
+        answers["agreed"] = pipeline.sharing.team.agree_in("ulysses", lambda: rank)
     answers["calls"] = calls
     answers["sums"] = [float(latents.double().sum()) for latents in watched.latents]
     return answers
@@ -106,6 +107,7 @@ def test_four_processes_make_the_clip_of_one():
         assert 0.0 < whole < 1.0 and density == pytest.approx(whole, abs=0.2)
     assert first["calls"] == [0, 1]
     assert len(first["sums"]) == 2
+    assert [answers["agreed"] for answers in (first, *others)] == [0, 0, 2, 2]
     for other in others:
         assert [part[2] for part in other["parts"]] == [part[2] for part in first["parts"]]
         assert other["calls"] == [] and other["sums"] == first["sums"]
@@ -186,8 +188,8 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path):
     pipe = wan()
     with pytest.raises(InvalidInputError, match="torchrun --nproc-per-node 4"):
         Pipeline(pipe=pipe, parallel=ParallelConfig(2, 2))
-    with pytest.raises(RainFusionError, match="parallel= is for the PyTorch transformer"):
-        sharing(ParallelConfig(2), "cpu", ["tensorrt", "torch"])
+    with pytest.raises(RainFusionError, match="the backend here is onnxruntime"):
+        sharing(ParallelConfig(2), "cpu", ["onnxruntime", "torch"])
 
 
 @pytest.mark.parametrize("name", ["ltx-2", "cosmos-predict2.5-2b", "kandinsky5-lite"])

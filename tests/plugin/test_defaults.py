@@ -80,10 +80,11 @@ def parsed(settings: list[AttentionSettings | None], library: Path, folder: Path
 
 
 def as_text(settings: AttentionSettings) -> dict[str, str]:
-    return {
+    said = {
         name: f"{value:g}" if isinstance(value, float) else str(value)
         for name, value in settings.attributes().items()
     }
+    return {**said, "parallel": "0"}
 
 
 @needs_rtx
@@ -98,7 +99,7 @@ def test_the_plugins_description_agrees():
     folder = source_directory() / "plugins" / "tensorrt"
     config = yaml.safe_load((folder / "RainFusionAttention_PluginConfig.yaml").read_text())
     (version,) = config["versions"].values()
-    assert version["attributes"] == list(OPERATOR_V1_DEFAULTS.attributes())
+    assert version["attributes"] == [*OPERATOR_V1_DEFAULTS.attributes(), "parallel"]
     readme = (folder / "README.md").read_text()
     for name, value in OPERATOR_V1_DEFAULTS.attributes().items():
         (row,) = (line for line in readme.splitlines() if line.startswith(f"| `{name}` |"))

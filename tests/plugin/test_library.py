@@ -75,9 +75,10 @@ def test_exports_nothing_but_its_interfaces(plugin_library):
     symbols = exported_symbols(plugin_library)
     calls = [name for name in symbols if name.startswith("rainfusion_")]
     assert set(symbols) - set(calls) == {"getCreators", "setLoggerFinder"}
-    header = source_directory() / "plugins" / "include" / "rainfusion" / "rainfusion.h"
-    declared = header.read_text().count("RAINFUSION_API ")
-    assert len(calls) == declared - header.read_text().count("#define RAINFUSION_API ")
+    folder = source_directory() / "plugins" / "include" / "rainfusion"
+    headers = "".join((folder / name).read_text() for name in ("rainfusion.h", "parallel.h"))
+    declared = headers.count("RAINFUSION_API ")
+    assert len(calls) == declared - headers.count("#define RAINFUSION_API ")
     for name in STATIC_LIBRARY_NAMES:
         assert exported_symbols(plugin_library.with_name(name)) == []
 
@@ -209,7 +210,7 @@ def test_plugin_config_and_binding_agree():
     folder = source_directory() / "plugins" / "tensorrt"
     config = yaml.safe_load((folder / "RainFusionAttention_PluginConfig.yaml").read_text())
     (version,) = config["versions"].values()
-    assert version["attributes"] == ["text", "method", "alpha", "sink_frames", "scale"]
+    assert version["attributes"] == ["text", "method", "alpha", "sink_frames", "scale", "parallel"]
     options = version["attribute_options"]
     assert options["text"] == [name.lower() for name in native.Text.__members__]
     assert options["method"] == [name.lower() for name in native.Method.__members__]

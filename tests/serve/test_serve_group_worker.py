@@ -88,7 +88,9 @@ def test_a_cancellation_reaches_all_and_leaves_it_usable(made, tmp_path):
 def test_a_death_is_that_of_the_worker_and_its_job_is_run_again_once(made, tmp_path):
     """As a dead replica: no failure of the job, whose lease runs out."""
     running = make_running(tmp_path, worker=made, lease_s=1.0)
-    job = running.post(prompt="a fox", steps=100, size="128x128", frames=9)["id"]
+    job = running.post(prompt="a fox", steps=100, size="128x128", frames=9, method="rainfusion")[
+        "id"
+    ]
     thread = running.in_background()
     wait_for(lambda: running.state(job)["progress"] >= 2)
     processes = descendants(made)

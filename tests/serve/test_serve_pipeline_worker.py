@@ -102,7 +102,7 @@ def test_presets_and_methods_of_a_request(worker, tmp_path, one_thread):
         output = tmp_path / f"{name}.mp4"
         return worker.generate(request_of(**asked), None, output, lambda *_: None)
 
-    fast = run("fast", preset="fast", method=None, frames=33)  # more than one window
+    fast = run("fast", preset="fast", method=None, frames=37)  # more than one window
     assert fast.method == "piecewise" and max(step.sparsity for step in fast.steps) == (
         pytest.approx(0.9)
     )

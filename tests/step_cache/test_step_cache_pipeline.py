@@ -20,8 +20,13 @@ from rainfusion_trt.models import VideoSize, get_model
 from tests.helpers.process_group import in_processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-Pipeline = functools.partial(
-    rainfusion_trt.Pipeline, backend="torch", device="cpu", sparsity=0.6, dense_fraction=0.3
+Pipeline = functools.partial(  # piecewise would have too few windows of clips as small as these
+    rainfusion_trt.Pipeline,
+    backend="torch",
+    device="cpu",
+    method="rainfusion",
+    sparsity=0.6,
+    dense_fraction=0.3,
 )
 CALL = {
     "prompt": "a fox",

@@ -25,7 +25,7 @@ extern "C" {
 #endif
 
 /* Bumped whenever a struct or a signature below changes. */
-#define RAINFUSION_ABI_VERSION 3
+#define RAINFUSION_ABI_VERSION 4
 
 /* How a workspace must be aligned, in bytes. */
 #define RAINFUSION_WORKSPACE_ALIGNMENT 256
@@ -42,7 +42,8 @@ typedef enum {
   RAINFUSION_INVALID_ARGUMENT = 1, /* shapes, attributes or pointers that do not fit together */
   RAINFUSION_UNSUPPORTED = 2,      /* a head size, dtype or GPU without a kernel */
   RAINFUSION_WORKSPACE_TOO_SMALL = 3,
-  RAINFUSION_CUDA_ERROR = 4
+  RAINFUSION_CUDA_ERROR = 4,
+  RAINFUSION_COMMUNICATION_ERROR = 5 /* NCCL, or another GPU of the run: see parallel.h */
 } RainfusionStatus;
 
 typedef enum { RAINFUSION_FLOAT16 = 0, RAINFUSION_BFLOAT16 = 1 } RainfusionDtype;
@@ -195,7 +196,7 @@ RAINFUSION_API RainfusionStatus rainfusion_attention(const RainfusionProblem* pr
                                                      size_t workspace_bytes,
                                                      RainfusionStream stream);
 
-/* A short fixed sentence for a status; for RAINFUSION_CUDA_ERROR see rainfusion_last_error. */
+/* A short fixed sentence for a status; rainfusion_last_error says more of CUDA's and NCCL's. */
 RAINFUSION_API const char* rainfusion_status_string(RainfusionStatus status);
 
 /* What the last failing call of this thread had to say, or "". */

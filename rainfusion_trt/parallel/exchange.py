@@ -1,0 +1,207 @@
+"""``Exchange``: the communicator by which an engine exchanges tokens, and a watch over it.
+
+An exchange that waits for a GPU that is gone waits on the device, for ever, and the host then waits
+for the device. So a thread looks on. Where another process has failed, or NCCL says so, or what was
+enqueued does not end in time, it aborts the communicator: the device goes on, and the next look of
+the call's own thread raises the error. Where a call of NCCL itself does not come back, nothing can
+be raised any more, and the process ends with the error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rainfusion_trt.errors import ParallelError
+from rainfusion_trt.operator.native import NativeLibrary
+from rainfusion_trt.operator.native_parallel import ParallelCalls, Share
+from rainfusion_trt.parallel.launch import end_process
+from rainfusion_trt.parallel.team import Team, leave_out_multicast
+
+_LOOK = 0.5  # seconds between looks
+_FIRST = 10  # times as long for the first call, in which kernels are compiled
+_DIMENSION = "ulysses"
+
+
+class Exchange:
+    """This process's part in the exchanges of an engine.
+
+    All processes of a team have to make one at the same point.
+
+    Parameters
+    ----------
+    team : Team
+        The processes; those that share `ulysses` make a communicator each.
+    library : NativeLibrary
+        The plugin library, in which the engine's layers find it.
+
+    Raises
+    ------
+    ParallelError
+        NCCL is missing or cannot connect the GPUs, or another process failed.
+    """
+
+    def __init__(self, team: Team, library: NativeLibrary) -> None:
+        self.team = team
+        self.device = team.device
+        self._calls = ParallelCalls(library)
+        self._index = team.device.index or 0
+        group = team.mesh[_DIMENSION]
+        self.share = Share(group.size(), group.get_local_rank())
+        self._failure: str | None = None
+        self._pending: deque[tuple[float, Any]] = deque()  # when enqueued, an event behind it
+        self._since: float | None = None  # a call is being enqueued
+        self._warm = False  # one has been
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        leave_out_multicast()
+        team.meet()
+        nccl = nccl_path()
+        made = team.agree_in(_DIMENSION, lambda: self._calls.new_id(nccl))
+        self._open(made, nccl)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    @contextlib.contextmanager
+    def call(self) -> Iterator[None]:
+        """A context in which work with exchanges is enqueued.
+
+        Raises
+        ------
+        ParallelError
+            An exchange has failed, now or before.
+        """
+        self.check()
+        with self._lock:
+            self._since = time.monotonic()
+        try:
+            yield
+            event = self._event()
+        except Exception as error:
+            self.check(error)
+            raise
+        else:
+            with self._lock:
+                self._pending.append((time.monotonic(), event))
+                self._warm = True
+        finally:
+            with self._lock:
+                self._since = None
+        self.check()
+
+    def check(self, cause: BaseException | None = None) -> None:
+        """Raise ParallelError if an exchange has failed."""
+        if self._failure is not None:
+            raise ParallelError(self._failure) from cause
+
+    def finish(self) -> None:
+        """Wait for all that was enqueued, and raise ParallelError if it came to nothing."""
+        self._synchronize()
+        self.check()
+
+    def close(self) -> None:
+        """End the communicator, after the engines that exchange by it."""
+        if self._failure is None:
+            self._synchronize()  # while the thread looks on
+        self._stop.set()
+        self._thread.join()
+        with contextlib.suppress(ParallelError):
+            self._calls.close(self._index, abort=self._failure is not None)
+            if self._failure is not None:
+                self._calls.close(self._index)  # forget it
+
+    def _open(self, made: bytes, nccl: str | None) -> None:
+        """Connect the GPUs; NCCL waits for all of them, so that it has to be in a thread."""
+        errors: list[BaseException] = []
+
+        def connect() -> None:
+            try:
+                self._calls.open(self._index, made, self.share, nccl)
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=connect, daemon=True)
+        thread.start()
+        limit = self.team.config.timeout
+        end = time.monotonic() + limit
+        while thread.is_alive():
+            thread.join(_LOOK)
+            self.team.look()
+            if thread.is_alive() and time.monotonic() > end:
+                raise ParallelError(
+                    f"the GPUs of this run were not connected by NCCL within {limit:g} seconds: "
+                    "see the output of each process, or raise timeout="
+                )
+        if errors:
+            raise errors[0]
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_LOOK) and self._failure is None:
+            failure = self._look()
+            if failure is None:
+                continue
+            self._failure = failure
+            self.team.tell(failure)
+            try:
+                self._calls.close(self._index, abort=True)
+            except ParallelError:  # the thread of the call is inside NCCL, and stays there
+                end_process(failure)
+
+    def _look(self) -> str | None:
+        """What has failed; None where there is nothing to wait for, or it takes its time."""
+        since = self._waiting_since()
+        if since is None:
+            return None
+        try:
+            self._calls.check(self._index)
+            self.team.look()
+        except ParallelError as error:
+            return str(error)
+        limit = self.team.config.timeout * (1 if self._warm else _FIRST)
+        if time.monotonic() - since > limit:
+            return (
+                f"an exchange between the GPUs of this run did not end within {limit:g} seconds: a "
+                "process is lost, or its GPU is slower; see its own output, or raise timeout="
+            )
+        return None
+
+    def _waiting_since(self) -> float | None:
+        """When what is under way began, or when what was before it ended."""
+        with self._lock:
+            while self._pending and self._pending[0][1].query():
+                self._pending.popleft()
+                if self._pending:  # it may have waited for its turn
+                    self._pending[0] = (time.monotonic(), self._pending[0][1])
+            times = [when for when, _ in list(self._pending)[:1]]
+            times += [] if self._since is None else [self._since]
+        return max(times, default=None)
+
+    def _event(self) -> Any:
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def _synchronize(self) -> None:
+        torch.cuda.synchronize(self.device)
+
+
+def nccl_path() -> str | None:
+    """libnccl.so.2 of the wheel beside PyTorch, for a process that has not loaded it already."""
+    try:
+        found = importlib.util.find_spec("nvidia.nccl")
+    except ModuleNotFoundError:
+        return None
+    places = found.submodule_search_locations if found is not None else None
+    for place in places or ():
+        library = Path(place) / "lib" / "libnccl.so.2"
+        if library.is_file():
+            return str(library)
+    return None
