@@ -211,6 +211,7 @@ def _compiled(rows: list[Row]) -> str:
 # By prefix of the file's name, the longer first: its tables, or the document that has them.
 _TABLES: dict[str, Callable[[list[Row]], str] | str] = {
     "attention": _attention,
+    "eight_bit": "[docs/rainfusion.md](rainfusion.md#8-bits)",
     "diffusers_tests": "[docs/diffusers.md](diffusers.md#diffusers-own-tests)",
     "compile": _compiled,
     "engine": _engine,

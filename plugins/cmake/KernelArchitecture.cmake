@@ -21,19 +21,19 @@ function(rainfusion_kernel_target target)
     VISIBILITY_INLINES_HIDDEN ON)
 endfunction()
 
-# rainfusion_arch(<name> [ARCHITECTURE <architecture> WHEN <regex>])
+# rainfusion_arch(<name> [ARCHITECTURE <architecture> WHEN <regex>] [SOURCES <source>...])
 #
 # Adds the kernels of kernels/<name> to the library: attention.cuh, window_attention.cuh and
 # recall.cuh there define the launchers that launch.h declares in namespace rainfusion::<name>. They
 # are instantiated for every element type and head size, two source files each, which compile side by
-# side.
+# side. SOURCES are compiled with them as they are.
 #
 # They are compiled for the architectures of the build, or for ARCHITECTURE alone (machine code) if
 # one of those matches WHEN; otherwise they are left out. dispatch.cc, where the kernels have a row,
 # is compiled with RAINFUSION_<NAME> if they are there, and `gpu_targets` of the caller gets
 # ARCHITECTURE.
 function(rainfusion_arch name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "ARCHITECTURE;WHEN" "")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "ARCHITECTURE;WHEN" "SOURCES")
   set(architectures ${CMAKE_CUDA_ARCHITECTURES})
   if(arg_ARCHITECTURE)
     list(FILTER architectures INCLUDE REGEX "${arg_WHEN}")
@@ -46,7 +46,7 @@ function(rainfusion_arch name)
     set(gpu_targets ${gpu_targets} PARENT_SCOPE)
   endif()
 
-  set(sources)
+  set(sources ${arg_SOURCES})
   foreach(element IN LISTS RAINFUSION_ELEMENTS)
     string(REGEX MATCH "^(.*):(.*)$" matched ${element})
     set(element ${CMAKE_MATCH_2})

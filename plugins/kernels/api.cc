@@ -81,6 +81,28 @@ AttentionParams attention_params(const Geometry& geometry, const RainfusionTenso
                          workspace.pseudo_bias};
 }
 
+// The attention itself, in the precision that the problem asks for.
+Result attend(const Geometry& geometry, const RainfusionTensors& tensors, const Workspace& parts,
+              int capability, cudaStream_t stream) {
+  const AttentionParams attention = attention_params(geometry, tensors, parts);
+  if (!geometry.eight_bit) {
+    return cuda_result(launch_attention(geometry, attention, capability, stream),
+                       "launching the attention");
+  }
+  const cudaError_t error = launch_eight_bit_tiles(geometry, tensors, parts, stream);
+  if (error != cudaSuccess) return cuda_result(error, "launching the rounding to 8 bits");
+  const EightBitParams params{attention, parts.eight_bit, geometry.q_tiles(), geometry.k_tiles()};
+  return cuda_result(launch_eight_bit_attention(geometry, params, capability, stream),
+                     "launching the 8-bit attention");
+}
+
+Result check_precision(const Geometry& geometry, int capability) {
+  if (!geometry.eight_bit || has_eight_bit_attention(capability)) return {};
+  return unsupported("precision 8bit has no kernel in this build for compute capability " +
+                     std::to_string(capability / 10) + "." + std::to_string(capability % 10) +
+                     "; it needs 9.0 and a build for it, use precision 16bit");
+}
+
 // ARM, or the choice of blocks, up to the heads' kinds and masks.
 Result plan_heads(const Geometry& geometry, const RainfusionTensors& tensors,
                   const RainfusionPlan& plan, const Workspace& workspace, int capability,
@@ -129,6 +151,7 @@ Result run(const RainfusionProblem* problem, const RainfusionTensors* tensors,
   if (!result.ok()) return result;
   int capability = 0;
   result = device_capability(&capability);
+  if (result.ok()) result = check_precision(geometry, capability);
   if (!result.ok()) return result;
 
   result = plan_heads(geometry, used, plan != nullptr ? *plan : RainfusionPlan{}, parts, capability,
@@ -136,11 +159,7 @@ Result run(const RainfusionProblem* problem, const RainfusionTensors* tensors,
   if (result.ok() && attention && geometry.method.textural) {
     result = cuda_result(launch_gather(geometry, used, parts, stream), "launching the gather");
   }
-  if (result.ok() && attention) {
-    result = cuda_result(
-        launch_attention(geometry, attention_params(geometry, used, parts), capability, stream),
-        "launching the attention");
-  }
+  if (result.ok() && attention) result = attend(geometry, used, parts, capability, stream);
   return explain_launch(result, capability);
 }
 

@@ -3,6 +3,7 @@
 #include "common/launch.h"
 #include "common/variants.h"
 #include "sm80/launch.h"
+#include "sm90/eight_bit/launch.h"
 #include "sm90/launch.h"
 
 namespace rainfusion {
@@ -63,6 +64,26 @@ cudaError_t launch_attention(const Geometry& geometry, const AttentionParams& pa
       return row.attention(geometry, params, capability, stream);
     }
   }
+  return cudaErrorNoKernelImageForDevice;
+}
+
+bool has_eight_bit_attention([[maybe_unused]] int capability) {
+#ifdef RAINFUSION_SM90
+  return capability == 90;
+#else
+  return false;
+#endif
+}
+
+cudaError_t launch_eight_bit_attention([[maybe_unused]] const Geometry& geometry,
+                                       [[maybe_unused]] const EightBitParams& params,
+                                       [[maybe_unused]] int capability,
+                                       [[maybe_unused]] cudaStream_t stream) {
+#ifdef RAINFUSION_SM90
+  if (has_eight_bit_attention(capability)) {
+    return sm90::launch_eight_bit_attention(geometry, params, stream);
+  }
+#endif
   return cudaErrorNoKernelImageForDevice;
 }
 

@@ -70,6 +70,32 @@ Result validate_enums(const RainfusionProblem& p) {
   return validate_head_size(p.head_size);
 }
 
+// What 8 bits are not computed for is an error, never 16 bits instead.
+Result validate_precision(const RainfusionProblem& p) {
+  if (p.precision == RAINFUSION_PRECISION_16BIT) return {};
+  if (p.precision != RAINFUSION_PRECISION_8BIT) {
+    return invalid("precision = " + to_string(p.precision) +
+                   " is not a RainfusionPrecision (0 or 1)");
+  }
+  if (!eight_bit::has_head_size(p.head_size)) {
+    return unsupported("head_size = " + to_string(p.head_size) +
+                       " has no 8-bit kernel; 64 and 128 do, use precision 16bit");
+  }
+  if (kMethods[p.method].traits.textural) {
+    return unsupported(std::string("method ") + kMethods[p.method].name +
+                       " has no 8-bit kernel: textural heads have none; use piecewise or "
+                       "rainfusion2, or precision 16bit");
+  }
+  const BlockShape most = eight_bit::block_shape(p.head_size);
+  const BlockShape blocks = block_shape(p);
+  if (blocks.q > most.q || blocks.k > most.k) {
+    return unsupported("blocks of " + to_string(blocks.q) + " x " + to_string(blocks.k) +
+                       " have no 8-bit kernel; use at most " + to_string(most.q) + " x " +
+                       to_string(most.k) + ", or precision 16bit");
+  }
+  return {};
+}
+
 Result validate_attributes(const RainfusionProblem& p) {
   if (p.sink_frames < 0) {
     return invalid("sink_frames = " + to_string(p.sink_frames) + " is below 0; 0 means none");
@@ -87,7 +113,9 @@ Result validate_attributes(const RainfusionProblem& p) {
 // A shape belongs to the problem and not to a GPU: it must be one that the portable kernel
 // computes.
 Result validate_blocks(const RainfusionProblem& p) {
-  const BlockShape usual = block_shape(p.head_size);
+  RainfusionProblem without = p;
+  without.block_q = without.block_k = 0;
+  const BlockShape usual = block_shape(without);
   if (p.block_k < 0) {
     return invalid("block_k = " + to_string(p.block_k) + " is below 1; 0 means the default, " +
                    to_string(usual.k) + " at head size " + to_string(p.head_size));
@@ -164,6 +192,7 @@ Result validate_problem(const RainfusionProblem& p) {
   if (result.ok()) result = validate_grid(p);
   if (result.ok()) result = validate_attributes(p);
   if (result.ok()) result = validate_blocks(p);
+  if (result.ok()) result = validate_precision(p);
   if (!result.ok()) return result;
   const Geometry geometry(p);
   // Of the two ways to cut the tokens that methods by windows know.

@@ -42,6 +42,10 @@ struct Sizes {
   int64_t q_means;        // of a head
   int64_t k_means;
   int64_t pseudo_keys;  // of a batch element
+  bool eight_bit;
+  int64_t tokens;
+  int64_t q_tiles;  // of a head
+  int64_t k_tiles;
 };
 
 // Those of a problem, without what depends on its blocks or windows.
@@ -57,7 +61,11 @@ Sizes common_sizes(const Geometry& geometry) {
           geometry.gathered_rows(),
           0,
           0,
-          0};
+          0,
+          geometry.eight_bit,
+          geometry.layout.tokens,
+          geometry.q_tiles(),
+          geometry.k_tiles()};
 }
 
 Sizes sizes_of(const Geometry& geometry) {
@@ -72,6 +80,22 @@ Sizes sizes_of(const Geometry& geometry) {
     sizes.k_means = geometry.k_cut.blocks;
   }
   return sizes;
+}
+
+void lay_out_eight_bit(const Sizes& sizes, Cutter& cutter, EightBit* parts) {
+  using namespace eight_bit;
+  const int64_t q_rows = sizes.heads * sizes.q_tiles * kQueries;
+  const int64_t k_bytes =
+      sizes.heads * sizes.k_tiles * sizes.head_size * keys_of(static_cast<int>(sizes.head_size));
+  const int64_t numbers = sizes.heads * sizes.head_size;
+  cutter.cut(&parts->q, q_rows * sizes.head_size);
+  cutter.cut(&parts->k, k_bytes);
+  cutter.cut(&parts->v, k_bytes);
+  cutter.cut(&parts->q_factor, q_rows);
+  cutter.cut(&parts->k_tile, sizes.heads * sizes.k_tiles);
+  cutter.cut(&parts->lse_shift, sizes.heads * sizes.tokens);
+  cutter.cut(&parts->partials, numbers * kPartials * ceil_div(sizes.tokens, kStatisticsTokens));
+  cutter.cut(&parts->centres, numbers * kCentres);
 }
 
 size_t lay_out(const Sizes& sizes, void* base, Workspace* parts) {
@@ -92,6 +116,7 @@ size_t lay_out(const Sizes& sizes, void* base, Workspace* parts) {
   cutter.cut(&w.q_means, row * sizes.q_means);
   cutter.cut(&w.k_means, row * sizes.k_means);
   cutter.cut(&w.pseudo_bias, sizes.batch * sizes.pseudo_keys);
+  if (sizes.eight_bit) lay_out_eight_bit(sizes, cutter, &w.eight_bit);
   return cutter.bytes();
 }
 
@@ -109,10 +134,12 @@ Sizes largest_sizes(const RainfusionProblem& largest) {
   one.grid_t = one.grid_h = 1;
   one.grid_w = largest.tokens;
   Sizes sizes = common_sizes(Geometry(one));
+  const BlockShape size = block_shape(largest);
+  sizes.q_tiles = ceil_div(largest.tokens, size.q) + 1;  // text and video each from its first token
+  sizes.k_tiles = ceil_div(largest.tokens, size.k) + 1;
   const int64_t frames = largest.grid_t - min64(largest.sink_frames, largest.grid_t);
   if (frames < 2) return sizes;  // every one is always dense
   const Extents grid{static_cast<int32_t>(frames), largest.grid_h, largest.grid_w};
-  const BlockShape size = block_shape(largest);
   const int64_t sink_frames = largest.sink_frames;
   const int64_t sinks = largest.text != RAINFUSION_TEXT_NONE
                             ? largest.tokens
@@ -124,6 +151,9 @@ Sizes largest_sizes(const RainfusionProblem& largest) {
   sizes.mask_words = sizes.heads * q_blocks * ceil_div(k_blocks, 32);
   sizes.q_means = q_windows;
   sizes.k_means = sizes.pseudo_keys = sizes.gathered_rows = k_windows;
+  sizes.q_tiles = max64(sizes.q_tiles, q_blocks);
+  sizes.k_tiles =
+      max64(sizes.k_tiles, k_blocks + ceil_div(k_windows, eight_bit::keys_of(largest.head_size)));
   return sizes;
 }
 

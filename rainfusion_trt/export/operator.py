@@ -14,7 +14,7 @@ from onnxscript.values import Op, Opset
 from rainfusion_trt.graph_file import DOMAIN, OP_TYPE, OP_VERSION, PLUGIN_ATTRIBUTES
 from rainfusion_trt.operator.settings import OPERATOR_V1_DEFAULTS, AttentionSettings
 
-DEFAULTS = {**OPERATOR_V1_DEFAULTS.attributes(), **PLUGIN_ATTRIBUTES}
+DEFAULTS = {**OPERATOR_V1_DEFAULTS.node_attributes(), **PLUGIN_ATTRIBUTES}
 """Attributes of the node and their values where a node does not name them."""
 
 _MEANINGS = {
@@ -82,7 +82,7 @@ _shared_attention = Op(_opset, OP_TYPE, _schema({**DEFAULTS, **PARALLEL}))
 def translate(q: Any, k: Any, v: Any, grid: Any, sparsity: Any, kv_len: Any, *settings: Any) -> Any:
     """Make the ONNX node of ``torch.ops.rainfusion.attention``, with every attribute."""
     inputs = (q, k, v, grid, sparsity) if kv_len is None else (q, k, v, grid, sparsity, kv_len)
-    attributes = AttentionSettings.from_flat(*settings).attributes()
+    attributes = AttentionSettings.from_flat(*settings).node_attributes()
     return _attention(*inputs, **attributes, **PLUGIN_ATTRIBUTES)
 
 

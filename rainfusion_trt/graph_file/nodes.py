@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.graph_file.names import OP_TYPE, PLUGIN_ATTRIBUTES
 from rainfusion_trt.operator.settings import (
-    ATTRIBUTES,
+    NODE_ATTRIBUTES,
     OPERATOR_V1_DEFAULTS,
     AttentionSettings,
 )
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _INPUTS, _QUERY, _GRID = (5, 6), 0, 3  # how many, and which
 # A scale that is missing is 1 / sqrt(D) everywhere; the others say what is computed.
-_REQUIRED = tuple(name for name in ATTRIBUTES if name != "scale")
+_REQUIRED = tuple(name for name in NODE_ATTRIBUTES if name != "scale")
 _TYPES = {"text": "STRING", "method": "STRING", "sink_frames": "INT", "alpha": "FLOAT"}
 Shape = tuple[int | str | None, ...]
 
@@ -87,7 +87,7 @@ def check_attention(
             f"{place} lacks {', '.join(missing)}, which every exported node has: export the model "
             "again"
         )
-    values = {n: _value(attributes[n], n, place) for n in ATTRIBUTES if n in attributes}
+    values = {n: _value(attributes[n], n, place) for n in NODE_ATTRIBUTES if n in attributes}
     try:
         settings = OPERATOR_V1_DEFAULTS.replace(**values)
     except InvalidInputError as error:

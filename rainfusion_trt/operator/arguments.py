@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.operator.eight_bit import HEAD_SIZES
 from rainfusion_trt.operator.geometry import TokenLayout
 from rainfusion_trt.operator.settings import AttentionSettings
 
@@ -55,6 +56,8 @@ def check_call(
     if grid.dim() != 3:
         raise InvalidInputError(f"grid has {grid.dim()} dimensions; its shape must be [T, H, W]")
     TokenLayout.of(grid.shape, q.shape[2], settings)
+    if settings.precision == "8bit":
+        _check_eight_bit(q)
     if sparsity.shape != (1,) or sparsity.dtype != torch.float32 or sparsity.device != q.device:
         raise InvalidInputError(
             f"sparsity is {tuple(sparsity.shape)} {sparsity.dtype} on {sparsity.device}; expected "
@@ -68,4 +71,13 @@ def check_call(
         raise InvalidInputError(
             f"kv_len is {tuple(kv_len.shape)} {kv_len.dtype} on {kv_len.device}; expected int32 "
             f"[{q.shape[0]}] on {q.device}"
+        )
+
+
+def _check_eight_bit(q: Tensor) -> None:
+    """What 8 bits are defined for; whether the GPU has a kernel, the library says."""
+    if q.shape[3] not in HEAD_SIZES:
+        raise UnsupportedError(
+            f"precision='8bit' has no kernel for head size {q.shape[3]}, only for "
+            f"{' and '.join(map(str, HEAD_SIZES))}; use precision='16bit'"
         )

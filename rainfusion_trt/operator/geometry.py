@@ -79,13 +79,14 @@ class BlockShape(NamedTuple):
     k: int
 
 
-def block_shape(head_size: int) -> BlockShape:
+def block_shape(head_size: int, precision: str = "16bit") -> BlockShape:
     """Default blocks of spatial and temporal heads and of rainfusion2 at a head size.
 
     Chosen by what the Hopper kernel computes fastest, at the head sizes that have kernels: 64, 96
     and 128. The kernels' definition is ``block_shape`` in geometry.h; a problem may ask for others.
     """
-    return BlockShape(192, 128 if head_size <= 64 else 96 if head_size <= 96 else 80)
+    widest = 96 if precision == "8bit" else 80
+    return BlockShape(192, 128 if head_size <= 64 else 96 if head_size <= 96 else widest)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from rainfusion_trt.operator.settings import AttentionSettings
 # makes of a training step cannot hold the decision.
 _ARGUMENTS = (
     "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor grid, Tensor sparsity, Tensor? kv_len, "
-    "str text, str method, float alpha, SymInt sink_frames, float scale)"
+    "str text, str method, float alpha, SymInt sink_frames, float scale, str precision)"
 )
 
 
@@ -43,6 +43,11 @@ def _attention_backward(
     *flat: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     settings = AttentionSettings.from_flat(*flat)
+    if settings.precision != "16bit":
+        raise UnsupportedError(
+            f"precision={settings.precision!r} has no backward pass; train with '16bit', or run "
+            "under torch.no_grad()"
+        )
     is_sparse = sparsity.item() > 0
     if is_sparse and q.is_cuda:
         raise UnsupportedError(

@@ -48,6 +48,11 @@ class Method(enum.IntEnum):
     PIECEWISE = 4
 
 
+class Precision(enum.IntEnum):
+    BITS_16 = 0
+    BITS_8 = 1
+
+
 class Problem(ctypes.Structure):
     """RainfusionProblem: shapes and attributes, known to the host before a launch."""
 
@@ -67,6 +72,7 @@ class Problem(ctypes.Structure):
         ("dtype", ctypes.c_int),
         ("block_q", ctypes.c_int32),  # 0 = the default of the head size, geometry.block_shape
         ("block_k", ctypes.c_int32),
+        ("precision", ctypes.c_int),
     ]
 
     @classmethod
@@ -87,6 +93,7 @@ class Problem(ctypes.Structure):
             text=Text[settings.text.upper()],
             method=Method[settings.method.upper()],
             dtype=_member(Dtype, str(q.dtype).removeprefix("torch."), "dtype"),
+            precision=Precision.BITS_8 if settings.precision == "8bit" else Precision.BITS_16,
         )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from rainfusion_trt.operator import cuda_ops, gradient, reference
 from rainfusion_trt.operator.arguments import check_call, grid_tensor, sparsity_tensor
 from rainfusion_trt.operator.plan import HeadPlan
-from rainfusion_trt.operator.settings import AttentionSettings, Method, TextPlace
+from rainfusion_trt.operator.settings import AttentionSettings, Method, Precision, TextPlace
 
 __all__ = ["classify_heads", "rainfusion_attention"]
 
@@ -60,6 +60,7 @@ def rainfusion_attention(  # type: ignore[misc]  # the overloads leave the setti
     alpha: float = AttentionSettings.alpha,
     sink_frames: int = AttentionSettings.sink_frames,
     scale: float | None = None,
+    precision: Precision = AttentionSettings.precision,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention in which every head skips what its kind does not need (arXiv 2505.21036).
@@ -91,6 +92,10 @@ def rainfusion_attention(  # type: ignore[misc]  # the overloads leave the setti
         Leading latent frames that every token attends to and that attend to every token.
     scale
         Softmax scale, default 1 / sqrt(D).
+    precision
+        "16bit", or "8bit": q and k are rounded to 8-bit integers, probabilities and v to e4m3
+        (docs/rainfusion.md). D of 64 and 128, methods without textural heads, and on CUDA compute
+        capability 9.0. Has no gradient and cannot be exported to ONNX.
     return_lse
         Also return the log-sum-exp of every row, by which attention over parts of the keys (ring
         attention) is put together. Cannot be exported to ONNX.
@@ -120,7 +125,12 @@ def rainfusion_attention(  # type: ignore[misc]  # the overloads leave the setti
     torch.Size([1, 2, 256, 64])
     """
     settings = AttentionSettings.of(
-        text=text, method=method, alpha=alpha, sink_frames=sink_frames, scale=scale
+        text=text,
+        method=method,
+        alpha=alpha,
+        sink_frames=sink_frames,
+        scale=scale,
+        precision=precision,
     )
     operator = torch.ops.rainfusion.attention_lse if return_lse else torch.ops.rainfusion.attention
     return operator(
@@ -140,6 +150,7 @@ def classify_heads(
     alpha: float = AttentionSettings.alpha,
     sink_frames: int = AttentionSettings.sink_frames,
     scale: float | None = None,
+    precision: Precision = AttentionSettings.precision,
 ) -> HeadPlan:
     """Classify every head by ARM: its kind, the recalls behind it and how much is computed.
 
@@ -151,7 +162,12 @@ def classify_heads(
         Tensors of shape [B, N] on the device of `q`.
     """
     settings = AttentionSettings.of(
-        text=text, method=method, alpha=alpha, sink_frames=sink_frames, scale=scale
+        text=text,
+        method=method,
+        alpha=alpha,
+        sink_frames=sink_frames,
+        scale=scale,
+        precision=precision,
     )
     grid, sparsity = grid_tensor(grid, q), sparsity_tensor(sparsity, q)
     check_call(q, (k,), grid, sparsity, kv_len, settings)
@@ -164,7 +180,7 @@ custom_operator = functools.partial(
 # A schema holds no objects: the settings are flat in it, in the order of `AttentionSettings.flat`.
 ARGUMENTS = (
     "(Tensor q, Tensor k, Tensor v, Tensor grid, Tensor sparsity, Tensor? kv_len, "
-    "str text, str method, float alpha, SymInt sink_frames, float scale)"
+    "str text, str method, float alpha, SymInt sink_frames, float scale, str precision)"
 )
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rainfusion_trt.operator import eight_bit
 from rainfusion_trt.operator.choice import Call, Head, block_mask, choose
 from rainfusion_trt.operator.geometry import Kind, TokenLayout, block_shape
 from rainfusion_trt.operator.plan import HeadPlan
@@ -99,6 +100,20 @@ def _attend(
     return out, lse
 
 
+def _attend_in_eight_bits(
+    call: Call, head: Head, q: Tensor, k: Tensor, v: Tensor, kv_len: int
+) -> tuple[Tensor, Tensor]:
+    """The same with operands of 8 bits."""
+    out = torch.zeros_like(v, dtype=torch.float32)
+    lse = out.new_full(out.shape[:1], -math.inf)
+    operands = eight_bit.EightBitHead(call, head, q, k, v, kv_len)
+    for rows in _rows(call, head, kv_len):
+        found = operands.attend(eight_bit.RowTokens(rows.tokens, rows.keys, rows.means))
+        if found is not None:
+            out[rows.tokens], lse[rows.tokens] = found
+    return out, lse
+
+
 def _density_and_work(call: Call, head: Head, kv_len: int) -> tuple[float, float]:
     """Computed pairs, and pairs of the tiles that hold them, over S * kv_len."""
     pairs = tiles = 0
@@ -116,7 +131,7 @@ def _start(
     head_size = q.shape[-1]
     return Call(
         TokenLayout.of(grid, q.shape[2], settings),
-        block_shape(head_size),
+        block_shape(head_size, settings.precision),
         float(sparsity),
         settings.method,
         settings.alpha,
@@ -144,12 +159,13 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """RainFusion attention under collected settings: output and, if asked for, log-sum-exp."""
     call = _start(q, grid, sparsity, settings)
+    attend = _attend_in_eight_bits if settings.precision == "8bit" else _attend
     out = torch.empty_like(q)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     for b, length in enumerate(_lengths(q, kv_len)):
         for h in range(q.shape[1]):
             head = choose(call, q[b, h], k[b, h], length)
-            out[b, h], lse[b, h] = _attend(call, head, q[b, h], k[b, h], v[b, h], length)
+            out[b, h], lse[b, h] = attend(call, head, q[b, h], k[b, h], v[b, h], length)
     return out, lse if return_lse else None
 
 

@@ -13,31 +13,40 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 
 __all__ = [
     "ATTRIBUTES",
     "METHODS",
+    "NODE_ATTRIBUTES",
     "OPERATOR_V1_DEFAULTS",
+    "PRECISIONS",
     "RECORDED",
     "TEXT_PLACES",
     "AttentionSettings",
     "Method",
+    "Precision",
     "TextPlace",
 ]
 
 TextPlace = Literal["none", "first", "last"]
 Method = Literal["rainfusion", "rainfusion_two_way", "rainfusion_plus", "rainfusion2", "piecewise"]
+Precision = Literal["16bit", "8bit"]
 
 TEXT_PLACES: tuple[str, ...] = get_args(TextPlace)
 METHODS: tuple[str, ...] = get_args(Method)
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 
-ATTRIBUTES = ("text", "method", "alpha", "sink_frames", "scale")
-"""Settings in the order in which the torch operator and the ONNX node have them."""
+NODE_ATTRIBUTES = ("text", "method", "alpha", "sink_frames", "scale")
+"""Settings in the order in which the ONNX node has them."""
+
+ATTRIBUTES = (*NODE_ATTRIBUTES, "precision")
+"""Settings in the order in which the torch operator has them."""
 
 RECORDED = ("method", "alpha", "sink_frames")
 """Settings of a whole model. Text and scale belong to each of its attentions."""
 
+_TEXTURAL = ("rainfusion", "rainfusion_plus")  # methods that make heads textural
 _MOST_SINK_FRAMES = (1 << 31) - 1  # the C interface has 32 bits for them
 
 
@@ -62,11 +71,17 @@ class AttentionSettings:
         Place of the text tokens: "none", "first" or "last". In a model its layout says it.
     scale : float
         Softmax scale; 0 is 1 / sqrt(D). In a model each attention says it.
+    precision : str
+        "16bit", or "8bit" for products of 8-bit operands (docs/rainfusion.md): GPUs of compute
+        capability 9.0, D of 64 and 128, methods without textural heads. There is no ONNX node of
+        it yet.
 
     Raises
     ------
     InvalidInputError
         A value of the wrong type or out of range.
+    UnsupportedError
+        8 bits with a method that makes heads textural.
     """
 
     method: Method = "piecewise"
@@ -74,9 +89,16 @@ class AttentionSettings:
     sink_frames: int = 1
     text: TextPlace = "none"
     scale: float = 0.0
+    precision: Precision = "16bit"
 
     def __post_init__(self) -> None:
         _check_choice("method", self.method, METHODS)
+        _check_choice("precision", self.precision, PRECISIONS)
+        if self.precision == "8bit" and self.method in _TEXTURAL:
+            raise UnsupportedError(
+                f"precision='8bit' has no kernel for the textural heads of method "
+                f"{self.method!r}; use 'piecewise' or 'rainfusion2', or precision='16bit'"
+            )
         _check_number("alpha", self.alpha)
         if not 0.0 <= self.alpha <= 1.0:
             raise InvalidInputError(f"alpha={self.alpha} must be in [0, 1]; it is a share of mass")
@@ -109,9 +131,26 @@ class AttentionSettings:
         """All settings by name, in the operator's order."""
         return {name: getattr(self, name) for name in ATTRIBUTES}
 
-    def flat(self) -> tuple[str, str, float, int, float]:
+    def node_attributes(self) -> dict[str, Any]:
+        """The settings of an ONNX node by name.
+
+        Raises
+        ------
+        InvalidInputError
+            They have a precision, for which there is no node.
+        """
+        if self.precision != "16bit":
+            raise InvalidInputError(
+                f"precision={self.precision!r} cannot be exported yet; export with '16bit'"
+            )
+        return {name: getattr(self, name) for name in NODE_ATTRIBUTES}
+
+    def flat(self) -> tuple[str, str, float, int, float, str]:
         """The values alone, as the torch operator takes them."""
-        return (self.text, self.method, self.alpha, self.sink_frames, self.scale)
+        return (
+            *(self.text, self.method, self.alpha, self.sink_frames, self.scale),
+            self.precision,
+        )
 
     @staticmethod
     def from_flat(*values: Any) -> AttentionSettings:
@@ -137,7 +176,9 @@ class AttentionSettings:
             They have a text place or a scale, which would be lost.
         """
         self.check_model_wide()
-        return {name: getattr(self, name) for name in RECORDED}
+        record = {name: getattr(self, name) for name in RECORDED}
+        # Only where it is not what it always was: so older readers know it, or refuse it.
+        return record if self.precision == "16bit" else {**record, "precision": self.precision}
 
     @classmethod
     def from_record(cls, values: Mapping[str, Any]) -> AttentionSettings:
@@ -158,10 +199,11 @@ class AttentionSettings:
             raise InvalidInputError(
                 f"attention settings {values!r} must be a mapping of {', '.join(RECORDED)}"
             )
-        unknown = [repr(name) for name in values if name not in RECORDED]
+        known = (*RECORDED, "precision")
+        unknown = [repr(name) for name in values if name not in known]
         if unknown:
             raise InvalidInputError(
-                f"attention settings have {', '.join(unknown)}; they are {', '.join(RECORDED)}"
+                f"attention settings have {', '.join(unknown)}; they are {', '.join(known)}"
             )
         return OPERATOR_V1_DEFAULTS.replace(**values)
 
@@ -198,7 +240,7 @@ def _from_flat(*values: Any) -> AttentionSettings:
 
 
 OPERATOR_V1_DEFAULTS = AttentionSettings(
-    text="none", method="rainfusion", alpha=0.9, sink_frames=1, scale=0.0
+    text="none", method="rainfusion", alpha=0.9, sink_frames=1, scale=0.0, precision="16bit"
 )
 """Values of attributes that a node of version 1 of the ONNX operator lacks.
 

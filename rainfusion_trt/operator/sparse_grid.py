@@ -44,7 +44,7 @@ def obstacle_to_sparsity(
         return "frames"
     if settings.method != "piecewise" or head_size is None:
         return None
-    shape = block_shape(head_size)
+    shape = block_shape(head_size, settings.precision)
     if single_window(free_frames, height * width, shape.k):
         return "window"
     if free_frames * height * width > _SMALL:

@@ -40,12 +40,12 @@ class ParallelDenoiser(Denoiser):
         self.name, self.sparse = alone.name, alone.sparse
         self._transformers = alone.components
         self._spread = False
-        if team.config.ulysses > 1:
-            self._share_tokens()
         self._groups: tuple[GuidanceGroups, ...] = ()
-        if team.config.guidance > 1:
+        if team.config.guidance > 1:  # which may refuse the model, before there is what to undo
             pair = team.mesh["guidance"].get_group()
             self._groups = tuple(GuidanceGroups(t, model, pair) for t in self._transformers)
+        if team.config.ulysses > 1:
+            self._share_tokens()
 
     def _share_tokens(self) -> None:
         for transformer in self._transformers:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,9 +27,19 @@ from rainfusion_trt.operator.native_parallel import ParallelCalls, Share
 from rainfusion_trt.parallel.launch import end_process
 from rainfusion_trt.parallel.team import Team, leave_out_multicast
 
+_log = logging.getLogger(__name__)
 _LOOK = 0.5  # seconds between looks
-_FIRST = 10  # times as long for the first call, in which kernels are compiled
+_FIRST = 10  # times as long for the first call of a kind, in which kernels are compiled
+_ENDING = 15.0  # seconds for NCCL to end a communicator
 _DIMENSION = "ulysses"
+
+
+class _Enqueued(NamedTuple):
+    """Work with exchanges: when it was enqueued, an event behind it, how long it may take."""
+
+    since: float
+    event: Any
+    limit: float
 
 
 class Exchange:
@@ -57,22 +68,31 @@ class Exchange:
         group = team.mesh[_DIMENSION]
         self.share = Share(group.size(), group.get_local_rank())
         self._failure: str | None = None
-        self._pending: deque[tuple[float, Any]] = deque()  # when enqueued, an event behind it
-        self._since: float | None = None  # a call is being enqueued
-        self._warm = False  # one has been
+        self._pending: deque[_Enqueued] = deque()
+        self._since: tuple[float, float] | None = None  # a call is being enqueued; its limit
+        self._known: set[Hashable] = set()  # kinds of calls that were enqueued
         self._lock = threading.Lock()
         self._stop = threading.Event()
         leave_out_multicast()
         team.meet()
         nccl = nccl_path()
-        made = team.agree_in(_DIMENSION, lambda: self._calls.new_id(nccl))
-        self._open(made, nccl)
+        try:
+            made = team.agree_in(_DIMENSION, lambda: self._calls.new_id(nccl))
+            self._open(made, nccl)
+        except ParallelError as error:  # which may be of this process alone
+            team.tell(str(error))
+            raise
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     @contextlib.contextmanager
-    def call(self) -> Iterator[None]:
+    def call(self, kind: Hashable = None) -> Iterator[None]:
         """A context in which work with exchanges is enqueued.
+
+        Parameters
+        ----------
+        kind
+            Engine and shapes. The first call of a kind may take longer.
 
         Raises
         ------
@@ -80,8 +100,9 @@ class Exchange:
             An exchange has failed, now or before.
         """
         self.check()
+        limit = self.team.config.timeout * (1 if kind in self._known else _FIRST)
         with self._lock:
-            self._since = time.monotonic()
+            self._since = time.monotonic(), limit
         try:
             yield
             event = self._event()
@@ -90,8 +111,8 @@ class Exchange:
             raise
         else:
             with self._lock:
-                self._pending.append((time.monotonic(), event))
-                self._warm = True
+                self._pending.append(_Enqueued(time.monotonic(), event, limit))
+            self._known.add(kind)
         finally:
             with self._lock:
                 self._since = None
@@ -109,10 +130,21 @@ class Exchange:
 
     def close(self) -> None:
         """End the communicator, after the engines that exchange by it."""
-        if self._failure is None:
-            self._synchronize()  # while the thread looks on
-        self._stop.set()
+        try:
+            if self._failure is None:
+                self._synchronize()  # while the thread looks on
+        finally:
+            self._stop.set()
+            # NCCL may wait for another process of this machine that is gone: not for ever.
+            ending = threading.Thread(target=self._end, daemon=True)
+            ending.start()
+            ending.join(_ENDING)
+            if ending.is_alive():
+                _log.warning("NCCL did not end its communicator within %g seconds", _ENDING)
+
+    def _end(self) -> None:
         self._thread.join()
+        self._enter_device()
         with contextlib.suppress(ParallelError):
             self._calls.close(self._index, abort=self._failure is not None)
             if self._failure is not None:
@@ -144,6 +176,7 @@ class Exchange:
             raise errors[0]
 
     def _watch(self) -> None:
+        self._enter_device()
         while not self._stop.wait(_LOOK) and self._failure is None:
             failure = self._look()
             if failure is None:
@@ -157,15 +190,15 @@ class Exchange:
 
     def _look(self) -> str | None:
         """What has failed; None where there is nothing to wait for, or it takes its time."""
-        since = self._waiting_since()
-        if since is None:
-            return None
         try:
+            waiting = self._waiting()
+            if waiting is None:
+                return None
             self._calls.check(self._index)
             self.team.look()
-        except ParallelError as error:
+        except (ParallelError, RuntimeError) as error:  # RuntimeError: CUDA's, of an event
             return str(error)
-        limit = self.team.config.timeout * (1 if self._warm else _FIRST)
+        since, limit = waiting
         if time.monotonic() - since > limit:
             return (
                 f"an exchange between the GPUs of this run did not end within {limit:g} seconds: a "
@@ -173,16 +206,22 @@ class Exchange:
             )
         return None
 
-    def _waiting_since(self) -> float | None:
-        """When what is under way began, or when what was before it ended."""
+    def _waiting(self) -> tuple[float, float] | None:
+        """When what is under way began, or what was before it ended, and how long it may take."""
         with self._lock:
-            while self._pending and self._pending[0][1].query():
+            while self._pending and self._pending[0].event.query():
                 self._pending.popleft()
                 if self._pending:  # it may have waited for its turn
-                    self._pending[0] = (time.monotonic(), self._pending[0][1])
-            times = [when for when, _ in list(self._pending)[:1]]
-            times += [] if self._since is None else [self._since]
-        return max(times, default=None)
+                    self._pending[0] = self._pending[0]._replace(since=time.monotonic())
+            found = [(work.since, work.limit) for work in list(self._pending)[:1]]
+            found += [] if self._since is None else [self._since]
+        if not found:
+            return None
+        return max(since for since, _ in found), max(limit for _, limit in found)
+
+    def _enter_device(self) -> None:
+        """CUDA's device is of each thread; on the first GPU a context would take memory there."""
+        torch.cuda.set_device(self.device)
 
     def _event(self) -> Any:
         event = torch.cuda.Event()

@@ -78,6 +78,14 @@ class Shared(Alone):
         from rainfusion_trt.parallel.denoiser import ParallelDenoiser
         from rainfusion_trt.parallel.graph_denoiser import ParallelGraphDenoiser
 
+        self.team.meet()  # loading takes its time
+        first = self.team.agree(lambda: mine.name)
+        if first != mine.name:
+            raise UnsupportedError(
+                f"process {self.team.rank} runs {mine.name} and process 0 {first}, by fallback: "
+                f"the processes exchange tokens only with one backend; give backend={first!r} to "
+                "see why it does not run"
+            )
         kind = ParallelDenoiser if mine.name == "torch" else ParallelGraphDenoiser
         return kind(mine, model, self.team)
 

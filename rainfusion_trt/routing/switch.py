@@ -12,7 +12,7 @@ from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models import VideoModel, get_model, model_of
 from rainfusion_trt.models.given import GivenPlace, Grid, KvLen, TextTokens
 from rainfusion_trt.models.transformer import uncompiled
-from rainfusion_trt.operator.settings import AttentionSettings, Method, TextPlace
+from rainfusion_trt.operator.settings import AttentionSettings, Method, Precision, TextPlace
 from rainfusion_trt.presets import Preset, preset_of
 from rainfusion_trt.routing.own_module import OwnModule
 from rainfusion_trt.routing.site import Site
@@ -33,6 +33,7 @@ def enable(
     method: Method | None = None,
     alpha: float = AttentionSettings.alpha,
     sink_frames: int = AttentionSettings.sink_frames,
+    precision: Precision = AttentionSettings.precision,
     dense_layers: Sequence[int] | None = None,
     model: str | VideoModel | None = None,
     grid: Grid | None = None,
@@ -61,7 +62,7 @@ def enable(
         schedule where it is not dense.
     schedule
         Sparsity by the noise of each forward's timestep, instead of one for all.
-    method, alpha, sink_frames
+    method, alpha, sink_frames, precision
         As :func:`rainfusion_trt.rainfusion_attention`.
     dense_layers
         Self-attentions, numbered from 0, that are dense whatever the sparsity.
@@ -123,7 +124,9 @@ def enable(
     if dense_layers is None:
         dense_layers = () if chosen is None else chosen.dense_layers
     plan = _plan(chosen, sparsity, schedule, scheduler)
-    settings = AttentionSettings(method=method, alpha=alpha, sink_frames=sink_frames)
+    settings = AttentionSettings(
+        method=method, alpha=alpha, sink_frames=sink_frames, precision=precision
+    )
     routing = Routing(described, settings, 0.0, transformer, allow_dense=allow_dense)
     if isinstance(plan, SigmaSchedule):
         routing.follow(plan, NoiseLevels.of(scheduler))

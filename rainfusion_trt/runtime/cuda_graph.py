@@ -40,8 +40,11 @@ class CapturedGraph:
         try:
             enqueue()
         except BaseException:
-            # The stream must leave capture mode; that the graph is broken is no news.
-            self._cudart.cudaStreamEndCapture(stream.cuda_stream)
+            # The stream must leave capture mode; that the graph is broken is no news. What was
+            # captured would hold NCCL's communicator, which waits for its graphs when it ends.
+            status, *rest = self._cudart.cudaStreamEndCapture(stream.cuda_stream)
+            if status == self._cudart.cudaError_t.cudaSuccess:
+                self._cudart.cudaGraphDestroy(*rest)
             raise
         graph = self._check(self._cudart.cudaStreamEndCapture(stream.cuda_stream), "end capture")
         try:

@@ -212,8 +212,10 @@ class GraphTransformer(nn.Module):
         feed["sparsity"] = self.sparsity
         if PART_INPUT in self.backend.inputs:
             feed[PART_INPUT] = self._own_part(forward_kwargs)
-        with nullcontext() if self.exchange is None else self.exchange.call():
-            outputs = self.backend.run({name: feed[name] for name in self.backend.inputs})
+        feed = {name: feed[name] for name in self.backend.inputs}
+        kind = (id(self), *(tensor.shape for tensor in feed.values()))
+        with nullcontext() if self.exchange is None else self.exchange.call(kind):
+            outputs = self.backend.run(feed)
         # Copied, because guidance by two calls keeps the first result over the second call.
         copies = tuple(outputs[name].clone() for name in self.model.outputs)
         return self.model.result(copies) if return_dict else copies

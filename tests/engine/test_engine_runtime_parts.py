@@ -69,15 +69,18 @@ def test_capture_replay_close(cudart):
     assert fake.calls[5:] == ["cudaGraphLaunch", "cudaGraphLaunch", "cudaGraphExecDestroy"]
 
 
-def test_stream_leaves_capture_when_the_work_fails(cudart):
-    fake = cudart()
+@pytest.mark.parametrize(
+    ("failing", "freed"), [((), ["cudaGraphDestroy"]), (("cudaStreamEndCapture",), [])]
+)
+def test_stream_leaves_capture_when_the_work_fails(cudart, failing, freed):
+    fake = cudart(*failing)
 
     def enqueue():
         raise KernelError("engine refused")
 
     with pytest.raises(KernelError, match="engine refused"):
         CapturedGraph(STREAM, enqueue)
-    assert fake.calls == ["cudaStreamBeginCapture", "cudaStreamEndCapture"]
+    assert fake.calls == ["cudaStreamBeginCapture", "cudaStreamEndCapture", *freed]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,11 @@ from helpers import plain_dit
 from helpers.plain_dit import GRID, PlainDiT, example
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.export import export_module, operator
-from rainfusion_trt.operator.settings import ATTRIBUTES, OPERATOR_V1_DEFAULTS, AttentionSettings
+from rainfusion_trt.operator.settings import (
+    NODE_ATTRIBUTES,
+    OPERATOR_V1_DEFAULTS,
+    AttentionSettings,
+)
 from rainfusion_trt.plugin.build import source_directory
 
 # A package whose one place of Python's defaults says something else, and all who follow it.
@@ -83,7 +87,7 @@ def values(attributes) -> dict[str, object]:
 
 def expected(settings: AttentionSettings) -> dict[str, object]:
     """All attributes of a node of these settings."""
-    wanted = {**settings.attributes(), **operator.PLUGIN_ATTRIBUTES}
+    wanted = {**settings.node_attributes(), **operator.PLUGIN_ATTRIBUTES}
     return {k: pytest.approx(v) if isinstance(v, float) else v for k, v in wanted.items()}
 
 
@@ -117,7 +121,7 @@ def test_every_node_carries_every_attribute(settings, tmp_path):
     found = nodes(path)
     assert len(found) == 2
     for node in found:
-        assert {a.name for a in node.attribute} == {*ATTRIBUTES, *operator.PLUGIN_ATTRIBUTES}
+        assert {a.name for a in node.attribute} == {*NODE_ATTRIBUTES, *operator.PLUGIN_ATTRIBUTES}
         assert values(node.attribute) == expected(settings or AttentionSettings())
     properties = {p.key: p.value for p in onnx.load(path).metadata_props}
     recorded = json.loads(properties["rainfusion.settings"])

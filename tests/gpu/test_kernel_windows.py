@@ -75,7 +75,7 @@ def ask_for(monkeypatch, blocks):
         return problem
 
     monkeypatch.setattr(native.Problem, "of", problem_of)
-    monkeypatch.setattr(reference, "block_shape", lambda head_size: BlockShape(*blocks))
+    monkeypatch.setattr(reference, "block_shape", lambda *_: BlockShape(*blocks))
 
 
 def kernels_choice(layout, windows, q, k, sparsity, kv_len=None):

@@ -109,7 +109,7 @@ def test_blocks_that_a_problem_asks_for(monkeypatch, head_size, blocks):
         return problem
 
     monkeypatch.setattr(native.Problem, "of", problem_of)
-    monkeypatch.setattr(reference, "block_shape", lambda head_size: BlockShape(*blocks))
+    monkeypatch.setattr(reference, "block_shape", lambda *_: BlockShape(*blocks))
     layout, q, k, v = make((9, 17, 25), 226, "last", 1, head_size, torch.bfloat16)
     for method in ("rainfusion", "rainfusion2"):
         check(layout, q, k, v, sparsity=0.7, method=method)

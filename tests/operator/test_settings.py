@@ -15,6 +15,7 @@ from rainfusion_trt.operator.geometry import TokenLayout
 from rainfusion_trt.operator.settings import (
     ATTRIBUTES,
     METHODS,
+    NODE_ATTRIBUTES,
     OPERATOR_V1_DEFAULTS,
     RECORDED,
     TEXT_PLACES,
@@ -23,6 +24,7 @@ from rainfusion_trt.operator.settings import (
 from rainfusion_trt.routing import RainFusionSettings
 
 OTHER = AttentionSettings("rainfusion2", 0.75, 3, "last", 0.125)
+EIGHT_BIT = OTHER.replace(precision="8bit")
 RECORD = {"method": "rainfusion2", "alpha": 0.75, "sink_frames": 3}
 
 
@@ -32,7 +34,8 @@ def test_names_are_those_of_the_type():
 
 
 def test_version_1_is_what_it_was():
-    assert OPERATOR_V1_DEFAULTS.attributes() == {
+    assert list(OTHER.node_attributes()) == list(NODE_ATTRIBUTES)
+    assert OPERATOR_V1_DEFAULTS.node_attributes() == {
         "text": "none",
         "method": "rainfusion",
         "alpha": 0.9,
@@ -70,7 +73,8 @@ def test_bad_values_are_named(name, value, words):
 def test_numbers_have_the_types_of_a_nodes_attributes():
     settings = AttentionSettings(alpha=1, sink_frames=np.int64(2), scale=np.float32(0.5))
     kinds = [type(value) for value in settings.flat()]
-    assert kinds == [str, str, float, int, float] and settings.flat()[2:] == (1.0, 2, 0.5)
+    assert kinds == [str, str, float, int, float, str]
+    assert settings.flat()[2:] == (1.0, 2, 0.5, "16bit")
 
 
 def test_settings_are_frozen():
@@ -84,13 +88,17 @@ def test_flat_is_the_order_of_the_torch_operators():
         assert names == ["q", "k", "v", "grid", "sparsity", "kv_len", *ATTRIBUTES]
     assert OTHER.flat() == tuple(OTHER.attributes().values())
     assert list(OTHER.attributes()) == list(ATTRIBUTES)
-    assert AttentionSettings.from_flat(*OTHER.flat()) == OTHER
+    for settings in (OTHER, EIGHT_BIT):
+        assert AttentionSettings.from_flat(*settings.flat()) == settings
 
 
 def test_a_record_is_what_older_files_hold():
     assert OTHER.replace(text="none", scale=0.0).record() == RECORD
     read = AttentionSettings.from_record(RECORD)
     assert read.record() == RECORD and (read.text, read.scale) == ("none", 0.0)
+    model_wide = EIGHT_BIT.replace(text="none", scale=0.0)
+    assert model_wide.record() == {**RECORD, "precision": "8bit"}
+    assert AttentionSettings.from_record(model_wide.record()) == model_wide
 
 
 def test_a_record_without_a_setting_means_version_1():
@@ -149,7 +157,9 @@ def test_problem_of_settings():
         "dtype": native_types.Dtype.BFLOAT16,
         "block_q": 0,  # the definition's
         "block_k": 0,
+        "precision": native_types.Precision.BITS_16,
     }
+    assert native_types.Problem.of(q, (5, 4, 4), EIGHT_BIT).precision == 1
 
 
 def test_layout_of_settings():
@@ -202,7 +212,7 @@ def test_the_torch_operator_itself_refuses_bad_settings():
     q, k, v = qkv()
     given = (q, k, v, torch.empty(GRID), torch.tensor([0.5]), None)
     with pytest.raises(InvalidInputError, match=r"alpha=1\.5"):
-        torch.ops.rainfusion.attention(*given, "none", "rainfusion", 1.5, 1, 0.0)
+        torch.ops.rainfusion.attention(*given, "none", "rainfusion", 1.5, 1, 0.0, "16bit")
 
 
 def test_faces_get_the_settings_whole(monkeypatch):

@@ -90,6 +90,7 @@ def calls(monkeypatch) -> Calls:
     monkeypatch.setattr(module, "_LOOK", 0.02)
     monkeypatch.setattr(Exchange, "_event", lambda self: Event())
     monkeypatch.setattr(Exchange, "_synchronize", lambda self: None)
+    monkeypatch.setattr(Exchange, "_enter_device", lambda self: None)
     return played
 
 
@@ -147,7 +148,7 @@ def test_an_exchange_that_does_not_end_is_an_error_in_time(calls):
     exchange = Exchange(Team(timeout=0.3), None)
     with exchange.call():
         pass
-    exchange._pending[0][1].done = True  # in time
+    exchange._pending[0].event.done = True  # in time
     time.sleep(0.5)
     exchange.check()
     started = time.monotonic()
@@ -163,7 +164,7 @@ def test_work_that_waits_for_its_turn_has_its_own_time(calls):
     for _ in range(3):
         with exchange.call():
             pass
-    events = [event for _, event in exchange._pending]
+    events = [work.event for work in exchange._pending]
     for event in events:  # 1.8 seconds together, none longer than 0.6
         time.sleep(0.6)
         event.done = True
@@ -189,8 +190,45 @@ def test_gpus_that_do_not_meet(calls):
         Exchange(team, None)
     calls.connected.set()
     calls.is_missing = True
+    team = Team()
     with pytest.raises(ParallelError, match="pip install it"):
-        Exchange(Team(), None)
+        Exchange(team, None)
+    assert team.told == ["NCCL cannot be used: pip install it"]  # which others may have
+
+
+def test_the_first_call_of_each_kind_may_compile(calls):
+    exchange = Exchange(Team(timeout=0.3), None)
+    for kind in ("one engine", "another engine"):
+        with exchange.call(kind):
+            time.sleep(0.6)
+        exchange._pending[-1].event.done = True
+        exchange.check()
+    with pytest.raises(ParallelError, match=r"within 0\.3 seconds"), exchange.call("one engine"):
+        wait_for_failure(exchange)
+    exchange.close()
+
+
+def test_an_error_of_the_device_ends_what_waits(calls, monkeypatch):
+    def broken(self):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    team = Team()
+    exchange = Exchange(team, None)
+    monkeypatch.setattr(Event, "query", broken)
+    with exchange.call():
+        pass
+    assert "illegal memory access" in wait_for_failure(exchange)
+    assert len(team.told) == 1 and calls.closed == [True]
+    exchange.close()
+
+
+def test_a_communicator_that_does_not_end_is_left(calls, monkeypatch):
+    monkeypatch.setattr(module, "_ENDING", 0.1)
+    exchange = Exchange(Team(), None)
+    release = threading.Event()
+    calls.close = lambda device, *, abort=False: release.wait(30)
+    exchange.close()
+    release.set()
 
 
 STUCK = """
@@ -201,6 +239,7 @@ STUCK = """
     module.ParallelCalls = lambda library: played
     module._LOOK = 0.02
     Exchange._event = lambda self: Event()
+    Exchange._enter_device = lambda self: None
     exchange = Exchange(Team(timeout=0.2), None)
     played.is_stuck = True
     with exchange.call():

@@ -50,7 +50,7 @@ def with_attributes(settings: AttentionSettings | None) -> onnx.ModelProto:
     text_tokens = 0 if settings is None or settings.text == "none" else 5
     model = make_model(text_tokens=text_tokens)
     (node,) = (n for n in model.graph.node if n.op_type == operator.OP_TYPE)
-    given = {} if settings is None else settings.attributes()
+    given = {} if settings is None else settings.node_attributes()
     del node.attribute[:]
     node.attribute.extend(
         onnx.helper.make_attribute(name, value)
@@ -82,7 +82,7 @@ def parsed(settings: list[AttentionSettings | None], library: Path, folder: Path
 def as_text(settings: AttentionSettings) -> dict[str, str]:
     said = {
         name: f"{value:g}" if isinstance(value, float) else str(value)
-        for name, value in settings.attributes().items()
+        for name, value in settings.node_attributes().items()
     }
     return {**said, "parallel": "0"}
 
@@ -99,9 +99,9 @@ def test_the_plugins_description_agrees():
     folder = source_directory() / "plugins" / "tensorrt"
     config = yaml.safe_load((folder / "RainFusionAttention_PluginConfig.yaml").read_text())
     (version,) = config["versions"].values()
-    assert version["attributes"] == [*OPERATOR_V1_DEFAULTS.attributes(), "parallel"]
+    assert version["attributes"] == [*OPERATOR_V1_DEFAULTS.node_attributes(), "parallel"]
     readme = (folder / "README.md").read_text()
-    for name, value in OPERATOR_V1_DEFAULTS.attributes().items():
+    for name, value in OPERATOR_V1_DEFAULTS.node_attributes().items():
         (row,) = (line for line in readme.splitlines() if line.startswith(f"| `{name}` |"))
         default = row.split("|")[3].strip().strip("`").strip('"')
         assert default == (f"{value:g}" if isinstance(value, float) else str(value))

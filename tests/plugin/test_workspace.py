@@ -39,6 +39,17 @@ GOLDEN = {
     },
 }
 
+# The same of 8 bits, for methods and head sizes that have them.
+EIGHT_BIT_METHODS = ("RAINFUSION_TWO_WAY", "RAINFUSION2", "PIECEWISE")
+EIGHT_BIT_GOLDEN: dict[int, dict[str, tuple[int, ...]]] = {
+    4: {
+        "cogvideox-5b": (346926336, 352835328, 377953792),
+        "hunyuanvideo-720p": (1127591680, 1152598784, 1174259968),
+        "wan2.1-14b-720p": (1192868352, 1218565376, 1240630528),
+        "all sinks": (64768, 64768, 64768),
+    },
+}
+
 # How far the bound of a clip may be above its own size. For windows it is not as near: it takes
 # them for as long as windows ever are, and all tokens for text that may be.
 SLACK = {method: 1.2 if method == native.Method.PIECEWISE else 1.02 for method in native.Method}
@@ -91,6 +102,20 @@ def test_bytes_change_only_with_the_layout(library):
     )
 
 
+def test_bytes_of_8_bits_change_only_with_the_layout(library):
+    sizes = {
+        name: tuple(
+            library.workspace_size(
+                problem(*clip, method=native.Method[method], precision=native.Precision.BITS_8)
+            )
+            for method in EIGHT_BIT_METHODS
+        )
+        for name, clip in CANONICAL.items()
+        if clip[2] != 96
+    }
+    assert sizes == EIGHT_BIT_GOLDEN[library.workspace_layout], f"as above: {sizes}"
+
+
 def test_every_method_is_in_the_golden_sizes():
     missing = set(native.Method.__members__) - set(METHODS)
     assert not missing, f"add {missing} to METHODS, and their sizes to GOLDEN"
@@ -119,21 +144,25 @@ def largest_problems(draw: st.DrawFn) -> native.Problem:
         st.integers(1, 200_000),
         st.tuples(st.integers(1, 20), st.integers(0, frames)).map(lambda x: x[0] * frames + x[1]),
     )
+    precision = draw(st.sampled_from(native.Precision))
+    eight_bit = precision == native.Precision.BITS_8
+    methods = [native.Method[name] for name in EIGHT_BIT_METHODS]
     return native.Problem(
         batch=draw(st.integers(1, 4)),
         heads=draw(st.integers(1, 5)),
         tokens=draw(tokens),
-        head_size=draw(st.sampled_from(HEAD_SIZES)),
+        head_size=draw(st.sampled_from((64, 128) if eight_bit else HEAD_SIZES)),
         grid_t=frames,
         grid_h=draw(sizes),
         grid_w=draw(sizes),
         sink_frames=draw(st.integers(0, 4)),
         alpha=0.9,
         text=draw(st.sampled_from(native.Text)),
-        method=draw(st.sampled_from(native.Method)),
+        method=draw(st.sampled_from(methods if eight_bit else native.Method)),
         dtype=draw(st.sampled_from(native.Dtype)),
-        block_q=draw(st.sampled_from([0, 64, 128, 256])),
-        block_k=draw(st.sampled_from([0, 0, 64, 100, 1000])),
+        block_q=draw(st.sampled_from([0, 64, 128] if eight_bit else [0, 64, 128, 256])),
+        block_k=draw(st.sampled_from([0, 0, 64, 90] if eight_bit else [0, 0, 64, 100, 1000])),
+        precision=precision,
     )
 
 
@@ -236,6 +265,7 @@ def test_the_bound_ends_where_the_kernels_do(library):
         ("head_size", 80, UnsupportedError),
         ("dtype", 7, UnsupportedError),
         ("method", 5, InvalidInputError),
+        ("precision", 2, InvalidInputError),
         ("alpha", 2.0, InvalidInputError),
         ("batch", 65536, InvalidInputError),
     ],

@@ -67,7 +67,21 @@ def test_operator_gets_layout_settings_and_tensors(monkeypatch):
         assert q.shape == k.shape == v.shape == (2, 2, 16 + 7 * 8 * 8, 64)
         assert grid.shape == (7, 8, 8) and text == "first" and kv_len is None
         assert sparsity.dtype is torch.float32 and sparsity.tolist() == [0.25]
-        assert attributes == ["rainfusion2", 0.8, 2, 0.0]
+        assert attributes == ["rainfusion2", 0.8, 2, 0.0, "16bit"]
+
+
+def test_eight_bits_are_asked_for_and_recorded():
+    transformer, forward = make()
+    dense = forward()
+    routing = rainfusion_trt.enable(transformer, sparsity=0.0, method="piecewise", precision="8bit")
+    rounded = forward()
+    # Attention is rounded by .04 and is one of a block's terms; nothing else is rounded.
+    error = (rounded - dense).norm() / dense.norm()
+    assert 1e-5 < error < 0.04
+    assert routing.settings.record()["precision"] == "8bit"
+    rainfusion_trt.disable(transformer)
+    with pytest.raises(UnsupportedError, match="precision='8bit' has no kernel for the textural"):
+        rainfusion_trt.enable(transformer, method="rainfusion", precision="8bit")
 
 
 def test_sparsity_is_written_in_place():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from rainfusion_trt.graph_file import GraphAccount
 from rainfusion_trt.models import get_model
 from rainfusion_trt.operator.native_parallel import Share
 from rainfusion_trt.parallel.config import ParallelConfig
-from rainfusion_trt.parallel.sharing import sharing
+from rainfusion_trt.parallel.sharing import Shared, sharing
 from rainfusion_trt.runtime.artifacts import Part
 from rainfusion_trt.runtime.base import Backend, TensorInfo
 from rainfusion_trt.runtime.denoiser import GraphTransformer
@@ -23,7 +24,7 @@ from rainfusion_trt.runtime.graphs import Graph
 
 def engine(gpus: tuple[int, int] | None, flavour: str | None = "tensorrt") -> Graph:
     found = None if gpus is None else Range(min=gpus[0], opt=gpus[0], max=gpus[1])
-    return Graph("the engine e", GraphAccount(model="wan2.1-14b"), flavour, found)
+    return Graph("the engine e", GraphAccount(model="wan2.1-14b"), flavour, gpus=found)
 
 
 @pytest.mark.parametrize(
@@ -77,10 +78,12 @@ class Exchange:
     def __init__(self, parts: int, rank: int) -> None:
         self.share = Share(parts, rank)
         self.calls = 0
+        self.kinds: set = set()
 
     @contextmanager
-    def call(self):
+    def call(self, kind):
         self.calls += 1
+        self.kinds.add(kind)
         yield
 
 
@@ -108,3 +111,21 @@ def test_a_gpu_gets_a_part_of_the_tokens():
     first = backend.fed["part"]
     transformer(**call)
     assert backend.fed["part"] is first  # a captured graph holds its address
+    assert len(exchange.kinds) == 1
+    transformer(**call | {"hidden_states": torch.zeros(1, 16, 3, 10, 16, dtype=torch.float16)})
+    assert len(exchange.kinds) == 2  # other shapes
+    other = GraphTransformer(backend, model, model.config("tiny"))
+    other.share_tokens(exchange)
+    other(**call)
+    assert len(exchange.kinds) == 3  # another engine, as the second of two experts has
+
+
+def test_processes_that_fell_back_to_different_backends_do_not_wait_for_each_other():
+    met: list[bool] = []
+    shared = object.__new__(Shared)
+    shared.team = SimpleNamespace(
+        rank=1, meet=lambda: met.append(True), agree=lambda make: "tensorrt"
+    )
+    with pytest.raises(UnsupportedError, match="process 1 runs torch and process 0 tensorrt"):
+        shared.denoiser(SimpleNamespace(name="torch"), get_model("wan2.1-14b"))
+    assert met == [True]

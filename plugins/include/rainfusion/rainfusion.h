@@ -63,6 +63,11 @@ typedef enum {
   RAINFUSION_METHOD_PIECEWISE = 4
 } RainfusionMethod;
 
+/* Of the products q k and p v. 8BIT rounds q and k to integers, p and v to e4m3: on GPUs of compute
+ * capability 9.0, for head sizes 64 and 128 and methods without textural heads. Elsewhere it is
+ * RAINFUSION_UNSUPPORTED, never 16 bits. */
+typedef enum { RAINFUSION_PRECISION_16BIT = 0, RAINFUSION_PRECISION_8BIT = 1 } RainfusionPrecision;
+
 /* Values of RainfusionPlan::kind. BLOCKS is what every head of method rainfusion2 reports, WINDOWS
  * what every head of method piecewise does. */
 typedef enum {
@@ -90,7 +95,8 @@ typedef struct {
   RainfusionMethod method;
   RainfusionDtype dtype;
   int32_t block_q; /* tokens in a query block, a multiple of 32 and at least 64; 0 = the default */
-  int32_t block_k; /* tokens in a key block; 0 = the default of the head size */
+  int32_t block_k; /* tokens in a key block; 0 = the default of head size and precision */
+  RainfusionPrecision precision;
 } RainfusionProblem;
 
 /* Elements between neighbours; the head dimension itself is always contiguous. */

@@ -41,6 +41,16 @@ cudaError_t launch_gather(const Geometry& geometry, const RainfusionTensors& ten
 cudaError_t launch_report(const AttentionParams& attention, const RainfusionPlan& plan,
                           cudaStream_t stream);
 
+// 8 bits: q, k and v, or pseudo-keys, rounded into tiles. After the plan, on which the tiles
+// depend.
+cudaError_t launch_eight_bit_tiles(const Geometry& geometry, const RainfusionTensors& tensors,
+                                   const Workspace& workspace, cudaStream_t stream);
+
+// Whether there is an 8-bit attention kernel for a compute capability; and its launch.
+bool has_eight_bit_attention(int capability);
+cudaError_t launch_eight_bit_attention(const Geometry& geometry, const EightBitParams& params,
+                                       int capability, cudaStream_t stream);
+
 // Picks the attention kernel of a compute capability (major * 10 + minor).
 cudaError_t launch_attention(const Geometry& geometry, const AttentionParams& params,
                              int capability, cudaStream_t stream);

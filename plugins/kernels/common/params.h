@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/checkerboard.h"
+#include "common/eight_bit.h"
 #include "common/geometry.h"
 #include "common/methods.h"
 #include "common/windows.h"
@@ -18,7 +19,9 @@ constexpr int kSampleTiles = kSampleTokens / kSampleTileRows;
 
 // Blocks as a problem asks for them.
 inline BlockShape block_shape(const RainfusionProblem& problem) {
-  const BlockShape usual = block_shape(problem.head_size);
+  const BlockShape usual = problem.precision == RAINFUSION_PRECISION_8BIT
+                               ? eight_bit::block_shape(problem.head_size)
+                               : block_shape(problem.head_size);
   return {problem.block_q != 0 ? problem.block_q : usual.q,
           problem.block_k != 0 ? problem.block_k : usual.k};
 }
@@ -39,6 +42,7 @@ struct Geometry {
   float alpha;
   float softmax_scale;
   MethodTraits method;
+  bool eight_bit;
 
   explicit Geometry(const RainfusionProblem& problem)
       : layout(problem.tokens, problem.grid_t, problem.grid_h, problem.grid_w, problem.sink_frames,
@@ -54,7 +58,8 @@ struct Geometry {
         softmax_scale(problem.softmax_scale != 0.f
                           ? problem.softmax_scale
                           : 1.f / sqrtf(static_cast<float>(problem.head_size))),
-        method(kMethods[problem.method].traits) {
+        method(kMethods[problem.method].traits),
+        eight_bit(problem.precision == RAINFUSION_PRECISION_8BIT) {
     if (method.by_windows()) {
       q_windows = WindowCut(layout, block_shape(problem).q);
       k_windows = WindowCut(layout, block_shape(problem).k);
@@ -87,6 +92,23 @@ struct Geometry {
   RAINFUSION_HOST_DEVICE int band_of_mask(int mask) const { return mask % method.bands; }
   int64_t mask_rows() const { return static_cast<int64_t>(masks()) * q_blocks(); }
 
+  // Tiles of a head that 8-bit operands are laid out in: those of either way to cut the tokens, and
+  // behind key windows those of their pseudo-keys.
+  int32_t q_tiles() const {
+    const int32_t by_windows = always_dense() ? 0 : q_windows.blocks;
+    return q_cut.blocks > by_windows ? q_cut.blocks : by_windows;
+  }
+  int32_t k_tiles() const {
+    const int32_t by_windows = always_dense() ? 0 : k_windows.blocks + pseudo_tiles();
+    return k_cut.blocks > by_windows ? k_cut.blocks : by_windows;
+  }
+  RAINFUSION_HOST_DEVICE int32_t pseudo_tiles() const {
+    return static_cast<int32_t>(ceil_div(k_windows.windows(), eight_bit::keys_of(head_size)));
+  }
+  RAINFUSION_HOST_DEVICE int32_t statistics_chunks() const {
+    return static_cast<int32_t>(ceil_div(layout.tokens, eight_bit::kStatisticsTokens));
+  }
+
   // Rows of a head's gathered keys: checkerboard keys at the smallest stride where a head can be
   // textural, pseudo-keys of all windows.
   int32_t gathered_rows() const {
@@ -94,6 +116,19 @@ struct Geometry {
     if (method.by_windows()) return k_windows.windows();
     return method.textural ? static_cast<int32_t>(checkerboard_keys(layout, 2)) : 0;
   }
+};
+
+// Operands rounded to 8 bits, where a problem asks for them: tiles as common/eight_bit.h lays them
+// out, and what scores and values are multiplied by and moved by.
+struct EightBit {
+  uint8_t* q;                  // [batch, heads, q_tiles, kQueries * head_size]
+  uint8_t* k;                  // [batch, heads, k_tiles, keys * head_size]
+  uint8_t* v;                  // the same
+  float* q_factor;             // [batch, heads, q_tiles, kQueries] to base 2
+  eight_bit::KeyTile* k_tile;  // [batch, heads, k_tiles]
+  float* lse_shift;            // [batch, heads, tokens] of the centre of keys
+  float* partials;             // [batch, heads, chunks, kPartials, head_size]
+  float* centres;              // [batch, heads, kCentres, head_size]
 };
 
 // Parts of the workspace.
@@ -116,6 +151,8 @@ struct Workspace {
   // [batch, key windows] what is added to the score of a pseudo-key before it is scaled:
   // log(tokens below kv_len) / softmax_scale, -infinity where there is none.
   float* pseudo_bias;
+
+  EightBit eight_bit;
 };
 
 // Where the partial recalls of a tile of sampled queries stand, a number a band.
@@ -172,6 +209,14 @@ struct AttentionParams {
     const int64_t head = static_cast<int64_t>(gathered_rows) * head_size;
     return {heads * head, head, head_size};
   }
+};
+
+// What the attention kernels of 8 bits take besides.
+struct EightBitParams {
+  AttentionParams attention;
+  EightBit tiles;
+  int32_t q_tiles;
+  int32_t k_tiles;
 };
 
 // Whether every head is dense; every kernel asks this of the same device value.

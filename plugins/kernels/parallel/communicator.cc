@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <utility>
 
 namespace rainfusion::parallel {
 namespace {
@@ -63,12 +64,16 @@ Result Communicator::check() {
 }
 
 Result Communicator::close(bool abort) {
-  const std::unique_lock<std::timed_mutex> lock(mutex_, kPatience);
-  if (!lock) return broken("a call of NCCL in another thread does not come back");
-  if (communicator_ == nullptr) return {};
-  const NcclResult result =
-      abort ? nccl_.comm_abort(communicator_) : nccl_.comm_destroy(communicator_);
-  communicator_ = nullptr;
+  NcclCommunicator closing = nullptr;
+  {
+    const std::unique_lock<std::timed_mutex> lock(mutex_, kPatience);
+    if (!lock) return broken("a call of NCCL in another thread does not come back");
+    std::swap(closing, communicator_);
+  }
+  if (closing == nullptr) return {};
+  // Without the lock: NCCL waits here until no captured graph holds the communicator, and the
+  // thread that frees the graphs may be about to enqueue, which has to fail and not to wait.
+  const NcclResult result = abort ? nccl_.comm_abort(closing) : nccl_.comm_destroy(closing);
   return nccl_.result(result, "end a communicator", nullptr);
 }
 
@@ -81,7 +86,7 @@ Result open_communicator(const char* path, int32_t device, const uint8_t* id,
   }
   if (registry().find(device) != nullptr) {
     return invalid("device " + std::to_string(device) +
-                   " has a communicator already: close it first");
+                   " has a communicator already: close the Pipeline that made it first");
   }
   const Nccl* nccl = nullptr;
   Result result = load_nccl(path, &nccl);

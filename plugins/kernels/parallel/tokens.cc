@@ -1,5 +1,7 @@
 #include "parallel/tokens.h"
 
+#include <algorithm>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -9,6 +11,9 @@
 
 namespace rainfusion::parallel {
 namespace {
+
+// Between rows of cudaMemcpy2D, on every GPU (cudaDeviceProp::memPitch).
+constexpr size_t kMostPitch = INT32_MAX;
 
 // Whose part of how many tokens.
 struct Cut {
@@ -41,11 +46,23 @@ Result cut_of(const RainfusionRows* rows, int64_t part_tokens, const void* from,
 // Copies the rows of this GPU between a whole and a part, in either direction.
 Result copy(void* to, int64_t to_tokens, const void* from, int64_t from_tokens,
             const RainfusionRows& rows, int64_t tokens, cudaStream_t stream) {
+  constexpr const char* kWhat = "copying the tokens of a GPU";
   const auto bytes = [&](int64_t count) { return static_cast<size_t>(count * rows.row_bytes); };
-  return cuda_result(
-      cudaMemcpy2DAsync(to, bytes(to_tokens), from, bytes(from_tokens), bytes(tokens),
-                        static_cast<size_t>(rows.outer), cudaMemcpyDeviceToDevice, stream),
-      "copying the tokens of a GPU");
+  const size_t pitch = std::max(bytes(to_tokens), bytes(from_tokens));
+  if (rows.outer > 1 && pitch <= kMostPitch) {
+    return cuda_result(
+        cudaMemcpy2DAsync(to, bytes(to_tokens), from, bytes(from_tokens), bytes(tokens),
+                          static_cast<size_t>(rows.outer), cudaMemcpyDeviceToDevice, stream),
+        kWhat);
+  }
+  for (int64_t i = 0; i < rows.outer; ++i) {
+    const cudaError_t error =
+        cudaMemcpyAsync(static_cast<char*>(to) + bytes(i * to_tokens),
+                        static_cast<const char*>(from) + bytes(i * from_tokens), bytes(tokens),
+                        cudaMemcpyDeviceToDevice, stream);
+    if (error != cudaSuccess) return cuda_result(error, kWhat);
+  }
+  return {};
 }
 
 }  // namespace

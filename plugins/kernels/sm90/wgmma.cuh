@@ -29,16 +29,24 @@ __device__ __forceinline__ void pin_registers(float (&registers)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(registers[i])::"memory");
 }
+template <int kCount>
+__device__ __forceinline__ void pin_registers(int32_t (&registers)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(registers[i])::"memory");
+}
 
-// Swizzle of a tile whose rows have 128 or 64 bytes, as descriptors number them.
+// Swizzle of a tile whose rows have 128, 64 or 32 bytes, as descriptors number them.
 template <int kRowBytes>
-constexpr uint64_t kSwizzle = kRowBytes == 128 ? 1 : 2;
+constexpr uint64_t kSwizzle = kRowBytes == 128  ? 1
+                              : kRowBytes == 64 ? 2
+                                                : 3;
 
 // Descriptor of an operand. Rows of kRowBytes lie one after the other, eight of them make a group;
 // `column_stride` is what lies between two columns of such rows, where there are several.
 template <int kRowBytes>
 __device__ __forceinline__ uint64_t descriptor(uint32_t address, uint32_t column_stride = 16) {
-  static_assert(kRowBytes == 128 || kRowBytes == 64, "rows as wide as a swizzle");
+  static_assert(kRowBytes == 128 || kRowBytes == 64 || kRowBytes == 32,
+                "rows as wide as a swizzle");
   return static_cast<uint64_t>((address & 0x3ffff) >> 4) |
          static_cast<uint64_t>(column_stride >> 4) << 16 |
          static_cast<uint64_t>(8 * kRowBytes >> 4) << 32 | kSwizzle<kRowBytes> << 62;
@@ -58,15 +66,28 @@ __device__ void multiply_keys(float (&d)[kSums], uint64_t a, uint64_t b, bool ac
 template <typename Element, int kSums>
 __device__ void multiply_values(float (&d)[kSums], const uint32_t (&a)[4], uint64_t b);
 
-// Accumulators as operands, from the i-th on, and their names in the instruction's text.
-#define RAINFUSION_SUMS_8(i)                                                                  \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
-      "+f"(d[i + 6]), "+f"(d[i + 7])
-#define RAINFUSION_SUMS_16(i) RAINFUSION_SUMS_8(i), RAINFUSION_SUMS_8(i + 8)
-#define RAINFUSION_SUMS_32 RAINFUSION_SUMS_16(0), RAINFUSION_SUMS_16(16)
-#define RAINFUSION_SUMS_40 RAINFUSION_SUMS_32, RAINFUSION_SUMS_8(32)
-#define RAINFUSION_SUMS_48 RAINFUSION_SUMS_32, RAINFUSION_SUMS_16(32)
-#define RAINFUSION_SUMS_64 RAINFUSION_SUMS_48, RAINFUSION_SUMS_16(48)
+// a b as above for operands of 8 bits, of a step of 32 bytes: scores of integers; and values in
+// e4m3 whose keys are contiguous, their channels rows.
+template <int kSums>
+__device__ void multiply_integer_keys(int32_t (&d)[kSums], uint64_t a, uint64_t b);
+template <int kSums>
+__device__ void multiply_e4m3_values(float (&d)[kSums], const uint32_t (&a)[4], uint64_t b);
+
+// Accumulators as operands of a constraint, from the i-th on, and their names in the instruction's
+// text.
+#define RAINFUSION_SUMS_8(constraint, i)                                              \
+  constraint(d[i]), constraint(d[i + 1]), constraint(d[i + 2]), constraint(d[i + 3]), \
+      constraint(d[i + 4]), constraint(d[i + 5]), constraint(d[i + 6]), constraint(d[i + 7])
+#define RAINFUSION_SUMS_16(constraint, i) \
+  RAINFUSION_SUMS_8(constraint, i), RAINFUSION_SUMS_8(constraint, i + 8)
+#define RAINFUSION_SUMS_32(constraint) \
+  RAINFUSION_SUMS_16(constraint, 0), RAINFUSION_SUMS_16(constraint, 16)
+#define RAINFUSION_SUMS_40(constraint) \
+  RAINFUSION_SUMS_32(constraint), RAINFUSION_SUMS_8(constraint, 32)
+#define RAINFUSION_SUMS_48(constraint) \
+  RAINFUSION_SUMS_32(constraint), RAINFUSION_SUMS_16(constraint, 32)
+#define RAINFUSION_SUMS_64(constraint) \
+  RAINFUSION_SUMS_48(constraint), RAINFUSION_SUMS_16(constraint, 48)
 #define RAINFUSION_NAMES_32                                                \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -90,7 +111,7 @@ __device__ void multiply_values(float (&d)[kSums], const uint32_t (&a)[4], uint6
         "}, " a_name ", " b_name                                                                   \
         ", accumulate, 1, 1, 0, 0;\n"                                                              \
         "}\n"                                                                                      \
-        : RAINFUSION_SUMS_##SUMS                                                                   \
+        : RAINFUSION_SUMS_##SUMS("+f")                                                             \
         : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));                                      \
   }
 #define RAINFUSION_MULTIPLY_VALUES(Element, TYPE, SUMS, N, a_names, b_name)                        \
@@ -105,7 +126,7 @@ __device__ void multiply_values(float (&d)[kSums], const uint32_t (&a)[4], uint6
         "}, {" a_names "}, " b_name                                                                \
         ", always, 1, 1, 1;\n"                                                                     \
         "}\n"                                                                                      \
-        : RAINFUSION_SUMS_##SUMS                                                                   \
+        : RAINFUSION_SUMS_##SUMS("+f")                                                             \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                     \
   }
 
@@ -121,6 +142,45 @@ __device__ void multiply_values(float (&d)[kSums], const uint32_t (&a)[4], uint6
 RAINFUSION_WGMMA(__half, "f16")
 RAINFUSION_WGMMA(__nv_bfloat16, "bf16")
 
+#define RAINFUSION_MULTIPLY_INTEGER_KEYS(SUMS, N, a_name, b_name)                       \
+  template <>                                                                           \
+  __device__ __forceinline__ void multiply_integer_keys(int32_t (&d)[SUMS], uint64_t a, \
+                                                        uint64_t b) {                   \
+    asm volatile(                                                                       \
+        "{\n"                                                                           \
+        ".reg .pred always;\n"                                                          \
+        "setp.eq.u32 always, 0, 0;\n"                                                   \
+        "wgmma.mma_async.sync.aligned.m64" N "k32.s32.s8.s8 {" RAINFUSION_NAMES_##SUMS  \
+        "}, " a_name ", " b_name                                                        \
+        ", always;\n"                                                                   \
+        "}\n"                                                                           \
+        : RAINFUSION_SUMS_##SUMS("+r")                                                  \
+        : "l"(a), "l"(b));                                                              \
+  }
+#define RAINFUSION_MULTIPLY_E4M3_VALUES(SUMS, N, a_names, b_name)                                \
+  template <>                                                                                    \
+  __device__ __forceinline__ void multiply_e4m3_values(float (&d)[SUMS], const uint32_t (&a)[4], \
+                                                       uint64_t b) {                             \
+    asm volatile(                                                                                \
+        "{\n"                                                                                    \
+        ".reg .pred always;\n"                                                                   \
+        "setp.eq.u32 always, 0, 0;\n"                                                            \
+        "wgmma.mma_async.sync.aligned.m64" N "k32.f32.e4m3.e4m3 {" RAINFUSION_NAMES_##SUMS       \
+        "}, {" a_names "}, " b_name                                                              \
+        ", always, 1, 1;\n"                                                                      \
+        "}\n"                                                                                    \
+        : RAINFUSION_SUMS_##SUMS("+f")                                                           \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                   \
+  }
+
+// Keys of eight_bit::keys_of(), and its head sizes.
+RAINFUSION_MULTIPLY_INTEGER_KEYS(64, "n128", "%64", "%65")
+RAINFUSION_MULTIPLY_INTEGER_KEYS(48, "n96", "%48", "%49")
+RAINFUSION_MULTIPLY_E4M3_VALUES(32, "n64", "%32, %33, %34, %35", "%36")
+RAINFUSION_MULTIPLY_E4M3_VALUES(64, "n128", "%64, %65, %66, %67", "%68")
+
+#undef RAINFUSION_MULTIPLY_E4M3_VALUES
+#undef RAINFUSION_MULTIPLY_INTEGER_KEYS
 #undef RAINFUSION_WGMMA
 #undef RAINFUSION_MULTIPLY_VALUES
 #undef RAINFUSION_MULTIPLY_KEYS

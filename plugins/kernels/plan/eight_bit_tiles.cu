@@ -1,0 +1,320 @@
+// 8 bits: queries, keys and values rounded into tiles (common/eight_bit.h).
+//
+// Four threads take a row. They rotate it, so that no channel is much larger than the others, find
+// its largest number and round it: a query by a factor of its own, a key by one of its tile.
+
+#include <cuda_fp8.h>
+#include <cuda_runtime.h>
+
+#include "common/launch.h"
+#include "common/ptx.cuh"
+#include "common/variants.h"
+#include "plan/eight_bit.h"
+
+namespace rainfusion {
+namespace {
+
+using namespace eight_bit;
+
+constexpr int kRowThreads = 4;
+constexpr int kQueryRows = 64;  // of a CTA
+static_assert(kQueries % kQueryRows == 0, "CTAs share a tile");
+
+// Which tokens the rows of a block are, in their order. Those of a window are counted in the raster
+// of what of its box is in the grid, so that rows without a token come last.
+struct BlockTokens {
+  int count;
+  int begin;  // of a run; the first token of a window
+  Extents size;
+  int32_t grid_h;
+  int32_t grid_w;
+  bool window;
+  int below;  // how many of them are below a limit: the first ones
+
+  __device__ BlockTokens(const BlockCut& cut, int block, int limit)
+      : count(cut.end(block) - cut.begin(block)), begin(cut.begin(block)), window(false) {
+    below = max(0, min(count, limit - begin));
+  }
+  __device__ BlockTokens(const WindowCut& cut, int block, int limit)
+      : grid_h(cut.grid.h), grid_w(cut.grid.w), window(!cut.is_sink(block)) {
+    if (window) {
+      const Extents at = cut.origin(block - cut.leading_sinks);
+      size = cut.clipped(at);
+      begin = cut.token(at.t, at.h, at.w);
+      count = size.volume();
+      below = cut.count_before(at, limit);
+    } else {
+      begin = cut.run_begin(block);
+      count = cut.run_end(block) - begin;
+      below = max(0, min(count, limit - begin));
+    }
+  }
+
+  __device__ int64_t token(int row) const {
+    if (!window) return begin + row;
+    const int line = row / size.w;
+    return begin + (line / size.h * grid_h + line % size.h) * grid_w + row % size.w;
+  }
+};
+
+// A thread's share of a row: chunks of eight elements, every fourth one.
+template <int kHeadSize>
+struct RowPart {
+  static constexpr int kChunks = kHeadSize / 8 / kRowThreads;
+  float x[kChunks][8];
+
+  static __device__ __forceinline__ int lane() { return threadIdx.x % kRowThreads; }
+  static __device__ __forceinline__ int chunk(int j) { return lane() + kRowThreads * j; }
+
+  template <typename Element>
+  __device__ __forceinline__ void load(const Element* row, bool real) {
+    uint4 packed[kChunks];
+#pragma unroll
+    for (int j = 0; j < kChunks; ++j) {
+      packed[j] = real ? __ldg(reinterpret_cast<const uint4*>(row) + chunk(j)) : uint4{};
+    }
+#pragma unroll
+    for (int j = 0; j < kChunks; ++j) {
+      const Element* elements = reinterpret_cast<const Element*>(&packed[j]);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) x[j][i] = ElementTraits<Element>::to_float(elements[i]);
+    }
+  }
+
+  template <typename Function>
+  __device__ __forceinline__ void for_each(const Function& function) {
+#pragma unroll
+    for (int j = 0; j < kChunks; ++j) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) function(x[j][i], chunk(j) * 8 + i);
+    }
+  }
+
+  // The product with the Hadamard matrix of ones: butterflies over every bit of the index.
+  __device__ __forceinline__ void rotate() {
+#pragma unroll
+    for (int bit = 1; bit < 8; bit *= 2) {
+#pragma unroll
+      for (int j = 0; j < kChunks; ++j) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          if ((i & bit) == 0) butterfly(x[j][i], x[j][i | bit]);
+        }
+      }
+    }
+#pragma unroll
+    for (int bit = 1; bit < kChunks; bit *= 2) {
+#pragma unroll
+      for (int j = 0; j < kChunks; ++j) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          if ((j & bit) == 0) butterfly(x[j][i], x[j | bit][i]);
+        }
+      }
+    }
+#pragma unroll
+    for (int bit = 1; bit < kRowThreads; bit *= 2) {
+      const bool upper = (lane() & bit) != 0;
+      for_each([&](float& value, int) {
+        const float other = __shfl_xor_sync(0xffffffffu, value, bit);
+        value = upper ? other - value : value + other;
+      });
+    }
+  }
+
+  // The largest magnitude of the thread, by its bits, whose order puts NaN above all numbers.
+  __device__ __forceinline__ uint32_t largest_bits() {
+    uint32_t bits = 0;
+    for_each([&](float& value, int) { bits = max(bits, __float_as_uint(fabsf(value))); });
+    return bits;
+  }
+
+  // Integers of `inverse` times the row, to a row of a tile.
+  __device__ __forceinline__ void write_integers(uint8_t* tile, int row, float inverse) const {
+#pragma unroll
+    for (int j = 0; j < kChunks; ++j) {
+      uint32_t words[2] = {0, 0};
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const int rounded = __float2int_rn(x[j][i] * inverse);
+        words[i / 4] |= static_cast<uint32_t>(rounded & 0xff) << i % 4 * 8;
+      }
+      const int place = row_offset(kHeadSize, row, chunk(j) / 2) + chunk(j) % 2 * 8;
+      *reinterpret_cast<uint2*>(tile + place) = uint2{words[0], words[1]};
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ void butterfly(float& a, float& b) {
+    const float sum = a + b;
+    b = a - b;
+    a = sum;
+  }
+};
+
+__device__ __forceinline__ uint32_t quad_max_bits(uint32_t bits) {
+  bits = max(bits, __shfl_xor_sync(0xffffffffu, bits, 1));
+  return max(bits, __shfl_xor_sync(0xffffffffu, bits, 2));
+}
+
+// Not fmaxf, which would make a number of NaN.
+__device__ __forceinline__ float at_least_smallest(float amplitude) {
+  return amplitude < kSmallestAmplitude ? kSmallestAmplitude : amplitude;
+}
+
+__device__ __forceinline__ bool uses_windows(const Geometry& g, const float* sparsity) {
+  return g.method.by_windows() && !is_dense(g, sparsity);
+}
+
+// A CTA takes some rows of a query tile.
+template <typename Element, int kHeadSize>
+__global__ void __launch_bounds__(kQueryRows* kRowThreads)
+    query_tiles_kernel(const __grid_constant__ EightBitSources p, int q_tiles) {
+  const Geometry& g = p.geometry;
+  const bool by_windows = uses_windows(g, p.sparsity);
+  const int block = blockIdx.x / (kQueries / kQueryRows);
+  const int row = blockIdx.x % (kQueries / kQueryRows) * kQueryRows + threadIdx.x / kRowThreads;
+  if (block >= (by_windows ? g.q_windows.blocks : g.q_cut.blocks)) return;
+  const BlockTokens tokens =
+      by_windows ? BlockTokens(g.q_windows, block, 0) : BlockTokens(g.q_cut, block, 0);
+  const bool real = row < tokens.count;
+  const int64_t token = real ? tokens.token(row) : 0;
+  const RainfusionStrides& strides = p.strides[kQ];
+  const int64_t batch_head = blockIdx.y;
+
+  RowPart<kHeadSize> part;
+  part.load(static_cast<const Element*>(p.tensor[kQ]) + blockIdx.y / g.heads * strides.batch +
+                blockIdx.y % g.heads * strides.head + token * strides.token,
+            real);
+  const float* centre = p.tiles.centres + (batch_head * kCentres + kKeyCentre) * kHeadSize;
+  float shift = 0.f;
+  part.for_each([&](float& value, int channel) { shift += value * __ldg(centre + channel); });
+  shift = quad_sum(shift);
+  part.rotate();
+  const float amplitude = at_least_smallest(__uint_as_float(quad_max_bits(part.largest_bits())));
+  const int64_t tile = batch_head * q_tiles + block;
+  part.write_integers(p.tiles.q + tile * (kQueries * kHeadSize), row, kLargestInteger / amplitude);
+  if (part.lane() != 0) return;
+  p.tiles.q_factor[tile * kQueries + row] =
+      amplitude / kLargestInteger * (g.softmax_scale * kLog2E / kHeadSize);
+  if (real) p.tiles.lse_shift[batch_head * g.layout.tokens + token] = shift * g.softmax_scale;
+}
+
+// Where a byte of a tile of values lies in shared memory: 16 bytes are left free behind 256, so
+// that the four threads of a row, whose channels are 8 rows of 32 bytes apart, write to other
+// banks.
+__device__ __forceinline__ int spread(int offset) { return offset + (offset >> 8 << 4); }
+
+// A CTA takes a tile of keys and their values, or of pseudo-keys and theirs.
+template <typename Element, int kHeadSize>
+__global__ void __launch_bounds__(keys_of(kHeadSize) * kRowThreads)
+    key_tiles_kernel(const __grid_constant__ EightBitSources p, int k_tiles) {
+  constexpr int kKeys = keys_of(kHeadSize);
+  constexpr int kThreads = kKeys * kRowThreads;
+  using Part = RowPart<kHeadSize>;
+  __shared__ alignas(16) uint8_t values[kKeys * kHeadSize / 256 * (256 + kChunkBytes)];
+  __shared__ uint32_t largest[kThreads / 32];
+  const Geometry& g = p.geometry;
+  const bool by_windows = uses_windows(g, p.sparsity);
+  const int blocks = by_windows ? g.k_windows.blocks : g.k_cut.blocks;
+  const int block = blockIdx.x;
+  const bool pseudo = block >= blocks;
+  if (block >= blocks + (by_windows ? g.pseudo_tiles() : 0)) return;
+  const int64_t batch_head = blockIdx.y;
+  const int batch = blockIdx.y / g.heads;
+  const int head = blockIdx.y % g.heads;
+  const int row = threadIdx.x / kRowThreads;
+
+  int keys = 0;
+  const Element* k_row = nullptr;
+  const Element* v_row = nullptr;
+  if (pseudo) {
+    const int first = (block - blocks) * kKeys;
+    const int windows = g.k_windows.windows();
+    keys = min(kKeys, windows - first);
+    const int64_t place = (batch_head * windows + first + row) * kHeadSize;
+    k_row = static_cast<const Element*>(p.pseudo[0]) + place;
+    v_row = static_cast<const Element*>(p.pseudo[1]) + place;
+  } else {
+    const int limit = key_count(p.kv_len, batch, static_cast<int32_t>(g.layout.tokens));
+    const BlockTokens tokens =
+        by_windows ? BlockTokens(g.k_windows, block, limit) : BlockTokens(g.k_cut, block, limit);
+    keys = tokens.below;
+    const int64_t token = row < keys ? tokens.token(row) : 0;
+    const auto row_of = [&](EightBitTensor which) {
+      const RainfusionStrides& strides = p.strides[which];
+      return static_cast<const Element*>(p.tensor[which]) + batch * strides.batch +
+             head * strides.head + token * strides.token;
+    };
+    k_row = row_of(kK);
+    v_row = row_of(kV);
+  }
+  const bool real = row < keys;
+  const float* centres = p.tiles.centres + batch_head * kCentres * kHeadSize;
+  const int64_t tile = batch_head * k_tiles + block;
+
+  Part key;
+  Part value;
+  key.load(k_row, real);
+  value.load(v_row, real);
+  key.for_each([&](float& x, int channel) {
+    x = real ? x - __ldg(centres + kKeyCentre * kHeadSize + channel) : 0.f;
+  });
+  key.rotate();
+  const uint32_t own = __reduce_max_sync(0xffffffffu, key.largest_bits());
+  if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = own;
+
+  value.for_each([&](float& x, int channel) {
+    const float centre = __ldg(centres + kValueCentre * kHeadSize + channel);
+    const float scale = __ldg(centres + kValueScale * kHeadSize + channel);
+    const float scaled = real ? __fdividef(x - centre, scale) : 0.f;
+    values[spread(value_offset(kHeadSize, channel, row))] =
+        __nv_cvt_float_to_fp8(scaled, __NV_SATFINITE, __NV_E4M3);
+  });
+  __syncthreads();
+
+  uint32_t bits = 0;
+#pragma unroll
+  for (int i = 0; i < kThreads / 32; ++i) bits = max(bits, largest[i]);
+  const float amplitude = at_least_smallest(__uint_as_float(bits));
+  constexpr int kBytes = kKeys * kHeadSize;
+  key.write_integers(p.tiles.k + tile * kBytes, row, kLargestInteger / amplitude);
+  uint4* out = reinterpret_cast<uint4*>(p.tiles.v + tile * kBytes);
+  for (int i = threadIdx.x; i < kBytes / kChunkBytes; i += kThreads) {
+    out[i] = *reinterpret_cast<const uint4*>(values + spread(i * kChunkBytes));
+  }
+  if (threadIdx.x == 0) {
+    p.tiles.k_tile[tile] = {amplitude / kLargestInteger, pseudo ? kPseudoKeys : keys, {0, 0}};
+  }
+}
+
+}  // namespace
+
+cudaError_t launch_eight_bit_tiles(const Geometry& geometry, const RainfusionTensors& tensors,
+                                   const Workspace& workspace, cudaStream_t stream) {
+  const EightBitSources sources{{tensors.q, tensors.k, tensors.v},
+                                {tensors.q_strides, tensors.k_strides, tensors.v_strides},
+                                {workspace.gathered_k, workspace.gathered_v},
+                                workspace.eight_bit,
+                                tensors.sparsity,
+                                tensors.kv_len,
+                                geometry};
+  const cudaError_t error = launch_eight_bit_statistics(sources, stream);
+  if (error != cudaSuccess) return error;
+  const Geometry& g = geometry;
+  return with_eight_bit_variant(g, [&](auto element, auto head_size) {
+    using Element = typename decltype(element)::Type;
+    constexpr int kHeadSize = head_size();
+    const dim3 queries(g.q_tiles() * (kQueries / kQueryRows), g.batch_heads());
+    query_tiles_kernel<Element, kHeadSize>
+        <<<queries, kQueryRows * kRowThreads, 0, stream>>>(sources, g.q_tiles());
+    const cudaError_t launched = cudaGetLastError();
+    if (launched != cudaSuccess) return launched;
+    const dim3 keys(g.k_tiles(), g.batch_heads());
+    key_tiles_kernel<Element, kHeadSize>
+        <<<keys, keys_of(kHeadSize) * kRowThreads, 0, stream>>>(sources, g.k_tiles());
+    return cudaGetLastError();
+  });
+}
+
+}  // namespace rainfusion

@@ -1,0 +1,14 @@
+// 8-bit attention on Hopper: its launch.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "common/params.h"
+
+namespace rainfusion::sm90 {
+
+// Of what launch_eight_bit_tiles has rounded: all heads, dense, by blocks or by windows.
+cudaError_t launch_eight_bit_attention(const Geometry& geometry, const EightBitParams& params,
+                                       cudaStream_t stream);
+
+}  // namespace rainfusion::sm90

@@ -1,0 +1,111 @@
+// Online softmax of integer scores, which are floats from kScoreOrigin on, and probabilities that
+// fit e4m3. What sm90/softmax.cuh says of rows, references and sums holds here, too.
+#pragma once
+
+#include "common/eight_bit.h"
+#include "sm90/softmax.cuh"
+
+namespace rainfusion::sm90 {
+
+// Exponentials of row r under its reference, to base 2. A key tile's scores have a scale of their
+// own. Where a score would need more than 22 bits beside its origin, rounding is some thousandths
+// of what the integers' own rounding makes of it.
+template <int kScores>
+__device__ __forceinline__ float integer_exponentials(float (&s)[kScores], int r, float reference,
+                                                      float scale) {
+  return exponentials(s, r, fmaf(eight_bit::kScoreOrigin, scale, reference), scale);
+}
+
+// As softmax_from_maxima: the largest exponential of a row becomes 2^kPeak, or is less.
+template <int kScores>
+__device__ __forceinline__ void integer_softmax_from_maxima(float (&s)[kScores],
+                                                            RowStatistics& rows,
+                                                            const float (&scale)[kRows],
+                                                            float (&factor)[kRows]) {
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const float largest = (row_maximum(s, r) - eight_bit::kScoreOrigin) * scale[r];
+    const float reference = fmaxf(rows.reference[r], largest - eight_bit::kPeak);
+    factor[r] = exp2_fast(rows.reference[r] - reference);
+    rows.reference[r] = reference;
+    rows.sum[r] = rows.sum[r] * factor[r] + integer_exponentials(s, r, reference, scale[r]);
+  }
+}
+
+// References move up until the larger sums of this tile are kUsualSum.
+template <int kScores>
+__device__ __forceinline__ void lower_to_usual(float (&s)[kScores], const float (&sum)[kRows],
+                                               RowStatistics& rows, float (&factor)[kRows]) {
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const float largest = quad_max(sum[r]);
+    const float excess = largest > eight_bit::kLargestSum ? largest / eight_bit::kUsualSum : 1.f;
+    const float reference = rows.reference[r] + __log2f(excess);
+    factor[r] = exp2_fast(rows.reference[r] - reference);  // of the rounded reference
+    rows.reference[r] = reference;
+    rows.sum[r] *= factor[r];
+#pragma unroll
+    for (int n = 0; n < kScores / 4; ++n) {
+      s[n * 4 + r * 2] *= factor[r];
+      s[n * 4 + r * 2 + 1] *= factor[r];
+    }
+  }
+}
+
+// As softmax_tile: no exponential is above kLargestSum, which e4m3 has.
+template <int kScores, typename ComputeScores>
+__device__ __forceinline__ bool integer_softmax_tile(float (&s)[kScores], RowStatistics& rows,
+                                                     const float (&scale)[kRows],
+                                                     float (&factor)[kRows],
+                                                     ComputeScores compute_scores) {
+  float sum[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    sum[r] = integer_exponentials(s, r, rows.reference[r], scale[r]);
+  }
+  const auto within = [&](float limit) {  // false for NaN
+    return __all_sync(0xffffffffu, sum[0] <= limit && sum[1] <= limit);
+  };
+  const bool moved = !within(eight_bit::kLargestSum);
+  if (moved && !within(kLargestFloatSum)) {
+    compute_scores();
+    integer_softmax_from_maxima(s, rows, scale, factor);
+    return true;
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) rows.sum[r] += sum[r];
+  if (moved) lower_to_usual(s, sum, rows, factor);
+  return moved;
+}
+
+// Four probabilities as e4m3, the first in the lowest byte.
+__device__ __forceinline__ uint32_t pack_e4m3(float a, float b, float c, float d) {
+  uint32_t packed;
+  asm("{\n"
+      ".reg .b16 low, high;\n"
+      "cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n"
+      "cvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n"
+      "mov.b32 %0, {low, high};\n"
+      "}\n"
+      : "=r"(packed)
+      : "f"(a), "f"(b), "f"(c), "f"(d));
+  return packed;
+}
+
+// Probabilities as the next product takes them.
+template <int kScores>
+__device__ __forceinline__ void pack_e4m3(const float (&s)[kScores],
+                                          uint32_t (&p)[kScores / 16][4]) {
+  using eight_bit::packed_score;
+#pragma unroll
+  for (int step = 0; step < kScores / 16; ++step) {
+    const float* own = s + step * 16;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      p[step][i] = pack_e4m3(own[packed_score(i, 0)], own[packed_score(i, 1)],
+                             own[packed_score(i, 2)], own[packed_score(i, 3)]);
+    }
+  }
+}
+
+}  // namespace rainfusion::sm90

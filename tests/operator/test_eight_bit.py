@@ -1,0 +1,166 @@
+"""8-bit attention in plain PyTorch, against its rules written out number by number."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rainfusion_trt import rainfusion_attention
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.operator import eight_bit
+from rainfusion_trt.operator.geometry import TokenLayout, block_shape
+from rainfusion_trt.operator.settings import AttentionSettings
+
+GRID, TEXT = (6, 7, 9), 21  # 399 tokens: several tiles, the last of text and of video short
+
+
+def tensors(head_size, spread=1.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = math.prod(GRID) + TEXT
+    q, k, v = torch.randn(3, 1, 2, tokens, head_size, generator=generator)
+    k[..., :3] += 5.0  # what all keys and values have in common
+    return q * spread, k, v + torch.linspace(-2, 2, head_size)
+
+
+def attend(q, k, v, **arguments):
+    arguments = {"text": "last", "method": "piecewise", "sparsity": 0.0, **arguments}
+    return rainfusion_attention(q, k, v, GRID, **arguments)
+
+
+def relative_error(out, wanted):
+    return ((out.double() - wanted.double()).norm() / wanted.double().norm()).item()
+
+
+def nearest_e4m3(x):
+    """To the nearest of 1 sign, 4 exponent and 3 mantissa bits, halves to the even mantissa."""
+    magnitude = abs(x)
+    if magnitude == 0.0:
+        return 0.0
+    exponent = max(math.floor(math.log2(magnitude)), -6)
+    unit = 2.0 ** (exponent - 3)
+    return math.copysign(min(round(magnitude / unit) * unit, 448.0), x)
+
+
+def walsh(row):
+    """sum_j (-1)^popcount(i & j) row_j"""
+    size = len(row)
+    return [sum((-1) ** (i & j).bit_count() * row[j] for j in range(size)) for i in range(size)]
+
+
+def row_by_rule(q, k, v, row, tiles, scale):
+    """One row of dense attention by the rules of docs/rainfusion.md, in float64 lists."""
+    size = len(q[row])
+    sample = k[::8]
+    centre = [sum(key[d] for key in sample) / len(sample) for d in range(size)]
+    means = [sum(value[d] for value in v) / len(v) for d in range(size)]
+    unit = [max(abs(value[d] - means[d]) for value in v) / 448 for d in range(size)]
+    query = walsh(q[row])
+    query_unit = max(map(abs, query)) / 127
+    query = [round(x / query_unit) for x in query]
+    out, total, reference = [0.0] * size, 0.0, None
+    for begin, end in tiles:
+        keys = [walsh([key[d] - centre[d] for d in range(size)]) for key in k[begin:end]]
+        key_unit = max(abs(x) for key in keys for x in key) / 127
+        factor = query_unit * key_unit / size * scale / math.log(2)
+        scores = [factor * sum(a * round(b / key_unit) for a, b in zip(query, key, strict=True))
+                  for key in keys]  # fmt: skip
+        if reference is None:
+            reference = max(scores) - 5
+        p = [2 ** (s - reference) for s in scores]
+        largest = max(sum(x for j, x in enumerate(p) if j % 8 // 2 == t) for t in range(4))
+        if largest > 448:
+            move = math.log2(largest / 64)
+            reference += move
+            p = [x / 2**move for x in p]
+            out, total = [x / 2**move for x in out], total / 2**move
+        total += sum(p)
+        for x, value in zip(p, v[begin:end], strict=True):
+            weight = nearest_e4m3(x)
+            for d in range(size):
+                out[d] += weight * nearest_e4m3((value[d] - means[d]) / unit[d])
+    lse = math.log(total) + reference * math.log(2)
+    lse += scale * sum(a * b for a, b in zip(q[row], centre, strict=True))
+    return [x / total * u + m for x, u, m in zip(out, unit, means, strict=True)], lse
+
+
+@pytest.mark.parametrize("spread", [1.0, 12.0], ids=["flat", "steep, so that references move"])
+def test_is_what_the_rules_say(spread):
+    q, k, v = tensors(64, spread)
+    out, lse = attend(q, k, v, precision="8bit", return_lse=True)
+    size = block_shape(64, "8bit").k
+    layout = TokenLayout(GRID, q.shape[2], "last", 1)
+    tiles = [(block.begin, block.end) for block in layout.blocks(size)]
+    lists = [x[0, 1].double().tolist() for x in (q, k, v)]
+    for row in (0, 17, 398):
+        wanted, wanted_lse = row_by_rule(*lists, row, tiles, 64**-0.5)
+        # float32 moves a number here and there over the edge of two roundings.
+        assert relative_error(out[0, 1, row], torch.tensor(wanted)) < 2e-3
+        assert lse[0, 1, row].item() == pytest.approx(wanted_lse, abs=1e-3 * spread)
+
+
+@pytest.mark.parametrize("head_size", [64, 128])
+@pytest.mark.parametrize("arguments", [
+    {"sparsity": 0.0},
+    {"sparsity": 0.6},
+    {"sparsity": 0.6, "method": "rainfusion2"},
+    {"sparsity": 0.6, "kv_len": torch.tensor([300], dtype=torch.int32)},
+], ids=str)  # fmt: skip
+def test_is_near_16_bits(head_size, arguments):
+    """The same keys, chosen by the same rule from the same blocks, and rounding alone."""
+    q, k, v = tensors(head_size)
+    end = int(arguments["kv_len"]) if "kv_len" in arguments else q.shape[2]
+    for x in (k, v):
+        x[:, :, end:] = float("nan")
+    out, lse = attend(q, k, v, precision="8bit", return_lse=True, **arguments)
+    assert out.isfinite().all()
+    shape = block_shape(head_size, "8bit")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rainfusion_trt.operator.reference.block_shape", lambda *_: shape)
+        wanted, wanted_lse = attend(q, k, v, return_lse=True, **arguments)
+    common = v[:, :, :end].mean(2, keepdim=True)
+    out, wanted, lse, wanted_lse = (
+        x[:, :, :end] for x in (out - common, wanted - common, lse, wanted_lse)
+    )
+    # Operands rounded by at most 2^-4 in p and in v, of uniform error: each sqrt(1/3) 2^-4 of a
+    # number at worst and .6 of that on the average over a binade; q and k add a third of it.
+    assert relative_error(out, wanted) < 0.05
+    assert (lse - wanted_lse).abs().max() < 0.1
+
+
+def test_equal_values_come_out_as_they_are():
+    q, k, v = tensors(64)
+    v = torch.full_like(v, 0.3)
+    assert torch.allclose(attend(q, k, v, precision="8bit"), v, atol=1e-6)
+
+
+def test_rotation_is_orthogonal_but_for_a_factor():
+    x, y = torch.randn(2, 5, 128)
+    products = eight_bit.rotated(x) @ eight_bit.rotated(y).T / 128
+    assert torch.allclose(products, x @ y.T, atol=1e-4)
+
+
+def test_e4m3_is_rounded_as_by_hand():
+    x = torch.cat([torch.randn(500) * 10.0**power for power in range(-4, 4)])
+    assert eight_bit.e4m3(x).tolist() == [nearest_e4m3(value) for value in x.tolist()]
+
+
+@pytest.mark.parametrize(("head_size", "method", "words"), [
+    (96, "piecewise", "has no kernel for head size 96, only for 64 and 128"),
+    (64, "rainfusion", "textural heads of method 'rainfusion'"),
+])  # fmt: skip
+def test_what_is_not_there_is_an_error(head_size, method, words):
+    with pytest.raises(UnsupportedError, match=words):
+        attend(*tensors(head_size), precision="8bit", method=method)
+
+
+def test_there_is_no_gradient_and_no_node():
+    q, k, v = (x.requires_grad_() for x in tensors(64))
+    out = attend(q, k, v, precision="8bit")
+    with pytest.raises(UnsupportedError, match="has no backward pass"):
+        out.sum().backward()
+    with pytest.raises(InvalidInputError, match="cannot be exported yet"):
+        AttentionSettings(method="piecewise", precision="8bit").node_attributes()
+    with pytest.raises(InvalidInputError, match="precision='4bit' is not one of 16bit, 8bit"):
+        AttentionSettings(precision="4bit")
