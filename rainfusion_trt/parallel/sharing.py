@@ -30,6 +30,7 @@ class Alone:
     """One process, which does all of it."""
 
     first = True
+    same_calls = True  # of the transformer, in all processes
 
     def place(self, device: str | torch.device | None) -> str | torch.device | None:
         """Where this process computes."""
@@ -62,6 +63,9 @@ class Alone:
 
 class Shared(Alone):
     """One of several processes; all of them run the same diffusers pipeline."""
+
+    # A half of guidance that is off in a step is nobody's, and the other one not everybody's.
+    same_calls = False
 
     def __init__(self, config: ParallelConfig, device: str | torch.device | None) -> None:
         from rainfusion_trt.parallel.team import Team

@@ -39,8 +39,8 @@ class AttentionRoute(TorchFunctionMode):
         Modules whose attention alone is taken; by default it is told by its tokens wherever it is.
     video_tokens : int, optional
         Of the attentions that it takes, where they are not those of the grid.
-    attention : callable
-        With the arguments of `rainfusion_attention`.
+    attention : callable, optional
+        With the arguments of `rainfusion_attention`, which it is by default.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class AttentionRoute(TorchFunctionMode):
         dense_layers: Collection[int] = (),
         within: Collection[nn.Module] = (),
         video_tokens: int | None = None,
-        attention: Callable[..., Tensor] = rainfusion_attention,
+        attention: Callable[..., Tensor] | None = None,
     ) -> None:
         super().__init__()
         settings.check_model_wide()
@@ -75,7 +75,7 @@ class AttentionRoute(TorchFunctionMode):
             self.tokens = video_tokens + layout.text_tokens
         elif self.tokens is None:
             self.tokens = frames * height * width + layout.text_tokens
-        self._operator = attention
+        self._operator = rainfusion_attention if attention is None else attention
         self._layout = layout
         self._sparsity = sparsity
         self._dense_layers = dense_layers

@@ -138,7 +138,18 @@ def takes_callback(pipe: Any) -> bool:
 
 
 def step_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
-    """Number of denoising steps these arguments ask for."""
+    """Number of denoising steps these arguments ask for.
+
+    A scheduler of second order, such as Heun's, calls the transformer twice between two noise
+    levels and once at the end: pipelines count each as a step.
+    """
+    steps = _intervals(pipe, arguments)
+    second = getattr(getattr(pipe, "scheduler", None), "order", 1) == 2
+    return 2 * steps - 1 if second else steps
+
+
+def _intervals(pipe: Any, arguments: Mapping[str, Any]) -> int:
+    """How many steps between two noise levels."""
     known = parameters_of(type(pipe))
     steps = arguments.get("num_inference_steps", known["num_inference_steps"].default)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:

@@ -1,4 +1,7 @@
-"""Puts a function around the calls of a module, and into no graph that it may be compiled to."""
+"""Puts a function around the calls of a module, and into no graph that it may be compiled to.
+
+And hears what pipelines say that a call is for.
+"""
 
 from __future__ import annotations
 
@@ -39,3 +42,43 @@ def calls_through(
             del own[_NAME]
         else:
             own[_NAME] = compiled
+
+
+@contextmanager
+def contexts_told(module: nn.Module, told: Callable[[str | None], None]) -> Iterator[None]:
+    """A context in which a function hears of a module's cache contexts, where it has any.
+
+    diffusers' pipelines call within ``cache_context("cond")`` and the like. The number of a call in
+    its step does not tell what it is for: guidance that is off in some steps leaves calls out.
+
+    Parameters
+    ----------
+    module
+        A transformer.
+    told
+        Gets the name as a context begins, and None as it ends.
+    """
+    inner = getattr(module, "cache_context", None)
+    if inner is None:
+        yield
+        return
+
+    @contextmanager
+    def cache_context(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
+        told(name)
+        try:
+            with inner(name, *args, **kwargs):
+                yield
+        finally:
+            told(None)
+
+    own = module.__dict__
+    before = own.get("cache_context")
+    own["cache_context"] = cache_context
+    try:
+        yield
+    finally:
+        if before is None:
+            del own["cache_context"]
+        else:
+            own["cache_context"] = before

@@ -6,7 +6,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.graph_file import PART_INPUT
 from rainfusion_trt.models.base import VideoModel
 from rainfusion_trt.runtime.base import Backend
-from rainfusion_trt.runtime.calls import calls_through
+from rainfusion_trt.runtime.calls import calls_through, contexts_told
 from rainfusion_trt.runtime.report import CallReport, Moment
 from rainfusion_trt.step_cache.cache import StepCache
 
@@ -121,7 +121,10 @@ class OneDenoiser(Denoiser):
 
             return call
 
-        with calls_through(self.component, around):
+        with ExitStack() as stack:
+            stack.enter_context(calls_through(self.component, around))
+            if cache is not None:
+                stack.enter_context(contexts_told(self.component, cache.named))
             yield
 
 

@@ -124,6 +124,7 @@ class Caller:
                 clock=StepClock(denoiser.device) if watch.profile else None,
                 progress=progress,
                 cancel=cancel,
+                same_calls=self.sharing.same_calls,
             )
             cache = None
             if caching is not None:

@@ -112,6 +112,9 @@ class StepRun:
         Called before the first step and after every step.
     cancel
         Looked at before every call of the transformer and after every step.
+    same_calls
+        False where other processes, which look at the same flag, may make other calls: it is looked
+        at after every step alone then, as all of them have to.
     """
 
     def __init__(
@@ -128,6 +131,7 @@ class StepRun:
         clock: StepClock | None = None,
         progress: Progress | None = None,
         cancel: Flag | None = None,
+        same_calls: bool = True,
     ) -> None:
         self._pipe = pipe
         self._schedule = schedule
@@ -140,6 +144,7 @@ class StepRun:
         self._clock = clock
         self._progress = progress
         self._cancel = cancel
+        self._same_calls = same_calls
         self._planned: tuple[float, ...] | None = None  # of this segment
         self._timesteps: Any = None  # of the scheduler, as it was planned
         self._before = 0  # steps of earlier segments
@@ -176,7 +181,8 @@ class StepRun:
             if not self._before:
                 self._say_plan()
             self._tell(0)
-        check_cancelled(self._cancel, self._done)
+        if self._same_calls:
+            check_cancelled(self._cancel, self._done)
         if self._prepared != self._step:
             self._asked[self._done] = self._planned[self._step]
             self._set_sparsity(self._planned[self._step])
@@ -299,13 +305,18 @@ class StepRun:
         return result
 
     def timings(self) -> tuple[StepTiming, ...]:
-        """Times of the steps that ended; waits for the device."""
+        """Times of the steps that ended; waits for the device.
+
+        Without those of which another process has made all calls.
+        """
         clock = self._clock
         if clock is None or not self._calls:
             return ()
         rows = []
         start = self._calls[0][1]
         for step, end in self._ends.items():
+            if step not in self._reports:
+                continue
             calls = [call for call in self._calls if call[0] == step]
             busy = sum(clock.milliseconds(begin, finish) for _, begin, finish in calls)
             ran = self._report(step)

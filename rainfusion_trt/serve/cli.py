@@ -113,7 +113,7 @@ def _of_options(
     ratios = MagnitudeRatios.read(chosen["cache_ratios"])
     read_cache(chosen["cache"], chosen["cache_threshold"], ratios)
     worker = {
-        "options": {name: _plain(value) for name, value in chosen.items() if _is_given(value)},
+        "options": {n: _of_worker(n, value) for n, value in chosen.items() if _is_given(value)},
         **of_workers,
     }
     limits = {} if queue is None else {"limits": {"queued": queue}}
@@ -142,8 +142,11 @@ def _is_given(value: Any) -> bool:
     return value is not None and value is not False
 
 
-def _plain(value: Any) -> Any:
-    return str(value.absolute()) if isinstance(value, Path) else _absolute(value)
+def _of_worker(name: str, value: Any) -> Any:
+    """An option in JSON; a model or a preset is none the less one where a folder is called so."""
+    if isinstance(value, Path):
+        return str(value.absolute())
+    return _absolute(value) if name == "checkpoint" else value
 
 
 def _absolute(value: Any) -> Any:

@@ -53,7 +53,7 @@ class Gate:
         hosts: Iterable[str] = (),
     ) -> None:
         self._app = app
-        self._hosts = frozenset(host.lower() for host in hosts)
+        self._hosts = frozenset(host.lower().removesuffix(".") for host in hosts)
         self._token = None if token is None else _digest(token)
         self._most = most_bytes
         labels = ("method", "route", "status")

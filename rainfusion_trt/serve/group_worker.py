@@ -110,7 +110,14 @@ class GroupWorker:
         return Ran.model_validate_json(made.ran)
 
     def fault(self) -> str | None:
-        """Why it has to be replaced; None while it works."""
+        """Why it has to be replaced; None while it works. From any thread.
+
+        A process that dies between two videos says so to nobody: the next job would be lost to it.
+        """
+        if self._fault is None:
+            dead = [rank for rank, each in enumerate(self._processes) if each.poll() is not None]
+            if dead and self._fault is None:  # nor was it ended here meanwhile
+                return self._death(dead[0])
         return self._fault
 
     def close(self) -> None:
@@ -157,7 +164,8 @@ class GroupWorker:
                     on_step(*answer.step)
                 except BaseException as error:
                     stop = error
-                    self._ends[0].send(None)  # its flag ends the call of all
+                    with contextlib.suppress(OSError):  # it has died, which is heard next
+                        self._ends[0].send(None)  # its flag ends the call of all
         failed = [answer for answer in answers.values() if answer.error is not None]
         if failed:
             raise self._failure(failed)
@@ -175,6 +183,8 @@ class GroupWorker:
                 try:
                     answer = self._ends[rank].recv()
                 except (EOFError, OSError) as error:
+                    if any(said.error and not said.consequence for said in answers.values()):
+                        return  # it has died of what another one has said
                     raise self._gone(rank) from error
                 yield rank, answer
             if end is None and any(answer.error is not None for answer in answers.values()):
@@ -195,9 +205,12 @@ class GroupWorker:
         return RainFusionError(cause.error) if cause.refusal else RuntimeError(cause.error)
 
     def _gone(self, rank: int) -> WorkerGone:
-        self._fault = f"process {rank} of this worker's {len(self._ends)} has died"
+        self._fault = self._death(rank)
         self.close()
         return WorkerGone(self._fault)
+
+    def _death(self, rank: int) -> str:
+        return f"process {rank} of this worker's {len(self._ends)} has died"
 
 
 def _place(rank: int, count: int, port: int) -> dict[str, str]:

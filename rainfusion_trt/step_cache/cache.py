@@ -25,6 +25,9 @@ from rainfusion_trt.step_cache.settings import CacheSettings
 Decide = Callable[[int, Callable[[], bool]], bool]
 """The step, from 0, and what this process would do -> what all processes do."""
 
+_Name = tuple[str | None, int]
+"""A call in its step: the cache context that it is in, and how many there were in it before."""
+
 
 def alone(step: int, make: Callable[[], bool]) -> bool:
     """The decision of a process that has no others beside it."""
@@ -130,8 +133,13 @@ class StepCache:
         self._timesteps = timesteps
         self._transformer: Any = None  # the one whose turn it is
         self._moment: Moment | None = None
-        self._index = 0  # of the call in this step
+        self._context: str | None = None  # of the calls that come
+        self._counts: dict[str | None, int] = {}  # of the calls of this step, by their context
         self._begin(None)
+
+    def named(self, context: str | None) -> None:
+        """What the next calls are for, where the pipeline says so by a cache context."""
+        self._context = context
 
     def call(
         self,
@@ -167,31 +175,40 @@ class StepCache:
             self._rule.scheduled(functools.partial(self._timesteps, moment.steps))
         if is_other or (is_new and moment.step == 0):
             self._begin(transformer)
-        self._moment, self._index = moment, 0 if is_new else self._index + 1
+        if is_new and self._moment is not None and moment.done > self._moment.done + 1:
+            self._kept.clear()  # another process made a step's calls, who knows if they ran
+        self._moment = moment
         if is_new:
-            self._skip = self._decision(moment, call)
-        kept = self._kept.get(self._index)
+            self._counts = {}
+        name = (self._context, self._counts.get(self._context, 0))
+        self._counts[self._context] = name[1] + 1
+        if is_new:
+            self._skip = self._decision(moment, name, call)
+            if not self._skip:
+                self._kept.clear()  # what this step does not call for is too old for the next
+        kept = self._kept.get(name)
         if self._skip and kept is not None and kept.fits(call):
             return self._answered(kept, call)
         output = run()
         ran = report()
-        self._keep(self._index, moment, call, output, ran)
+        self._keep(name, moment, call, output, ran, first=is_new)
         return output, ran
 
     def _begin(self, transformer: Any) -> None:
         """A generation, a segment of one, or the turn of another transformer begins."""
         self._transformer = transformer
-        self._kept: dict[int, _Kept] = {}  # by the number of the call in its step
+        self._kept: dict[_Name, _Kept] = {}  # of the last step that ran, and what ran since
         self._skip = False
         self._skipped = 0  # steps in a row
         self._latents: Tensors | None = None  # of the first call of this step
         self._rule.reset()
 
-    def _decision(self, moment: Moment, call: Mapping[str, Any]) -> bool:
-        """Whether this step is skipped."""
-        first = self._kept.get(0)
-        if first is not None and not first.fits(call):
-            self._begin(self._transformer)  # a clip of another size: nothing fits any more
+    def _decision(self, moment: Moment, name: _Name, call: Mapping[str, Any]) -> bool:
+        """Whether this step is skipped, by its first call."""
+        first = self._kept.get(name)
+        if self._kept and (first is None or not first.fits(call)):
+            # A clip of another size, or a step that begins otherwise: nothing fits any more.
+            self._begin(self._transformer)
             first = None
         # Copied, as a pipeline may go on to compute in the place of its latents.
         latents = None if first is None else tuple(x.clone() for x in first.latents(call))
@@ -217,17 +234,24 @@ class StepCache:
         return output, CallReport(0, 0, skipped=kept.attentions, ran=False)
 
     def _keep(
-        self, index: int, moment: Moment, call: Mapping[str, Any], output: Any, ran: CallReport
+        self,
+        name: _Name,
+        moment: Moment,
+        call: Mapping[str, Any],
+        output: Any,
+        ran: CallReport,
+        *,
+        first: bool,
     ) -> None:
         outputs = tuple(output[i] for i in range(len(self._model.outputs)))
         noisy = []
-        for name, tensor in zip(self._model.noisy_inputs, outputs, strict=True):
-            part = _Noisy.of(name, call[name], tensor)
+        for given, tensor in zip(self._model.noisy_inputs, outputs, strict=True):
+            part = _Noisy.of(given, call[given], tensor)
             if part is None:
                 raise UnsupportedError(
                     f"cache= compares noisy latents with outputs, and of {self._model.name} the "
-                    f"output {list(tensor.shape)} is not of the shape of {name} "
-                    f"{list(call[name].shape)}: leave cache= out"
+                    f"output {list(tensor.shape)} is not of the shape of {given} "
+                    f"{list(call[given].shape)}: leave cache= out"
                 )
             noisy.append(part)
         latents = tuple(part.take(call) for part in noisy)
@@ -235,13 +259,13 @@ class StepCache:
         # Copied, as a pipeline may go on to compute in the place of what it was given.
         if self._settings.reuse == "output":
             outputs = tuple(y.clone() for y in outputs)
-            self._kept[index] = _Kept(tuple(noisy), outputs, (), attentions)
+            self._kept[name] = _Kept(tuple(noisy), outputs, (), attentions)
         else:
             pairs = zip(latents, outputs, strict=True)
             residuals = tuple(((y.float() - x.float()).to(x.dtype), y.dtype) for x, y in pairs)
-            self._kept[index] = _Kept(tuple(noisy), None, residuals, attentions)
-            outputs = outputs if index else tuple(y.clone() for y in outputs)
-        if index:
+            self._kept[name] = _Kept(tuple(noisy), None, residuals, attentions)
+            outputs = tuple(y.clone() for y in outputs) if first else outputs
+        if not first:
             return
         if self._latents is None:  # the first step, of which no shapes were known
             self._latents = tuple(x.clone() for x in latents)

@@ -140,13 +140,16 @@ def test_cross_attention_is_left_alone():
     assert dense == [(448, 512, (2, 2, 1, 512))] * 2
 
 
-def test_a_clip_as_long_as_the_text_is_refused():
-    """8 x 8 x 8 video tokens and 512 of text: lengths do not tell the two attentions apart."""
+def test_a_clip_as_long_as_the_text():
+    """8 x 8 x 8 video tokens and 512 of text: modules tell what lengths do not."""
     transformer = tiny()
     call = call_of(OPENSORA, transformer, VideoSize(29, 128, 128), batch=1)
-    rainfusion_trt.enable(transformer)
-    with pytest.raises(UnsupportedError, match="clip of 512 tokens"):
-        forward(transformer, call)
+    dense = forward(transformer, call)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.0, method="rainfusion")
+    torch.testing.assert_close(forward(transformer, call), dense, rtol=1e-4, atol=1e-5)
+    assert routing.routed == len(routing.sites) == 2
+    routing.sparsity = 0.5
+    assert not torch.allclose(forward(transformer, call), dense, rtol=1e-4, atol=1e-5)
 
 
 # -- checkpoints -----------------------------------------------------------------------------------

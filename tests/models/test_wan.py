@@ -147,8 +147,9 @@ def test_calls_that_do_not_fit_are_refused():
         get_model("wan2.2-ti2v-5b").graph_inputs(call)
     size = VideoSize(29, 128, 128)  # 8 x 8 x 8 tokens
     call = model.example_inputs(transformer, size, batch=1)
+    # Where self-attention is told by its tokens; modules tell it in a transformer as it comes.
     with pytest.raises(UnsupportedError, match="clip of 512 tokens"):
-        model.layout(transformer, call)
+        model.check_lengths(model.layout(transformer, call), call)
 
 
 # -- routing ---------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_steps_are_those_of_cache_dit(make):
     cached(pipe)
     wanted = latents(pipe)
     assert (wanted - plain).abs().max() > 1e-2  # it does skip
-    routing = rainfusion_trt.enable(pipe.transformer, sparsity=0.0)
+    routing = rainfusion_trt.enable(pipe.transformer, sparsity=0.0, method="rainfusion")
     # float32 roundings of two dense attentions through four steps of guidance 4.
     torch.testing.assert_close(latents(pipe), wanted, atol=2e-4, rtol=0)
     ran = routing.report()  # of the last step

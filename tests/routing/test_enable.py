@@ -172,7 +172,7 @@ def test_unknown_class_needs_the_model():
 
 def test_forward_without_routed_attention_is_an_error():
     transformer, forward = make()
-    rainfusion_trt.enable(transformer)
+    rainfusion_trt.enable(transformer, method="rainfusion")
     for block in transformer.transformer_blocks:  # attention by other means
         block.attn1.forward = lambda hidden_states, encoder_hidden_states, **_: (
             hidden_states,

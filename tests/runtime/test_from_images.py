@@ -69,8 +69,13 @@ def picture(tmp_path) -> Path:
 
 @pytest.fixture
 def pipeline(checkpoint):
+    # Of clips as small as these piecewise would keep every window.
     with Pipeline(
-        MODEL.name, checkpoint=checkpoint, backend="torch", dtype=torch.float32
+        MODEL.name,
+        checkpoint=checkpoint,
+        backend="torch",
+        dtype=torch.float32,
+        method="rainfusion",
     ) as pipeline:
         yield pipeline
 

@@ -25,7 +25,7 @@ from rainfusion_trt.runtime.schedule import (
 from rainfusion_trt.sigma_schedule import NoiseLevels, SigmaSchedule
 
 Pipeline = functools.partial(rainfusion_trt.Pipeline, device="cpu", backend="torch")
-SIZE = VideoSize(frames=17, height=96, width=128)  # more tokens than one window holds
+SIZE = VideoSize(frames=37, height=96, width=128)  # with windows that do not all meet
 CALL = {
     "prompt": "a fox",
     "num_frames": SIZE.frames,

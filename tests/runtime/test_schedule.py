@@ -97,6 +97,29 @@ def test_pipelines_without_a_callback_are_followed_and_ended_too():
     assert told == [(0, 5), (1, 5), (2, 5)] and not vars(pipe.scheduler)
 
 
+def test_processes_whose_calls_differ_look_at_a_flag_equally_often():
+    """One half of guidance is nobody's where it is off: the second process makes no call then."""
+    looks = []
+    for calls in ((1, 1, 1), (1, 0, 2)):
+        flag = SimpleNamespace(asked=0)
+        flag.is_set = lambda flag=flag: setattr(flag, "asked", flag.asked + 1)
+        pipe = SimpleNamespace(num_timesteps=3)
+        clock = StepClock(torch.device("cpu"))
+        run = StepRun(
+            pipe, [0.5] * 3, lambda value: None, clock=clock, cancel=flag, same_calls=False
+        )
+        for step, count in enumerate(calls):
+            for _ in range(count):
+                run.before_call(CALL)
+                run.after_call(CallReport(routed=1))
+            run.on_step_end(pipe, step, 999, {"latents": torch.zeros(1)})
+        looks.append(flag.asked)
+        made = [step for step, count in enumerate(calls) if count]
+        assert [row.step for row in run.timings()] == made
+        assert [row.step for row in run.reports()] == made
+    assert looks == [3, 3]
+
+
 class _Scheduler:
     def step(self, value):
         return (value,)

@@ -456,7 +456,7 @@ def test_pages_of_other_sites_cannot_use_it(running):
 
 def test_names_of_others_that_lead_here_are_refused(tmp_path):
     """DNS rebinding: to a browser, the page of such a name and this service are one site."""
-    running = make_running(tmp_path, hosts=("Videos.example",))
+    running = make_running(tmp_path, hosts=("Videos.example.",))
     token = make_running(tmp_path, token="secret", hosts=())
     every = make_running(tmp_path, hosts=("*",))
     ours = ("127.0.0.1:8000", "localhost", "LOCALHOST:80", "a.localhost", "[::1]:8000", "192.0.2.7")

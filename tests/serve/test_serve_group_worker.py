@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -155,6 +156,45 @@ def test_the_cause_is_told_and_the_processes_are_out_of_step(answer, kind, words
     assert worker.fault() is not None and all(end.closed for end in worker._ends)
     with pytest.raises(WorkerGone):
         worker.generate(ASKED, None, Path("x"), lambda *_: None)
+
+
+def test_a_death_after_the_cause_was_told_does_not_hide_it():
+    """Else what has no room in memory would be tried again, and end the next group too."""
+    worker = answering(Answer(error="out of memory (CUDA)", memory=True))
+    mine, theirs = Pipe()
+    worker._ends.append(mine)
+    theirs.close()
+    with pytest.raises(MemoryError, match="CUDA"):
+        worker._answers(lambda *_: None)
+
+
+def test_a_death_before_a_cancellation_is_that_of_the_worker():
+    worker = answering()
+    mine, theirs = Pipe()
+    worker._ends.append(mine)
+    theirs.send(Answer(step=(1, 2)))
+    theirs.close()
+
+    def cancelled(done, steps):
+        raise KeyError(done)
+
+    with pytest.raises(WorkerGone, match="process 0 of this worker's 1 has died"):
+        worker._answers(cancelled)
+
+
+def test_a_death_between_two_videos_is_a_fault_before_a_job_is_lost():
+    worker = answering()
+    worker._processes = [subprocess.Popen(("sleep", "60")) for _ in range(2)]
+    worker._ends = [None, None]
+    try:
+        assert worker.fault() is None
+        worker._processes[1].kill()
+        worker._processes[1].wait()
+        assert worker.fault() == "process 1 of this worker's 2 has died"
+    finally:
+        for process in worker._processes:
+            process.kill()
+            process.wait()
 
 
 def test_options_that_do_not_fit(options):

@@ -161,6 +161,17 @@ def test_names_of_what_is_here_become_absolute(tmp_path, monkeypatch):
     assert cli._absolute("s3://bucket/x") == "s3://bucket/x"
 
 
+def test_a_folder_that_is_called_as_a_model_changes_no_option(started, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("wan2.1-1.3b", "fast", "easy", "checkpoint"):
+        (tmp_path / name).mkdir()
+    names = {"model": "wan2.1-1.3b", "preset": "fast", "cache": "easy"}
+    done = invoke("--checkpoint", "checkpoint", *(f"--{n}={value}" for n, value in names.items()))
+    assert done.exit_code == 0, done.output
+    ((given, _),) = started
+    assert given.worker.options == {"checkpoint": str(tmp_path / "checkpoint"), **names}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

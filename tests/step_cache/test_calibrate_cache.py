@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchHeunDiscreteScheduler
 from typer.testing import CliRunner
 
 import rainfusion_trt
@@ -22,6 +23,7 @@ from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models import get_model
 from rainfusion_trt.step_cache.calibrate import MagnitudeRecorder, calibrate
 from rainfusion_trt.step_cache.ratios import MagnitudeRatios, is_ours, read_ratios
+from rainfusion_trt.step_cache.settings import CacheSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Pipeline = functools.partial(rainfusion_trt.Pipeline, backend="torch", device="cpu", sparsity=0.0)
@@ -83,6 +85,18 @@ def test_calibrated_and_used():
     other = replace(made, model="wan2.1-14b")
     with pytest.raises(InvalidInputError, match=r"are of wan2\.1-14b, and the model here is wan2"):
         Pipeline(pipe=pipe, cache="mag", cache_ratios=other)
+
+
+def test_a_scheduler_that_calls_the_transformer_twice_in_a_step():
+    """Heun's has 2 n - 1 timesteps, each of which is a step to a pipeline."""
+    pipe = wan()
+    pipe.scheduler = FlowMatchHeunDiscreteScheduler()
+    call = {**CALL, "num_inference_steps": 4, "guidance_scale": 1.0}
+    with Pipeline(pipe=pipe) as pipeline:
+        ratios = calibrate(pipeline, ["a fox"], **call)
+        cache = CacheSettings("mag", threshold=9.0, ratios=ratios)
+        made = pipeline("a fox", cache=cache, **call)
+    assert ratios.steps == len(made.steps) == 7 and made.skipped == (2, 3, 4)
 
 
 def test_prompts_are_averaged_and_experts_begin_anew():

@@ -94,6 +94,22 @@ def test_skipped_steps_call_no_transformer(make, calls):
     assert cached.density == pytest.approx(sum(shares) / 8) and cached.density < 0.5
 
 
+def test_guidance_that_a_callback_switches():
+    """In a step that is skipped, its second half has nothing of the last step that ran."""
+    pipe = wan()
+
+    def end(pipe: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe._guidance_scale = 1.0 if step == 4 else 4.0  # off in step 5
+        return tensors
+
+    with Pipeline(pipe=pipe) as pipeline:
+        made = pipeline(**CALL, cache="easy", cache_threshold=ANY, callback_on_step_end=end)
+    assert "cache_context" not in vars(pipe.transformer)
+    assert made.skipped == SKIPPED[:-1]
+    half = made.steps[6]
+    assert half.skipped == half.routed + half.dense > 0
+
+
 def test_cancelled_in_a_skipped_step_leaves_nothing_behind():
     flag = threading.Event()
 

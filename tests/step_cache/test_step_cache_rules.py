@@ -230,6 +230,44 @@ def test_a_half_that_has_nothing_kept_runs():
     assert loop.ran == [0, 1, 3]  # the second call of step 3
 
 
+def test_a_half_that_was_off_in_the_last_step_that_ran_runs():
+    """What it gave in a step before that is older than any step that may be skipped."""
+    loop = Loop(residual("easy", threshold=9.0, first=0.1, max_skips=1))
+    for i in range(6):
+        loop.call(Moment(i, 8, i), twice, hidden_states=even(i))
+        if i != 3:
+            loop.call(Moment(i, 8, i), twice, hidden_states=even(i))
+    assert loop.ran == [0, 0, 1, 1, 3, 4, 5, 5]
+
+
+def test_a_process_without_a_call_in_a_step_runs_in_the_next():
+    """The second half of guidance, off in step 3: the first process may have run that step."""
+    loop = Loop(residual("easy", first=0.1), decide=lambda step, make: step != 1)
+    for i in (0, 1, 2, 4, 5):
+        loop.call(Moment(i, 20, i), twice, hidden_states=even(i))
+    assert loop.ran == [0, 1, 4]
+
+
+def test_a_call_is_known_by_what_it_is_for():
+    """As of skip-layer guidance: its second call is another one where guidance has ended."""
+    loop = Loop(CacheSettings("easy", threshold=9.0, first=0.1, last=0))
+    signs = {"cond": 1, "uncond": -1, "skip": 5}
+    for i in range(5):
+        for name in signs if i < 3 else ("cond", "skip"):
+            loop.cache.named(name)
+            given = loop.call(
+                Moment(i, 8, i),
+                lambda hidden_states, sign=signs[name]: (sign * hidden_states,),
+                hidden_states=even(i),
+            )[0]
+            assert torch.equal(given, signs[name] * even(min(i, 1)))
+    assert loop.ran == [0] * 3 + [1] * 3
+    # A step that begins with another call than the one before is not decided by that.
+    loop.cache.named("uncond")
+    loop.call(Moment(5, 8, 5), twice, hidden_states=torch.cat([even(5), even(5)]))
+    assert loop.ran[-1] == 5
+
+
 def test_experts_and_segments_begin_anew():
     loop = Loop(residual("easy", threshold=9.0, first=0.1))
     for i in range(12):
@@ -290,7 +328,7 @@ def test_latents_that_a_pipeline_changes_in_place_and_low_precision():
         )
     assert loop.ran == [0, 1, 4]
     assert output.dtype == torch.float32
-    ((kept, _),) = loop.cache._kept[0].residuals
+    ((kept, _),) = loop.cache._kept[None, 0].residuals
     assert kept.dtype == torch.bfloat16
 
 
@@ -320,7 +358,7 @@ def test_what_is_kept_goes_with_the_cache():
     loop = Loop(CacheSettings("easy", threshold=0.3))
     for i in range(4):
         loop.call(Moment(i, 8, i), twice, hidden_states=even(i))
-    kept = [weakref.ref(t) for t in (*loop.cache._kept[0].outputs, *loop.cache._latents)]
+    kept = [weakref.ref(t) for t in (*loop.cache._kept[None, 0].outputs, *loop.cache._latents)]
     del loop
     gc.collect()
     assert [ref() for ref in kept] == [None, None]
