@@ -171,9 +171,8 @@ def _attentions(eager: Eager, routing: Routing, mesh: Any, sparsity: float) -> d
     group = mesh["ulysses"].get_group()
     ulysses = Ulysses(group, dist.get_world_size(), dist.get_rank())
     tokens = Tokens(layout.grid, layout.text, layout.text_tokens, layout.kv_len is not None)
-    first, last = _span(ulysses.sizes(heads), ulysses.rank)
     mine = sum(ulysses.sizes(n)[ulysses.rank] for n in (tokens.grid.numel(), tokens.text_tokens))
-    own = (q[:, first:last], k[:, first:last], v[:, first:last])
+    own = [ulysses.part(x, dim=1) for x in (q, k, v)]
     local = tuple(x[:, :, :mine].transpose(1, 2).contiguous() for x in (q, k, v))
     return {
         WHOLE: partial(attend, q, k, v),
@@ -181,12 +180,6 @@ def _attentions(eager: Eager, routing: Routing, mesh: Any, sparsity: float) -> d
         EXCHANGE: partial(exchanged, lambda q, _k, _v: q),
         SHARED: partial(exchanged, attend),
     }
-
-
-def _span(sizes: list[int], rank: int) -> tuple[int, int]:
-    """Where the heads of a process begin and end."""
-    first = sum(sizes[:rank])
-    return first, first + sizes[rank]
 
 
 def _in_turn(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:

@@ -73,6 +73,8 @@ def main(
     timeout: options.Timeout = 60.0,
 ) -> None:
     """Make a video from a text, and a picture or a video."""
+    from rainfusion_trt.runtime.media import read_named
+
     clip = {"num_frames": frames, "height": height, "width": width, "guidance_scale": guidance}
     call = {"num_inference_steps": steps, "negative_prompt": negative_prompt, "seed": seed, **clip}
     call |= {"strength": strength, "mode": mode}
@@ -94,7 +96,7 @@ def main(
     faster = {"cuda_graph": cuda_graph, "compile": compile}
     _check(output, fps, call, overwrite=overwrite)
     read_cache(cache, cache_threshold, MagnitudeRatios.read(cache_ratios))
-    call |= _read_start(start)
+    call |= read_named(start)
     given = [name for name in (*start, "strength", "mode") if call.get(name) is not None]
     _check_takes(model or _exported_model(engine, onnx), checkpoint, given)
     chosen = {"checkpoint": checkpoint, "backend": backend, **files, **schedule, **allowed}
@@ -135,13 +137,6 @@ def _check(output: Path, fps: int | None, call: dict[str, Any], *, overwrite: bo
         check_fps(fps)
     check_numbers({name: value for name, value in call.items() if value is not None})
     check_seed(call["seed"])
-
-
-def _read_start(paths: dict[str, Any]) -> dict[str, Any]:
-    """The pictures and the video that were named, without those that were not."""
-    from rainfusion_trt.runtime.media import read_media
-
-    return read_media({name: path for name, path in paths.items() if path is not None})
 
 
 def _exported_model(engine: Path | None, onnx: Path | None) -> str | None:

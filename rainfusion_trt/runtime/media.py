@@ -46,6 +46,17 @@ def read_media(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def read_named(paths: Mapping[str, Any]) -> dict[str, Any]:
+    """The pictures and clips of options that were given, without those that were not.
+
+    Raises
+    ------
+    InvalidInputError
+        One that cannot be read.
+    """
+    return read_media({name: path for name, path in paths.items() if path is not None})
+
+
 def frames_of_video(pipe: Any, arguments: Mapping[str, Any]) -> int | None:
     """Frames of the clip where they are those of the video that is given; else None.
 

@@ -45,18 +45,15 @@ def main(
     allow_dense: options.AllowDense = False,
 ) -> None:
     """Measure what cache="mag" needs of a model, a scheduler and a number of steps."""
+    from rainfusion_trt.runtime.media import read_named
+
     clip = {"num_frames": frames, "height": height, "width": width, "guidance_scale": guidance}
     call = {"num_inference_steps": steps, "negative_prompt": negative_prompt, "seed": seed, **clip}
     call["strength"] = strength
     _check(output, call, overwrite=overwrite)
-    start = {"image": image, "last_image": last_image, "video": video}
-    call |= _read_start(start)
-    chosen: dict[str, Any] = {
-        "engine": engine,
-        "onnx": onnx,
-        "engine_2": engine_2,
-        "onnx_2": onnx_2,
-    }
+    call |= read_named({"image": image, "last_image": last_image, "video": video})
+    chosen: dict[str, Any] = {"engine": engine, "onnx": onnx}
+    chosen |= {"engine_2": engine_2, "onnx_2": onnx_2}
     chosen |= {"preset": preset, "method": method, "sparsity": sparsity, "backend": backend}
     made = {"device": device, "cuda_graph": cuda_graph, "compile": compile}
     made |= {"cpu_offload": cpu_offload, "allow_dense": allow_dense, "checkpoint": checkpoint}
@@ -77,12 +74,6 @@ def _check(output: Path, call: dict[str, Any], *, overwrite: bool) -> None:
     )
     check_numbers({name: value for name, value in call.items() if value is not None})
     check_seed(call["seed"])
-
-
-def _read_start(paths: dict[str, Path | None]) -> dict[str, Any]:
-    from rainfusion_trt.runtime.media import read_media
-
-    return read_media({name: path for name, path in paths.items() if path is not None})
 
 
 def _measure(
