@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.step_cache.ratios import MagnitudeRatios
 from rainfusion_trt.step_cache.settings import RULES, CacheSettings, read_cache
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -53,10 +56,34 @@ def test_what_is_meant():
     assert [CacheSettings("easy", first=0.07).always(i, 100) for i in (6, 7)] == [True, False]
 
 
+def document() -> str:
+    return (ROOT / "docs" / "caching.md").read_text(encoding="utf-8")
+
+
 def test_the_document_has_the_defaults():
-    text = (Path(__file__).parents[2] / "docs" / "caching.md").read_text(encoding="utf-8")
+    text = document()
     for name, usual in RULES.items():
         (row,) = re.findall(rf"^\| `{name}` \| (?!\d)(.*) \|$", text, re.MULTILINE)
         *_, threshold, always = row.split(" | ")
         assert threshold == f"{usual.threshold:g}"
         assert always == f"the first {100 * usual.first:g} %, the last step"
+
+
+def test_the_document_has_the_measured_figures():
+    rows = json.loads((ROOT / "benchmarks/results/demo_caching.json").read_text())["rows"]
+    wanted = [
+        (row["cache"], row["threshold"], len(row["skipped"]), row["relative_error_of_latents"])
+        for row in rows
+        if row["what"] == "threshold"
+    ]
+    lines = re.findall(
+        r"^\| `(\w+)` \| ([\d.]+) \| (\d+) of 30 \| ([\d.]+) % \|$", document(), re.M
+    )
+    assert [(name, float(threshold), int(n)) for name, threshold, n, _ in lines] == [
+        row[:3] for row in wanted
+    ]
+    assert [error for *_, error in lines] == [f"{100 * row[3]:.1f}" for row in wanted]
+    words = " ".join(document().split())
+    fixed = [r["relative_error_of_latents"] for r in rows if r["what"] == "fixed skips"]
+    for output, residual in zip(fixed[::2], fixed[1::2], strict=True):
+        assert f"{100 * output:.1f} % instead of {100 * residual:.1f} %" in words
