@@ -145,10 +145,12 @@ class Exchange:
     def _end(self) -> None:
         self._thread.join()
         self._enter_device()
-        with contextlib.suppress(ParallelError):
+        try:
             self._calls.close(self._index, abort=self._failure is not None)
             if self._failure is not None:
                 self._calls.close(self._index)  # forget it
+        except ParallelError as error:  # the call has ended, well or with an error of its own
+            _log.warning("the communicator of this process did not end as it should: %s", error)
 
     def _open(self, made: bytes, nccl: str | None) -> None:
         """Connect the GPUs; NCCL waits for all of them, so that it has to be in a thread."""

@@ -115,6 +115,13 @@ def test_it_opens_and_closes(calls):
     assert calls.closed == [False]
 
 
+def test_a_communicator_that_does_not_end_well_is_told(calls, caplog):
+    exchange = Exchange(Team(), None)
+    calls.is_stuck = True
+    exchange.close()
+    assert "did not end as it should: a call of NCCL in another thread" in caplog.text
+
+
 def test_a_process_that_says_it_failed_ends_what_waits(calls):
     team = Team()
     exchange = Exchange(team, None)
