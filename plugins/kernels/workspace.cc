@@ -96,6 +96,7 @@ void lay_out_eight_bit(const Sizes& sizes, Cutter& cutter, EightBit* parts) {
   cutter.cut(&parts->lse_shift, sizes.heads * sizes.tokens);
   cutter.cut(&parts->partials, numbers * kPartials * ceil_div(sizes.tokens, kStatisticsTokens));
   cutter.cut(&parts->centres, numbers * kCentres);
+  cutter.cut(&parts->rounded_sums, numbers * sizes.k_tiles);
 }
 
 size_t lay_out(const Sizes& sizes, void* base, Workspace* parts) {

@@ -81,7 +81,8 @@ class EightBitHead:
         self._scale = call.scale
         head_size = q.shape[1]
         real = v[:kv_len].float()
-        self._centre = k[:kv_len:_CENTRE_STRIDE].float().mean(0) if kv_len else k.new_zeros(1)
+        some = k[:kv_len:_CENTRE_STRIDE].float()
+        self._centre = some.mean(0) if kv_len else some.new_zeros(head_size)
         self._value_centre = real.mean(0) if kv_len else v.new_zeros(1).float()
         amplitude = (real - self._value_centre).abs().amax(0) if kv_len else v.new_ones(1).float()
         self._value_scale = amplitude.clamp(min=_SMALLEST_AMPLITUDE) / _LARGEST_E4M3
@@ -96,6 +97,9 @@ class EightBitHead:
             self._tile(int(tokens[0]), k[tokens], v[tokens])
             for tokens in _token_tiles(call, head, kv_len)
         ]
+        # Rounding leaves values with a mean of their own, which the output loses.
+        rounded = sum(tile.values.sum(0) for tile in self._tiles)
+        self._output_centre = self._value_centre - self._value_scale * rounded / max(kv_len, 1)
         self._pseudo: list[_Tile] = []
         self._log_counts: tuple[Tensor, ...] = ()
         if head.kind is Kind.WINDOWS:
@@ -119,7 +123,7 @@ class EightBitHead:
             softmax.add(scores, values)
         if softmax.output is None:
             return None
-        output = softmax.output / softmax.sum * self._value_scale + self._value_centre
+        output = softmax.output / softmax.sum * self._value_scale + self._output_centre
         lse = softmax.reference / _LOG2_E + softmax.sum.log()
         return output, lse[:, 0] + self._shift[rows.tokens]
 

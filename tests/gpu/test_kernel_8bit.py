@@ -11,6 +11,7 @@ permutation that is wrong costs all of it.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -21,6 +22,7 @@ from rainfusion_trt import classify_heads, rainfusion_attention
 from rainfusion_trt.errors import UnsupportedError
 from rainfusion_trt.operator import native, reference
 from rainfusion_trt.operator.cuda_ops import launch
+from rainfusion_trt.operator.eight_bit import rotated
 from rainfusion_trt.operator.geometry import BlockShape, Kind, TokenLayout, block_shape
 from rainfusion_trt.operator.piecewise import Windows
 from rainfusion_trt.operator.plan import HeadPlan
@@ -117,10 +119,24 @@ def check(monkeypatch, layout, q, k, v, arguments, shape=None):
             most = BOUND * (expected - common).norm() + ROUNDING[q.dtype] * expected.norm()
             error = (found - expected).norm()
             assert error <= most, (b, h, (error / (expected - common).norm()).item())
-            # Sums of exponentials that differ as above; the shift is a product of float32.
-            off = (lse - wanted_lse)[b, h, :length].abs().max()
-            assert off <= 2e-3 + 2.0**-20 * wanted_lse[b, h, :length].abs().max(), (b, h, off)
+            check_lse(lse[b, h], wanted_lse[b, h], q[b, h], k[b, h], length)
     return out
+
+
+def check_lse(lse, wanted, q, k, length, relative=2.0**-20):
+    """Sums of exponentials that differ as above; the shift is a product of float32.
+
+    Of a hundred rows one has an integer that float32 moves over the edge of two, by which all
+    scores of the row move; more than three such integers no row has.
+    """
+    off = (lse - wanted)[:length].abs()
+    most = 2e-3 + relative * wanted[:length].abs()
+    assert (off > most).float().mean() < 0.05, off.quantile(0.95).item()
+    head_size = q.shape[1]
+    unit = rotated(q[:length]).abs().amax(1) / 127
+    keys = rotated(k[:length].float() - k[:length:8].float().mean(0))
+    moved = 3 * unit * keys.abs().max() * head_size**-1.5
+    assert (off <= most + moved).all(), (off - most - moved).max().item()
 
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
@@ -180,7 +196,8 @@ def test_scores_that_rise(monkeypatch, levels, head_size):
     )
     assert out.isfinite().all()
     assert (out.float() - wanted.float()).norm() < 0.06 * wanted.float().norm()
-    assert ((lse - wanted_lse).abs() <= 2e-3 + 2.0**-12 * wanted_lse.abs()).all()
+    for b, h in itertools.product(range(HEADS[0]), range(HEADS[1])):
+        check_lse(lse[b, h], wanted_lse[b, h], q[b, h], k[b, h], layout.tokens, 2.0**-12)
 
 
 @pytest.mark.parametrize("head_size", [64, 128])
@@ -224,18 +241,23 @@ def test_windows_that_a_problem_asks_for(monkeypatch, blocks, head_size):
     check(monkeypatch, layout, q, k, v, arguments_of(layout, 0.7), shape=shape)
 
 
-def test_error_of_the_formats():
-    """The figure that the definition promises, on random normal data."""
-    for head_size, most in ((64, 0.042), (128, 0.042)):
-        layout = TokenLayout((8, 32, 32), 8 * 32 * 32, "none", 0)
-        generator = torch.Generator("cuda").manual_seed(1)
-        shape = (3, 1, 2, layout.tokens, head_size)
-        q, k, v = torch.randn(shape, generator=generator, device="cuda").bfloat16().unbind(0)
-        out = rainfusion_attention(q, k, v, layout.grid, **arguments_of(layout, 0.0))
-        scores = q.double() @ k.double().transpose(2, 3) * head_size**-0.5
-        wanted = torch.softmax(scores, -1) @ v.double()
-        error = (out.double() - wanted).norm() / wanted.norm()
-        assert error < most, (head_size, error.item())
+@pytest.mark.parametrize("grid", [(2, 32, 32), (16, 64, 64)], ids=str)
+@pytest.mark.parametrize("head_size", [64, 128])
+def test_error_of_the_formats(head_size, grid):
+    """The figure that the definition promises, on random normal data, however many keys.
+
+    The more there are, the more a mean counts that rounding leaves values with.
+    """
+    layout = TokenLayout(grid, math.prod(grid), "none", 0)
+    generator = torch.Generator("cuda").manual_seed(1)
+    shape = (3, 1, 2, layout.tokens, head_size)
+    q, k, v = torch.randn(shape, generator=generator, device="cuda").bfloat16().unbind(0)
+    out = rainfusion_attention(q, k, v, layout.grid, **arguments_of(layout, 0.0))
+    rows = torch.linspace(0, layout.tokens - 1, 500, device="cuda").long()
+    scores = q[:, :, rows].double() @ k.double().transpose(2, 3) * head_size**-0.5
+    wanted = torch.softmax(scores, -1) @ v.double()
+    error = (out[:, :, rows].double() - wanted).norm() / wanted.norm()
+    assert error < 0.038, error.item()
 
 
 def test_every_element_is_written_and_calls_repeat():

@@ -30,7 +30,7 @@ constexpr int kStatisticsTokens = 1024;       // of a partial sum
 
 // What the statistics of a head are, in rows of head_size numbers.
 enum Partial { kKeySum, kValueSum, kValueMin, kValueMax, kPartials };
-enum Centre { kKeyCentre, kValueCentre, kValueScale, kCentres };
+enum Centre { kKeyCentre, kValueCentre, kValueScale, kOutputCentre, kCentres };
 
 // Of a tile of keys. Rows behind the last key are zeros, as their values are.
 struct alignas(16) KeyTile {

@@ -129,6 +129,7 @@ struct EightBit {
   float* lse_shift;            // [batch, heads, tokens] of the centre of keys
   float* partials;             // [batch, heads, chunks, kPartials, head_size]
   float* centres;              // [batch, heads, kCentres, head_size]
+  float* rounded_sums;         // [batch, heads, k_tiles, head_size], of a tile's rounded values
 };
 
 // Parts of the workspace.

@@ -3,6 +3,7 @@
 // Four threads take a row. They rotate it, so that no channel is much larger than the others, find
 // its largest number and round it: a query by a factor of its own, a key by one of its tile.
 
+#include <cuda_fp16.h>
 #include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
@@ -17,7 +18,8 @@ namespace {
 using namespace eight_bit;
 
 constexpr int kRowThreads = 4;
-constexpr int kQueryRows = 64;  // of a CTA
+constexpr int kQueryRows = 64;        // of a CTA
+constexpr int kCentreThreads = 1024;  // several rows of sums at once
 static_assert(kQueries % kQueryRows == 0, "CTAs share a tile");
 
 // Which tokens the rows of a block are, in their order. Those of a window are counted in the raster
@@ -205,6 +207,42 @@ __global__ void __launch_bounds__(kQueryRows* kRowThreads)
 // banks.
 __device__ __forceinline__ int spread(int offset) { return offset + (offset >> 8 << 4); }
 
+__device__ __forceinline__ float sum_of_e4m3(const uint4& chunk) {
+  const uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+  float2 sum = {0.f, 0.f};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const auto pair = static_cast<__nv_fp8x2_storage_t>(words[i / 2] >> i % 2 * 16);
+    const float2 values = __half22float2(__nv_cvt_fp8x2_to_halfraw2(pair, __NV_E4M3));
+    sum.x += values.x;
+    sum.y += values.y;
+  }
+  return sum.x + sum.y;
+}
+
+// What the rounded values of a tile add up to, a channel a place, by all threads of a CTA.
+template <int kHeadSize, int kThreads>
+__device__ __forceinline__ void write_sums(const uint8_t* values, float* out) {
+  constexpr int kParts = kThreads / kHeadSize;  // threads of a channel
+  constexpr int kHalfSteps = keys_of(kHeadSize) * 2 / kStepKeys;
+  static_assert(kThreads % kHeadSize == 0 && kHalfSteps % kParts == 0, "all threads have as much");
+  __shared__ float sums[kThreads];
+  const int channel = threadIdx.x % kHeadSize;
+  float sum = 0.f;
+#pragma unroll
+  for (int i = 0; i < kHalfSteps / kParts; ++i) {
+    const int half = threadIdx.x / kHeadSize + i * kParts;
+    const int offset = (half / 2 * kHeadSize + channel) * kStepKeys + half % 2 * kChunkBytes;
+    sum += sum_of_e4m3(*reinterpret_cast<const uint4*>(values + spread(offset)));
+  }
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.x >= kHeadSize) return;
+#pragma unroll
+  for (int part = 1; part < kParts; ++part) sum += sums[threadIdx.x + part * kHeadSize];
+  out[threadIdx.x] = sum;
+}
+
 // A CTA takes a tile of keys and their values, or of pseudo-keys and theirs.
 template <typename Element, int kHeadSize>
 __global__ void __launch_bounds__(keys_of(kHeadSize) * kRowThreads)
@@ -286,6 +324,36 @@ __global__ void __launch_bounds__(keys_of(kHeadSize) * kRowThreads)
   if (threadIdx.x == 0) {
     p.tiles.k_tile[tile] = {amplitude / kLargestInteger, pseudo ? kPseudoKeys : keys, {0, 0}};
   }
+  if (!pseudo) write_sums<kHeadSize, kThreads>(values, p.tiles.rounded_sums + tile * kHeadSize);
+}
+
+// What the output gets back for the mean that values lost, and for the one that rounding left them
+// with: numbers of 8 bits fall into the intervals of e4m3 in such a way that their errors do not
+// cancel out over a channel, and a softmax over many keys shows little else. A CTA finishes a head.
+template <int kHeadSize>
+__global__ void __launch_bounds__(kCentreThreads)
+    output_centres_kernel(const __grid_constant__ EightBitSources p, int k_tiles) {
+  constexpr int kGroups = kCentreThreads / kHeadSize;
+  __shared__ float sums[kGroups][kHeadSize];
+  const Geometry& g = p.geometry;
+  const int channel = threadIdx.x % kHeadSize;
+  const int group = threadIdx.x / kHeadSize;
+  const int tiles = uses_windows(g, p.sparsity) ? g.k_windows.blocks : g.k_cut.blocks;
+  const float* own =
+      p.tiles.rounded_sums + static_cast<int64_t>(blockIdx.x) * k_tiles * kHeadSize + channel;
+  float sum = 0.f;
+#pragma unroll 8
+  for (int tile = group; tile < tiles; tile += kGroups) sum += own[tile * kHeadSize];
+  sums[group][channel] = sum;
+  __syncthreads();
+  if (group != 0) return;
+  for (int i = 1; i < kGroups; ++i) sum += sums[i][channel];
+  const int limit =
+      key_count(p.kv_len, blockIdx.x / g.heads, static_cast<int32_t>(g.layout.tokens));
+  float* centres = p.tiles.centres + static_cast<int64_t>(blockIdx.x) * kCentres * kHeadSize;
+  const float left = limit > 0 ? sum / static_cast<float>(limit) : 0.f;
+  centres[kOutputCentre * kHeadSize + channel] = centres[kValueCentre * kHeadSize + channel] -
+                                                 centres[kValueScale * kHeadSize + channel] * left;
 }
 
 }  // namespace
@@ -313,6 +381,10 @@ cudaError_t launch_eight_bit_tiles(const Geometry& geometry, const RainfusionTen
     const dim3 keys(g.k_tiles(), g.batch_heads());
     key_tiles_kernel<Element, kHeadSize>
         <<<keys, keys_of(kHeadSize) * kRowThreads, 0, stream>>>(sources, g.k_tiles());
+    const cudaError_t rounded = cudaGetLastError();
+    if (rounded != cudaSuccess) return rounded;
+    output_centres_kernel<kHeadSize>
+        <<<g.batch_heads(), kCentreThreads, 0, stream>>>(sources, g.k_tiles());
     return cudaGetLastError();
   });
 }

@@ -20,12 +20,12 @@ struct RowStatistics {
   float sum[kRows] = {0.f, 0.f};                    // this thread's columns only
 };
 
-// Scores of keys at or past `valid` become -infinity.
-template <int kScores>
+// Scores of keys at or past `valid` become -infinity. It is at least kFirst, a multiple of 8.
+template <int kFirst = 0, int kScores>
 __device__ __forceinline__ void mask_scores(float (&s)[kScores], int valid) {
   const int column = threadIdx.x % 4 * 2;
 #pragma unroll
-  for (int i = 0; i < kScores; ++i) {
+  for (int i = kFirst / 2; i < kScores; ++i) {
     if (i / 4 * 8 + column + i % 2 >= valid) s[i] = -INFINITY;
   }
 }

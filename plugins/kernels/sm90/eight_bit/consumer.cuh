@@ -20,6 +20,8 @@ class EightBitConsumer {
   using Scores = float[kKeys / 2];
   using Output = float[kHeadSize / 2];
   using Probabilities = uint32_t[Shape::kSteps][4];
+  // Windows seldom have all keys of a tile, and seldom lack more: then few scores are looked at.
+  static constexpr int kShortBy = 32;
 
   // What a key tile says of itself.
   struct Tile {
@@ -167,6 +169,8 @@ class EightBitConsumer {
           s[n * 4 + r * 2 + 1] = fmaf(bias.y, inverse[r], s[n * 4 + r * 2 + 1]);
         }
       }
+    } else if (tile.keys >= kKeys - kShortBy) {
+      mask_scores<kKeys - kShortBy>(s, tile.keys);
     } else {
       mask_scores(s, tile.keys);
     }
@@ -331,7 +335,7 @@ class EightBitConsumer {
                 reinterpret_cast<const float2*>(centres + which * kHeadSize + (n + i) * 8));
           };
           const float2 scale = at(eight_bit::kValueScale);
-          const float2 centre = at(eight_bit::kValueCentre);
+          const float2 centre = at(eight_bit::kOutputCentre);
           const int place = (n + i) * 4 + r * 2;
           pairs[i] = pack<Element>(fmaf(o[place] * inverse, scale.x, centre.x * real),
                                    fmaf(o[place + 1] * inverse, scale.y, centre.y * real));
