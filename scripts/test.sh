@@ -12,7 +12,7 @@ rainfusion-trt build-plugin
 say "checking style and types"
 ruff check .
 ruff format --check .
-find plugins -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' |
+find plugins benchmarks -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' |
   xargs clang-format --dry-run -Werror
 mypy
 say "running tests"

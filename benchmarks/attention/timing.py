@@ -80,7 +80,7 @@ def check_cases(
             if own:
                 raise
             # A baseline's compiler may refuse a shape; the others are timed all the same.
-            left_out.append(f"{case.implementation} on {case.lists}: {_first_line(failure)}")
+            left_out.append(f"{case.implementation} on {case.lists}: {first_line(failure)}")
             logger.warning("%s", left_out[-1], exc_info=failure)
     return checked, left_out
 
@@ -164,5 +164,6 @@ def milliseconds(run: Replay) -> float:
     return start.elapsed_time(end)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]

@@ -1,0 +1,71 @@
+"""Compile the peers for shapes that are measured, which needs no GPU; with --check, try them.
+
+    python -m benchmarks.attention.peers --flash-attention DIR --cutlass DIR --sage-attention DIR
+
+A run of `benchmarks.attention.precision` with the same options then finds them compiled.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import torch
+import typer
+
+from benchmarks.attention.accuracy import dense_error
+from benchmarks.attention.peers.rivals import (
+    BUILD,
+    BuildOption,
+    CutlassOption,
+    FlashAttentionOption,
+    SageAttentionOption,
+    Trees,
+    compiled,
+    peers_of,
+)
+from benchmarks.attention.shapes import SHAPES
+from rainfusion_trt.demo.console import run_app
+from rainfusion_trt.errors import InvalidInputError
+
+app = typer.Typer(add_completion=False, help=__doc__)
+_TOKENS = 1100  # an odd number of blocks and a short last one, as the shapes have
+
+
+@app.command()
+def main(
+    flash_attention: FlashAttentionOption = None,
+    cutlass: CutlassOption = None,
+    sage_attention: SageAttentionOption = None,
+    peers_build: BuildOption = BUILD,
+    shapes: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SHAPES)}.")] = None,
+    check: Annotated[bool, typer.Option(help="Print their errors; needs a GPU.")] = False,
+) -> None:
+    """Compile what these shapes need."""
+    trees = Trees(flash_attention, cutlass, sage_attention, peers_build)
+    if not trees:
+        raise InvalidInputError(
+            "no sources: give --flash-attention and --cutlass, or --sage-attention"
+        )
+    if unknown := [shape for shape in shapes or () if shape not in SHAPES]:
+        raise InvalidInputError(f"--shapes {', '.join(unknown)}: known are {', '.join(SHAPES)}")
+    chosen = [SHAPES[shape] for shape in shapes or ("cogvideox-5b", "hunyuanvideo-720p")]
+    sizes = {(shape.head_size, shape.layout().tokens) for shape in chosen}
+    start = time.monotonic()
+    paths = compiled(trees, sizes).paths
+    print(f"{len(paths)} libraries in {time.monotonic() - start:.0f} s", flush=True)
+    if check:
+        _check(trees, sorted({head_size for head_size, _ in sizes}))
+
+
+def _check(trees: Trees, head_sizes: list[int]) -> None:
+    peers = peers_of(trees, [(head_size, _TOKENS) for head_size in head_sizes])
+    for head_size in head_sizes:
+        q, k, v = torch.randn(3, 2, 3, _TOKENS, head_size, device="cuda", dtype=torch.bfloat16)
+        for peer in peers:
+            error = dense_error(q, k, v, peer.run_of(q, k, v)())
+            print(f"{peer.name}, D = {head_size}: relative error {error:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    run_app(app, show_time=True)
