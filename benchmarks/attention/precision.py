@@ -32,6 +32,7 @@ from benchmarks.attention.captured import METHOD, Captured, errors_of
 from benchmarks.attention.methods import time_in_turn
 from benchmarks.attention.peers.rivals import (
     BUILD,
+    WRONG,
     BuildOption,
     CutlassOption,
     FlashAttentionOption,
@@ -52,7 +53,6 @@ logger = logging.getLogger("rainfusion_trt.bench")
 app = typer.Typer(add_completion=False, help=__doc__)
 CUDNN = "cudnn"
 CHOSEN = ("cogvideox-5b", "hunyuanvideo-720p", "wan2.1-14b-720p")  # head sizes that 8 bits have
-WRONG = 0.5  # relative error of what is no attention; zeros have 1
 _NOTE = " ".join((__doc__ or "").split("\n\n")[2].split())
 _TENSORS_NOTE = "relative errors of 256 rows of every head against float64; nothing is timed"
 Row = dict[str, Any]

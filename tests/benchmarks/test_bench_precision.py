@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.attention import captured, methods, precision
 from benchmarks.attention.accuracy import dense_error
+from benchmarks.attention.peers.__main__ import check_peers
 from benchmarks.attention.peers.rivals import Peer
 from benchmarks.attention.shapes import Shape
 from rainfusion_trt.errors import InvalidInputError
@@ -77,6 +78,15 @@ def test_a_peer_is_timed_as_it_makes_itself_ready(monkeypatch):
     turn = precision.Turn(SHAPE, [], [Peer("ready", "1 (a)", refuse, ready)], CPU)
     turn.runs["ready", 0.0, "all"]()
     assert len(made) == 1 and not turn.left_out
+
+
+def test_a_check_tells_every_peer_and_fails(capsys):
+    check_peers([EXACT], [64], CPU)
+    with pytest.raises(SystemExit):
+        check_peers([Peer("fails", "1 (a)", refuse), EXACT], [64], CPU)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "fails, D = 64: RuntimeError: no such kernel"
+    assert all(line.startswith("exact, D = 64: relative error 0.00") for line in lines[::2])
 
 
 @pytest.mark.parametrize(

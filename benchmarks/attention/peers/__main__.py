@@ -7,7 +7,11 @@ A run of `benchmarks.attention.precision` with the same options then finds them 
 
 from __future__ import annotations
 
+import logging
+import math
 import time
+from collections.abc import Sequence
+from itertools import product
 from typing import Annotated
 
 import torch
@@ -16,18 +20,22 @@ import typer
 from benchmarks.attention.accuracy import dense_error
 from benchmarks.attention.peers.rivals import (
     BUILD,
+    WRONG,
     BuildOption,
     CutlassOption,
     FlashAttentionOption,
+    Peer,
     SageAttentionOption,
     Trees,
     compiled,
     peers_of,
 )
 from benchmarks.attention.shapes import SHAPES
+from benchmarks.attention.timing import first_line
 from rainfusion_trt.demo.console import run_app
 from rainfusion_trt.errors import InvalidInputError
 
+logger = logging.getLogger("rainfusion_trt.bench")
 app = typer.Typer(add_completion=False, help=__doc__)
 _TOKENS = 1100  # an odd number of blocks and a short last one, as the shapes have
 
@@ -55,16 +63,27 @@ def main(
     paths = compiled(trees, sizes).paths
     print(f"{len(paths)} libraries in {time.monotonic() - start:.0f} s", flush=True)
     if check:
-        _check(trees, sorted({head_size for head_size, _ in sizes}))
+        head_sizes = sorted({head_size for head_size, _ in sizes})
+        peers = peers_of(trees, [(head_size, _TOKENS) for head_size in head_sizes])
+        check_peers(peers, head_sizes, torch.device("cuda"))
 
 
-def _check(trees: Trees, head_sizes: list[int]) -> None:
-    peers = peers_of(trees, [(head_size, _TOKENS) for head_size in head_sizes])
-    for head_size in head_sizes:
-        q, k, v = torch.randn(3, 2, 3, _TOKENS, head_size, device="cuda", dtype=torch.bfloat16)
-        for peer in peers:
+def check_peers(peers: Sequence[Peer], head_sizes: Sequence[int], device: torch.device) -> None:
+    """Run every peer; exit status 1 if one fails or its result is wrong."""
+    good = True
+    for head_size, peer in product(head_sizes, peers):
+        q, k, v = torch.randn(3, 2, 3, _TOKENS, head_size, device=device, dtype=torch.bfloat16)
+        try:
             error = dense_error(q, k, v, peer.run_of(q, k, v)())
-            print(f"{peer.name}, D = {head_size}: relative error {error:.4f}", flush=True)
+        except Exception as failure:
+            error, said = math.inf, first_line(failure)
+            logger.warning("%s", peer.name, exc_info=failure)
+        else:
+            said = f"relative error {error:.4f}"
+        print(f"{peer.name}, D = {head_size}: {said}", flush=True)
+        good &= error < WRONG
+    if not good:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

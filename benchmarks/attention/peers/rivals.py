@@ -31,6 +31,7 @@ BuildOption = Annotated[
     Path, typer.Option("--peers-build", help="Folder for what is compiled of these.")
 ]
 BUILD = Path("build/peers")
+WRONG = 0.5  # relative error of what is no attention; zeros have 1
 
 
 @dataclass(frozen=True)
