@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.attention import captured, methods, precision
 from benchmarks.attention.accuracy import dense_error
 from benchmarks.attention.peers.__main__ import check_peers
+from benchmarks.attention.peers.__main__ import main as peers_command
 from benchmarks.attention.peers.rivals import Peer
 from benchmarks.attention.shapes import Shape
 from rainfusion_trt.errors import InvalidInputError
@@ -158,3 +159,5 @@ def test_arguments_are_refused_before_a_gpu_is_looked_for(tmp_path):
         precision.main(tensors=tmp_path / "none")
     with pytest.raises(InvalidInputError, match="known are cogvideox-5b"):
         precision.main(shapes=["none"])
+    with pytest.raises(InvalidInputError, match="no sources"):
+        peers_command()

@@ -57,6 +57,8 @@ def main(
         )
     if unknown := [shape for shape in shapes or () if shape not in SHAPES]:
         raise InvalidInputError(f"--shapes {', '.join(unknown)}: known are {', '.join(SHAPES)}")
+    if check and not torch.cuda.is_available():
+        raise InvalidInputError("--check: there is no CUDA GPU to run peers on")
     chosen = [SHAPES[shape] for shape in shapes or ("cogvideox-5b", "hunyuanvideo-720p")]
     sizes = {(shape.head_size, shape.layout().tokens) for shape in chosen}
     start = time.monotonic()

@@ -94,6 +94,8 @@ def peers_of(trees: Trees, sizes: Iterable[tuple[int, int]]) -> list[Peer]:
     """
     if not trees:
         return []
+    if not torch.cuda.is_available():
+        raise UnsupportedError("there is no CUDA GPU to run peers on")
     capability = torch.cuda.get_device_capability()
     if capability != (9, 0):
         raise UnsupportedError(f"compute capability {capability}: peers are built for (9, 0)")
