@@ -239,8 +239,7 @@ def main(
         problem = Problem("normal", head_size, many, rows)
         facts = {"tensors": "normal", "head_size": head_size, "keys": many}
         results += [
-            {**facts, **variant, "error": round(problem.error(**variant), 5)}
-            for variant in also
+            {**facts, **variant, "error": round(problem.error(**variant), 5)} for variant in also
         ]
     note = " ".join((__doc__ or "").split("\n\n")[2].split())
     write_result(
