@@ -208,6 +208,42 @@ def _precision(rows: list[Row]) -> str:
     )
 
 
+def _whole(rows: list[Row]) -> str:
+    """A step of a complete model by every forward, then whole clips."""
+    of = {what: [row for row in rows if row["what"] == what] for what in {r["what"] for r in rows}}
+    network = of["network"][0]
+    first = {row["run"]: row for row in of["first forward"]}
+    faster = {(row["run"], row["against"]): row["times"] for row in of.get("speed-up", ())}
+    dense = list(dict.fromkeys(against for _, against in faster))
+    table = [
+        {
+            "forward": row["run"],
+            "s": f"{row['sparsity']:g}",
+            "ms": row["ms"],
+            **{f"times {name}": faster.get((row["run"], name), "") for name in dense},
+            "peak GiB": first[row["run"]].get("peak_gib", ""),
+            "first forward, s": first[row["run"]]["seconds"],
+        }
+        for row in of.get("time of one forward", ())
+    ]
+    failed = [row for row in rows if "failed" in row or "not_run" in row]
+    columns = ("run", "seconds", "how", "skipped", "times_eager")
+    clips = [
+        {c: len(row[c]) if c == "skipped" else row[c] for c in columns if c in row}
+        for what, some in of.items()
+        if what.endswith(" steps")
+        for row in some
+        if "seconds" in row
+    ]
+    parts = [
+        f"{network['parameters'] / 1e9:.1f} billion parameters, {network['blocks']} blocks, "
+        f"{network['tokens']} tokens.\n\n{markdown(table)}"
+    ]
+    parts += [f"Steps:\n\n{markdown(clips)}"] if clips else []
+    parts += [f"Not measured:\n\n{markdown(failed)}"] if failed else []
+    return "\n".join(parts)
+
+
 def _compiled(rows: list[Row]) -> str:
     """Forwards eager and compiled, dense and sparse, and what compilation did."""
     runs = list(dict.fromkeys(row["run"] for row in rows if row["what"] == "time of one forward"))
@@ -249,6 +285,7 @@ _TABLES: dict[str, Callable[[list[Row]], str] | str] = {
     "precision": _precision,
     "parallel": parallel_tables.parallel,
     "several": parallel_tables.several,
+    "whole": _whole,
 }
 DOCUMENTS: dict[str, Callable[[Path], str]] = {
     "README.md": render_short,
