@@ -185,10 +185,37 @@ def demo(records: Mapping[str, Record]) -> str:
     return "\n".join(parts)
 
 
+def bits(records: Mapping[str, Record]) -> str:
+    """What 8 bits change: velocities source by source, and attention on layers' own q, k, v."""
+    parts = []
+    for name, record in records.items():
+        for source, shares in record["shares"].items():
+            table = [
+                {
+                    "rule": row["rule"],
+                    "s": f"{row['sparsity']:g}",
+                    "error": _of_cases(row["velocity"], digits=4),
+                    "of piecewise's": f"{shares[row['rule']]:.3f}",
+                    "loss, %": _of_cases(row["loss"], factor=100, digits=2),
+                    "flicker": _of_cases(row["flicker"], digits=4),
+                }
+                for row in record["rows"]
+                if row["source"] == source and "velocity" in row
+            ]
+            cases = len(next(r for r in record["rows"] if "velocity" in r)["velocity"]["cases"])
+            parts.append(f"{name}, {source}, {cases} cases:\n\n{markdown(table)}")
+        keys = {"layer": "layer", "precision": "attention"}
+        keys |= {"relative_error_mean": "error", "relative_error_worst": "of the worst head"}
+        layers = [{title: row[key] for key, title in keys.items()} for row in record["attention"]]
+        parts.append(f"{name}, dense attention of layers:\n\n{markdown(layers)}")
+    return "\n".join(parts)
+
+
 SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Record]], str]]] = {
     "film-fixed": ("fixed", fixed),
     "film-videos": ("videos", videos),
     "film-caching": ("caching", caching),
+    "film-bits": ("bits", bits),
     "film-vmaf": ("vmaf", vmaf),
     "film-longer-fixed": ("longer_fixed", fixed),
     "film-longer-videos": ("longer_videos", videos),
@@ -250,6 +277,12 @@ def _gain(values: Sequence[float], others: Sequence[float]) -> str:
     """Mean and standard error of the differences of the same seeds."""
     gain = _mean([a - b for a, b in zip(values, others, strict=True)])
     return f"{gain.value:+.1f} ± {gain.stderr:.1f}"
+
+
+def _of_cases(measured: Mapping[str, Any], factor: float = 1.0, digits: int = 3) -> str:
+    stderr = measured["stderr"]
+    estimate = Estimate(measured["mean"], math.nan if stderr is None else stderr, ())
+    return _pm(estimate, factor, digits)
 
 
 def _mean(values: Sequence[float]) -> Estimate:

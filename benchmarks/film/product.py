@@ -15,7 +15,11 @@ from benchmarks.film.scene import Scene
 from benchmarks.operator_calls import WatchOperator
 from rainfusion_trt.operator.geometry import block_shape
 from rainfusion_trt.operator.plan import HeadPlan
-from rainfusion_trt.operator.settings import OPERATOR_V1_DEFAULTS, AttentionSettings
+from rainfusion_trt.operator.settings import (
+    OPERATOR_V1_DEFAULTS,
+    AttentionSettings,
+    Precision,
+)
 
 
 @dataclass
@@ -31,11 +35,14 @@ class OperatorRule:
     scene: Scene
     method: str
     tally: Tally = field(default_factory=Tally)
+    precision: Precision = "16bit"
 
     @property
     def settings(self) -> AttentionSettings:
         """Settings that do not move with Python's defaults."""
-        return OPERATOR_V1_DEFAULTS.replace(method=self.method, sink_frames=1)
+        return OPERATOR_V1_DEFAULTS.replace(
+            method=self.method, sink_frames=1, precision=self.precision
+        )
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         settings = self.settings.replace(text="first").attributes()
@@ -49,7 +56,7 @@ class OperatorRule:
         """Add a call's densities and work to the tally."""
         density, work = float(plan.density.mean()), float(plan.work.mean())
         tokens = self.scene.tokens
-        rows, columns = block_shape(self.scene.head_size)
+        rows, columns = block_shape(self.scene.head_size, self.precision)
         dense = -(-tokens // rows) * rows * -(-tokens // columns) * columns / tokens**2
         self.tally.add(density, density, work / dense)
 

@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 if not all(find_spec(name) for name in ("cv2", "diffusers", "safetensors")):
     collect_ignore = [
+        "test_film_bits.py",
         "test_film_data.py",
         "test_film_instrument.py",
         "test_film_longer.py",

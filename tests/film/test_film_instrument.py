@@ -115,6 +115,13 @@ def test_the_whole_instrument(tmp_path):
         assert len(row["psnr"]) == len(row["flicker"]) == 2
         if row["rule"].startswith("dense"):
             assert min(row["psnr"]) > 60
+    run(*module, "bits", *model, "--shots", "2")
+    bits = json.loads((out / "bits_1.json").read_text())
+    assert bits["complete"]
+    for row in bits["rows"]:  # heads of 16
+        assert ("velocity" in row) == ("8 bits" not in row["rule"])
+        assert "velocity" in row or "head size 16" in row["not_run"]
+        assert row.get("velocity", {"mean": 0.0})["mean"] < 1e-5  # one window holds all tokens
     words = ["--seeds", "2", "--steps", "6", "--sparsity", "0", "0.8", "--thresholds", "0", "9"]
     run(*module, "caching", *model, *words, "--shots", "2")
     cached = json.loads((out / "caching_1.json").read_text())

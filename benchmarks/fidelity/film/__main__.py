@@ -17,7 +17,7 @@ STARTED = time.monotonic()
 def parse() -> argparse.Namespace:
     """The command line."""
     p = argparse.ArgumentParser(prog="benchmarks.fidelity.film", description=__doc__)
-    p.add_argument("what", choices=("fixed", "videos", "caching"))
+    p.add_argument("what", choices=("fixed", "videos", "caching", "bits"))
     p.add_argument("--weights", type=Path, required=True, help="of benchmarks.film --save-weights")
     p.add_argument("--data", type=Path, required=True, help="the film and TAEF2, anywhere below")
     p.add_argument("--clips", type=Path, help="folder of real footage")
@@ -40,6 +40,9 @@ def parse() -> argparse.Namespace:
         help="caching: a step of another model at every sparsity, 0 too; else measured here",
     )
     p.add_argument("--keep", type=int, default=3, help="videos: pairs written losslessly")
+    for peer in ("flash-attention", "cutlass", "sage-attention"):
+        p.add_argument(f"--{peer}", type=Path, help="bits: its sources, a rival in 8 bits")
+    p.add_argument("--peers-build", type=Path, default=Path("build/peers"), help="bits: folder")
     p.add_argument("--hold-out", type=int, default=7, help="as in training")
     p.add_argument("--frames", type=int, help="as in training")
     p.add_argument("--cpu", action="store_true", help="for tests")
@@ -57,7 +60,9 @@ def _step_ms(text: str) -> tuple[float, float]:
 def main() -> None:
     """Run on one process of a group that torchrun started, or alone."""
     options = parse()
+    from benchmarks.attention.peers.rivals import Trees
     from benchmarks.fidelity.film.bench import open_bench
+    from benchmarks.fidelity.film.bits import measure_bits
     from benchmarks.fidelity.film.caching import measure_caching
     from benchmarks.fidelity.film.entries import SPARSITIES
     from benchmarks.fidelity.film.fixed import measure_fixed
@@ -65,6 +70,9 @@ def main() -> None:
     from benchmarks.film.processes import process_group
 
     until = STARTED + options.limit
+    trees = Trees(
+        options.flash_attention, options.cutlass, options.sage_attention, options.peers_build
+    )
     with process_group(cpu=options.cpu) as device:
         bench = open_bench(
             options.weights,
@@ -77,6 +85,8 @@ def main() -> None:
         sparsities = options.sparsity or SPARSITIES
         if options.what == "fixed":
             measure_fixed(bench, options.output, options.shots, until, sparsities, options.only)
+        elif options.what == "bits":
+            measure_bits(bench, options.output, options.shots, until, trees)
         elif options.what == "caching":
             measure_caching(bench, options, until)
         else:
