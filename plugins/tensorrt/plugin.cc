@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "capabilities.h"
 #include "logging.h"
 #include "problem.h"
 #include "rainfusion/parallel.h"
@@ -78,15 +79,7 @@ Plugin::Plugin(const Plugin& other)
 
 nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(
     nvinfer1::PluginCapabilityType type) noexcept {
-  switch (type) {
-    case nvinfer1::PluginCapabilityType::kCORE:
-      return static_cast<nvinfer1::IPluginV3OneCore*>(this);
-    case nvinfer1::PluginCapabilityType::kBUILD:
-      return static_cast<nvinfer1::IPluginV3OneBuildV2*>(this);
-    case nvinfer1::PluginCapabilityType::kRUNTIME:
-      return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
-  }
-  return nullptr;
+  return capability_of(this, type);
 }
 
 nvinfer1::IPluginV3* Plugin::clone() noexcept {

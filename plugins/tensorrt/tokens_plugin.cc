@@ -3,6 +3,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "capabilities.h"
 #include "logging.h"
 #include "plugin.h"
 #include "problem.h"
@@ -87,15 +88,7 @@ const char* TokensPlugin::getPluginNamespace() const noexcept { return kPluginNa
 
 nvinfer1::IPluginCapability* TokensPlugin::getCapabilityInterface(
     nvinfer1::PluginCapabilityType type) noexcept {
-  switch (type) {
-    case nvinfer1::PluginCapabilityType::kCORE:
-      return static_cast<nvinfer1::IPluginV3OneCore*>(this);
-    case nvinfer1::PluginCapabilityType::kBUILD:
-      return static_cast<nvinfer1::IPluginV3OneBuildV2*>(this);
-    case nvinfer1::PluginCapabilityType::kRUNTIME:
-      return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
-  }
-  return nullptr;
+  return capability_of(this, type);
 }
 
 nvinfer1::IPluginV3* TokensPlugin::clone() noexcept {
