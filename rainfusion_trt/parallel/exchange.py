@@ -17,11 +17,11 @@ import time
 from collections import deque
 from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from rainfusion_trt.errors import ParallelError
+from rainfusion_trt.errors import InvalidInputError, ParallelError
 from rainfusion_trt.operator.native import NativeLibrary
 from rainfusion_trt.operator.native_parallel import ParallelCalls, Share
 from rainfusion_trt.parallel.launch import end_process
@@ -56,11 +56,25 @@ class Exchange:
 
     Raises
     ------
+    InvalidInputError
+        This process has one already.
     ParallelError
         NCCL is missing or cannot connect the GPUs, or another process failed.
     """
 
+    _alive: ClassVar[Exchange | None] = None  # the library knows one communicator a device
+
+    @classmethod
+    def refuse_second(cls) -> None:
+        """Raise InvalidInputError where this process has one that is not closed."""
+        if cls._alive is not None:
+            raise InvalidInputError(
+                "this process has a Pipeline of engines that share their tokens, and GPUs have one "
+                "communicator for that: close() it first, or use ulysses=1 or backend='torch' here"
+            )
+
     def __init__(self, team: Team, library: NativeLibrary) -> None:
+        self.refuse_second()
         self.team = team
         self.device = team.device
         self._calls = ParallelCalls(library)
@@ -84,6 +98,7 @@ class Exchange:
             raise
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
+        Exchange._alive = self
 
     @contextlib.contextmanager
     def call(self, kind: Hashable = None) -> Iterator[None]:
@@ -107,9 +122,13 @@ class Exchange:
             yield
             event = self._event()
         except Exception as error:
+            if not isinstance(error, InvalidInputError):  # which comes before anything is enqueued
+                self.team.enqueued = None
             self.check(error)
             raise
         else:
+            if self.team.enqueued is not None:
+                self.team.enqueued += 1
             with self._lock:
                 self._pending.append(_Enqueued(time.monotonic(), event, limit))
             self._known.add(kind)
@@ -134,6 +153,7 @@ class Exchange:
             if self._failure is None:
                 self._synchronize()  # while the thread looks on
         finally:
+            Exchange._alive = None
             self._stop.set()
             # NCCL may wait for another process of this machine that is gone: not for ever.
             ending = threading.Thread(target=self._end, daemon=True)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.errors import InvalidInputError, ParallelError, UnsupportedError
 from rainfusion_trt.models.base import VideoModel
 from rainfusion_trt.parallel.config import ParallelConfig
 from rainfusion_trt.runtime.denoiser import Denoiser
@@ -59,6 +59,10 @@ class Alone:
     ) -> tuple[Progress | None, Flag | None]:
         """Who is told of the progress, and the flag that all look at between two steps."""
         return progress, cancel
+
+    def fault(self) -> str | None:
+        """Why no generation can be made any more; None where one can, also after an error."""
+        return None
 
 
 class Shared(Alone):
@@ -130,6 +134,14 @@ class Shared(Alone):
         """The first process alone tells its progress, and its flag ends the call of all."""
         return progress if self.first else None, _FlagOfFirst(self.team, cancel)
 
+    def fault(self) -> str | None:
+        """What the processes are out of step by."""
+        try:
+            self.team.look()
+        except ParallelError as error:
+            return f"its processes are out of step: {error}"
+        return None
+
     def _same_noise(self, given: Any) -> Any:
         """Generators in the state of the first process's; a seed of its own where there is none."""
         if given is None:
@@ -178,12 +190,10 @@ class _FlagOfFirst:
     def __init__(self, team: Team, flag: Flag | None) -> None:
         self._team = team
         self._flag = flag
-        team.ended_by_all = False
 
     def is_set(self) -> bool:
         flag = self._flag
-        self._team.ended_by_all = self._team.agree(lambda: flag is not None and flag.is_set())
-        return self._team.ended_by_all
+        return self._team.agree(lambda: flag is not None and flag.is_set())
 
 
 def sharing(
@@ -204,7 +214,8 @@ def sharing(
     UnsupportedError
         Several processes and ONNX Runtime, or an engine that is for one.
     InvalidInputError, ParallelError
-        The processes are not there, or the engine is for another number.
+        The processes are not there, the engine is for another number, or another Pipeline of this
+        process has the communicator that it would need.
     """
     count = 1 if config is None else config.ulysses
     for name in backends:
@@ -219,6 +230,10 @@ def sharing(
             "parallel= is for engines and the PyTorch transformer; the backend here is "
             "onnxruntime: build an engine, or use backend='torch' with checkpoint= or pipe="
         )
+    if count > 1 and backends[0] != "torch":  # before engines are loaded, and the others asked
+        from rainfusion_trt.parallel.exchange import Exchange
+
+        Exchange.refuse_second()
     return Shared(config, device)
 
 

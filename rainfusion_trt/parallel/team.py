@@ -1,39 +1,39 @@
 """``Team``: the processes that make a clip together, and what they tell each other.
 
 What is computed goes through process groups, whose operations time out. What is agreed on goes
-through the store that every process group has, a table of bytes: there each process also says why
-it fails, so that the others end with the cause and not with its consequence.
+through the store that every process group has (`board.Board`): there each process also says why it
+fails, so that the others end with the cause and not with its consequence.
+
+An error need not end a run. Where all processes have left a call after the same exchanges, nobody
+waits for anybody: they are in step, as after a clip, and can make the next one. This is so of what
+all refuse alike, of a cancellation, and of an error of the first process behind the last step.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import itertools
 import os
 import pickle
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from rainfusion_trt.errors import (
-    GenerationCancelled,
-    InvalidInputError,
-    ParallelError,
-    RainFusionError,
-)
+from rainfusion_trt.errors import InvalidInputError, ParallelError, RainFusionError
+from rainfusion_trt.parallel.board import Board
 from rainfusion_trt.parallel.config import ParallelConfig
+from rainfusion_trt.parallel.ends import End, exchanges, in_step
 
 T = TypeVar("T")
-_FAILED = "rainfusion/failed"
-_PATIENCE = 3600.0  # seconds for what takes its time on one process: loading, writing a video
-_LOOK = 1.0  # seconds between looks at whether another process has failed
-_count = itertools.count()  # of what processes met for, the same in all of them
+_PATIENCE = 3600.0  # seconds for processes that start
+_SETTLE = 5.0  # seconds for others to come to the error that this process has
+_TOLD = 2.0  # seconds for another process to say its failure, which this one has felt
 _MARKS = ("gloo/", "gloo::", "ProcessGroup", "NCCL", "c10d")  # of errors of process groups
 
 
@@ -50,25 +50,24 @@ class Team:
         Where this process computes.
     mesh : DeviceMesh
         With the dimensions ``guidance``, ``ring`` and ``ulysses``.
+    enqueued : int or None
+        See `ends.End`; engines count them here.
     """
 
-    ended_by_all = False  # whether all processes agreed to end the call that runs
+    enqueued: int | None = 0
     _broken = False  # whether a process of this run has failed
+    _at_work = threading.Lock()  # all teams of a process are among the same processes
+    _count = 0  # of what processes met for, in all teams; the same in all processes
+    _meshes: ClassVar[dict[tuple[Any, ...], Any]] = {}  # each has process groups, which stay
 
-    def __init__(self, config: ParallelConfig, device: torch.device, store: Any) -> None:
-        from torch.distributed.device_mesh import init_device_mesh
-
+    def __init__(self, config: ParallelConfig, device: torch.device, board: Board) -> None:
         self.config = config
         self.device = device
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self._store = store
+        self.rank, self.world = board.rank, board.world
+        self._board = board
         with _said_shortly("meet"):
-            _meet(store, f"mesh/{next(_count)}", self.rank, self.world)
-            self.mesh = init_device_mesh(
-                device.type,
-                (config.guidance, 1, config.ulysses),
-                mesh_dim_names=("guidance", "ring", "ulysses"),
-            )
+            board.meet(f"mesh/{self._next()}")
+            self.mesh = self._mesh()
 
     @classmethod
     def join(cls, config: ParallelConfig, device: str | torch.device | None) -> Team:
@@ -96,12 +95,14 @@ class Team:
             )
         place = _place(device)
         if has_group:
-            return cls(config, place, dist.distributed_c10d._get_default_store())
+            store = dist.distributed_c10d._get_default_store()
+            return cls(config, place, Board(store, dist.get_rank(), world))
         leave_out_multicast()
         patience = timedelta(seconds=_PATIENCE)
         with _said_shortly("meet"):
             store, rank, world = next(rendezvous("env://", timeout=patience))
-            _meet(store, "start", rank, world)
+            board = Board(store, rank, world)
+            board.meet("start")
             dist.init_process_group(
                 "gloo" if place.type == "cpu" else "cpu:gloo,cuda:nccl",
                 store=store,
@@ -109,8 +110,8 @@ class Team:
                 world_size=world,
                 timeout=timedelta(seconds=config.timeout),
             )
-        atexit.register(cls._leave)  # and not before: another Pipeline may want it
-        return cls(config, place, store)
+        atexit.register(cls._leave, board)  # and not before: another Pipeline may want it
+        return cls(config, place, board)
 
     @property
     def first(self) -> bool:
@@ -125,12 +126,12 @@ class Team:
         ParallelError
             Another one has failed.
         """
-        with self.together():
-            _meet(self._store, f"meet/{next(_count)}", self.rank, self.world)
+        with self._hearing():
+            self._board.meet(f"meet/{self._next()}")
 
     def topic(self) -> str:
         """A name that all processes have for what they agree on next, and for nothing else."""
-        return f"topic/{next(_count)}"
+        return f"topic/{self._next()}"
 
     def agree(self, make: Callable[[], T], about: str | None = None) -> T:
         """What `make` gives in the first process, in all of them; its error is that of all.
@@ -148,16 +149,15 @@ class Team:
         ParallelError
             `make` failed in the first process, in the others.
         """
-        return self._agreed(str(next(_count) if about is None else about), 0, make)
+        return self._agreed(str(self._next() if about is None else about), 0, make)
 
     def _agreed(self, name: str, first: int, make: Callable[[], T]) -> T:
-        key = f"rainfusion/agreed/{name}"
         if self.rank != first:
-            with self.together():
-                _wait(self._store, [key], self.config.timeout)
-                return pickle.loads(self._store.get(key))  # noqa: S301  # from our own process
+            with self._hearing():
+                (said,) = self._board.read([f"agreed/{name}"], self.config.timeout)
+                return pickle.loads(said)  # noqa: S301  # from our own process
         value = make()
-        self._store.set(key, pickle.dumps(value))
+        self._board.put(f"agreed/{name}", pickle.dumps(value))
         return value
 
     def agree_in(self, dimension: str, make: Callable[[], T]) -> T:
@@ -176,39 +176,74 @@ class Team:
             `make` failed in the first process, in the others.
         """
         first, *_ = dist.get_process_group_ranks(self.mesh[dimension].get_group())
-        return self._agreed(f"{dimension}/{next(_count)}/{first}", first, make)
+        return self._agreed(f"{dimension}/{self._next()}/{first}", first, make)
 
     def look(self) -> None:
         """Raise ParallelError if another process has said that it failed, or cannot be asked."""
         try:
-            failed = self._store.check([_FAILED]) and self._store.get(_FAILED).decode()
+            failed = self._board.failure()
         except RuntimeError as error:
             raise ParallelError(
                 f"process 0 of this run is lost ({_shortly(error)}): see its own output"
             ) from error
-        if failed:
+        if failed is not None:
             raise ParallelError(failed)
+
+    def tell(self, said: str) -> None:
+        """Say to the others that this process failed, unless one has said so already."""
+        with contextlib.suppress(RuntimeError):
+            self._board.fail(said)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """A context whose errors the other processes learn of, and theirs this one.
+        """A context for what all processes do, whose errors they learn of from each other.
+
+        After an error of its own in each of them, or in the first alone, they may be in step; see
+        above. Else whatever they try next is the ParallelError of the one that failed.
 
         Raises
         ------
         ParallelError
-            Another process failed, is lost or does not answer.
+            Another process failed, is lost or does not answer, now or before.
+        InvalidInputError
+            Another thread of this process is in such a context, or this one is.
         """
+        if not Team._at_work.acquire(blocking=False):
+            raise InvalidInputError(
+                "a Pipeline with parallel= works in this process already, and its processes do one "
+                "thing at a time, in the same order: wait until it is done"
+            )
+        try:
+            with self._hearing():
+                self.look()
+            end = f"end/{self._next()}"
+            try:
+                with self._hearing():
+                    yield
+            except ParallelError:
+                raise
+            except Exception as error:
+                if not self._in_step(end):
+                    self._fail(error)
+                raise
+            except BaseException as error:  # such as an interruption, of this process alone
+                self._fail(error)
+                raise
+            with contextlib.suppress(RuntimeError):  # the first process may have ended by now
+                self._say_end(end, failed=False)
+        finally:
+            Team._at_work.release()
+
+    @contextlib.contextmanager
+    def _hearing(self) -> Iterator[None]:
+        """A context in which what another process causes is a ParallelError."""
         try:
             yield
-        except ParallelError:
-            Team._broken = True
+        except ParallelError as error:
+            self._fail(error)
             raise
-        except BaseException as error:
-            if self.ended_by_all and isinstance(error, GenerationCancelled):
-                raise  # in every process, so that the next call finds them in step
-            Team._broken = True
+        except Exception as error:
             if not _is_of_groups(error):
-                self._tell(error)
                 raise
             cause = self._cause()
             if cause is None:
@@ -216,31 +251,63 @@ class Team:
                     f"a process of this run is lost or did not answer for {self.config.timeout:g} "
                     f"seconds ({_shortly(error)}): see its own output, or raise timeout="
                 )
-                self._tell(error)
+            self._fail(error)
             raise ParallelError(cause) from error
 
-    @classmethod
-    def _leave(cls) -> None:
-        """Leave the process group that was made here; a broken one may wait for ever."""
-        if dist.is_initialized() and not cls._broken:
-            dist.destroy_process_group()
+    def _in_step(self, end: str) -> bool:
+        """Whether all have come to the end after the same exchanges, this one with an error."""
+        names = [f"{end}/{rank}" for rank in range(self.world)]
+        try:
+            self._say_end(end, failed=True)
+            texts = self._board.read(names, min(_SETTLE, self.config.timeout))
+        except RuntimeError:  # they are elsewhere, one has failed, or the store is lost
+            return False
+        return in_step([pickle.loads(text) for text in texts])  # noqa: S301  # of our processes
 
-    def tell(self, said: str) -> None:
-        """Say to the others that this process failed, unless one has said so already."""
-        with contextlib.suppress(RuntimeError):
-            if not self._store.check([_FAILED]):
-                self._store.set(_FAILED, f"process {self.rank} failed: {said}")
+    def _say_end(self, end: str, *, failed: bool) -> None:
+        mine = End(failed, Team._count, self.enqueued, exchanges(self.mesh))
+        self._board.put(f"{end}/{self.rank}", pickle.dumps(mine))
 
-    def _tell(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException) -> None:
+        """This process cannot go on with the others, nor they with it."""
+        Team._broken = True
         self.tell(_shortly(error) or type(error).__name__)
+
+    def _mesh(self) -> Any:
+        """One for all teams of a kind, as those of the service come and go."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        shape = (self.config.guidance, 1, self.config.ulysses)
+        kind = (dist.group.WORLD, self.device.type, shape)
+        if kind not in self._meshes:
+            names = ("guidance", "ring", "ulysses")
+            self._meshes[kind] = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
+        return self._meshes[kind]
+
+    @classmethod
+    def _next(cls) -> int:
+        Team._count += 1
+        return Team._count
+
+    @classmethod
+    def _leave(cls, board: Board) -> None:
+        """Leave the process group that was made here; a broken one may wait for ever."""
+        if not dist.is_initialized() or cls._broken:
+            return
+        with contextlib.suppress(RuntimeError):
+            board.put(f"left/{board.rank}", b"")
+            if board.rank == 0:  # which keeps the board, of which others may be about to read
+                board.read([f"left/{rank}" for rank in range(board.world)], _SETTLE)
+        dist.destroy_process_group()
 
     def _cause(self) -> str | None:
         """What another process has said of its failure; it may be just about to."""
-        end = time.monotonic() + 2 * _LOOK
+        end = time.monotonic() + _TOLD
         with contextlib.suppress(RuntimeError):
             while time.monotonic() < end:
-                if self._store.check([_FAILED]):
-                    return self._store.get(_FAILED).decode()
+                failed = self._board.failure()
+                if failed is not None:
+                    return failed
                 time.sleep(0.05)
         return None
 
@@ -273,28 +340,6 @@ def _place(device: str | torch.device | None) -> torch.device:
         )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
-
-
-def _meet(store: Any, name: str, rank: int, world: int) -> None:
-    store.set(f"rainfusion/{name}/{rank}", b"")
-    _wait(store, [f"rainfusion/{name}/{other}" for other in range(world)], _PATIENCE)
-
-
-def _wait(store: Any, keys: list[str], limit: float) -> None:
-    """Wait for keys of the store, and look whether a process has failed meanwhile."""
-    end = time.monotonic() + limit
-    while True:
-        try:
-            store.wait(keys, timedelta(seconds=_LOOK))
-            return
-        except dist.DistStoreError:
-            if store.check([_FAILED]):
-                raise ParallelError(store.get(_FAILED).decode()) from None
-            if time.monotonic() > end:
-                raise ParallelError(
-                    f"a process of this run did not answer for {limit:g} seconds: see its own "
-                    "output, or raise timeout="
-                ) from None
 
 
 @contextlib.contextmanager

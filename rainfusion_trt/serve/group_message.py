@@ -19,6 +19,8 @@ class Answer:
         Why it failed, in one line where that is a refusal.
     refusal, memory, consequence
         Whether the error is one of this package, of memory, or another process's.
+    fault
+        Why this process can make no more clips; None where it can, also after an error.
     """
 
     step: tuple[int, int] | None = None
@@ -28,3 +30,4 @@ class Answer:
     refusal: bool = False
     memory: bool = False
     consequence: bool = False
+    fault: str | None = None

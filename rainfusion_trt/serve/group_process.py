@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -44,7 +45,8 @@ def main(number: int) -> None:
     while True:
         request, image, output = work.get()
         stop.clear()
-        end.send(_answer(partial(_make, worker, end, request, image, Path(output), stop)))
+        answer = _answer(partial(_make, worker, end, request, image, Path(output), stop))
+        end.send(replace(answer, fault=worker.fault()))
 
 
 def _listen(end: Connection, work: SimpleQueue[Any], stop: threading.Event) -> None:

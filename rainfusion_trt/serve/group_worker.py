@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -166,12 +166,22 @@ class GroupWorker:
                     stop = error
                     with contextlib.suppress(OSError):  # it has died, which is heard next
                         self._ends[0].send(None)  # its flag ends the call of all
+        self._judge(answers)
         failed = [answer for answer in answers.values() if answer.error is not None]
         if failed:
             raise self._failure(failed)
         if stop is not None:
             raise stop
         return answers[0]
+
+    def _judge(self, answers: Mapping[int, Answer]) -> None:
+        """After an error of a generation they can make the next one, unless one says otherwise."""
+        faults = [answers[rank].fault for rank in sorted(answers) if answers[rank].fault]
+        if len(answers) < len(self._ends):
+            faults.append("its processes are out of step after an error")
+        if faults:
+            self._fault = faults[0]
+            self.close()
 
     def _messages(self, answers: dict[int, Answer]) -> Iterator[tuple[int, Answer]]:
         """What they say, until all have answered, or one has failed and the others had time."""
@@ -193,12 +203,11 @@ class GroupWorker:
                 return
 
     def _failure(self, failed: list[Answer]) -> Exception:
-        """The error of a generation; its processes cannot make another, as they are out of step."""
-        self._fault = "its processes are out of step after an error"
-        self.close()
+        """The error of a generation, or of the start."""
         cause = min(failed, key=lambda answer: answer.consequence)
         if cause.consequence:  # all of them miss one that says nothing
             self._fault = cause.error
+            self.close()
             return WorkerGone(cause.error)
         if cause.memory:
             return MemoryError(cause.error)

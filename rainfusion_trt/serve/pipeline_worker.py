@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rainfusion_trt.console import one_line
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.operator.settings import METHODS
 from rainfusion_trt.parallel.config import ParallelConfig
@@ -195,6 +196,20 @@ class PipelineWorker:
             Ends the call between two steps, in all processes.
         """
         schedule, method, dense_layers = self._attention(request)
+        try:
+            return self._make(request, image, output, on_step, cancel)
+        except Exception:
+            self._fault = self._fault or device_fault(self._pipeline.device)
+            raise
+
+    def _make(
+        self,
+        request: GenerationRequest,
+        image: bytes | None,
+        output: Path,
+        on_step: OnStep,
+        cancel: Flag | None,
+    ) -> Ran | None:
         self._choose(method)
         pipeline = self._pipeline
         pipeline.denoiser.keep_dense(dense_layers)
@@ -202,27 +217,23 @@ class PipelineWorker:
         if image is not None:
             arguments["image"] = picture(image)
         start = time.monotonic()
-        try:
-            result = pipeline(
-                request.prompt,
-                num_frames=request.frames,
-                height=request.height,
-                width=request.width,
-                num_inference_steps=request.steps,
-                guidance_scale=request.guidance,
-                seed=request.seed,
-                schedule=schedule,
-                cache=request.cache,
-                cache_threshold=request.cache_threshold,
-                output_type="np",
-                profile=True,
-                progress=lambda done, steps: on_step(done, steps) if done else None,
-                cancel=cancel,
-                **arguments,
-            )
-        except Exception:
-            self._fault = self._fault or device_fault(pipeline.device)
-            raise
+        result = pipeline(
+            request.prompt,
+            num_frames=request.frames,
+            height=request.height,
+            width=request.width,
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance,
+            seed=request.seed,
+            schedule=schedule,
+            cache=request.cache,
+            cache_threshold=request.cache_threshold,
+            output_type="np",
+            profile=True,
+            progress=lambda done, steps: on_step(done, steps) if done else None,
+            cancel=cancel,
+            **arguments,
+        )
         assert isinstance(result, PipelineOutput)  # return_dict is true
         if result.frames is None:
             return None
@@ -253,7 +264,7 @@ class PipelineWorker:
 
     def fault(self) -> str | None:
         """Why it has to be replaced; None while it works."""
-        return self._fault
+        return self._fault or self._pipeline.sharing.fault()
 
     def close(self) -> None:
         """Free what it holds."""
@@ -296,5 +307,8 @@ class PipelineWorker:
         try:
             self._pipeline = Pipeline(**self._options, method=method)
         except Exception:
-            self._pipeline = Pipeline(**self._options, method=current)
+            try:
+                self._pipeline = Pipeline(**self._options, method=current)
+            except Exception as error:  # closed as it is, it would refuse all requests that come
+                self._fault = f"its pipeline cannot be made again: {one_line(str(error))}"
             raise

@@ -53,11 +53,12 @@ def in_processes(
     port = free_port()
     ends = []
     workers = []
+    answered = context.Event()
     for rank in range(world):
         reading, writing = context.Pipe(duplex=False)
         worker = context.Process(
             target=_run,
-            args=(rank, world, port, group, writing, work, arguments),
+            args=(rank, world, port, group, writing, answered, work, arguments),
             daemon=True,
         )
         worker.start()
@@ -72,6 +73,7 @@ def in_processes(
             assert end.poll(_LIMIT), f"rank {rank} does not answer"
             answers.append(end.recv())
     finally:
+        answered.set()
         for rank, worker in enumerate(workers):
             worker.join(0 if rank in lost else 10)
             if worker.is_alive():
@@ -82,7 +84,14 @@ def in_processes(
 
 
 def _run(
-    rank: int, world: int, port: int, group: bool, end: Any, work: Any, arguments: Any
+    rank: int,
+    world: int,
+    port: int,
+    group: bool,
+    end: Any,
+    answered: Any,
+    work: Any,
+    arguments: Any,
 ) -> None:
     torch.set_num_threads(1)
     os.environ.update(
@@ -99,5 +108,7 @@ def _run(
     except BaseException:
         end.send((True, f"rank {rank}: {traceback.format_exc()}"))
     finally:
+        if rank == 0:
+            answered.wait(_LIMIT)  # the others may be about to read what it keeps for all
         with contextlib.suppress(RuntimeError, ValueError, AssertionError):
             dist.destroy_process_group()

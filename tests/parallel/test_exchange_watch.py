@@ -12,10 +12,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rainfusion_trt.errors import ParallelError
+from rainfusion_trt.errors import InvalidInputError, ParallelError
 from rainfusion_trt.parallel import exchange as module
 from rainfusion_trt.parallel.config import ParallelConfig
 from rainfusion_trt.parallel.exchange import Exchange
+from rainfusion_trt.parallel.sharing import sharing
 from rainfusion_trt.plugin.build import source_directory
 
 
@@ -51,6 +52,8 @@ class Calls:
 
 class Team:
     """The other processes."""
+
+    enqueued: int | None = 0
 
     def __init__(self, timeout: float = 30.0) -> None:
         self.config = ParallelConfig(ulysses=2, timeout=timeout)
@@ -113,6 +116,24 @@ def test_it_opens_and_closes(calls):
     exchange.finish()
     exchange.close()
     assert calls.closed == [False]
+
+
+def test_a_process_has_one_at_a_time(calls):
+    """The library would refuse the second one too, once the others wait for it."""
+    exchange = Exchange(Team(), None)
+    for make in (
+        lambda: Exchange(Team(), None),
+        lambda: sharing(ParallelConfig(2), None, ["tensorrt"]),  # before it asks for processes
+    ):
+        with pytest.raises(InvalidInputError, match=r"close\(\) it first") as error:
+            make()
+        assert "\n" not in str(error.value)
+    with pytest.raises(InvalidInputError, match="start them with `torchrun"):
+        sharing(ParallelConfig(guidance=2), None, ["tensorrt"])  # which needs none
+    assert len(calls.opened) == 1
+    exchange.close()
+    Exchange(Team(), None).close()
+    assert len(calls.opened) == 2
 
 
 def test_a_communicator_that_does_not_end_well_is_told(calls, caplog):
@@ -179,10 +200,17 @@ def test_work_that_waits_for_its_turn_has_its_own_time(calls):
     exchange.close()
 
 
-def test_an_error_of_the_call_is_not_hidden(calls):
-    exchange = Exchange(Team(), None)
+def test_an_error_of_the_call_is_not_hidden_and_leaves_no_count(calls):
+    team = Team()
+    exchange = Exchange(team, None)
+    with exchange.call():
+        pass
+    with pytest.raises(InvalidInputError), exchange.call():
+        raise InvalidInputError("a shape that is refused")  # before anything is enqueued
+    assert team.enqueued == 1
     with pytest.raises(ValueError, match="mine"), exchange.call():
         raise ValueError("mine")
+    assert team.enqueued is None  # some of it may be
     exchange.check()
     exchange.close()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import rainfusion_trt
 from rainfusion_trt import ParallelConfig
@@ -144,6 +145,62 @@ def test_an_error_in_one_process_reaches_the_others():
     first, second = in_processes(_error, 2, "fails")
     assert "NoneType" in second
     assert "process 1 failed: 'NoneType' object is not callable" in first
+
+
+def _two_alive(rank: int) -> dict[str, Any]:
+    """Two pipelines of two processes that take turns, and what they leave in the store."""
+    arguments = {**CALL, "guidance_scale": 4.0, "output_type": "latent"}
+    kinds = (ParallelConfig(2), ParallelConfig(guidance=2))
+    watched = [Watched(wan()) for _ in kinds]
+    pipelines = [
+        Pipeline(pipe=each.pipe, parallel=config)
+        for each, config in zip(watched, kinds, strict=True)
+    ]
+    store = dist.distributed_c10d._get_default_store()
+    answers: dict[str, Any] = {"keys": [], "said": []}
+    for _ in range(3):
+        for pipeline in pipelines:
+            pipeline("a fox", **arguments)
+            pipeline.sharing.team.meet()
+            dist.barrier()  # by now both have taken away what is theirs
+            if rank == 0:
+                answers["keys"].append(store.num_keys())
+            dist.barrier()
+    meshes = [pipeline.sharing.team.mesh for pipeline in pipelines]
+    with Pipeline(pipe=wan(), parallel=kinds[0]) as third:
+        answers["same groups"] = third.sharing.team.mesh is meshes[0] is not meshes[1]
+
+    def inner(*_: Any) -> dict[str, Any]:
+        pipelines[1]("a fox", **arguments)
+        raise AssertionError("not to be reached")
+
+    def outer(*given: Any) -> dict[str, Any]:
+        with pytest.raises(InvalidInputError, match="works in this process already") as error:
+            inner(*given)
+        answers["said"].append(str(error.value))
+        return given[-1]
+
+    pipelines[0]("a fox", callback_on_step_end=outer, **arguments)
+    for pipeline in pipelines:
+        pipeline("a fox", **arguments)
+        pipeline.close()
+    # The latents of the clips of each, and at their ends.
+    answers["sums"] = [
+        [float(x.double().sum()) for x in each.latents[CALL["num_inference_steps"] - 1 :: 3]]
+        for each in watched
+    ]
+    return answers
+
+
+def test_two_pipelines_take_turns_and_leave_nothing_in_the_store():
+    first, second = in_processes(_two_alive, 2)
+    # Whatever a clip is agreed on by is taken away as the next one begins.
+    assert len(set(first["keys"])) == 1
+    assert first["same groups"] and second["same groups"]
+    assert len(first["said"]) == CALL["num_inference_steps"] and second["said"] == []
+    assert first["sums"] == second["sums"]
+    assert [len(sums) for sums in first["sums"]] == [5, 4]
+    assert [len(set(sums)) for sums in first["sums"]] == [1, 1]
 
 
 def _lost(rank: int, number: int) -> tuple[str, float, bool]:

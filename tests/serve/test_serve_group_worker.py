@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -86,6 +87,28 @@ def test_a_cancellation_reaches_all_and_leaves_it_usable(made, tmp_path):
     assert (tmp_path / "b.mp4").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "folder", "words"),
+    [
+        ({"height": 130}, "", "divisible by 16"),  # before anything is exchanged
+        ({"guidance": 1.0}, "", "no second half"),  # in the first step
+        ({"guidance": 1e38}, "", "not finite"),  # after the last one
+        ({}, "taken", "taken"),  # as its file is written, by the first process alone
+    ],
+)
+def test_an_error_of_a_clip_leaves_the_same_processes_usable(
+    made, tmp_path, changes, folder, words
+):
+    processes = descendants(made)
+    asked = ASKED.model_copy(update=changes)
+    (tmp_path / "taken").touch()  # no folder
+    with pytest.raises(Exception, match=words) as error:
+        made.generate(asked, None, tmp_path / folder / "a.mp4", lambda *_: None)
+    assert not isinstance(error.value, WorkerGone) and made.fault() is None
+    made.generate(ASKED, None, tmp_path / "b.mp4", lambda *_: None)
+    assert (tmp_path / "b.mp4").exists() and descendants(made) == processes
+
+
 def test_a_death_is_that_of_the_worker_and_its_job_is_run_again_once(made, tmp_path):
     """As a dead replica: no failure of the job, whose lease runs out."""
     running = make_running(tmp_path, worker=made, lease_s=1.0)
@@ -139,23 +162,46 @@ def answering(*answers: Answer) -> GroupWorker:
     return worker
 
 
+OUT = "its processes are out of step: process 1 failed"
+
+
 @pytest.mark.parametrize(
     ("answer", "kind", "words"),
     [
         (Answer(error="size=7 must be 8", refusal=True), RainFusionError, "^size=7 must be 8$"),
         (Answer(error="out of memory (CUDA)", memory=True), MemoryError, "CUDA"),
         (Answer(error="Traceback ... KeyError"), RuntimeError, "KeyError"),
-        (Answer(error="process 1 is lost", refusal=True, consequence=True), WorkerGone, ""),
     ],
 )
-def test_the_cause_is_told_and_the_processes_are_out_of_step(answer, kind, words):
-    late = Answer(error="process 0 failed", refusal=True, consequence=True)
-    worker = answering(late if answer.consequence else answer, answer)
-    with pytest.raises(kind, match=words):
+def test_the_cause_is_told_and_what_is_out_of_step_ends(answer, kind, words):
+    for fault in (None, OUT):
+        worker = answering(answer, replace(answer, fault=fault))
+        with pytest.raises(kind, match=words):
+            worker._answers(lambda *_: None)
+        assert worker.fault() == fault
+        assert [end.closed for end in worker._ends] == [fault is not None] * 2
+    with pytest.raises(WorkerGone, match="out of step"):
+        worker.generate(ASKED, None, Path("x"), lambda *_: None)
+
+
+def test_a_process_that_all_others_miss_is_a_death():
+    late = Answer(error="process 1 is lost", refusal=True, consequence=True, fault=OUT)
+    worker = answering(late, late)
+    with pytest.raises(WorkerGone, match="process 1 is lost"):
         worker._answers(lambda *_: None)
     assert worker.fault() is not None and all(end.closed for end in worker._ends)
-    with pytest.raises(WorkerGone):
-        worker.generate(ASKED, None, Path("x"), lambda *_: None)
+
+
+def test_one_that_does_not_come_to_the_error_is_out_of_step(monkeypatch):
+    monkeypatch.setattr("rainfusion_trt.serve.group_worker._LOOK_S", 0.02)
+    monkeypatch.setattr("rainfusion_trt.serve.group_worker._GRACE_S", 0.1)
+    worker = answering(Answer(error="size=7 must be 8", refusal=True))
+    waits, other = Pipe()
+    worker._ends.append(waits)
+    with pytest.raises(RainFusionError, match="size=7 must be 8"):
+        worker._answers(lambda *_: None)
+    assert "out of step" in str(worker.fault()) and waits.closed
+    other.close()
 
 
 def test_a_death_after_the_cause_was_told_does_not_hide_it():

@@ -300,3 +300,19 @@ def test_an_error_of_one_request_leaves_it_healthy(on_gpu, tmp_path, monkeypatch
 def test_the_cpu_does_not_break(worker, tmp_path, monkeypatch):
     fail_with(KernelError("a"), worker, monkeypatch, tmp_path / "a.mp4")
     assert worker.fault() is None
+
+
+def test_a_pipeline_that_cannot_be_made_again_is_a_fault(tmp_path, monkeypatch):
+    """Of another method; else it would refuse all requests that come, closed as it is."""
+    worker = tiny_cogvideox()
+
+    def broken(**_):
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    monkeypatch.setattr("rainfusion_trt.serve.pipeline_worker.Pipeline", broken)
+    asked = request_of(method="rainfusion2", sparsity=0.5)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        worker.generate(asked, None, tmp_path / "a.mp4", lambda *_: None)
+    assert (
+        worker.fault() == "its pipeline cannot be made again: CUDA error: an illegal memory access"
+    )
