@@ -73,11 +73,18 @@ class Graph:
             )
 
     def check_settings(self, given: dict[str, Any]) -> None:
-        """Raise InvalidInputError where another setting is asked for than it was exported with."""
-        if self.account.settings is None:
-            return
+        """Raise InvalidInputError for a setting other than that it was exported with.
+
+        Also for one that nothing can be held against, as old files do not say theirs.
+        """
+        recorded = self.account.settings
         for name, value in given.items():
-            fixed = getattr(self.account.settings, name)
+            if recorded is None:
+                raise InvalidInputError(
+                    f"{name}={value!r} was asked for, but {self.origin} does not say what it was "
+                    "exported with: leave it out, or export again"
+                )
+            fixed = getattr(recorded, name)
             if fixed != value:
                 raise InvalidInputError(
                     f"{name}={value!r} was asked for, but {self.origin} was exported with "

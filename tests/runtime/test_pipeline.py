@@ -222,6 +222,7 @@ def test_neither_checkpoint_nor_pipe():
 def test_fallback_only_when_asked_for(pipe, tmp_path, monkeypatch, caplog):
     """An ONNX file whose runtime is missing: an error, or the torch backend with a warning."""
     from rainfusion_trt.graph_file import GraphAccount
+    from rainfusion_trt.operator.settings import AttentionSettings
     from rainfusion_trt.runtime import artifacts, graphs, ort
 
     account = GraphAccount(
@@ -230,6 +231,7 @@ def test_fallback_only_when_asked_for(pipe, tmp_path, monkeypatch, caplog):
         config=dict(pipe.transformer.config),
         size=str(SIZE),
         dynamic=True,
+        settings=AttentionSettings("rainfusion"),
     )
     exported = graphs.Graph("the file", account)
     monkeypatch.setattr(artifacts, "graph_of_onnx", lambda path: exported)
