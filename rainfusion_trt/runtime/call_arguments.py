@@ -144,8 +144,19 @@ def step_count(pipe: Any, arguments: Mapping[str, Any]) -> int:
     levels and once at the end: pipelines count each as a step.
     """
     steps = _intervals(pipe, arguments)
-    second = getattr(getattr(pipe, "scheduler", None), "order", 1) == 2
-    return 2 * steps - 1 if second else steps
+    return 2 * steps - 1 if _is_second_order(getattr(pipe, "scheduler", None)) else steps
+
+
+def asked_steps(scheduler: Any, steps: int) -> int:
+    """The `num_inference_steps` that is so many denoising steps, where nothing leaves some out.
+
+    Of a scheduler of diffusers, or of its class.
+    """
+    return (steps + 1) // 2 if _is_second_order(scheduler) else steps
+
+
+def _is_second_order(scheduler: Any) -> bool:
+    return getattr(scheduler, "order", 1) == 2
 
 
 def _intervals(pipe: Any, arguments: Mapping[str, Any]) -> int:

@@ -95,7 +95,7 @@ def main(
     place = {"device": device, "cpu_offload": cpu_offload}
     faster = {"cuda_graph": cuda_graph, "compile": compile}
     _check(output, fps, call, overwrite=overwrite)
-    read_cache(cache, cache_threshold, MagnitudeRatios.read(cache_ratios))
+    _check_cache(caching, call, video)
     call |= read_named(start)
     given = [name for name in (*start, "strength", "mode") if call.get(name) is not None]
     _check_takes(model or _exported_model(engine, onnx), checkpoint, given)
@@ -137,6 +137,27 @@ def _check(output: Path, fps: int | None, call: dict[str, Any], *, overwrite: bo
         check_fps(fps)
     check_numbers({name: value for name, value in call.items() if value is not None})
     check_seed(call["seed"])
+
+
+def _check_cache(caching: dict[str, Any], call: dict[str, Any], video: Path | None) -> None:
+    """Refuse a cache that cannot be, and a number of steps that it was not calibrated for."""
+    import diffusers
+
+    from rainfusion_trt.runtime.call_arguments import asked_steps
+
+    ratios = MagnitudeRatios.read(caching["cache_ratios"])
+    settings = read_cache(caching["cache"], caching["cache_threshold"], ratios)
+    steps = call["num_inference_steps"]
+    if ratios is None or settings is None or settings.rule != "mag" or steps is None:
+        return
+    scheduler = getattr(diffusers, ratios.scheduler, None)
+    if scheduler is not None and video is None and call["strength"] is None:
+        wanted = asked_steps(scheduler, ratios.steps)
+        if steps != wanted:
+            raise InvalidInputError(
+                f"--steps {steps}, and {caching['cache_ratios']} is of {wanted}: give --steps "
+                f"{wanted}, or calibrate for {steps}"
+            )
 
 
 def _exported_model(engine: Path | None, onnx: Path | None) -> str | None:

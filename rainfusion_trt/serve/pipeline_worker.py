@@ -12,6 +12,7 @@ from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.operator.settings import METHODS
 from rainfusion_trt.parallel.config import ParallelConfig
 from rainfusion_trt.presets import preset_of
+from rainfusion_trt.runtime.call_arguments import asked_steps
 from rainfusion_trt.runtime.clip_ranges import ClipRange, clip_ranges
 from rainfusion_trt.runtime.pipeline import Pipeline, PipelineOutput
 from rainfusion_trt.runtime.schedule import Schedule, choose_schedule
@@ -130,6 +131,7 @@ class PipelineWorker:
                 f"{type(self._pipeline.pipe).__name__} starts from more than a text and an image, "
                 "which is all that requests bring: use `rainfusion-trt run` or Pipeline"
             )
+        self._mag_steps = self._steps_of_mag(asked=(defaults or {}).get("steps"))
         if vae_tiling:
             self._pipeline.pipe.vae.enable_tiling()
 
@@ -141,7 +143,6 @@ class PipelineWorker:
             size = ranges[-1].largest
         first, step = model.frame_counts()
         takes = parameters(pipeline.pipe)
-        ratios: MagnitudeRatios | None = self._options["cache_ratios"]
         guidance = takes["guidance_scale"].default if "guidance_scale" in takes else None
         values = {
             "width": size.width,
@@ -161,8 +162,8 @@ class PipelineWorker:
             ranges=tuple(SizeRange.model_validate(dataclasses.asdict(one)) for one in ranges),
             methods=self._methods(),
             preset=self._preset,
-            caches=tuple(name for name in RULES if name != "mag" or ratios is not None),
-            cache_steps=None if ratios is None else ratios.steps,
+            caches=tuple(name for name in RULES if name != "mag" or self._mag_steps is not None),
+            cache_steps=self._mag_steps,
             cache=None if pipeline.cache is None else pipeline.cache.rule,
             takes_image=pipeline.takes("image"),
             needs_image=not pipeline.takes(),
@@ -195,7 +196,6 @@ class PipelineWorker:
         cancel
             Ends the call between two steps, in all processes.
         """
-        schedule, method, dense_layers = self._attention(request)
         try:
             return self._make(request, image, output, on_step, cancel)
         except Exception:
@@ -210,6 +210,7 @@ class PipelineWorker:
         on_step: OnStep,
         cancel: Flag | None,
     ) -> Ran | None:
+        schedule, method, dense_layers = self._attention(request)
         self._choose(method)
         pipeline = self._pipeline
         pipeline.denoiser.keep_dense(dense_layers)
@@ -275,6 +276,30 @@ class PipelineWorker:
         if self._pipeline.backend in ("torch", "onnxruntime"):
             return ()
         return clip_ranges(self._pipeline.artifacts, self._pipeline.backend)
+
+    def _steps_of_mag(self, asked: int | None) -> int | None:
+        """The `num_inference_steps` that the rule "mag" can have; None without its ratios.
+
+        Refuses what no request could have, and lets those that name no steps have as many.
+        """
+        ratios: MagnitudeRatios | None = self._options["cache_ratios"]
+        if ratios is None:
+            return None
+        pipe, cache = self._pipeline.pipe, self._pipeline.cache
+        steps = asked_steps(pipe.scheduler, ratios.steps)
+        try:
+            ratios.check_pipe(pipe)
+            if cache is not None and cache.rule == "mag":
+                if asked not in (None, steps):
+                    raise InvalidInputError(
+                        f"cache='mag' was calibrated for {steps} steps, and requests get {asked} "
+                        f"by default: let them have {steps}, or calibrate for {asked}"
+                    )
+                self._defaults["steps"] = steps
+        except InvalidInputError:
+            self._pipeline.close()
+            raise
+        return steps
 
     def _methods(self) -> tuple[str, ...]:
         if not self._pipeline.denoiser.sparse:

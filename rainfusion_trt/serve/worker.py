@@ -56,7 +56,7 @@ class ModelDescription(_Record):
     caches : tuple of str
         Ways to skip steps that can be had; "off" is no such way.
     cache_steps : int or None
-        The number of steps that "mag" was calibrated for.
+        The number of steps, as requests name it, that "mag" was calibrated for.
     cache : str or None
         What a request gets that does not name a cache; None: every step runs.
     takes_image, takes_negative_prompt : bool

@@ -11,7 +11,10 @@ import torch
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models.base import VideoModel
+from rainfusion_trt.runtime.call_arguments import asked_steps, step_count
 from rainfusion_trt.step_cache.cache import Decide, StepCache
+from rainfusion_trt.step_cache.others import other_cache
+from rainfusion_trt.step_cache.ratios import MagnitudeRatios
 from rainfusion_trt.step_cache.rules import Rule, Timesteps
 from rainfusion_trt.step_cache.settings import CacheSettings
 
@@ -57,20 +60,30 @@ class Caching:
             different steps.
         """
         if self.settings.ratios is not None:
-            self.settings.ratios.check_run(pipe, steps)
+            self.settings.ratios.check_pipe(pipe)
+            self.settings.ratios.check_steps(steps, _remedy(pipe, arguments, self.settings.ratios))
         if arguments.get("ar_step"):
             raise UnsupportedError(
                 f"ar_step={arguments['ar_step']} and cache=: frames are at different steps then, "
                 "and none can be skipped for all; pass ar_step=0, or leave cache= out"
             )
         for transformer in transformers:
-            if getattr(transformer, "is_cache_enabled", False):
-                kind = type(transformer._cache_config).__name__
+            other = other_cache(transformer)
+            if other is not None:
                 raise InvalidInputError(
-                    f"cache={self.settings.rule!r} and diffusers' {kind} on the transformer, which "
-                    "would not see the steps that are skipped: call its disable_cache(), or leave "
-                    "cache= out"
+                    f"cache={self.settings.rule!r} and {other.name} on the transformer, which "
+                    f"would not see the steps that are skipped: {other.remedy}, or leave cache= out"
                 )
+
+
+def _remedy(pipe: Any, arguments: Mapping[str, Any], ratios: MagnitudeRatios) -> str:
+    """What to ask for, so that a run has as many steps as were calibrated."""
+    asked = asked_steps(pipe.scheduler, ratios.steps)
+    with_that = step_count(pipe, {**arguments, "num_inference_steps": asked})
+    # Timesteps of the user's own, or a strength that leaves some of them out.
+    return (
+        f"ask for num_inference_steps={asked}" if with_that == ratios.steps else "ask for as many"
+    )
 
 
 def _timesteps(pipe: Any, steps: int) -> Timesteps:

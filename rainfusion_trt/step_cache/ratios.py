@@ -53,7 +53,14 @@ class MagnitudeRatios:
     @classmethod
     def read(cls, given: MagnitudeRatios | str | Path | None) -> MagnitudeRatios | None:
         """What is given, read if it is a path."""
-        return read_ratios(given) if isinstance(given, (str, Path)) else given
+        if isinstance(given, (str, Path)):
+            return read_ratios(given)
+        if given is not None and not isinstance(given, MagnitudeRatios):
+            raise InvalidInputError(
+                f"cache_ratios={given!r:.80}: give the file that `rainfusion-trt calibrate-cache` "
+                "wrote"
+            )
+        return given
 
     @property
     def steps(self) -> int:
@@ -67,14 +74,17 @@ class MagnitudeRatios:
                 f"cache_ratios are of {self.model}, and the model here is {model}: {_REMEDY}"
             )
 
-    def check_run(self, pipe: Any, steps: int) -> None:
-        """Raise InvalidInputError for a run of other steps, or by another scheduler."""
-        scheduler, boundary = type(pipe.scheduler).__name__, pipe.config.get("boundary_ratio")
+    def check_steps(self, steps: int, remedy: str) -> None:
+        """Raise InvalidInputError for a run of other steps; `remedy` says how to have as many."""
         if steps != self.steps:
             raise InvalidInputError(
-                f"cache_ratios are of {self.steps} steps, and this run has {steps}: ask for "
-                f"{self.steps}, or {_REMEDY}"
+                f"cache_ratios are of {self.steps} steps of {self.scheduler}, and this run has "
+                f"{steps}: {remedy}, or {_REMEDY}"
             )
+
+    def check_pipe(self, pipe: Any) -> None:
+        """Raise InvalidInputError for another scheduler, or experts that change elsewhere."""
+        scheduler, boundary = type(pipe.scheduler).__name__, pipe.config.get("boundary_ratio")
         if scheduler != self.scheduler:
             raise InvalidInputError(
                 f"cache_ratios are of {self.scheduler}, and the scheduler here is {scheduler}: "
@@ -112,27 +122,26 @@ def read_ratios(path: str | Path) -> MagnitudeRatios:
     InvalidInputError
         No such file, or not of this kind.
     """
+    from pydantic import TypeAdapter, ValidationError
+
     body = _read(Path(path))
     try:
-        ratios = tuple(None if r is None else float(r) for r in body["ratios"])
-        timesteps = tuple(float(t) for t in body["timesteps"])
-        boundary = body["boundary"]
-        made = MagnitudeRatios(
-            str(body["model"]),
-            str(body["scheduler"]),
-            timesteps,
-            None if boundary is None else float(boundary),
-            ratios,
-            int(body["prompts"]),
-            str(body["reuse"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidInputError(f"cache_ratios {path} lack or spoil {error}: {_REMEDY}") from error
-    numbers = [*timesteps, *(r for r in ratios if r is not None)]
-    if not ratios or len(ratios) != len(timesteps) or not all(map(math.isfinite, numbers)):
+        made = TypeAdapter(MagnitudeRatios).validate_json(json.dumps(body), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
         raise InvalidInputError(
-            f"cache_ratios {path} have {len(ratios)} ratios for {len(timesteps)} timesteps, or "
-            f"some that are not finite: {_REMEDY}"
+            f"cache_ratios {path} lack or spoil {first['loc'][0]} ({first['msg']}): {_REMEDY}"
+        ) from error
+    ratios = [ratio for ratio in made.ratios if ratio is not None]
+    if not made.ratios or len(made.ratios) != len(made.timesteps):
+        raise InvalidInputError(
+            f"cache_ratios {path} have {len(made.ratios)} ratios for {len(made.timesteps)} "
+            f"timesteps: {_REMEDY}"
+        )
+    if not all(map(math.isfinite, (*made.timesteps, *ratios))) or min(ratios, default=1.0) <= 0.0:
+        raise InvalidInputError(
+            f"cache_ratios {path} have numbers that are not finite, or ratios that are not above "
+            f"0: {_REMEDY}"
         )
     return made
 

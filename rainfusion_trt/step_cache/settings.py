@@ -85,7 +85,7 @@ class CacheSettings:
     ratios: MagnitudeRatios | None = None
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
+        if not _is_rule(self.rule):
             raise InvalidInputError(f"cache={self.rule!r} is not one of {', '.join(CACHES)}")
         usual = RULES[self.rule]
         for name in ("threshold", "first"):
@@ -102,6 +102,8 @@ class CacheSettings:
                 raise InvalidInputError(f"{name}={value!r}: give an integer from {least} on")
         if self.reuse not in REUSES:
             raise InvalidInputError(f"reuse={self.reuse!r} is not one of {', '.join(REUSES)}")
+        if self.ratios is not None and not isinstance(self.ratios, MagnitudeRatios):
+            raise InvalidInputError(f"ratios={self.ratios!r:.80}: read the file with read_ratios")
         if self.ratios is not None and self.ratios.reuse != self.reuse:
             raise InvalidInputError(
                 f"cache_ratios are of the {self.ratios.reuse}, and reuse={self.reuse!r}: calibrate "
@@ -158,7 +160,7 @@ def read_cache(
         settings = usual
     elif cache == OFF:
         settings = None
-    elif cache not in RULES:
+    elif not _is_rule(cache):
         raise InvalidInputError(f"cache={cache!r} is not one of {', '.join(CACHES)}")
     else:
         settings = CacheSettings(cache, ratios=ratios if cache == "mag" else None)
@@ -189,3 +191,7 @@ def check_threshold(value: Any) -> float:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_rule(value: Any) -> bool:
+    return isinstance(value, str) and value in RULES

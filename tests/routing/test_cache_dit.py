@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import rainfusion_trt
+from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models import get_model
 from tests.helpers import cogvideox_pipeline, wan_pipeline
 from tests.helpers.routed_models import tiny
@@ -85,3 +86,14 @@ def test_blocks_that_it_skips_are_counted_by_pipeline():
         *[(2, 2 * LATER)] * 2,
     ]
     assert [step.density for step in result.steps] == [1.0, 1.0, *[1 / (1 + LATER)] * 2]
+
+
+def test_a_step_cache_around_it_is_refused():
+    pipe = wan()
+    cached(pipe)
+    with rainfusion_trt.Pipeline(pipe=pipe, backend="torch", device="cpu", sparsity=0.0) as made:
+        with pytest.raises(InvalidInputError, match="cache='easy' and cache-dit on the") as error:
+            made(**CALL, seed=0, cache="easy")
+        assert "call cache_dit.disable_cache(pipe)" in str(error.value)
+        cache_dit.disable_cache(pipe)
+        assert made(**CALL, seed=0, cache="easy").cache is not None

@@ -10,7 +10,7 @@ import pytest
 from diffusers import WanTransformer3DModel
 from diffusers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
-from tests.routing.test_caches import cache_kinds
+from tests.helpers.diffusers_caches import cache_kinds
 from tests.routing.test_quantised import LAYERS, STOOD_IN_FOR
 
 HERE = Path(__file__).parent

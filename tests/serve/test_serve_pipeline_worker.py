@@ -133,7 +133,8 @@ def test_a_cache_of_a_request(worker, tmp_path, one_thread):
 
 
 def test_a_cache_for_requests_that_name_none(tmp_path):
-    ratios = MagnitudeRatios("cogvideox-5b", "S", (2.0, 1.0), None, (None, 1.0))
+    scheduler = "CogVideoXDDIMScheduler"
+    ratios = MagnitudeRatios("cogvideox-5b", scheduler, (2.0, 1.0), None, (None, 1.0))
     file = tmp_path / "ratios.json"
     file.write_text(ratios.text())
     options = {"cache": "easy", "cache_threshold": 0.2, "cache_ratios": str(file)}

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchHeunDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from typer.testing import CliRunner
 
 import rainfusion_trt
@@ -21,6 +21,7 @@ from helpers.toy_pipeline import save_toy_pipeline
 from rainfusion_trt.cli import app
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models import get_model
+from rainfusion_trt.serve.pipeline_worker import PipelineWorker
 from rainfusion_trt.step_cache.calibrate import MagnitudeRecorder, calibrate
 from rainfusion_trt.step_cache.ratios import MagnitudeRatios, is_ours, read_ratios
 from rainfusion_trt.step_cache.settings import CacheSettings
@@ -76,7 +77,7 @@ def test_calibrated_and_used():
         assert result.skipped == (2, 3, 4) and result.cache.rule == "mag"
         same = pipeline("a fox", **CALL, cache_threshold=0.0)
         assert torch.equal(same.frames, plain.frames) and same.skipped == ()
-        with pytest.raises(InvalidInputError, match="are of 6 steps, and this run has 4"):
+        with pytest.raises(InvalidInputError, match="are of 6 steps of Flow.* run has 4"):
             pipeline("a fox", **{**CALL, "num_inference_steps": 4})
         pipe.scheduler.set_shift(9.0)
         with pytest.raises(InvalidInputError, match="are of timesteps from .* calibrate with its"):
@@ -96,7 +97,22 @@ def test_a_scheduler_that_calls_the_transformer_twice_in_a_step():
         ratios = calibrate(pipeline, ["a fox"], **call)
         cache = CacheSettings("mag", threshold=9.0, ratios=ratios)
         made = pipeline("a fox", cache=cache, **call)
+        other = {**call, "num_inference_steps": 7, "cache": cache}
+        with pytest.raises(InvalidInputError, match="of 7 steps of FlowMatchHeun") as error:
+            pipeline("a fox", **other)
+    assert "this run has 13: ask for num_inference_steps=4, or" in str(error.value)
     assert ratios.steps == len(made.steps) == 7 and made.skipped == (2, 3, 4)
+    # The service counts steps as requests do, and refuses nothing that a Pipeline makes.
+    options = {"model": get_model("wan2.1-1.3b").name, "pipe": pipe, "cache": "mag"}
+    worker = PipelineWorker(**options, cache_ratios=ratios)
+    said = worker.describe()
+    assert (said.cache_steps, said.steps) == (4, 4)
+    worker.close()
+    with pytest.raises(InvalidInputError, match="for 4 steps, and requests get 7 by default"):
+        PipelineWorker(**options, cache_ratios=ratios, defaults={"steps": 7})
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(InvalidInputError, match="the scheduler here is FlowMatchEuler"):
+        PipelineWorker(**{**options, "cache": None}, cache_ratios=ratios)
 
 
 def test_prompts_are_averaged_and_experts_begin_anew():
@@ -114,7 +130,7 @@ def test_prompts_are_averaged_and_experts_begin_anew():
         assert mean == (None if one is None else pytest.approx((one + two) / 2))
     pipe.config.boundary_ratio = None
     with pytest.raises(InvalidInputError, match=r"boundary_ratio 0\.875, and the pipeline's is"):
-        both.check_run(SimpleNamespace(scheduler=pipe.scheduler, config={}), 6)
+        both.check_pipe(SimpleNamespace(scheduler=pipe.scheduler, config={}))
 
 
 @pytest.fixture(scope="module")
@@ -146,13 +162,16 @@ def test_the_command(checkpoint, tmp_path, monkeypatch):
 
 def test_arguments_that_cannot_be(tmp_path):
     common = ["run", "--prompt", "x", "--checkpoint", "no", "--output", str(tmp_path / "x.mp4")]
-    missing = tmp_path / "no.json"
+    missing, heun = tmp_path / "no.json", tmp_path / "heun.json"
+    name, times = FlowMatchHeunDiscreteScheduler.__name__, tuple(map(float, range(7, 0, -1)))
+    heun.write_text(MagnitudeRatios("wan2.1-1.3b", name, times, None, (1.0,) * 7).text())
     cases = (
         (["--cache", "tea"], "cache='tea' is not one of off, easy, mag"),
         (["--cache-threshold", "0.1"], "without a cache"),
         (["--cache", "easy", "--cache-threshold", "-1"], "give a number from 0 on"),
         (["--cache", "mag"], "needs calibrated ratios"),
         (["--cache", "mag", "--cache-ratios", str(missing)], "cannot be read"),
+        (["--cache", "mag", "--cache-ratios", str(heun), "--steps", "7"], "give --steps 4, or"),
     )
     for more, said in cases:
         result = CliRunner().invoke(app, [*common, *more])
@@ -170,7 +189,11 @@ RATIOS = MagnitudeRatios("wan2.1-1.3b", "Fake", (3.0, 2.0, 1.0), None, (None, 1.
         (lambda body: json.dumps({**body, "format": "x"}), "are not of"),
         (lambda body: json.dumps({**body, "ratios": [None, 1.0]}), "2 ratios for 3 timesteps"),
         (lambda body: json.dumps({**body, "ratios": [None, float("nan"), 1]}), "not finite"),
-        (lambda body: json.dumps({**body, "timesteps": "abc"}), "lack or spoil"),
+        (lambda body: json.dumps({**body, "ratios": [None, 10**400, 1.0]}), "not finite"),
+        (lambda body: json.dumps({**body, "ratios": [None, -1.0, 1.0]}), "not above 0"),
+        (lambda body: json.dumps({**body, "ratios": [None, True, 1.0]}), "lack or spoil ratios"),
+        (lambda body: json.dumps({**body, "prompts": float("inf")}), "lack or spoil prompts"),
+        (lambda body: json.dumps({**body, "timesteps": "321"}), "lack or spoil timesteps"),
         (lambda body: json.dumps({k: v for k, v in body.items() if k != "model"}), "lack or spoil"),
     ],
 )
@@ -190,10 +213,13 @@ def test_runs_that_they_are_not_of():
         pass
 
     pipe = SimpleNamespace(scheduler=Fake(), config={})
-    RATIOS.check_run(pipe, 3)
+    RATIOS.check_pipe(pipe)
     pipe.scheduler = SimpleNamespace()
     with pytest.raises(InvalidInputError, match="the scheduler here is SimpleNamespace"):
-        RATIOS.check_run(pipe, 3)
+        RATIOS.check_pipe(pipe)
+    RATIOS.check_steps(3, "ask for 3")
+    with pytest.raises(InvalidInputError, match="this run has 4: ask for 3, or write it anew"):
+        RATIOS.check_steps(4, "ask for 3")
     RATIOS.check_timesteps((3.0, 2.001, 1.0))
     for other in ((3.0, 2.1, 1.0), (3.0, 2.0)):
         with pytest.raises(InvalidInputError, match="that lie up to"):

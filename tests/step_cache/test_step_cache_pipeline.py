@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import MagCacheConfig
+from diffusers.hooks import apply_mag_cache
 
 import rainfusion_trt
 from helpers import wan_pipeline
@@ -17,7 +18,10 @@ from rainfusion_trt import CacheSettings, ParallelConfig
 from rainfusion_trt.errors import GenerationCancelled, InvalidInputError, UnsupportedError
 from rainfusion_trt.export import export_model
 from rainfusion_trt.models import VideoSize, get_model
+from rainfusion_trt.step_cache.others import other_cache
+from tests.helpers.diffusers_caches import NOTHING_FOR_WAN, cache_config, cache_kinds
 from tests.helpers.process_group import in_processes
+from tests.helpers.routed_models import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Pipeline = functools.partial(  # piecewise would have too few windows of clips as small as these
@@ -216,6 +220,18 @@ def test_two_processes_skip_the_same_steps():
             assert error <= 1024 * torch.finfo(torch.float32).eps
 
 
+@pytest.mark.parametrize("kind", cache_kinds())
+def test_every_cache_of_diffusers_is_known(kind):
+    """By its configuration, and by its hooks where somebody has put them there without one."""
+    _, transformer = tiny("wan2.1-1.3b")
+    assert other_cache(transformer) is None
+    transformer.enable_cache(cache_config(kind, lambda: 999))
+    assert kind in other_cache(transformer).name
+    transformer._cache_config = None
+    if kind not in NOTHING_FOR_WAN:
+        assert "hook" in other_cache(torch.compile(transformer, backend="eager")).name
+
+
 def test_what_cannot_be_is_refused_before_the_work():
     pipe = wan()
     with pytest.raises(InvalidInputError, match="is not one of off, easy, mag"):
@@ -229,6 +245,9 @@ def test_what_cannot_be_is_refused_before_the_work():
         with pytest.raises(InvalidInputError, match="diffusers' MagCacheConfig on the transformer"):
             pipeline(**CALL, cache="easy")
         pipe.transformer.disable_cache()
+        apply_mag_cache(pipe.transformer, MagCacheConfig(calibrate=True, num_inference_steps=8))
+        with pytest.raises(InvalidInputError, match="diffusers' hook mag_cache_"):
+            pipeline(**CALL, cache="easy")
         caching = pipeline._caching("easy", None)
         with pytest.raises(UnsupportedError, match="ar_step=5 and cache="):
             caching.check_call(pipe, 8, (), {"ar_step": 5})

@@ -41,6 +41,18 @@ def test_numbers_that_cannot_be(values):
         CacheSettings("easy", **values)
 
 
+@pytest.mark.parametrize("cache", [5, True, ["easy"], {"rule": "easy"}])
+def test_other_types(cache):
+    with pytest.raises(InvalidInputError, match="is not one of off, easy, mag"):
+        read_cache(cache, None, None)
+    with pytest.raises(InvalidInputError, match="is not one of off, easy, mag"):
+        CacheSettings(cache)
+    with pytest.raises(InvalidInputError, match="give the file that"):
+        MagnitudeRatios.read(cache)
+    with pytest.raises(InvalidInputError, match="read the file with read_ratios"):
+        CacheSettings("mag", ratios=cache)
+
+
 def test_what_is_meant():
     usual = CacheSettings("easy")
     assert (usual.threshold, usual.first, usual.last, usual.max_skips) == (0.05, 0.1, 1, 3)
