@@ -48,6 +48,7 @@ def main(
     settings: options.Settings = None,
 ) -> None:
     """Make videos for clients, by HTTP."""
+    from rainfusion_trt.serve.check import read_settings
     from rainfusion_trt.serve.local import serve_here
 
     files = {"engine": engine, "onnx": onnx, "engine_2": engine_2, "onnx_2": onnx_2}
@@ -59,7 +60,7 @@ def main(
     places = {"folder": folder, "database": database, "content": content}
     if settings is not None:
         _check_alone(settings, context)
-        given = _of_file(settings)
+        given = read_settings(settings)
     else:
         door = {"page": page, "hosts": allow_host or ()}
         of_workers = {"replicas": replicas, "gpus": _gpus(device, gpus, split=split_guidance)}
@@ -82,18 +83,6 @@ def _check_alone(file: Path, context: typer.Context) -> None:
             )
 
 
-def _of_file(file: Path) -> ServeSettings:
-    import yaml
-
-    from rainfusion_trt.errors import InvalidInputError
-    from rainfusion_trt.serve.settings import ServeSettings
-
-    found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise InvalidInputError(f"{file} holds no settings: see docs/serving.md")
-    return ServeSettings.model_validate(found)
-
-
 def _of_options(
     chosen: dict[str, Any],
     of_workers: dict[str, Any],
@@ -103,15 +92,11 @@ def _of_options(
     queue: int | None,
 ) -> ServeSettings:
     """The settings of what the command line says, looked at before Ray is started."""
-    from rainfusion_trt.presets import preset_of
+    from rainfusion_trt.serve.check import check_options
     from rainfusion_trt.serve.settings import ServeSettings
-    from rainfusion_trt.step_cache.ratios import MagnitudeRatios
-    from rainfusion_trt.step_cache.settings import read_cache
 
     _check_source(chosen)
-    preset_of(chosen["preset"])
-    ratios = MagnitudeRatios.read(chosen["cache_ratios"])
-    read_cache(chosen["cache"], chosen["cache_threshold"], ratios)
+    check_options(chosen)
     worker = {
         "options": {n: _of_worker(n, value) for n, value in chosen.items() if _is_given(value)},
         **of_workers,

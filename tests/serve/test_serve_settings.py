@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 
 from rainfusion_trt.cli import app
 from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.serve import cli, local, settings
+from rainfusion_trt.serve import check, cli, local, settings
 from rainfusion_trt.serve.ray_app import Door, build
 from rainfusion_trt.serve.settings import ServeSettings
+from rainfusion_trt.step_cache.ratios import MagnitudeRatios
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "serving"
 
@@ -31,6 +32,7 @@ def test_examples_are_of_this_version(name):
     assert application["import_path"] == f"{build.__module__}:{build.__name__}"
     given = ServeSettings.model_validate(application["args"])
     assert given.worker.gpus == 1
+    check._check_names(given.worker.options, EXAMPLES / name)
     built = build(application["args"])
     names = {"door", "worker"}
     assert {d["name"] for d in application.get("deployments", [])} <= names
@@ -77,6 +79,9 @@ def test_the_command_takes_a_file(started, tmp_path):
     assert given.lease_s == 5.0 and place["host"] == "0.0.0.0"
 
 
+RATIOS = "ratios"  # in the place of a file that is there
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -88,14 +93,20 @@ def test_the_command_takes_a_file(started, tmp_path):
         (("--demo", "--device", "tpu"), "--device tpu"),
         (("--demo", "--device", "cpu", "--gpus", "2"), "--gpus 2"),
         (("--demo", "--gpus", "3", "--split-guidance"), "--split-guidance"),
+        (("--demo", "--model", "nope"), "model 'nope' is unknown"),
+        (("--demo", "--model", "wan2.1-14b", "--cache-ratios", RATIOS), "and the model here is"),
         (("--settings", "/nowhere.yaml"), "/nowhere.yaml"),
         (("--settings", "a.yaml", "--demo"), "--demo goes into a.yaml"),
         (("--cpu-offload", "--settings", "a.yaml"), "--cpu-offload goes into a.yaml"),
     ],
 )
-def test_bad_options_are_one_line(started, tmp_path, monkeypatch, arguments, words):
+def test_bad_options_are_one_line(
+    started, tmp_path, tmp_path_factory, monkeypatch, arguments, words
+):
     monkeypatch.chdir(tmp_path)
-    done = invoke(*arguments)
+    ratios = tmp_path_factory.mktemp("ratios") / "ratios.json"
+    ratios.write_text(MagnitudeRatios("wan2.1-1.3b", "S", (2.0, 1.0), None, (None, 1.0)).text())
+    done = invoke(*(str(ratios) if given == RATIOS else given for given in arguments))
     assert done.exit_code == 2 and done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1 and words in done.stderr
     assert not started and list(tmp_path.iterdir()) == []
@@ -118,6 +129,30 @@ def test_bad_settings_are_refused(change, words):
     good = {"database": "sqlite:////tmp/x", "content": "/tmp/y"}
     with pytest.raises(ValueError, match=words):
         ServeSettings.model_validate({**good, **change})
+
+
+PLACES = "database: sqlite:////tmp/x\ncontent: /tmp/y\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"worker: [1,2", "is not valid YAML"),
+        (b"\xff\xfe\x00", "is not valid YAML"),
+        (b"- a", "holds no settings"),
+        (b"databse: x", "database: Field required; content: Field required; databse: Extra"),
+        (f"{PLACES}worker: {{gpus: two}}", "worker.gpus: Input should be a valid integer"),
+        (f"{PLACES}worker: {{options: {{chekpoint: x}}}}", "worker.options has 'chekpoint'"),
+        (f"{PLACES}worker: {{options: {{cache: mag}}}}", "needs calibrated ratios"),
+        (f"{PLACES}worker: {{options: {{demo: true, model: nope}}}}", "model 'nope' is unknown"),
+    ],
+)
+def test_bad_files_of_settings_are_one_line(started, tmp_path, text, words):
+    file = tmp_path / "settings.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    done = invoke("--settings", str(file))
+    assert done.exit_code == 2 and done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1 and words in done.stderr and not started
 
 
 def test_tokens_have_to_be_some(monkeypatch):

@@ -1,0 +1,96 @@
+"""What settings cannot be, said in one line before Ray is started."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.models import get_model
+from rainfusion_trt.presets import preset_of
+from rainfusion_trt.runtime.graphs import graph_of_engine, graph_of_onnx
+from rainfusion_trt.serve.settings import ServeSettings, WorkerSettings
+from rainfusion_trt.step_cache.ratios import MagnitudeRatios
+from rainfusion_trt.step_cache.settings import read_cache
+
+_OF_GROUPS = ("split_guidance", "timeout")  # options of `group_worker.pipeline_worker` alone
+_NOT_OPTIONS = ("self", "pipe", "gpus", "parallel")  # of `PipelineWorker`
+_SHOWN = 3  # faults of a file that are named
+
+
+def read_settings(file: Path) -> ServeSettings:
+    """The settings of a YAML file, those of its workers looked at as far as is cheap.
+
+    Raises
+    ------
+    InvalidInputError
+        It is no YAML, or holds what cannot be.
+    OSError
+        It cannot be read.
+    """
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also of dates, and of depth
+        raise InvalidInputError(f"{file} is not valid YAML ({error}): correct it there") from error
+    if not isinstance(found, dict):
+        raise InvalidInputError(f"{file} holds no settings: see docs/serving.md")
+    try:
+        given = ServeSettings.model_validate(found)
+    except ValidationError as error:
+        raise InvalidInputError(f"{file}: {_faults(error)}: see docs/serving.md") from error
+    if given.worker.factory == WorkerSettings().factory:  # others know their options themselves
+        _check_names(given.worker.options, file)
+        check_options(given.worker.options)
+    return given
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse what no worker of ours could start with; files of another machine are not looked for.
+
+    Raises
+    ------
+    RainFusionError
+        An unknown model, preset or cache, ratios of another model, or a file that is not what it
+        has to be.
+    """
+    preset_of(options.get("preset"))
+    ratios = MagnitudeRatios.read(options.get("cache_ratios"))
+    read_cache(options.get("cache"), options.get("cache_threshold"), ratios)
+    model = options.get("model")
+    if model is not None:
+        model = get_model(model).name
+    elif options.get("engine") is not None:
+        model = graph_of_engine(options["engine"]).model
+    elif options.get("onnx") is not None:
+        model = graph_of_onnx(options["onnx"]).model
+    if ratios is not None and model is not None:
+        ratios.check_model(model)
+
+
+def _check_names(options: Mapping[str, Any], file: Path) -> None:
+    from rainfusion_trt.serve.pipeline_worker import PipelineWorker
+
+    names = {*inspect.signature(PipelineWorker.__init__).parameters, *_OF_GROUPS}
+    for name in options:
+        if name not in names.difference(_NOT_OPTIONS):
+            raise InvalidInputError(
+                f"{file}: worker.options has {name!r}, which PipelineWorker does not take: leave "
+                "it out, or see docs/serving.md"
+            )
+
+
+def _faults(error: ValidationError) -> str:
+    """What does not fit and where, the first few."""
+    found = error.errors(include_url=False)
+    lines = [
+        f"{'.'.join(map(str, item['loc'])) or 'settings'}: "
+        f"{item['msg'].removeprefix('Value error, ')}"
+        for item in found[:_SHOWN]
+    ]
+    more = len(found) - len(lines)
+    return "; ".join(lines) + (f"; and {more} more" if more else "")
