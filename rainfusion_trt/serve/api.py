@@ -21,6 +21,7 @@ from rainfusion_trt import __version__
 from rainfusion_trt.serve.body import read_body
 from rainfusion_trt.serve.errors import STORAGE_FULL, ServiceError, is_full
 from rainfusion_trt.serve.gate import App, Gate
+from rainfusion_trt.serve.jobs import Job
 from rainfusion_trt.serve.page import add_page
 from rainfusion_trt.serve.schema import (
     Deleted,
@@ -67,71 +68,8 @@ def make_api(service: VideoService, registry: CollectorRegistry | None = None) -
         responses=_ANSWERS,
     )
     _add_errors(api)
-
-    @api.post("/v1/videos", openapi_extra={"requestBody": request_body()})
-    async def create(request: Request) -> Video:
-        """Put a video into the queue."""
-        wanted, image = await read_body(request)
-        return Video.of(await run_in_threadpool(service.submit, wanted, image))
-
-    @api.get("/v1/videos")
-    def list_videos(
-        after: str | None = None,
-        limit: Annotated[int, Query(ge=1, le=_MOST_LISTED)] = 20,
-        order: Literal["asc", "desc"] = "desc",
-    ) -> VideoList:
-        """Jobs, the newest first."""
-        jobs, more = service.list(after=after, limit=limit, newest_first=order == "desc")
-        data = [Video.of(job) for job in jobs]
-        ends = (data[0].id, data[-1].id) if data else (None, None)
-        return VideoList(data=data, first_id=ends[0], last_id=ends[1], has_more=more)
-
-    @api.get("/v1/videos/{video_id}")
-    def retrieve(video_id: str) -> Video:
-        """A job and its progress."""
-        return Video.of(service.get(video_id))
-
-    @api.get("/v1/videos/{video_id}/content", response_class=Response, responses=_MP4)
-    def content(video_id: str, variant: Literal["video"] = "video") -> Response:
-        """The video of a completed job."""
-        job, key = service.finished_video(video_id)
-        name = f"{job.id}.mp4"
-        place = service.content.path(key)
-        if place is not None and place.is_file():  # in ranges, as players ask for it
-            return VideoFile(place, media_type="video/mp4", filename=name, headers=_PRIVATE)
-        try:
-            pieces = service.content.read(key)
-        except FileNotFoundError as error:
-            raise ServiceError(
-                "the file of this video is gone: make it again", status=404, code="content_missing"
-            ) from error
-        headers = {
-            **_PRIVATE,
-            "Content-Length": str(job.content_bytes),
-            "Content-Disposition": f'attachment; filename="{name}"',
-        }
-        return StreamingResponse(pieces, media_type="video/mp4", headers=headers)
-
-    @api.delete("/v1/videos/{video_id}")
-    def delete(video_id: str) -> Deleted:
-        """Delete a finished video; cancel another, which is then kept as failed."""
-        return Deleted(id=video_id, deleted=service.remove(video_id))
-
-    @api.get("/health")
-    def health(response: Response) -> Health:
-        """Whether requests are taken."""
-        workers = service.live_workers()
-        try:
-            return Health(status="ok", model=service.model().model, workers=workers)
-        except ServiceError:
-            response.status_code = 503
-            return Health(status="loading", model=None, workers=workers)
-
-    @api.get("/metrics", response_class=Response)
-    def metrics() -> Response:
-        """Figures for Prometheus."""
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
-
+    _add_videos(api, service)
+    _add_state(api, service, registry)
     return api
 
 
@@ -165,6 +103,83 @@ def make_app(
         registry=registry,
         hosts=hosts,
     )
+
+
+def _add_videos(api: FastAPI, service: VideoService) -> None:
+    """Jobs and their videos."""
+
+    @api.post("/v1/videos", openapi_extra={"requestBody": request_body()})
+    async def create(request: Request) -> Video:
+        """Put a video into the queue."""
+        wanted, image = await read_body(request)
+        return Video.of(await run_in_threadpool(service.submit, wanted, image))
+
+    @api.get("/v1/videos")
+    def list_videos(
+        after: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=_MOST_LISTED)] = 20,
+        order: Literal["asc", "desc"] = "desc",
+    ) -> VideoList:
+        """Jobs, the newest first."""
+        jobs, more = service.list(after=after, limit=limit, newest_first=order == "desc")
+        data = [Video.of(job) for job in jobs]
+        ends = (data[0].id, data[-1].id) if data else (None, None)
+        return VideoList(data=data, first_id=ends[0], last_id=ends[1], has_more=more)
+
+    @api.get("/v1/videos/{video_id}")
+    def retrieve(video_id: str) -> Video:
+        """A job and its progress."""
+        return Video.of(service.get(video_id))
+
+    @api.get("/v1/videos/{video_id}/content", response_class=Response, responses=_MP4)
+    def content(video_id: str, variant: Literal["video"] = "video") -> Response:
+        """The video of a completed job."""
+        job, key = service.finished_video(video_id)
+        return _file_of(service, job, key)
+
+    @api.delete("/v1/videos/{video_id}")
+    def delete(video_id: str) -> Deleted:
+        """Delete a finished video; cancel another, which is then kept as failed."""
+        return Deleted(id=video_id, deleted=service.remove(video_id))
+
+
+def _file_of(service: VideoService, job: Job, key: str) -> Response:
+    """The answer with a job's video, as a file where it lies here, else piece by piece."""
+    name = f"{job.id}.mp4"
+    place = service.content.path(key)
+    if place is not None and place.is_file():  # in ranges, as players ask for it
+        return VideoFile(place, media_type="video/mp4", filename=name, headers=_PRIVATE)
+    try:
+        pieces = service.content.read(key)
+    except FileNotFoundError as error:
+        raise ServiceError(
+            "the file of this video is gone: make it again", status=404, code="content_missing"
+        ) from error
+    headers = {
+        **_PRIVATE,
+        "Content-Length": str(job.content_bytes),
+        "Content-Disposition": f'attachment; filename="{name}"',
+    }
+    return StreamingResponse(pieces, media_type="video/mp4", headers=headers)
+
+
+def _add_state(api: FastAPI, service: VideoService, registry: CollectorRegistry) -> None:
+    """How the service is."""
+
+    @api.get("/health")
+    def health(response: Response) -> Health:
+        """Whether requests are taken."""
+        workers = service.live_workers()
+        try:
+            return Health(status="ok", model=service.model().model, workers=workers)
+        except ServiceError:
+            response.status_code = 503
+            return Health(status="loading", model=None, workers=workers)
+
+    @api.get("/metrics", response_class=Response)
+    def metrics() -> Response:
+        """Figures for Prometheus."""
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
 class _JobGauges:
