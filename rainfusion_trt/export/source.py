@@ -168,8 +168,8 @@ def _example_inputs(
     model: VideoModel, transformer: nn.Module, size: VideoSize, *, batch: int, dynamic: bool
 ) -> dict[str, Tensor]:
     """Make example inputs and check that the model can be traced with them."""
-    if batch < 1:
-        raise InvalidInputError(f"batch={batch} must be 1 or more")
+    if type(batch) is not int or batch < 1:
+        raise InvalidInputError(f"batch={batch!r} must be 1 or more")
     if dynamic and not model.dynamic_axes():
         raise UnsupportedError(
             f"{model.name} computes its position table for one size, which is baked into the "

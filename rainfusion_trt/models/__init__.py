@@ -125,7 +125,7 @@ def get_model(name: str) -> VideoModel:
         No model has that name.
     """
     for model in _MODELS:
-        if name.lower() in (model.name, *model.aliases):
+        if str(name).lower() in (model.name, *model.aliases):
             return model
     raise InvalidInputError(f"model {name!r} is unknown; known models: {', '.join(model_names())}")
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
+
+from rainfusion_trt.errors import InvalidInputError
 
 
 @dataclass(frozen=True)
@@ -14,6 +17,11 @@ class VideoSize:
     frames: int
     height: int
     width: int
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise InvalidInputError(f"{name}={value!r:.80}: give an integer")
 
     def __str__(self) -> str:
         return f"{self.frames}x{self.height}x{self.width}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 
@@ -56,8 +58,10 @@ class ParallelConfig:
                 f"guidance={self.guidance}: guidance has two halves; give 1 or 2, and ulysses= for "
                 "more processes"
             )
-        if not (math.isfinite(self.timeout) and self.timeout > 0):
-            raise InvalidInputError(f"timeout={self.timeout!r}: give seconds above 0")
+        given: Any = self.timeout
+        is_number = isinstance(given, Real) and not isinstance(given, bool)
+        if not (is_number and math.isfinite(given) and given > 0):
+            raise InvalidInputError(f"timeout={given!r}: give seconds above 0")
 
     @property
     def processes(self) -> int:

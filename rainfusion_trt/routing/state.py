@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -108,8 +109,11 @@ class Routing:
 
     @sparsity.setter
     def sparsity(self, value: float) -> None:
-        if not 0.0 <= value < 1.0:
-            raise InvalidInputError(f"sparsity={value} must be in [0, 1); 0 is dense attention")
+        given: Any = value
+        if not isinstance(given, Real) or not 0.0 <= float(given) < 1.0:
+            raise InvalidInputError(
+                f"sparsity={given!r:.80} must be in [0, 1); 0 is dense attention"
+            )
         self._sparsity = float(value)
         self._plan = self._scheduled = None
         # In place, since CUDA graphs read this very tensor. One that came to the device in a
@@ -131,7 +135,12 @@ class Routing:
         return self._dense_layers
 
     @dense_layers.setter
-    def dense_layers(self, layers: tuple[int, ...]) -> None:
+    def dense_layers(self, layers: Iterable[int]) -> None:
+        if not isinstance(layers, Iterable):
+            raise InvalidInputError(
+                f"dense_layers={layers!r:.80}: give numbers from 0 on in a row, such as (0, 1)"
+            )
+        layers = tuple(layers)
         for layer in layers:
             if type(layer) is not int or layer < 0:
                 raise InvalidInputError(f"dense_layers has {layer!r}; give numbers from 0 on")
@@ -141,7 +150,7 @@ class Routing:
                     f"dense_layers has {layer}, and this transformer has {len(self.sites)} "
                     f"self-attentions: give numbers from 0 to {len(self.sites) - 1}"
                 )
-        self._dense_layers = tuple(layers)
+        self._dense_layers = layers
         for number, site in enumerate(self.sites):
             if site.processor is not None:
                 site.processor.exact = number in layers

@@ -133,7 +133,7 @@ def enable(
     else:
         routing.sparsity = plan
     routing.sites = _sites(transformer, routing)
-    routing.dense_layers = tuple(dense_layers)
+    routing.dense_layers = dense_layers
     for site in routing.sites:
         if site.processor is not None:
             site.attention.set_processor(site.processor)
@@ -171,7 +171,7 @@ def _described(
             raise InvalidInputError("give model= or grid=, not both")
         return OwnModule(transformer, place)
     if model is not None:
-        return get_model(model) if isinstance(model, str) else model
+        return model if isinstance(model, VideoModel) else get_model(model)
     try:
         return model_of(transformer)
     except UnsupportedError as error:

@@ -48,11 +48,13 @@ def files_by_component(form: str, first: Files, second: OptionalPath) -> dict[st
         raise InvalidInputError(
             f"{form}= names its transformers, so {form}_2= has no place: put {second} into it"
         )
-    for name in first:
+    for name, path in first.items():
         if name not in names:
             raise InvalidInputError(
                 f"{form}= names {name!r}; transformers of a pipeline are {', '.join(names)}"
             )
+        if not isinstance(path, (str, Path, type(None))):
+            raise InvalidInputError(f"{form}={path!r:.80}: give a path")
     return {name: Path(path) for name, path in first.items() if path is not None}
 
 
@@ -159,6 +161,8 @@ class Artifacts:
                 "give either checkpoint= (a diffusers directory or hub id) or pipe= (a loaded "
                 "diffusers pipeline): scheduler, text encoder and VAE come from it"
             )
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise InvalidInputError(f"dtype={dtype!r:.80}: give torch's, such as torch.bfloat16")
         weights = weights or {}
         _check_weights(weights, pipe, exported=bool(engine or onnx))
         parts = [

@@ -17,10 +17,17 @@ from rainfusion_trt.runtime.media import frames_of_video, size_of_image
 from rainfusion_trt.runtime.pipes import parameters_of
 
 Generators = torch.Generator | list[torch.Generator] | None
+_GENERATOR = torch.Generator
+_FORMS = ("np", "pt", "pil", "latent")  # of frames, in every video pipeline of diffusers
 
 
 def choose_generator(generator: Generators, seed: int | None) -> Generators:
     """The generator, or one of the seed, on the CPU so that every device gets the same noise."""
+    given = generator if isinstance(generator, (list, tuple)) else [generator]
+    if generator is not None and not (given and all(isinstance(g, _GENERATOR) for g in given)):
+        raise InvalidInputError(
+            f"generator={generator!r:.80}: give a torch.Generator, one for each clip, or a seed"
+        )
     if seed is None:
         return generator
     if generator is not None:
@@ -66,6 +73,20 @@ def check_numbers(arguments: Mapping[str, Any]) -> None:
             raise InvalidInputError(f"{name} is {value!r}: give a number in [0, 1]")
 
 
+def _check_kinds(arguments: Mapping[str, Any]) -> None:
+    """Refuse what diffusers would find out after the work, or by an error of somewhere else."""
+    form = arguments.get("output_type", _FORMS[0])
+    if form not in _FORMS:
+        raise InvalidInputError(f"output_type is {form!r}: give one of {', '.join(_FORMS)}")
+    latents = arguments.get("latents")
+    if latents is not None and not torch.is_tensor(latents):
+        raise InvalidInputError(f"latents is of {type(latents).__name__}: give a tensor")
+    for name in ("prompt", "negative_prompt"):
+        texts = arguments.get(name)
+        if isinstance(texts, list) and not (texts and all(isinstance(t, str) for t in texts)):
+            raise InvalidInputError(f"{name} is {texts!r:.80}: give a text, or one for each clip")
+
+
 def _is_share(value: Any) -> bool:
     number = isinstance(value, Real) and not isinstance(value, bool)
     return number and 0.0 <= float(value) <= 1.0
@@ -105,6 +126,7 @@ def complete_arguments(
     if text_length:
         defaults["max_sequence_length"] = text_length
     check_numbers(given)
+    _check_kinds(given)
     arguments = {**{name: value for name, value in defaults.items() if name in known}, **given}
     if "negative_prompt_embeds" in given:  # AllegroPipeline's default, an empty text, would clash
         arguments.setdefault("negative_prompt", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -81,9 +81,10 @@ class Denoiser(ABC):
         UnsupportedError
             It has one sparsity for all.
         """
-        if layers:
+        given: Any = layers
+        if not isinstance(given, Iterable) or tuple(given):
             raise UnsupportedError(
-                f"dense_layers={tuple(layers)} cannot reach an exported graph, which has one "
+                f"dense_layers={given!r:.80} cannot reach an exported graph, which has one "
                 f"sparsity for all its attentions, and the backend here is {self.name}: leave it "
                 "out, or use backend='torch'"
             )

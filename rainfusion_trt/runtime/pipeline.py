@@ -207,7 +207,7 @@ class Pipeline:
             self.denoiser = self.sharing.denoiser(first_that_runs(names, load), self.model)
         try:
             with self.sharing.together():
-                self.denoiser.keep_dense(dense_layers or ())
+                self.denoiser.keep_dense(() if dense_layers is None else dense_layers)
                 self.pipe = load_pipe(self.artifacts, self.denoiser, cpu_offload=cpu_offload)
             pipes = Pipes(
                 self.model,

@@ -62,7 +62,7 @@ class TorchDenoiser(OneDenoiser):
         self._handle.sparsity = value
 
     def keep_dense(self, layers: Sequence[int]) -> None:
-        self._handle.dense_layers = tuple(layers)
+        self._handle.dense_layers = layers
 
     def report(self) -> CallReport:
         from rainfusion_trt.routing import routing_of

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rainfusion_trt.errors import InvalidInputError, RainFusionError
+from rainfusion_trt.parallel.config import ParallelConfig
 from rainfusion_trt.processes.run import guarded
 from rainfusion_trt.serve.group_message import Answer
 from rainfusion_trt.serve.pipeline_worker import PipelineWorker
@@ -73,7 +74,12 @@ class GroupWorker:
         if split_guidance and gpus % 2:
             raise InvalidInputError(f"split_guidance with gpus: {gpus}: give 2, 4, ... GPUs")
         guidance = 2 if split_guidance else 1
-        sharing = {"ulysses": gpus // guidance, "guidance": guidance, "timeout": timeout}
+        sharing: dict[str, Any] = {
+            "ulysses": gpus // guidance,
+            "guidance": guidance,
+            "timeout": timeout,
+        }
+        ParallelConfig(**sharing)  # refuses a timeout that is none before processes start
         self._fault: str | None = None
         self._stack = contextlib.ExitStack()
         self._ends: list[Connection] = []

@@ -94,6 +94,7 @@ def test_comparison_needs_float32(tmp_path):
     ("options", "message"),
     [
         ({"batch": 0}, "batch=0"),
+        ({"batch": "2"}, "batch='2'"),
         ({"size": VideoSize(10, 64, 96)}, "frames=10"),
         ({"size": VideoSize(9, 60, 96)}, "height=60"),
         ({"size": VideoSize(9, 64, 0)}, "width=0"),

@@ -237,6 +237,7 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path):
         ({"guidance": 3}, InvalidInputError, "two halves"),
         ({"ulysses": 0}, InvalidInputError, "from 1 on"),
         ({"timeout": 0.0}, InvalidInputError, "seconds"),
+        ({"timeout": "60"}, InvalidInputError, "seconds"),
     )
     for given, kind, words in cases:
         with pytest.raises(kind, match=words) as error:

@@ -248,3 +248,5 @@ def test_options_that_do_not_fit(options):
         pipeline_worker(**options, gpus=3, split_guidance=True)
     with pytest.raises(RainFusionError, match="gpus: 0: give 2, 4"):
         pipeline_worker(**options, split_guidance=True)
+    with pytest.raises(RainFusionError, match="timeout='long'"):
+        pipeline_worker(**options, gpus=2, timeout="long")
