@@ -1,30 +1,32 @@
-"""What settings cannot be, said in one line before Ray is started."""
+"""What settings cannot be, said in one line before Ray or a worker is started."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models import get_model
 from rainfusion_trt.presets import preset_of
 from rainfusion_trt.runtime.graphs import graph_of_engine, graph_of_onnx
+from rainfusion_trt.serve.pipeline_worker import PipelineWorker
 from rainfusion_trt.serve.settings import ServeSettings, WorkerSettings
 from rainfusion_trt.step_cache.ratios import MagnitudeRatios
 from rainfusion_trt.step_cache.settings import read_cache
 
+T = TypeVar("T", bound=BaseModel)
 _OF_GROUPS = ("split_guidance", "timeout")  # options of `group_worker.pipeline_worker` alone
 _NOT_OPTIONS = ("self", "pipe", "gpus", "parallel")  # of `PipelineWorker`
 _SHOWN = 3  # faults of a file that are named
 
 
 def read_settings(file: Path) -> ServeSettings:
-    """The settings of a YAML file, those of its workers looked at as far as is cheap.
+    """The settings of the service in a YAML file, those of its workers looked at too.
 
     Raises
     ------
@@ -33,24 +35,51 @@ def read_settings(file: Path) -> ServeSettings:
     OSError
         It cannot be read.
     """
-    try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also of dates, and of depth
-        raise InvalidInputError(f"{file} is not valid YAML ({error}): correct it there") from error
-    if not isinstance(found, dict):
-        raise InvalidInputError(f"{file} holds no settings: see docs/serving.md")
-    try:
-        given = ServeSettings.model_validate(found)
-    except ValidationError as error:
-        raise InvalidInputError(f"{file}: {_faults(error)}: see docs/serving.md") from error
-    if given.worker.factory == WorkerSettings().factory:  # others know their options themselves
-        _check_names(given.worker.options, file)
-        check_options(given.worker.options)
+    given = _read(ServeSettings, file, "docs/serving.md")
+    check_worker(given.worker, file)
     return given
 
 
+def read_worker(file: Path) -> WorkerSettings:
+    """The settings of one worker in a YAML file, as below ``worker`` in docs/serving.md.
+
+    Raises
+    ------
+    InvalidInputError
+        The file is missing, no YAML, or holds what cannot be.
+    """
+    if not file.is_file():
+        raise InvalidInputError(f"--worker {file} is no file")
+    given = _read(WorkerSettings, file, "docs/integrations.md")
+    if given.replicas != 1:
+        raise InvalidInputError(
+            f"replicas: {given.replicas} in {file}: Dynamo starts each worker; leave it out"
+        )
+    check_worker(given, file)
+    return given
+
+
+def check_worker(worker: WorkerSettings, file: Path) -> None:
+    """Refuse what a worker of ours could not start with; others know their options themselves."""
+    if worker.factory != WorkerSettings().factory:
+        return
+    check_names(worker.options, file)
+    check_options(worker.options)
+
+
+def check_names(options: Mapping[str, Any], file: Path) -> None:
+    """Raise InvalidInputError for an option that no worker of ours has."""
+    names = {*inspect.signature(PipelineWorker.__init__).parameters, *_OF_GROUPS}
+    for name in options:
+        if name not in names.difference(_NOT_OPTIONS):
+            raise InvalidInputError(
+                f"{file}: the options of a worker have {name!r}, which PipelineWorker does not "
+                "take: leave it out, or see docs/serving.md"
+            )
+
+
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse what no worker of ours could start with; files of another machine are not looked for.
+    """Refuse what no worker of ours could start with; its checkpoint is not looked for.
 
     Raises
     ------
@@ -72,19 +101,20 @@ def check_options(options: Mapping[str, Any]) -> None:
         ratios.check_model(model)
 
 
-def _check_names(options: Mapping[str, Any], file: Path) -> None:
-    from rainfusion_trt.serve.pipeline_worker import PipelineWorker
+def _read(kind: type[T], file: Path, document: str) -> T:
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also of dates, and of depth
+        raise InvalidInputError(f"{file} is not valid YAML ({error}): correct it there") from error
+    if not isinstance(found, dict):
+        raise InvalidInputError(f"{file} holds no settings: see {document}")
+    try:
+        return kind.model_validate(found)
+    except ValidationError as error:
+        raise InvalidInputError(f"{file}: {faults(error)}: see {document}") from error
 
-    names = {*inspect.signature(PipelineWorker.__init__).parameters, *_OF_GROUPS}
-    for name in options:
-        if name not in names.difference(_NOT_OPTIONS):
-            raise InvalidInputError(
-                f"{file}: worker.options has {name!r}, which PipelineWorker does not take: leave "
-                "it out, or see docs/serving.md"
-            )
 
-
-def _faults(error: ValidationError) -> str:
+def faults(error: ValidationError) -> str:
     """What does not fit and where, the first few."""
     found = error.errors(include_url=False)
     lines = [

@@ -92,7 +92,10 @@ def _of_options(
     queue: int | None,
 ) -> ServeSettings:
     """The settings of what the command line says, looked at before Ray is started."""
-    from rainfusion_trt.serve.check import check_options
+    from pydantic import ValidationError
+
+    from rainfusion_trt.errors import InvalidInputError
+    from rainfusion_trt.serve.check import check_options, faults
     from rainfusion_trt.serve.settings import ServeSettings
 
     _check_source(chosen)
@@ -104,7 +107,10 @@ def _of_options(
     limits = {} if queue is None else {"limits": {"queued": queue}}
     folder = places.pop("folder")
     given = {name: _absolute(place) for name, place in places.items() if place is not None}
-    return ServeSettings.in_folder(folder, worker=worker, **door, **limits, **given)
+    try:
+        return ServeSettings.in_folder(folder, worker=worker, **door, **limits, **given)
+    except ValidationError as error:
+        raise InvalidInputError(f"{faults(error)}: see `rainfusion-trt serve --help`") from error
 
 
 def _check_source(chosen: dict[str, Any]) -> None:

@@ -17,10 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rainfusion_trt.errors import GenerationCancelled, InvalidInputError, RainFusionError
+from rainfusion_trt.errors import GenerationCancelled, RainFusionError
+from rainfusion_trt.serve.check import read_worker
 from rainfusion_trt.serve.dynamo_messages import answer, fields_of, image_of
 from rainfusion_trt.serve.request import VideoRequest, plan
-from rainfusion_trt.serve.settings import STEP_LIMIT_S, Limits, WorkerSettings
+from rainfusion_trt.serve.settings import STEP_LIMIT_S, Limits
 from rainfusion_trt.serve.step_limit import StepLimit
 from rainfusion_trt.serve.worker import GenerationRequest, Ran, Worker, make_worker
 
@@ -154,29 +155,6 @@ class Videos:
 
 def _ended(context: Any) -> bool:
     return bool(context.is_stopped() or context.is_killed())
-
-
-def read_worker(file: Path) -> WorkerSettings:
-    """The settings of a worker, as below ``worker`` in docs/serving.md, in YAML.
-
-    Raises
-    ------
-    InvalidInputError
-        The file is missing or holds something else.
-    """
-    import yaml
-
-    if not file.is_file():
-        raise InvalidInputError(f"--worker {file} is no file")
-    found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise InvalidInputError(f"--worker {file} holds no settings: see docs/integrations.md")
-    settings = WorkerSettings.model_validate(found)
-    if settings.replicas != 1:
-        raise InvalidInputError(
-            f"replicas: {settings.replicas} in {file}: Dynamo starts each worker; leave it out"
-        )
-    return settings
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -137,12 +137,13 @@ class ServeSettings(_Settings):
     def in_folder(cls, folder: Path, **given: Any) -> ServeSettings:
         """With database and videos in a folder of this machine, which is made."""
         folder = folder.absolute()
-        folder.mkdir(parents=True, exist_ok=True)
         places = {
             "database": f"{_SQLITE}{folder / 'jobs.sqlite'}",
             "content": str(folder / "content"),
         }
-        return cls.model_validate({**places, **given})
+        made = cls.model_validate({**places, **given})
+        folder.mkdir(parents=True, exist_ok=True)
+        return made
 
 
 def token() -> str | None:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from benchmarks.serving.noop import NoopWorker
 from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.serve.dynamo import Videos, read_worker
+from rainfusion_trt.serve.check import read_worker
+from rainfusion_trt.serve.dynamo import Videos
 from rainfusion_trt.serve.dynamo_messages import fields_of, image_of
 from rainfusion_trt.serve.errors import ServiceError
 from rainfusion_trt.serve.settings import Limits
@@ -218,7 +219,14 @@ def test_a_worker_that_hangs_is_given_up(dynamo, monkeypatch):
 
 @pytest.mark.parametrize(
     "text, said",
-    [(None, "is no file"), ("- 1", "holds no settings"), ("replicas: 2", "replicas: 2 in")],
+    [
+        (None, "is no file"),
+        ("- 1", "holds no settings"),
+        ("replicas: 2", "replicas: 2 in"),
+        ("gpus: two", "worker.yaml: gpus: Input should be"),
+        ("options: {chekpoint: x}", "have 'chekpoint', which PipelineWorker does not"),
+        ("options: {demo: true, preset: best}", "preset='best'"),
+    ],
 )
 def test_settings_that_are_refused(tmp_path, text, said):
     file = tmp_path / "worker.yaml"

@@ -32,7 +32,7 @@ def test_examples_are_of_this_version(name):
     assert application["import_path"] == f"{build.__module__}:{build.__name__}"
     given = ServeSettings.model_validate(application["args"])
     assert given.worker.gpus == 1
-    check._check_names(given.worker.options, EXAMPLES / name)
+    check.check_names(given.worker.options, EXAMPLES / name)
     built = build(application["args"])
     names = {"door", "worker"}
     assert {d["name"] for d in application.get("deployments", [])} <= names
@@ -93,6 +93,8 @@ RATIOS = "ratios"  # in the place of a file that is there
         (("--demo", "--device", "tpu"), "--device tpu"),
         (("--demo", "--device", "cpu", "--gpus", "2"), "--gpus 2"),
         (("--demo", "--gpus", "3", "--split-guidance"), "--split-guidance"),
+        (("--demo", "--allow-host", "http://a.org"), "hosts.0: "),
+        (("--demo", "--database", "sqlite:///x"), "is relative, and workers run elsewhere"),
         (("--demo", "--model", "nope"), "model 'nope' is unknown"),
         (("--demo", "--model", "wan2.1-14b", "--cache-ratios", RATIOS), "and the model here is"),
         (("--settings", "/nowhere.yaml"), "/nowhere.yaml"),
@@ -142,7 +144,7 @@ PLACES = "database: sqlite:////tmp/x\ncontent: /tmp/y\n"
         (b"- a", "holds no settings"),
         (b"databse: x", "database: Field required; content: Field required; databse: Extra"),
         (f"{PLACES}worker: {{gpus: two}}", "worker.gpus: Input should be a valid integer"),
-        (f"{PLACES}worker: {{options: {{chekpoint: x}}}}", "worker.options has 'chekpoint'"),
+        (f"{PLACES}worker: {{options: {{chekpoint: x}}}}", "options of a worker have 'chekpoint'"),
         (f"{PLACES}worker: {{options: {{cache: mag}}}}", "needs calibrated ratios"),
         (f"{PLACES}worker: {{options: {{demo: true, model: nope}}}}", "model 'nope' is unknown"),
     ],
