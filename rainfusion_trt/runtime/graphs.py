@@ -103,9 +103,10 @@ def graph_of_engine(path: str | Path) -> Graph:
     from rainfusion_trt.engine import load_metadata
 
     found = load_metadata(path, verify=False)
-    if found.model is None:
+    if found.model is None or not found.config:
         raise EngineLoadError(
-            f"{path} does not say which model it is: export it with rainfusion-trt export"
+            f"{path} does not say which model it is, and of which configuration: export it with "
+            "rainfusion-trt export"
         )
     profiles = tuple(
         {record.name: record.profiles[name] for record in found.inputs if record.profiles}

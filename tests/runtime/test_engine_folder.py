@@ -61,6 +61,8 @@ def folder(tmp_path):
         ({}, {"model": "cogvideox-2b"}, InvalidInputError, "model= says cogvideox-2b"),
         ({}, {"alpha": 0.5}, InvalidInputError, "exported with alpha=0.9"),
         ({"model": None}, {}, EngineLoadError, "does not say which model"),
+        ({"config": {}}, {}, EngineLoadError, "of which configuration"),
+        ({"settings": {}}, {"alpha": 0.9}, InvalidInputError, "does not say what it was exported"),
         ({"model": "sora"}, {}, InvalidInputError, "'sora' is unknown"),
         (
             {"config": {**MODEL.config("tiny"), "num_layers": 42}},
