@@ -25,16 +25,16 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from rainfusion_trt.errors import InvalidInputError, ParallelError, RainFusionError
+from rainfusion_trt.errors import InvalidInputError, ParallelError
 from rainfusion_trt.parallel.board import Board
 from rainfusion_trt.parallel.config import ParallelConfig
 from rainfusion_trt.parallel.ends import End, exchanges, in_step
+from rainfusion_trt.parallel.group_errors import is_of_groups, said_shortly, shortly
 
 T = TypeVar("T")
 _PATIENCE = 3600.0  # seconds for processes that start
 _SETTLE = 5.0  # seconds for others to come to the error that this process has
 _TOLD = 2.0  # seconds for another process to say its failure, which this one has felt
-_MARKS = ("gloo/", "gloo::", "ProcessGroup", "NCCL", "c10d")  # of errors of process groups
 
 
 class Team:
@@ -65,7 +65,7 @@ class Team:
         self.device = device
         self.rank, self.world = board.rank, board.world
         self._board = board
-        with _said_shortly("meet"):
+        with said_shortly("meet"):
             board.meet(f"mesh/{self._next()}")
             self.mesh = self._mesh()
 
@@ -99,7 +99,7 @@ class Team:
             return cls(config, place, Board(store, dist.get_rank(), world))
         leave_out_multicast()
         patience = timedelta(seconds=_PATIENCE)
-        with _said_shortly("meet"):
+        with said_shortly("meet"):
             store, rank, world = next(rendezvous("env://", timeout=patience))
             board = Board(store, rank, world)
             board.meet("start")
@@ -184,7 +184,7 @@ class Team:
             failed = self._board.failure()
         except RuntimeError as error:
             raise ParallelError(
-                f"process 0 of this run is lost ({_shortly(error)}): see its own output"
+                f"process 0 of this run is lost ({shortly(error)}): see its own output"
             ) from error
         if failed is not None:
             raise ParallelError(failed)
@@ -243,13 +243,13 @@ class Team:
             self._fail(error)
             raise
         except Exception as error:
-            if not _is_of_groups(error):
+            if not is_of_groups(error):
                 raise
             cause = self._cause()
             if cause is None:
                 cause = (
                     f"a process of this run is lost or did not answer for {self.config.timeout:g} "
-                    f"seconds ({_shortly(error)}): see its own output, or raise timeout="
+                    f"seconds ({shortly(error)}): see its own output, or raise timeout="
                 )
             self._fail(error)
             raise ParallelError(cause) from error
@@ -271,7 +271,7 @@ class Team:
     def _fail(self, error: BaseException) -> None:
         """This process cannot go on with the others, nor they with it."""
         Team._broken = True
-        self.tell(_shortly(error) or type(error).__name__)
+        self.tell(shortly(error) or type(error).__name__)
 
     def _mesh(self) -> Any:
         """One for all teams of a kind, as those of the service come and go."""
@@ -340,29 +340,3 @@ def _place(device: str | torch.device | None) -> torch.device:
         )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
-
-
-@contextlib.contextmanager
-def _said_shortly(what: str) -> Iterator[None]:
-    """A context whose errors of the network are ours."""
-    try:
-        yield
-    except RainFusionError:
-        raise
-    except RuntimeError as error:
-        raise ParallelError(
-            f"the processes of this run cannot {what} ({_shortly(error)}): check MASTER_ADDR and "
-            "MASTER_PORT, or start it again"
-        ) from error
-
-
-def _is_of_groups(error: BaseException) -> bool:
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(mark in str(error) for mark in _MARKS)
-    )
-
-
-def _shortly(error: BaseException) -> str:
-    """The first line of an error, not too much of it."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else ""
