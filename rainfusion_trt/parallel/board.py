@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
-
-import torch.distributed as dist
 
 from rainfusion_trt.errors import ParallelError
 
 _FAILED = "rainfusion/failed"
 _PATIENCE = 3600.0  # seconds for what takes its time on one process: loading, writing a video
 _LOOK = 1.0  # seconds between looks at whether another process has failed
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 2e-4, 0.02  # seconds between looks at what is awaited
 _put: list[str] = []  # by this process since all met, through whichever board; no key comes twice
 
 
@@ -81,18 +79,22 @@ class Board:
         return self._store.get(_FAILED).decode() if self._store.check([_FAILED]) else None
 
     def _wait(self, keys: list[str], limit: float) -> None:
-        """Wait for keys, and look whether a process has failed meanwhile."""
-        end = time.monotonic() + limit
-        while True:
-            try:
-                self._store.wait(keys, timedelta(seconds=_LOOK))
-                return
-            except dist.DistStoreError:
-                failed = self.failure()
-                if failed is not None:
-                    raise ParallelError(failed) from None
-                if time.monotonic() > end:
-                    raise ParallelError(
-                        f"a process of this run did not answer for {limit:g} seconds: see its own "
-                        "output, or raise timeout="
-                    ) from None
+        """Wait for keys, and look whether a process has failed meanwhile.
+
+        It looks again and again: a wait of the store that ends in vain writes two lines to stderr.
+        """
+        begun = looked = time.monotonic()
+        pause = _SHORTEST_PAUSE
+        while not self._store.check(keys):
+            now = time.monotonic()
+            if now - looked > _LOOK:
+                looked = now
+                if (failed := self.failure()) is not None:
+                    raise ParallelError(failed)
+            if now - begun > limit:
+                raise ParallelError(
+                    f"a process of this run did not answer for {limit:g} seconds: see its own "
+                    "output, or raise timeout="
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
