@@ -24,6 +24,7 @@ from rainfusion_trt.export.check import GraphFacts, check_comparable, check_mode
 from rainfusion_trt.export.module_state import check_finite, check_plain
 from rainfusion_trt.export.rewrites import rewrite
 from rainfusion_trt.export.source import GraphSource, source_of_model
+from rainfusion_trt.export.squeezes import squeezes_to_gathers
 from rainfusion_trt.export.weightless import is_fake, leave_out_weights
 from rainfusion_trt.graph_file import PART_INPUT, FusedLora, GraphAccount
 from rainfusion_trt.models import VideoModel, VideoSize
@@ -167,7 +168,7 @@ def export_source(
     graph, attentions = _graph(source, settings, stage)
     stage("optimize")
     finish.optimize(graph)
-    finish.gather_extents(graph)
+    squeezes_to_gathers(graph)
     finish.transpose_weights(graph)
     finish.name_values(graph, list(source.inputs), source.outputs, source.axes)
     if is_fake(source.module):

@@ -102,54 +102,6 @@ def _transposed(
     return ir.LazyTensor(lay_out, view.dtype, view.shape, name=name)
 
 
-def gather_extents(model: ir.Model) -> None:
-    """Give extents of dynamic shapes the form that every TensorRT takes.
-
-    ``Squeeze(Shape(x, start=i, end=i + 1))`` becomes ``Gather(Shape(x), i)``, in place. TensorRT
-    for RTX 1.6 refuses a Squeeze whose input is a shape.
-    """
-    graph = model.graph
-    for node in list(graph):
-        extent = _single_extent(node)
-        if extent is None:
-            continue
-        (source, index), scalar = extent, node.outputs[0]
-        assert source.shape is not None  # torch.onnx knows every value's
-        shape = ir.Node("", "Shape", [source])
-        gather = ir.Node("", "Gather", [shape.outputs[0], _constant(graph, index)])
-        for new, extents in ((shape, [len(source.shape)]), (gather, [])):
-            new.outputs[0].dtype = ir.DataType.INT64
-            new.outputs[0].shape = ir.Shape(extents)
-        graph.insert_before(node, [shape, gather])
-        name, scalar.name = scalar.name, None
-        gather.outputs[0].name = name
-        ir.convenience.replace_all_uses_with(scalar, gather.outputs[0], replace_graph_outputs=True)
-        graph.remove(node, safe=True)
-
-
-def _single_extent(node: ir.Node) -> tuple[ir.Value, int] | None:
-    """The value and its axis, if `node` squeezes the extent of one axis to a scalar."""
-    squeezed = node.inputs[0] if node.op_type == "Squeeze" else None
-    axes = node.inputs[1] if len(node.inputs) > 1 else None
-    shape = squeezed.producer() if squeezed is not None else None
-    if shape is None or shape.op_type != "Shape" or axes is not None:
-        return None
-    start, end = shape.attributes.get("start"), shape.attributes.get("end")
-    first = 0 if start is None else start.as_int()
-    source = shape.inputs[0]
-    if source is None or end is None or end.as_int() != first + 1:
-        return None
-    return source, first
-
-
-def _constant(graph: ir.Graph, index: int) -> ir.Value:
-    name = f"axis_{index}"
-    if name not in graph.initializers:
-        tensor = ir.tensor(index, dtype=ir.DataType.INT64, name=name)
-        graph.register_initializer(ir.Value(name=name, const_value=tensor))
-    return graph.initializers[name]
-
-
 def name_values(
     model: ir.Model,
     inputs: Sequence[str],

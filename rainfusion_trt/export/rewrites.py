@@ -78,8 +78,8 @@ def whole_lookups_to_unsqueeze(graph: Graph) -> None:
 def unbind_pairs_to_slices(graph: Graph) -> None:
     """Turn ``x.view(..., D // 2, 2).unbind(-1)`` into ``x[..., 0::2], x[..., 1::2]``.
 
-    Otherwise it becomes Split and Squeeze, which the parser of TensorRT for RTX 1.7 refuses at full
-    size.
+    Otherwise it becomes Split and Squeeze, and each lane a Gather (`squeezes_to_gathers`), which
+    reads single elements.
     """
     for node in _calls(graph, aten.unbind.int):
         view, axis = (*_arguments(node), 0)[:2]
@@ -96,7 +96,7 @@ def unbind_pairs_to_slices(graph: Graph) -> None:
 
 
 def vector_unbinds_to_selects(graph: Graph) -> None:
-    """Turn ``x.unbind()`` of a vector into ``x[0], x[1], ...``; see `unbind_pairs_to_slices`."""
+    """Turn ``x.unbind()`` of a vector into ``x[0], x[1], ...``, without a Split."""
     for node in _calls(graph, aten.unbind.int):
         source = _arguments(node)[0]
         if source.meta["val"].dim() != 1:
@@ -177,22 +177,6 @@ def split_to_slices(graph: Graph) -> None:
             _replace(item, part)
 
 
-def unit_splits_to_slices(graph: Graph) -> None:
-    """Turn ``x.chunk(n, dim)`` into slices where its chunks are rows that are then squeezed.
-
-    Otherwise it becomes Split and Squeeze; see `unbind_pairs_to_slices`.
-    """
-    for node in _calls(graph, aten.split.Tensor):
-        source, size, axis = (*_arguments(node), 0)[:3]
-        parts = list(node.users)
-        squeezed = any(u.target is aten.squeeze.dim for part in parts for u in part.users)
-        if size != 1 or not squeezed:
-            continue
-        for item in parts:
-            index = _arguments(item)[1]
-            _replace(item, _call(node, aten.slice.Tensor, source, axis, index, index + 1))
-
-
 def rms_norms_to_products(graph: Graph) -> None:
     """Turn ``rms_norm`` into its definition, in float32 and rounded once at the end.
 
@@ -236,7 +220,6 @@ _REWRITES = (
     slice_scatter_to_cat,
     select_scatter_to_cat,
     split_to_slices,
-    unit_splits_to_slices,
     views_to_reshapes,
 )
 

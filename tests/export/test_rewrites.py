@@ -91,12 +91,6 @@ class OneLaneTwice(nn.Module):
         return out
 
 
-class ChunkAndSqueeze(nn.Module):
-    def forward(self, x, text):
-        shift, scale, gate = x.unflatten(-1, (3, 2)).chunk(3, dim=2)
-        return shift.squeeze(2) + scale.squeeze(2) * gate.squeeze(2)
-
-
 class ChunkAlone(nn.Module):
     """Not the pattern: one Split is the best form of it."""
 
@@ -146,7 +140,6 @@ class EmptyPart(nn.Module):
         (LaneWrites, ("slice_scatter", "unbind", "aten.copy.default", "empty_like")),
         (LanesInOtherOrder, ("slice_scatter", "copy.default", "zeros_like")),
         (OneLaneTwice, ()),
-        (ChunkAndSqueeze, ("split",)),
         (ChunkAlone, ()),
         (UnbindOfThree, ()),
         (UnbindOfAVector, ("unbind",)),

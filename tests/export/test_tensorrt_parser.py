@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rainfusion_trt.errors import LibraryNotFoundError
+from rainfusion_trt.models import get_model, model_names
 from rainfusion_trt.plugin.build import find_library
 
 pytestmark = pytest.mark.tensorrt
@@ -71,3 +72,12 @@ def test_without_the_library_the_dense_body_is_parsed(exported):
     file = exported("cogvideox-5b", torch.float16, dynamic=True, layers=1)
     network = parse(file.path)
     assert network["errors"] == [] and network["plugins"] == []
+
+
+@pytest.mark.rehearsal
+@pytest.mark.parametrize("name", [n for n in model_names() if not get_model(n).no_graph])
+def test_every_model_is_parsed(exported, library, name):
+    """By the TensorRT that is installed, which may be older or newer than that of CI."""
+    model = get_model(name)
+    file = exported(name, torch.bfloat16, dynamic=not model.one_size, layers=1)
+    assert parse(file.path, library)["errors"] == []
