@@ -14,7 +14,7 @@ from rainfusion_trt.runtime.cli import main as run
 from rainfusion_trt.serve.cli import main as serve
 from rainfusion_trt.step_cache.cli import main as calibrate_cache
 
-_TABLE_WIDTH = 140  # columns that the list of models needs
+_TABLE_WIDTH = 220  # columns that the list of models needs
 
 app = typer.Typer(
     cls=OneLineGroup,
@@ -115,7 +115,10 @@ def models(
         bool, typer.Option("--json", help="All there is to say, for programs.")
     ] = False,
 ) -> None:
-    """List the models that are known by name; docs/models.md says what was run where."""
+    """List the models that are known by name, and what of each ran on a GPU.
+
+    docs/models.md says what else was tested.
+    """
     import dataclasses
     import json
 
@@ -130,7 +133,7 @@ def models(
 
     table = Table(box=None)
     titles = ("model", "starts from", "usual clip", "video tokens", "head size", "layers", "recipe")
-    for title in titles:
+    for title in (*titles, "on a GPU"):
         table.add_column(title, no_wrap=True)
     table.add_column("pipelines of diffusers", overflow="fold")
     for row in rows:
@@ -143,6 +146,7 @@ def models(
             str(row.head_size),
             of_each,
             row.recipe or "",
+            row.on_gpu or "not run",
             "\n".join(row.pipelines),
         )
     console = Console(markup=False, highlight=False)

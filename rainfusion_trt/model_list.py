@@ -12,6 +12,16 @@ from rainfusion_trt.models.base import VideoModel
 from rainfusion_trt.runtime.denoiser import complete_config
 from rainfusion_trt.runtime.pipes import diffusers_classes, modes_of
 
+# What ran at full width and standard size, with random weights; benchmarks/results has the files.
+_ON_GPU = {
+    "cogvideox-5b": "42 blocks, H100",
+    "hunyuanvideo": "2 blocks, H100",
+    "hunyuanvideo-1.5-i2v": "2 blocks, H100",
+    "opensoraplan-1.2": "complete, H100",
+    "wan2.1-14b": "2 blocks, H100",
+    "wan2.2-i2v-a14b": "2 blocks, H100",
+}
+
 
 @dataclass(frozen=True)
 class ModelRow:
@@ -41,6 +51,9 @@ class ModelRow:
         Name for ``build-engine --recipe``; None if the project ships none.
     recipe_sizes
         Clips that its engines are best at; none where the recipe gives shapes instead.
+    on_gpu
+        What ran in TensorRT on which GPU; None if nothing did. All else ran on the CPU, in tiny
+        configurations: docs/models.md says what.
     steps, guidance_scale, fps
         Defaults.
     """
@@ -58,6 +71,7 @@ class ModelRow:
     video_tokens: int
     recipe: str | None
     recipe_sizes: tuple[str, ...]
+    on_gpu: str | None
     steps: int
     guidance_scale: float
     fps: int
@@ -87,6 +101,7 @@ def _row(model: VideoModel) -> ModelRow:
         video_tokens=model.extents(config, defaults.size, 1)["video_tokens"],
         recipe=recipe,
         recipe_sizes=_sizes(recipe),
+        on_gpu=_ON_GPU.get(model.name),
         steps=defaults.steps,
         guidance_scale=defaults.guidance_scale,
         fps=defaults.fps,

@@ -22,8 +22,10 @@ TWO_SIZES = "wan2.1-14b_two-sizes"
 NOT_RUN = "not run"
 EAGER, COMPILED = "eager, cuDNN attention", "torch.compile, cuDNN attention"
 MASKED = "eager, cuDNN attention, padding masked"
+COMPILED_SPARSE = "torch.compile, RainFusion"
 ENGINE, OPERATOR = "engine", "torch operator"
-SPARSITIES = (0.0, 0.5, 0.64)
+SPARSITIES = (0.0, 0.5, 0.64, 0.8)
+COMPILED_AT = 0.8
 
 
 def render(folder: Path) -> str:
@@ -31,8 +33,8 @@ def render(folder: Path) -> str:
     records = {name: _record(folder, name) for name in (*FEW_LAYERS, COMPLETE, TWO_SIZES)}
     parts = [
         "Milliseconds of one forward call, and in brackets over its number of blocks. Errors are "
-        "relative (Frobenius norm): of the engine at s = 0 against eager, and at s = 0.5 against "
-        "the torch operator.\n",
+        "relative (Frobenius norm): of the engine at s = 0 against eager, and above against the "
+        "torch operator. Where no method is named it is `rainfusion`.\n",
         markdown([_few_layers(name, records[name]) for name in FEW_LAYERS]),
         f"OpenSoraPlan-1.2 complete, in its diffusers pipeline:\n\n{_complete(records[COMPLETE])}",
         f"One engine at two sizes:\n\n{_two_sizes(records[TWO_SIZES])}",
@@ -56,21 +58,23 @@ def _few_layers(name: str, record: Record | None) -> Row:
     blocks = next((r["blocks"] for r in rows if "blocks" in r), None)
     table |= {"size": rows[0]["size"], "batch": rows[0]["batch"], "blocks": blocks}
     table["tokens"] = next((r["tokens"] for r in rows if "tokens" in r), None)
+    table["method"] = next((r["method"] for r in rows if "method" in r), None)
     table["eager, cuDNN"] = _time(rows, EAGER, 0.0)
     table["torch.compile, cuDNN"] = _time(rows, COMPILED, 0.0)
+    compiled = f"torch.compile, RainFusion, s = {COMPILED_AT:g}"
+    table[compiled] = _time(rows, COMPILED_SPARSE, COMPILED_AT)
     for s in SPARSITIES:
         table[f"engine, s = {s:g}"] = _time(rows, ENGINE, s)
-    table |= _errors(rows)
+    table |= _errors(rows, (0.5, COMPILED_AT))
     if any(row.get("run") == MASKED for row in rows):
         table["eager, cuDNN, with mask"] = _time(rows, MASKED, 0.0)
     failed = [f"{row['run']}: {row['failed']}" for row in rows if "failed" in row]
     return table | ({"failed": "; ".join(failed)} if failed else {})
 
 
-def _errors(rows: list[Row]) -> Row:
-    return {
-        "error, s = 0": _error(rows, 0.0, EAGER),
-        "error, s = 0.5": _error(rows, 0.5, OPERATOR),
+def _errors(rows: list[Row], sparsities: Iterable[float]) -> Row:
+    return {"error, s = 0": _error(rows, 0.0, EAGER)} | {
+        f"error, s = {s:g}": _error(rows, s, OPERATOR) for s in sparsities
     }
 
 
@@ -141,7 +145,7 @@ def _two_sizes(record: Record | None) -> str:
         cells: Row = {"size": size, "tokens": tokens, "eager, cuDNN": _time(mine, EAGER, 0.0)}
         for s in (0.0, 0.5):
             cells[f"engine, s = {s:g}"] = _time(mine, ENGINE, s)
-        table.append(cells | _errors(mine))
+        table.append(cells | _errors(mine, (0.5,)))
     same = "not compared"
     if file is not None:
         same = "the same" if file["sha256"] == file["sha256_after"] else "not the same"

@@ -365,3 +365,5 @@ def test_tables_know_the_benchmarks():
     names = (models_table.EAGER, models_table.COMPILED, models_table.MASKED)
     assert names == (EAGER, COMPILED, MASKED)
     assert (models_table.ENGINE, models_table.OPERATOR) == (ENGINE, OPERATOR)
+    compiled = (models_table.COMPILED_SPARSE, models_table.COMPILED_AT)
+    assert compiled == (few_layers.COMPILED_SPARSE, few_layers.COMPILED_AT)

@@ -149,11 +149,13 @@ def test_models_without_files_are_not_run(tmp_path):
 
 def test_model_with_few_layers(tmp_path):
     rows = [
-        {"what": "attention length", "tokens": 75600, "blocks": 2},
+        {"what": "attention length", "tokens": 75600, "blocks": 2, "method": "piecewise"},
         {"what": "torch.compile", "run": models_table.COMPILED, "failed": "Error: too slow"},
         error(0.0, models_table.EAGER, 5e-3),
         error(0.0, models_table.OPERATOR, 9e-3),
         error(0.5, models_table.OPERATOR, 4e-3),
+        error(0.8, models_table.OPERATOR, 3e-3),
+        forward(models_table.COMPILED_SPARSE, 0.8, 200.0, ms_per_block=100.0),
         forward(models_table.EAGER, 0.0, 600.0, ms_per_block=300.0),
         forward("engine", 0.0, 500.0, ms_per_block=250.0),
         forward("engine", 0.5, 350.0, ms_per_block=175.0),
@@ -169,12 +171,16 @@ def test_model_with_few_layers(tmp_path):
         "size": "81x720x1280",
         "batch": "1",
         "tokens": "75600",
+        "method": "piecewise",
         "torch.compile, cuDNN": "failed",
         "engine, s = 0": "500 (250)",
         "engine, s = 0.5": "350 (175)",
+        "torch.compile, RainFusion, s = 0.8": "200 (100)",
         "engine, s = 0.64": "not run",
+        "engine, s = 0.8": "not run",
         "error, s = 0": "0.005",
         "error, s = 0.5": "0.004",
+        "error, s = 0.8": "0.003",
         "failed": f"{models_table.COMPILED}: Error: too slow",
     }
     source = (
@@ -182,7 +188,7 @@ def test_model_with_few_layers(tmp_path):
         "| 2026-01-02 | `python scripts/x.py` |"
     )
     assert f"{source}\n\nVersions: torch 2.13.0.\n" in text
-    assert f"{source} 8 | [docs/models.md](models.md#on-the-gpu) |" in update_docs.render(tmp_path)
+    assert f"{source} 10 | [docs/models.md](models.md#on-the-gpu) |" in update_docs.render(tmp_path)
 
 
 def test_complete_model(tmp_path):

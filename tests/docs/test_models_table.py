@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 
 import pytest
 
+from rainfusion_trt.model_list import list_models
 from rainfusion_trt.models import get_model, model_names
 
 ROOT = Path(__file__).parents[2]
 COLUMNS = ("graph", "other sizes", "engine")
+ON_GPU = "on the GPU"
 
 _ALLEGRO = "tests/export/test_export_allegro.py"
 _COGVIDEOX = "tests/export/test_exported_models.py"
@@ -84,7 +87,7 @@ def rows() -> dict[str, dict[str, str]]:
         if not line.startswith("|"):
             break
         name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
-        found[name.strip("`")] = dict(zip(COLUMNS, cells, strict=False))
+        found[name.strip("`")] = dict(zip((*COLUMNS, "beside", ON_GPU), cells, strict=True))
     return found
 
 
@@ -110,6 +113,19 @@ def test_what_was_tested_is_said_and_nothing_else(column):
             assert (cell == "fixed") == get_model(name).one_size
         if cell == "none":
             assert get_model(name).no_graph
+
+
+def test_what_ran_on_a_gpu_is_what_has_results():
+    """In the table, in what `rainfusion-trt models` says, and in benchmarks/results."""
+    measured = set()
+    for path in (ROOT / "benchmarks/results").glob("models_*.json"):
+        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+            if row.get("run") == "engine" and "relative_error" in row:
+                measured.add(row["model"])
+    said = {row.name: row.on_gpu for row in list_models()}
+    assert {name for name, where in said.items() if where} == measured
+    for name, row in rows().items():
+        assert row[ON_GPU].startswith("not run") == (said[name] is None), name
 
 
 @pytest.mark.parametrize("column", COLUMNS)
