@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rainfusion_trt.errors import UnsupportedError
+from rainfusion_trt.errors import BackendUnavailableError, UnsupportedError
 from rainfusion_trt.models.base import (
     AttentionLayout,
     GenerationDefaults,
@@ -97,6 +97,28 @@ class CosmosPredict25(VideoModel):
         if isinstance(text, tuple):
             forward_kwargs = {**forward_kwargs, "encoder_hidden_states": text[0]}
         return super().layout(transformer, forward_kwargs)
+
+    # -- what has to be installed --------------------------------------------------------------
+
+    def prepare(self, transformer: nn.Module, size: VideoSize) -> None:
+        """Bake nothing; see that the forward to trace can run at all."""
+        super().prepare(transformer, size)
+        self._check_torchvision()
+
+    def check_media(self, arguments: Mapping[str, Any], *, exported: bool) -> None:
+        """Refuse what the base class does, and a transformer in PyTorch that cannot run."""
+        super().check_media(arguments, exported=exported)
+        if not exported:
+            self._check_torchvision()
+
+    def _check_torchvision(self) -> None:
+        from diffusers.models.transformers import transformer_cosmos
+
+        if not hasattr(transformer_cosmos, "transforms"):  # imported where it is installed
+            raise BackendUnavailableError(
+                f"{self.name}: its transformer in diffusers needs torchvision: "
+                "pip install torchvision"
+            )
 
     # -- the graph ------------------------------------------------------------------------------
 

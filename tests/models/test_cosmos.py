@@ -6,10 +6,11 @@ import onnxruntime
 import pytest
 import torch
 from diffusers import CosmosTransformer3DModel, UniPCMultistepScheduler
+from diffusers.models.transformers import transformer_cosmos
 
 import rainfusion_trt
 from helpers.cosmos_resize import resizing
-from rainfusion_trt.errors import UnsupportedError
+from rainfusion_trt.errors import BackendUnavailableError, UnsupportedError
 from rainfusion_trt.export import export_model
 from rainfusion_trt.models import VideoSize, get_model, model_of
 from rainfusion_trt.sigma_schedule import SigmaSchedule
@@ -143,6 +144,18 @@ def test_graph_inputs_hold_all_of_a_pipelines_call():
     for name, value in wrong.items():
         with pytest.raises(UnsupportedError, match=name):
             model.graph_inputs({**call, name: value})
+
+
+def test_without_torchvision_it_is_named(tmp_path, monkeypatch):
+    """An engine needs none, diffusers' transformer does."""
+    monkeypatch.delattr(transformer_cosmos, "transforms")
+    model, transformer = tiny(NAMES[0], num_layers=1)
+    output = tmp_path / "m.onnx"
+    with pytest.raises(BackendUnavailableError, match="pip install torchvision"):
+        export_model(model, transformer, model.tiny_size, output=output)
+    with pytest.raises(BackendUnavailableError, match="pip install torchvision"):
+        model.check_media({"prompt": "a fox"}, exported=False)
+    model.check_media({"prompt": "a fox"}, exported=True)
 
 
 def test_exported_graph_equals_pytorch(tmp_path):
