@@ -55,7 +55,8 @@ def shared(tmp_path_factory):
 def call(exported: Exported) -> tuple[dict[str, np.ndarray], int, np.ndarray]:
     """Graph inputs without a part, the tokens of the video, and what PyTorch gives."""
     model, transformer = exported.model, exported.transformer
-    size = GRAPHS.get(model.name) or model.tiny_size
+    dynamic = read_onnx(exported.path).account.dynamic
+    size = (GRAPHS.get(model.name) if dynamic else None) or model.tiny_size
     batch = 2 if model.guidance_batch else 1
     inputs = model.example_inputs(transformer, size, batch=batch, seed=7)
     timestep = inputs["timestep"]  # another one per element and token
