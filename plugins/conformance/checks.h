@@ -19,6 +19,12 @@ void check_workspaces(trt_host::PluginLibrary& library, Report& report);
 // Layers of one of several GPUs, without the others. Needs no GPU.
 void check_parallel(trt_host::PluginLibrary& library, Report& report);
 
+// Layers of 8 bits: fields, shapes, workspace and errors. Needs no GPU.
+void check_precision(trt_host::PluginLibrary& library, Report& report);
+
+// Why GPU 0 has no kernels of 8 bits, or "", also where there is no GPU.
+std::string eight_bit_refusal(trt_host::PluginLibrary& library);
+
 // How tokens are cut into windows. Needs no GPU and no library.
 void check_windows_geometry(Report& report);
 

@@ -26,6 +26,10 @@ constexpr size_t kMisalignment = 16;
 // with random signs. The bounds are some four times that.
 double tolerance(DataType type) { return type == DataType::kBF16 ? 1e-2 : 2e-3; }
 
+// Rounding to 8 bits costs .038 on random normal tensors (docs/rainfusion.md); some four times
+// that.
+constexpr double kEightBitTolerance = 0.15;
+
 const char* name_of(DataType type) { return type == DataType::kBF16 ? "bf16" : "fp16"; }
 
 // A layer with its engine, its inputs and its buffers on the device.
@@ -33,7 +37,7 @@ class Layer {
  public:
   Layer(trt_host::PluginLibrary& library, const Size& size, DataType type, const std::string& text,
         const std::string& method, const std::vector<int32_t>& lengths, uint32_t seed,
-        float late_gain = 1.0F)
+        float late_gain = 1.0F, int64_t bits = 0)
       : size(size),
         type(type),
         lengths(lengths),
@@ -45,14 +49,24 @@ class Layer {
         v_(v.bits),
         out_(count() * sizeof(uint16_t)),
         sparsity_(std::vector<float>{0.0F}),
-        kv_len_(lengths) {
-    Builder builder(rainfusion_creator(library), make_attributes(text, method));
+        kv_len_(lengths),
+        bits_(16 * sizeof(float)),
+        has_bits_(bits > 0) {
+    Fields attributes = make_attributes(text, method);
+    std::vector<Range> inputs = make_inputs(size, type, !lengths.empty());
+    std::vector<Dims> shapes = size.inputs(!lengths.empty());
+    if (has_bits_) {
+      attributes.text("precision", "8bit");
+      inputs.push_back({{1, {8}}, {1, {8}}, {1, {16}}, DataType::kFLOAT});
+      shapes.push_back({1, {bits}});
+    }
+    Builder builder(rainfusion_creator(library), attributes);
     Engine engine;
-    const std::string step = builder.build(make_inputs(size, type, !lengths.empty()), &engine);
+    const std::string step = builder.build(inputs, &engine);
     if (!step.empty()) throw std::runtime_error("refused at " + step + library.log().all());
     workspace_ = std::make_unique<DeviceBuffer>(engine.workspace + kMisalignment);
     context_ = std::make_unique<Context>(rainfusion_creator(library), engine);
-    if (!*context_ || !context_->set_shapes(size.inputs(!lengths.empty()))) {
+    if (!*context_ || !context_->set_shapes(shapes)) {
       throw std::runtime_error("no context" + library.log().all());
     }
     out_.fill(0xFF);  // NaN, so that a row that is not written shows
@@ -63,6 +77,7 @@ class Layer {
   bool enqueue(const Stream& stream) {
     std::vector<const void*> inputs{q_.get(), k_.get(), v_.get(), nullptr, sparsity_.get()};
     if (!lengths.empty()) inputs.push_back(kv_len_.get());
+    if (has_bits_) inputs.push_back(bits_.get());
     auto* const workspace = static_cast<char*>(workspace_->get()) + kMisalignment;
     return context_->enqueue(inputs, out_.get(), workspace, stream.get());
   }
@@ -112,6 +127,8 @@ class Layer {
   DeviceBuffer out_;
   DeviceBuffer sparsity_;
   DeviceBuffer kv_len_;
+  DeviceBuffer bits_;  // never read
+  bool has_bits_;
   std::unique_ptr<DeviceBuffer> workspace_;
   std::unique_ptr<Context> context_;
 };
@@ -316,6 +333,52 @@ void check_windows(trt_host::PluginLibrary& library, Report& report) {
   }
 }
 
+// An engine of 8 bits: 16 of them are those of a layer without, bit by bit, 8 are near the exact
+// result and not the same; and a graph keeps the precision that it was captured in.
+void check_eight_bit(trt_host::PluginLibrary& library, Report& report) {
+  report.begin("8 bits");
+  if (const std::string refused = eight_bit_refusal(library); !refused.empty()) {
+    std::printf("8 bits not checked: %s\n", refused.c_str());
+    return;
+  }
+  for (const int64_t head_size : {64, 128}) {
+    for (const bool cut : {false, true}) {
+      Size size = kClip;
+      size.grid_t = 13;
+      size.head_size = head_size;
+      const auto tokens = static_cast<int32_t>(size.tokens());
+      const std::vector<int32_t> lengths =
+          cut ? std::vector<int32_t>{tokens, tokens - 300} : std::vector<int32_t>{};
+      const auto layer = [&](int64_t bits) {
+        return Layer(library, size, DataType::kBF16, "last", "piecewise", lengths, 71, 1.0F, bits);
+      };
+      Layer plain = layer(0);
+      Layer wide = layer(16);
+      Layer narrow = layer(8);
+      for (const float sparsity : {0.0F, 0.7F}) {
+        report.expect(run(wide, sparsity) == run(plain, sparsity), "16 bits of an 8-bit engine");
+      }
+      const auto keep = [&](int64_t batch, int64_t, int64_t, int64_t key) {
+        return lengths.empty() || key < lengths[batch];
+      };
+      const auto output = run(narrow, 0.0F);
+      const double error = relative_error(
+          size, to_floats(output, DataType::kBF16),
+          attention(size, plain.q.values, plain.k.values, plain.v.values, keep), lengths);
+      report.expect(error <= kEightBitTolerance && error > tolerance(DataType::kBF16),
+                    "D=" + std::to_string(head_size) + ": error " + std::to_string(error));
+      const Stream stream;
+      const Graph graph(stream, [&] { return narrow.enqueue(stream); });
+      for (const float sparsity : {0.7F, 0.0F}) {
+        narrow.set_sparsity(sparsity);
+        graph.launch(stream);
+        stream.synchronize();
+        report.expect(narrow.output() == run(narrow, sparsity), "graph replay in 8 bits");
+      }
+    }
+  }
+}
+
 // One captured graph serves every sparsity, and gives what a plain call gives, bit by bit.
 void check_capture(trt_host::PluginLibrary& library, Report& report) {
   report.begin("graph replay");
@@ -357,7 +420,7 @@ void check_two_contexts(trt_host::PluginLibrary& library, Report& report) {
 void check_execution(trt_host::PluginLibrary& library, Report& report) {
   library.log().clear();
   for (auto* const check : {check_dense, check_rising_scores, check_sparse, check_windows,
-                            check_capture, check_two_contexts}) {
+                            check_eight_bit, check_capture, check_two_contexts}) {
     check(library, report);
   }
   report.expect(library.log().errors() == 0, "errors in the log:" + library.log().all());

@@ -66,6 +66,7 @@ int check(const Options& options) {
   conformance::check_protocol(library, report);
   conformance::check_workspaces(library, report);
   conformance::check_parallel(library, report);
+  conformance::check_precision(library, report);
   if (gpu) {
     conformance::check_execution(library, report);
   } else {

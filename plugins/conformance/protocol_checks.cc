@@ -32,7 +32,7 @@ void check_creator(Suite& suite) {
   const nvinfer1::PluginFieldCollection* const names = suite.creator().getFieldNames();
   std::string found;
   for (int32_t i = 0; i < names->nbFields; ++i) found += std::string(names->fields[i].name) + " ";
-  suite.report.expect(found == "text method alpha sink_frames scale parallel ",
+  suite.report.expect(found == "text method alpha sink_frames scale parallel precision ",
                       "attributes are " + found);
 
   const Fields none;

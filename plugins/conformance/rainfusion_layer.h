@@ -84,4 +84,9 @@ inline Fields make_attributes(const std::string& text = "last",
   return fields;
 }
 
+// A method without textural heads, which 8 bits do not have.
+inline Fields eight_bit_attributes() {
+  return make_attributes("last", "piecewise").text("precision", "8bit");
+}
+
 }  // namespace conformance

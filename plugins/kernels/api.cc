@@ -96,8 +96,8 @@ Result attend(const Geometry& geometry, const RainfusionTensors& tensors, const 
                      "launching the 8-bit attention");
 }
 
-Result check_precision(const Geometry& geometry, int capability) {
-  if (!geometry.eight_bit || has_eight_bit_attention(capability)) return {};
+Result check_precision(bool eight_bit, int capability) {
+  if (!eight_bit || has_eight_bit_attention(capability)) return {};
   return unsupported("precision 8bit has no kernel in this build for compute capability " +
                      std::to_string(capability / 10) + "." + std::to_string(capability % 10) +
                      "; it needs 9.0 and a build for it, use precision 16bit");
@@ -151,7 +151,7 @@ Result run(const RainfusionProblem* problem, const RainfusionTensors* tensors,
   if (!result.ok()) return result;
   int capability = 0;
   result = device_capability(&capability);
-  if (result.ok()) result = check_precision(geometry, capability);
+  if (result.ok()) result = check_precision(geometry.eight_bit, capability);
   if (!result.ok()) return result;
 
   result = plan_heads(geometry, used, plan != nullptr ? *plan : RainfusionPlan{}, parts, capability,
@@ -222,6 +222,13 @@ RainfusionStatus rainfusion_check_head_size(int32_t head_size, char* message, si
 RainfusionStatus rainfusion_check_device(int32_t major, int32_t minor, char* message,
                                          size_t capacity) {
   return guarded([&] { return check_capability(major, minor); }, message, capacity);
+}
+
+RainfusionStatus rainfusion_check_precision(RainfusionPrecision precision, int32_t major,
+                                            int32_t minor, char* message, size_t capacity) {
+  return guarded(
+      [&] { return check_precision(precision == RAINFUSION_PRECISION_8BIT, major * 10 + minor); },
+      message, capacity);
 }
 
 RainfusionStatus rainfusion_block_counts(const RainfusionProblem* problem, int32_t* q_blocks,

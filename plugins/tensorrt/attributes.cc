@@ -21,6 +21,14 @@ const char* text_name(RainfusionText text) {
   return text >= 0 && static_cast<size_t>(text) < kTexts.size() ? kTexts[text] : nullptr;
 }
 
+constexpr std::array<const char*, 2> kPrecisions{"16bit", "8bit"};
+
+const char* precision_name(RainfusionPrecision precision) {
+  return precision >= 0 && static_cast<size_t>(precision) < kPrecisions.size()
+             ? kPrecisions[precision]
+             : nullptr;
+}
+
 // Fields of engines alone: no attributes of the operator.
 constexpr const char* kLayoutName = "engine_layout";
 constexpr const char* kWorkspaceName = "workspace_bytes";
@@ -109,9 +117,12 @@ struct Attribute {
   PluginFieldType type;
   void (*read)(const PluginField& field, Attributes& attributes);
   Value (*value)(const Attributes& attributes);
+  // Whether it is told. What came later than engines and timing caches of layers without it is told
+  // where it is not its default, so that these stay as they were. Null: always.
+  bool (*told)(const Attributes& attributes) = nullptr;
 };
 
-constexpr std::array<Attribute, 6> kAttributes{{
+constexpr std::array<Attribute, 7> kAttributes{{
     {"text", PluginFieldType::kCHAR,
      [](const PluginField& f, Attributes& a) { a.text = read_choice(f, text_name); },
      [](const Attributes& a) { return value_of(text_name(a.text)); }},
@@ -130,7 +141,15 @@ constexpr std::array<Attribute, 6> kAttributes{{
     {"parallel", PluginFieldType::kINT32,
      [](const PluginField& f, Attributes& a) { a.parallel = read_flag(f); },
      [](const Attributes& a) { return value_of(a.parallel); }},
+    {"precision", PluginFieldType::kCHAR,
+     [](const PluginField& f, Attributes& a) { a.precision = read_choice(f, precision_name); },
+     [](const Attributes& a) { return value_of(precision_name(a.precision)); },
+     [](const Attributes& a) { return a.precision != RAINFUSION_PRECISION_16BIT; }},
 }};
+
+bool is_told(const Attribute& attribute, const Attributes& attributes) {
+  return attribute.told == nullptr || attribute.told(attributes);
+}
 
 bool is_named(const PluginField& field, const char* name) {
   return std::strcmp(field.name, name) == 0;
@@ -211,6 +230,7 @@ SavedLayer parse_saved_layer(const PluginFieldCollection* collection) {
 std::string describe(const Attributes& attributes) {
   std::ostringstream text;
   for (const Attribute& attribute : kAttributes) {
+    if (!is_told(attribute, attributes)) continue;
     const Value value = attribute.value(attributes);
     text << (text.tellp() == 0 ? "" : " ") << attribute.name << '=';
     if (attribute.type == PluginFieldType::kCHAR) {
@@ -226,6 +246,7 @@ std::string describe(const Attributes& attributes) {
 
 SavedFields::SavedFields(const Attributes& attributes) : attributes_(attributes) {
   for (const Attribute& attribute : kAttributes) {
+    if (!is_told(attribute, attributes_)) continue;
     const Value value = attribute.value(attributes_);
     fields_.emplace_back(attribute.name, value.data, attribute.type, value.length);
   }

@@ -17,6 +17,10 @@ struct Attributes {
   int32_t sink_frames = 1;
   float scale = 0.0F;    // 0 = 1 / sqrt(head size)
   int32_t parallel = 0;  // 1 = query, key and value are of the tokens of one of several GPUs
+  // 8 bits: the layer has an input `bits`, whose length says in each call whether it is 8 or 16.
+  RainfusionPrecision precision = RAINFUSION_PRECISION_16BIT;
+
+  bool eight_bit() const { return precision == RAINFUSION_PRECISION_8BIT; }
 };
 
 // A layer as an engine's file has it.

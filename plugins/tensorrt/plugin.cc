@@ -75,7 +75,14 @@ Plugin::Plugin(const Plugin& other)
       description_(other.description_),
       is_being_built_(other.is_being_built_),
       workspace_(other.workspace_),
-      input_count_(other.input_count_) {}
+      input_count_(other.input_count_),
+      precision_(other.precision_) {}
+
+void Plugin::check_problems(const std::vector<Dims>& inputs, DataType type) const {
+  for (const RainfusionPrecision precision : precisions_of(attributes_, inputs)) {
+    check_problem(make_problem(attributes_, inputs[kQuery], inputs[kGrid], type, precision));
+  }
+}
 
 nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(
     nvinfer1::PluginCapabilityType type) noexcept {
@@ -89,7 +96,7 @@ nvinfer1::IPluginV3* Plugin::clone() noexcept {
 int32_t Plugin::getOutputDataTypes(DataType* output_types, int32_t outputs,
                                    const DataType* input_types, int32_t inputs) const noexcept {
   return guarded("types", kFailure, [&] {
-    check_counts(inputs, outputs);
+    check_counts(attributes_, inputs, outputs);
     output_types[0] = input_types[kQuery];
     return kSuccess;
   });
@@ -99,15 +106,15 @@ int32_t Plugin::getOutputShapes(const DimsExprs* inputs, int32_t input_count, co
                                 int32_t, DimsExprs* outputs, int32_t output_count,
                                 nvinfer1::IExprBuilder&) noexcept {
   return guarded("shapes", kFailure, [&] {
-    check_counts(input_count, output_count);
+    check_counts(attributes_, input_count, output_count);
     std::vector<Dims> dims(static_cast<size_t>(input_count));
     std::transform(inputs, inputs + input_count, dims.begin(), known_dims);
-    check_ranks(dims);
-    check_shapes(dims);
+    check_ranks(attributes_, dims);
+    check_shapes(attributes_, dims);
     if (!is_parallel() && is_known(dims[kQuery]) && is_known(dims[kGrid])) {
-      check_problem(make_problem(attributes_, dims[kQuery], dims[kGrid], DataType::kHALF));
+      check_problems(dims, DataType::kHALF);
     } else if (dims[kQuery].d[3] >= 0) {
-      check_head_size(dims[kQuery].d[3]);
+      check_head_size(attributes_, dims[kQuery].d[3]);
     }
     outputs[0] = inputs[kQuery];
     return kSuccess;
@@ -117,13 +124,14 @@ int32_t Plugin::getOutputShapes(const DimsExprs* inputs, int32_t input_count, co
 bool Plugin::supportsFormatCombination(int32_t position, const DynamicPluginTensorDesc* tensors,
                                        int32_t inputs, int32_t outputs) noexcept {
   return guarded("formats", false, [&] {
-    check_counts(inputs, outputs);
+    check_counts(attributes_, inputs, outputs);
+    const Inputs optional(attributes_, inputs);
     const PluginTensorDesc& tensor = tensors[position].desc;
     if (tensor.format != nvinfer1::TensorFormat::kLINEAR) return false;
     if (position == kQuery) return accepts_query(tensor.type);
-    if (position == kGrid) return true;  // its values are never read
+    if (position == kGrid || optional.is_bits(position)) return true;  // values are never read
     if (position == kSparsity) return tensor.type == DataType::kFLOAT;
-    if (position == kKvLen && position < inputs) return tensor.type == DataType::kINT32;
+    if (optional.is_kv_len(position)) return tensor.type == DataType::kINT32;
     return tensor.type == tensors[kQuery].desc.type;
   });
 }
@@ -131,23 +139,18 @@ bool Plugin::supportsFormatCombination(int32_t position, const DynamicPluginTens
 int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t input_count,
                                 const DynamicPluginTensorDesc*, int32_t output_count) noexcept {
   return guarded("configuration", kFailure, [&] {
-    check_counts(input_count, output_count);
+    check_counts(attributes_, input_count, output_count);
     std::vector<Dims> dims;
     for (int32_t i = 0; i < input_count; ++i) dims.push_back(inputs[i].opt);
-    check_ranks(dims);
+    check_ranks(attributes_, dims);
     // The smallest and the largest sizes of a profile need not make a clip; the optimal ones do.
     if (is_known(dims[kQuery]) && is_known(dims[kGrid])) {
-      check_shapes(dims);
-      if (!is_parallel()) {
-        check_problem(
-            make_problem(attributes_, dims[kQuery], dims[kGrid], inputs[kQuery].desc.type));
-      }
+      check_shapes(attributes_, dims);
+      if (!is_parallel()) check_problems(dims, inputs[kQuery].desc.type);
     }
     // getWorkspaceSize cannot fail, so what would make it fail is reported here.
     if (is_known(inputs[kQuery].max) && is_known(inputs[kGrid].max)) {
-      workspace_bound(make_problem(attributes_, inputs[kQuery].max, inputs[kGrid].max,
-                                   inputs[kQuery].desc.type),
-                      is_parallel());
+      workspace_bound(attributes_, inputs[kQuery].max, inputs[kGrid].max, inputs[kQuery].desc.type);
     }
     input_count_ = input_count;
     return kSuccess;
@@ -158,9 +161,8 @@ size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, int32_t,
                                 const DynamicPluginTensorDesc*, int32_t) const noexcept {
   return guarded("workspace", size_t{0}, [&] {
     const size_t bytes =
-        kAlignmentSlack + workspace_bound(make_problem(attributes_, inputs[kQuery].max,
-                                                       inputs[kGrid].max, inputs[kQuery].desc.type),
-                                          is_parallel());
+        kAlignmentSlack + workspace_bound(attributes_, inputs[kQuery].max, inputs[kGrid].max,
+                                          inputs[kQuery].desc.type);
     workspace_.ask(bytes);
     return bytes;
   });
@@ -169,15 +171,14 @@ size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, int32_t,
 int32_t Plugin::onShapeChange(const PluginTensorDesc* inputs, int32_t input_count,
                               const PluginTensorDesc*, int32_t output_count) noexcept {
   return guarded("shape change", kFailure, [&] {
-    check_counts(input_count, output_count);
+    check_counts(attributes_, input_count, output_count);
     std::vector<Dims> dims;
     for (int32_t i = 0; i < input_count; ++i) dims.push_back(inputs[i].dims);
-    check_ranks(dims);
-    check_shapes(dims);
+    check_ranks(attributes_, dims);
+    check_shapes(attributes_, dims);
     // How many GPUs there are is known in enqueue: a context may be made before they meet.
-    if (!is_parallel()) {
-      check_problem(make_problem(attributes_, dims[kQuery], dims[kGrid], inputs[kQuery].type));
-    }
+    if (!is_parallel()) check_problems(dims, inputs[kQuery].type);
+    precision_ = precisions_of(attributes_, dims).front();
     input_count_ = input_count;
     return kSuccess;
   });
@@ -190,7 +191,7 @@ int32_t Plugin::enqueue(const PluginTensorDesc* input_descs, const PluginTensorD
     if (input_count_ == 0) throw std::logic_error("called before onShapeChange");
     const PluginTensorDesc& query = input_descs[kQuery];
     const RainfusionProblem problem =
-        make_problem(attributes_, query.dims, input_descs[kGrid].dims, query.type);
+        make_problem(attributes_, query.dims, input_descs[kGrid].dims, query.type, precision_);
     if (is_parallel() && is_being_built_) {
       zero_while_built(query.dims, query.type, outputs[0], stream);
       return kSuccess;
@@ -203,7 +204,9 @@ int32_t Plugin::enqueue(const PluginTensorDesc* input_descs, const PluginTensorD
     tensors.out = outputs[0];
     tensors.q_strides = tensors.k_strides = tensors.v_strides = tensors.out_strides = strides;
     tensors.sparsity = static_cast<const float*>(inputs[kSparsity]);
-    tensors.kv_len = input_count_ > kKvLen ? static_cast<const int32_t*>(inputs[kKvLen]) : nullptr;
+    if (Inputs(attributes_, input_count_).has_kv_len()) {
+      tensors.kv_len = static_cast<const int32_t*>(inputs[kOptional]);
+    }
     // What TensorRT has set aside, not what the library would like: too little is an error there.
     size_t workspace_bytes = workspace_.bytes();
     if (workspace_bytes == 0) throw std::logic_error("called before getWorkspaceSize");
@@ -223,7 +226,7 @@ int32_t Plugin::enqueue(const PluginTensorDesc* input_descs, const PluginTensorD
 
 nvinfer1::IPluginV3* Plugin::attachToContext(nvinfer1::IPluginResourceContext*) noexcept {
   return guarded("context", static_cast<nvinfer1::IPluginV3*>(nullptr), [&] {
-    check_current_device();
+    check_current_device(attributes_);
     return clone();
   });
 }

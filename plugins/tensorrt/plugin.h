@@ -4,6 +4,7 @@
 #include <NvInferRuntime.h>
 
 #include <string>
+#include <vector>
 
 #include "attributes.h"
 #include "reservation.h"
@@ -74,12 +75,16 @@ class Plugin final : public nvinfer1::IPluginV3,
 
   bool is_parallel() const { return attributes_.parallel != 0; }
 
+  // Throws if a precision that the layer may compute in has no kernel for inputs of these sizes.
+  void check_problems(const std::vector<nvinfer1::Dims>& inputs, nvinfer1::DataType type) const;
+
   Attributes attributes_;
   SavedFields fields_;
   std::string description_;
   bool is_being_built_ = true;
   mutable Reservation workspace_;  // asked for in getWorkspaceSize, which is const
   int32_t input_count_ = 0;        // enqueue is not told; onShapeChange always comes before it
+  RainfusionPrecision precision_ = RAINFUSION_PRECISION_16BIT;  // of the shapes that it told
 };
 
 }  // namespace rainfusion::tensorrt

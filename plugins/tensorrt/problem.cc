@@ -16,9 +16,17 @@ namespace {
 using nvinfer1::DataType;
 using nvinfer1::Dims;
 
-constexpr std::array<const char*, kMaxInputs> kNames{"query", "key",      "value",
-                                                     "grid",  "sparsity", "kv_len"};
-constexpr std::array<int32_t, kMaxInputs> kRanks{4, 4, 4, 3, 1, 1};
+constexpr std::array<const char*, kOptional> kNames{"query", "key", "value", "grid", "sparsity"};
+constexpr std::array<int32_t, kOptional> kRanks{4, 4, 4, 3, 1};
+constexpr int64_t kBits8 = 8;
+constexpr int64_t kBits16 = 16;
+
+int32_t rank_of(size_t input) { return input < kRanks.size() ? kRanks[input] : 1; }
+
+std::string name_of(const Inputs& inputs, size_t input) {
+  if (input < kNames.size()) return kNames[input];
+  return inputs.is_bits(static_cast<int32_t>(input)) ? "bits" : "kv_len";
+}
 
 std::string shape_of(const Dims& dims) {
   std::string text = "[";
@@ -54,25 +62,29 @@ void run_check(Check* check, Arguments... arguments) {
 
 }  // namespace
 
-void check_counts(int32_t inputs, int32_t outputs) {
-  if (inputs < kMinInputs || inputs > kMaxInputs || outputs != 1) {
-    throw std::invalid_argument("node has " + std::to_string(inputs) + " inputs and " +
-                                std::to_string(outputs) +
-                                " outputs; it takes query, key, value, grid, sparsity and "
-                                "optionally kv_len, and has one output");
+void check_counts(const Attributes& attributes, int32_t inputs, int32_t outputs) {
+  const int32_t least = Inputs(attributes, inputs).least();
+  if (inputs < least || inputs > least + 1 || outputs != 1) {
+    throw std::invalid_argument(
+        "node has " + std::to_string(inputs) + " inputs and " + std::to_string(outputs) +
+        " outputs; it takes query, key, value, grid, sparsity" +
+        (attributes.eight_bit() ? ", optionally kv_len, and bits" : " and optionally kv_len") +
+        ", and has one output");
   }
 }
 
-void check_ranks(const std::vector<Dims>& inputs) {
+void check_ranks(const Attributes& attributes, const std::vector<Dims>& inputs) {
+  const Inputs optional(attributes, static_cast<int32_t>(inputs.size()));
   for (size_t i = 0; i < inputs.size(); ++i) {
-    if (inputs[i].nbDims != kRanks[i]) {
-      throw std::invalid_argument(std::string(kNames[i]) + " has shape " + shape_of(inputs[i]) +
-                                  "; it must have " + std::to_string(kRanks[i]) + " dimensions");
+    if (inputs[i].nbDims != rank_of(i)) {
+      throw std::invalid_argument(name_of(optional, i) + " has shape " + shape_of(inputs[i]) +
+                                  "; it must have " + std::to_string(rank_of(i)) + " dimensions");
     }
   }
 }
 
-void check_shapes(const std::vector<Dims>& inputs) {
+void check_shapes(const Attributes& attributes, const std::vector<Dims>& inputs) {
+  const Inputs optional(attributes, static_cast<int32_t>(inputs.size()));
   for (int32_t input : {kKey, kValue}) {
     if (!may_be_equal(inputs[input], inputs[kQuery])) {
       throw std::invalid_argument(std::string(kNames[input]) + " has shape " +
@@ -84,15 +96,29 @@ void check_shapes(const std::vector<Dims>& inputs) {
     throw std::invalid_argument("sparsity has shape " + shape_of(inputs[kSparsity]) +
                                 "; it must be one number, [1]");
   }
-  if (inputs.size() > kKvLen && !may_be_equal(inputs[kKvLen].d[0], inputs[kQuery].d[0])) {
-    throw std::invalid_argument("kv_len has shape " + shape_of(inputs[kKvLen]) + ", query " +
+  if (optional.has_kv_len() && !may_be_equal(inputs[kOptional].d[0], inputs[kQuery].d[0])) {
+    throw std::invalid_argument("kv_len has shape " + shape_of(inputs[kOptional]) + ", query " +
                                 shape_of(inputs[kQuery]) +
                                 "; kv_len must hold one number for each batch element");
   }
+  if (attributes.eight_bit() && !may_be_equal(inputs.back().d[0], kBits8) &&
+      !may_be_equal(inputs.back().d[0], kBits16)) {
+    throw std::invalid_argument("bits has shape " + shape_of(inputs.back()) +
+                                "; its length is the precision of a call, [8] or [16]");
+  }
+}
+
+std::vector<RainfusionPrecision> precisions_of(const Attributes& attributes,
+                                               const std::vector<Dims>& inputs) {
+  if (!attributes.eight_bit()) return {RAINFUSION_PRECISION_16BIT};
+  const int64_t bits = inputs.back().d[0];
+  if (bits == kBits8) return {RAINFUSION_PRECISION_8BIT};
+  if (bits == kBits16) return {RAINFUSION_PRECISION_16BIT};
+  return {RAINFUSION_PRECISION_16BIT, RAINFUSION_PRECISION_8BIT};
 }
 
 RainfusionProblem make_problem(const Attributes& attributes, const Dims& query, const Dims& grid,
-                               DataType type) {
+                               DataType type, RainfusionPrecision precision) {
   RainfusionProblem problem{};
   problem.batch = to_int32(query.d[0]);
   problem.heads = to_int32(query.d[1]);
@@ -107,6 +133,7 @@ RainfusionProblem make_problem(const Attributes& attributes, const Dims& query, 
   problem.text = attributes.text;
   problem.method = attributes.method;
   problem.dtype = type == DataType::kBF16 ? RAINFUSION_BFLOAT16 : RAINFUSION_FLOAT16;
+  problem.precision = precision;
   return problem;
 }
 
@@ -114,11 +141,15 @@ void check_problem(const RainfusionProblem& problem) {
   run_check<std::invalid_argument>(rainfusion_check, &problem);
 }
 
-void check_head_size(int64_t head_size) {
+void check_head_size(const Attributes& attributes, int64_t head_size) {
   run_check<std::invalid_argument>(rainfusion_check_head_size, to_int32(head_size));
+  if (!attributes.eight_bit()) return;
+  // Of a token alone, which says all that 8 bits ask of a layer before its sizes are known.
+  check_problem(make_problem(attributes, {4, {1, 1, 1, head_size}}, {3, {1, 1, 1}}, DataType::kHALF,
+                             RAINFUSION_PRECISION_8BIT));
 }
 
-void check_current_device() {
+void check_current_device(const Attributes& attributes) {
   int device = 0;
   int major = 0;
   int minor = 0;
@@ -129,6 +160,7 @@ void check_current_device() {
     return;
   }
   run_check<std::runtime_error>(rainfusion_check_device, major, minor);
+  run_check<std::runtime_error>(rainfusion_check_precision, attributes.precision, major, minor);
 }
 
 void check_status(RainfusionStatus status) {
@@ -137,11 +169,18 @@ void check_status(RainfusionStatus status) {
   throw std::runtime_error(detail.empty() ? rainfusion_status_string(status) : detail);
 }
 
-size_t workspace_bound(const RainfusionProblem& largest, bool parallel) {
-  size_t bytes = 0;
-  check_status(parallel ? rainfusion_shared_workspace_bound(&largest, &bytes)
-                        : rainfusion_workspace_bound(&largest, &bytes));
-  return bytes;
+size_t workspace_bound(const Attributes& attributes, const Dims& query, const Dims& grid,
+                       DataType type) {
+  const auto bound =
+      attributes.parallel != 0 ? rainfusion_shared_workspace_bound : rainfusion_workspace_bound;
+  size_t most = 0;
+  for (const RainfusionPrecision precision : {RAINFUSION_PRECISION_16BIT, attributes.precision}) {
+    const RainfusionProblem largest = make_problem(attributes, query, grid, type, precision);
+    size_t bytes = 0;
+    check_status(bound(&largest, &bytes));
+    most = std::max(most, bytes);
+  }
+  return most;
 }
 
 }  // namespace rainfusion::tensorrt

@@ -178,7 +178,7 @@ def _checked(
     if capabilities is None:
         capability, gpu = native_device()
         capabilities = (capability,)
-    check_kernels(library, capabilities)
+    check_kernels(library, capabilities, eight_bit=file.eight_bit)
     return _Build(recipe, file, shapes, targets, capabilities, gpu, library, tensorrt)
 
 

@@ -26,7 +26,7 @@ from rainfusion_trt.engine.records import (
 )
 from rainfusion_trt.errors import EngineLoadError
 from rainfusion_trt.graph_file import (
-    PART_INPUT,
+    SHAPE_INPUTS,
     FusedLora,
     GraphAccount,
     RecordedSettings,
@@ -123,7 +123,10 @@ class EngineMetadata(Record):
             attention_nodes=self.plugin_layers,
             settings=self.settings,
             dynamic=not all(
-                r.fixed for t in self.inputs if t.name != PART_INPUT for r in t.profiles.values()
+                shapes.fixed
+                for tensor in self.inputs
+                if tensor.name not in SHAPE_INPUTS
+                for shapes in tensor.profiles.values()
             ),
             parallel=self.gpus is not None,
             loras=self.loras,

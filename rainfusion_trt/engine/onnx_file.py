@@ -49,6 +49,8 @@ class OnnxFile:
         Its account of itself; empty where this exporter did not write it.
     token_nodes
         Names of the nodes that cut the tokens for several GPUs, or put them together.
+    eight_bit
+        Whether its attentions may compute in 8 bits.
     """
 
     path: Path
@@ -59,6 +61,7 @@ class OnnxFile:
     queries: tuple[GraphTensor, ...]
     account: GraphAccount = GraphAccount()
     token_nodes: tuple[str, ...] = ()
+    eight_bit: bool = False
 
     @property
     def precision(self) -> str | None:
@@ -101,7 +104,7 @@ def read_for_build(path: str | Path) -> OnnxFile:
     file = read_onnx(path)
     _check_opsets(file)
     nodes = file.attentions
-    _check_nodes(file, nodes)
+    eight_bit = _check_nodes(file, nodes)
     file.check_data_files()
     graph = file.proto.graph
     values = {value.name: value for value in (*graph.value_info, *graph.input)}
@@ -115,6 +118,7 @@ def read_for_build(path: str | Path) -> OnnxFile:
         queries=tuple(GraphTensor.of(query) for query in queries),
         account=file.account,
         token_nodes=_token_nodes(file),
+        eight_bit=eight_bit,
     )
 
 
@@ -155,17 +159,26 @@ def _check_opsets(file: GraphFile) -> None:
         )
 
 
-def _check_nodes(file: GraphFile, nodes: list[onnx.NodeProto]) -> None:
+def _check_nodes(file: GraphFile, nodes: list[onnx.NodeProto]) -> bool:
+    """Check every attention; whether they are of 8 bits."""
     path, expected_count = file.path, file.account.attention_nodes
     if not nodes:
         raise InvalidInputError(
             f"{path} holds no {DOMAIN}::{OP_TYPE} node: export the model with rainfusion-trt export"
         )
     shapes = file.shapes
-    for node in nodes:
-        check_attention(node, path, shapes)
+    precisions = {check_attention(node, path, shapes).precision for node in nodes}
     if expected_count is not None and expected_count != len(nodes):
         raise InvalidInputError(
             f"{path} holds {len(nodes)} {OP_TYPE} nodes, its metadata says {expected_count}: "
             "the file was changed after the export; export the model again"
         )
+    said = file.account.settings
+    agree = len(precisions) == 1 and (said is None or {said.precision} == precisions)
+    eight_bit = precisions == {"8bit"}
+    if not agree or file.has_bits != eight_bit:
+        raise InvalidInputError(
+            f"{path} is of 8 bits in a part of its nodes, its inputs and its metadata alone: "
+            "export the model again"
+        )
+    return eight_bit

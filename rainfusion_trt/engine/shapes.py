@@ -12,12 +12,13 @@ from typing import Any
 from rainfusion_trt.engine.onnx_file import OnnxFile
 from rainfusion_trt.engine.recipe import EngineRecipe, Range, ShapeRange, VideoRange
 from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.graph_file import PART_AXIS, GraphTensor
+from rainfusion_trt.graph_file import BITS, BITS_INPUT, PART_AXIS, GraphTensor
 from rainfusion_trt.models import GraphInput, VideoModel, VideoSize, get_model
 from rainfusion_trt.models.inputs import extent_of
 
 Shapes = dict[str, ShapeRange]
 _BOUNDS = ("min", "opt", "max")
+_BITS = ShapeRange(min=(BITS["8bit"],), opt=(BITS["8bit"],), max=(BITS["16bit"],))
 USUAL_GPUS = Range(min=2, opt=2, max=8)
 """How many GPUs share a clip where a recipe does not say."""
 
@@ -29,7 +30,7 @@ def resolve_profiles(recipe: EngineRecipe, file: OnnxFile) -> dict[str, Shapes]:
     -------
     dict
         Profile name -> input name -> shapes, in graph order. Empty if every input of the file has
-        a fixed shape and the recipe names none.
+        a fixed shape and the recipe names none. A file of 8 bits has both precisions in each.
 
     Raises
     ------
@@ -43,8 +44,10 @@ def resolve_profiles(recipe: EngineRecipe, file: OnnxFile) -> dict[str, Shapes]:
     }
     for name, shapes in recipe.shapes.items():
         resolved[name] = dict(shapes)
+    dynamic = [tensor.name for tensor in file.inputs if tensor.dynamic]
+    if not resolved and dynamic == [BITS_INPUT]:
+        resolved["clip"] = {}
     if not resolved:
-        dynamic = [tensor.name for tensor in file.inputs if tensor.dynamic]
         if dynamic:
             raise InvalidInputError(
                 f"{file.path} has dynamic inputs ({', '.join(dynamic)}): name clip sizes under "
@@ -64,7 +67,9 @@ def _checked(profile: str, shapes: Mapping[str, ShapeRange], file: OnnxFile) -> 
         )
     complete: Shapes = {}
     for tensor in file.inputs:
-        if tensor.name in shapes:
+        if tensor.name == BITS_INPUT and file.eight_bit:
+            complete[tensor.name] = _both_precisions(profile, shapes.get(tensor.name))
+        elif tensor.name in shapes:
             complete[tensor.name] = shapes[tensor.name]
         elif not tensor.dynamic:
             fixed = tuple(extent for extent in tensor.shape if isinstance(extent, int))  # all
@@ -79,6 +84,15 @@ def _checked(profile: str, shapes: Mapping[str, ShapeRange], file: OnnxFile) -> 
         for tensor in file.inputs:
             _check_shape(profile, bound, tensor, getattr(complete[tensor.name], bound), extents)
     return complete
+
+
+def _both_precisions(profile: str, given: ShapeRange | None) -> ShapeRange:
+    if given not in (None, _BITS):
+        raise InvalidInputError(
+            f"profile {profile!r} gives a shape for {BITS_INPUT!r}, which has those of both "
+            "precisions of a file of 8 bits: leave it out"
+        )
+    return _BITS
 
 
 def _check_shape(
@@ -222,7 +236,7 @@ def clip_shapes(
     return {
         tensor.name: _shape(model, file, tensor, declared.get(tensor.name), extents, config)
         for tensor in file.inputs
-        if tensor.dynamic or tensor.name in declared
+        if (tensor.dynamic and tensor.name != BITS_INPUT) or tensor.name in declared
     }
 
 

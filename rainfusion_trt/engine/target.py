@@ -10,7 +10,7 @@ from rainfusion_trt.engine.flavour import TensorRTFlavour, available_flavours, l
 from rainfusion_trt.engine.onnx_file import OnnxFile
 from rainfusion_trt.engine.recipe import check_targets
 from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError, UnsupportedError
-from rainfusion_trt.operator.native import Dtype, NativeLibrary, Problem
+from rainfusion_trt.operator.native import Dtype, Method, NativeLibrary, Precision, Problem
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,10 @@ def native_device() -> tuple[str, str]:
 
 
 def check_graph(library: NativeLibrary, file: OnnxFile) -> None:
-    """Raise UnsupportedError for a head size or an element type without a kernel."""
+    """Raise UnsupportedError for a head size or an element type without a kernel.
+
+    Of a file of 8 bits for a head size without one of 8 bits.
+    """
     precision = file.precision
     if precision is not None and precision.upper() not in Dtype.__members__:
         raise UnsupportedError(
@@ -70,22 +73,50 @@ def check_graph(library: NativeLibrary, file: OnnxFile) -> None:
                 f"{file.path}: head size {size} has no kernel; supported head sizes are "
                 f"{', '.join(map(str, sizes))}"
             )
+        if file.eight_bit and not _has_kernel(library, size, dtype, Precision.BITS_8):
+            raise UnsupportedError(
+                f"{file.path}: head size {size} has no 8-bit kernel; export the model with "
+                "--attention-precision 16bit"
+            )
 
 
-def _has_kernel(library: NativeLibrary, head_size: int, dtype: Dtype) -> bool:
+def _has_kernel(
+    library: NativeLibrary,
+    head_size: int,
+    dtype: Dtype,
+    precision: Precision = Precision.BITS_16,
+) -> bool:
+    method = Method.PIECEWISE  # which every precision has
     one_token = {"batch": 1, "heads": 1, "tokens": 1, "grid_t": 1, "grid_h": 1, "grid_w": 1}
     try:
-        library.check(Problem(head_size=head_size, dtype=dtype, **one_token))
+        library.check(
+            Problem(
+                head_size=head_size, dtype=dtype, method=method, precision=precision, **one_token
+            )
+        )
     except UnsupportedError:
         return False
     return True
 
 
-def check_kernels(library: NativeLibrary, targets: tuple[str, ...]) -> None:
-    """Say now if the finished engine could not run for want of kernels in the plugin."""
+def check_kernels(
+    library: NativeLibrary, targets: tuple[str, ...], *, eight_bit: bool = False
+) -> None:
+    """Say now if the finished engine could not run for want of kernels in the plugin.
+
+    Raises
+    ------
+    UnsupportedError
+        The file is of 8 bits, and the library has none for a target.
+    """
     for target in targets:
-        capability = int(target.removeprefix("sm"))
+        capability = divmod(int(target.removeprefix("sm")), 10)
         try:
-            library.check_device(*divmod(capability, 10))
+            library.check_device(*capability)
         except UnsupportedError as error:
             logger.warning("the engine will load on %s but not run: %s", target, error)
+        if eight_bit:
+            try:
+                library.check_precision(Precision.BITS_8, *capability)
+            except UnsupportedError as error:
+                raise UnsupportedError(f"target {target}: {error}") from error

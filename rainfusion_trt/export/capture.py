@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from rainfusion_trt.errors import ExportError, RainFusionError, UnsupportedError
 from rainfusion_trt.export.shared_ops import shared_attention
 from rainfusion_trt.export.shared_tokens import shared_tokens
 from rainfusion_trt.export.source import GraphSource, all_outputs
-from rainfusion_trt.graph_file import PART_INPUT
+from rainfusion_trt.export.step_precision import attention_of_bits
+from rainfusion_trt.graph_file import BITS_INPUT, PART_INPUT
 from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.routing import AttentionRoute
 from rainfusion_trt.routing.lengths import advice, seen, shapes_of
@@ -37,6 +39,10 @@ class RoutedTransformer(nn.Module):
             part = inputs[PART_INPUT]
             shared = shared_tokens(self._source.cuts, self.transformer, call, part, layout.grid)
             options |= {"video_tokens": part.shape[0], "attention": shared_attention}
+        if BITS_INPUT in inputs:
+            parallel = self._source.cuts is not None
+            how = partial(attention_of_bits, bits=inputs[BITS_INPUT], parallel=parallel)
+            options["attention"] = how
         with shared as call, AttentionRoute(layout, sparsity, self._settings, **options) as route:
             outputs = all_outputs(self._source.call(call))
         self._check(route)
@@ -107,5 +113,6 @@ def attention_count(program: ExportedProgram) -> int:
     operators = (
         torch.ops.rainfusion.attention.default,
         torch.ops.rainfusion.shared_attention.default,
+        torch.ops.rainfusion.attention_of_bits.default,
     )
     return sum(node.target in operators for node in program.graph.nodes)

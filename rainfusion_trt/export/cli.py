@@ -54,6 +54,7 @@ def main(
     method: options.Method = AttentionSettings.method,
     alpha: options.Alpha = AttentionSettings.alpha,
     sink_frames: options.SinkFrames = AttentionSettings.sink_frames,
+    attention_precision: options.AttentionPrecision = AttentionSettings.precision,
     output: options.Output = None,
     compare: options.Compare = False,
     device: options.Device = "cpu",
@@ -69,7 +70,12 @@ def main(
 
     check_kind(model, module, _given(context))
     check_text(text)
-    settings = AttentionSettings(method, alpha, sink_frames)  # type: ignore[arg-type]
+    settings = AttentionSettings(
+        method,  # type: ignore[arg-type]
+        alpha,
+        sink_frames,
+        precision=attention_precision,  # type: ignore[arg-type]
+    )
     if model is not None:
         loras = lora_files(lora)
         weights = WeightRequest(

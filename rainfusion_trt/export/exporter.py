@@ -25,9 +25,12 @@ from rainfusion_trt.export.module_state import check_finite, check_plain
 from rainfusion_trt.export.rewrites import rewrite
 from rainfusion_trt.export.source import GraphSource, source_of_model
 from rainfusion_trt.export.squeezes import squeezes_to_gathers
+from rainfusion_trt.export.step_precision import with_bits
 from rainfusion_trt.export.weightless import is_fake, leave_out_weights
-from rainfusion_trt.graph_file import PART_INPUT, FusedLora, GraphAccount
+from rainfusion_trt.graph_file import SHAPE_INPUTS, FusedLora, GraphAccount
 from rainfusion_trt.models import VideoModel, VideoSize
+from rainfusion_trt.models.transformer import config_of
+from rainfusion_trt.operator.arguments import check_precision
 from rainfusion_trt.operator.settings import AttentionSettings
 
 OPSET = 20  # the newest that every supported runtime has
@@ -101,7 +104,8 @@ def export_model(
         prompts go into one call, else 1.
     settings
         Attributes of the nodes, except text and scale, which come from the model. Sparsity is an
-        input of the graph.
+        input of the graph; with ``precision="8bit"`` so is `bits`, whose length, 8 or 16, is the
+        precision of a call.
     dynamic
         Whether batch, frames, height, width and text length may vary.
     component
@@ -122,6 +126,8 @@ def export_model(
         The model cannot be traced, or the file fails its checks.
     """
     dtype = cast("torch.dtype", transformer.dtype)
+    settings = settings or AttentionSettings()
+    check_precision(settings.precision, model.head_size(config_of(transformer)))
     check_request(transformer, dtype, output, run_compare=run_compare)
     source = source_of_model(
         model,
@@ -135,7 +141,7 @@ def export_model(
     return export_source(
         source,
         output=Path(output),
-        settings=settings or AttentionSettings(),
+        settings=settings,
         run_compare=run_compare,
         stage=stage,
         progress=progress,
@@ -164,6 +170,8 @@ def export_source(
 ) -> ExportReport:
     """Trace, convert, tidy, write and check any source; see :func:`export_model`."""
     settings.check_model_wide()
+    if settings.precision == "8bit":
+        source = with_bits(source)
     started = time.monotonic()
     graph, attentions = _graph(source, settings, stage)
     stage("optimize")
@@ -223,7 +231,7 @@ def _account(
         dtype=str(source.dtype).removeprefix("torch."),
         attention_nodes=attentions,
         settings=settings,
-        dynamic=bool(source.axes.keys() - {PART_INPUT}),
+        dynamic=bool(source.axes.keys() - set(SHAPE_INPUTS)),
         loras=source.loras,
         weights="none" if place == "none" else None,
         version=__version__,

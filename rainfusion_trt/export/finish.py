@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from rainfusion_trt import __version__
 from rainfusion_trt.export import operator, token_nodes
-from rainfusion_trt.graph_file import DOMAIN, OP_VERSION, GraphAccount, is_attention
+from rainfusion_trt.graph_file import BITS_INPUT, DOMAIN, OP_VERSION, GraphAccount, is_attention
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _ROOT = "transformer."  # capture.RoutedTransformer keeps the model there
@@ -153,8 +153,9 @@ def _module(node: ir.Node) -> str:
 def describe(model: ir.Model, account: GraphAccount) -> None:
     """Add the bodies of our nodes and the account; drop torch.onnx's notes for debugging."""
     passes.ClearMetadataAndDocStringPass()(model)
-    has_kv_len = any(len(n.inputs) > 5 for n in model.graph if is_attention(n))
-    functions = [operator.dense_function(kv_len=has_kv_len, parallel=account.parallel)]
+    bits = any(value.name == BITS_INPUT for value in model.graph.inputs)
+    has_kv_len = any(len(n.inputs) > 5 + bits for n in model.graph if is_attention(n))
+    functions = [operator.dense_function(kv_len=has_kv_len, parallel=account.parallel, bits=bits)]
     if account.parallel:
         functions += token_nodes.functions()
     for function in functions:

@@ -24,6 +24,7 @@ _MEANINGS = {
     "sink_frames": "leading frames that all tokens attend to",
     "scale": "softmax scale; 0 means 1 / sqrt(D)",
     "parallel": "1 where query, key and value are of one of several GPUs",
+    "precision": "16bit, or 8bit where an input bits says the precision of a call",
     "axis": "axis of the tokens",
 }
 _FLOATS = ["tensor(float16)", "tensor(bfloat16)", "tensor(float)"]
@@ -33,6 +34,9 @@ ANY_TYPE = [*_FLOATS, "tensor(int32)", "tensor(int64)", "tensor(bool)"]
 
 PARALLEL = {"parallel": 1}
 """The attribute that a node has besides, if query, key and value are of one of several GPUs."""
+
+EIGHT_BIT = {"precision": "8bit"}
+"""The attribute that a node has besides, if it has the input `bits`."""
 
 
 def schema_of(
@@ -58,7 +62,10 @@ def schema_of(
     )
 
 
-def _schema(attributes: Mapping[str, str | float | int]) -> onnx.defs.OpSchema:
+def _schema(
+    attributes: Mapping[str, str | float | int], *, kv_len: bool | None = None
+) -> onnx.defs.OpSchema:
+    """Of a node with `kv_len`, without, or where that is None, either; the former two have bits."""
     option = onnx.defs.OpSchema.FormalParameterOption
     inputs = [
         formal("query", "T", "[B, N, S, D]"),
@@ -66,8 +73,13 @@ def _schema(attributes: Mapping[str, str | float | int]) -> onnx.defs.OpSchema:
         formal("value", "T", "[B, N, S, D]"),
         formal("grid", "G", "[T, H, W]; only its shape is read"),
         formal("sparsity", "tensor(float)", "[1]; 0 is dense"),
-        formal("kv_len", "tensor(int32)", "[B]", param_option=option.Optional),
     ]
+    if kv_len is None:
+        inputs.append(formal("kv_len", "tensor(int32)", "[B]", param_option=option.Optional))
+    elif kv_len:
+        inputs.append(formal("kv_len", "tensor(int32)", "[B]"))
+    if kv_len is not None:
+        inputs.append(formal("bits", "G", "[8] or [16]; only its shape is read"))
     return schema_of(OP_TYPE, inputs, formal("output", "T", "[B, N, S, D]"), attributes, _FLOATS)
 
 
@@ -91,17 +103,31 @@ def translate_shared(
 ) -> Any:
     """The same of ``torch.ops.rainfusion.shared_attention``."""
     inputs = (q, k, v, grid, sparsity) if kv_len is None else (q, k, v, grid, sparsity, kv_len)
-    attributes = AttentionSettings.from_flat(*settings).attributes()
+    attributes = AttentionSettings.from_flat(*settings).node_attributes()
     return _shared_attention(*inputs, **attributes, **PLUGIN_ATTRIBUTES, **PARALLEL)
+
+
+def translate_of_bits(
+    q: Any, k: Any, v: Any, grid: Any, sparsity: Any, kv_len: Any, *arguments: Any
+) -> Any:
+    """The same of ``torch.ops.rainfusion.attention_of_bits``."""
+    *settings, bits, parallel = arguments
+    attributes = AttentionSettings.from_flat(*settings).node_attributes()
+    more = PARALLEL if parallel else {}
+    schema = _schema({**DEFAULTS, **more, **EIGHT_BIT}, kv_len=kv_len is not None)
+    lengths = () if kv_len is None else (kv_len,)
+    node = Op(_opset, OP_TYPE, schema)
+    return node(q, k, v, grid, sparsity, *lengths, bits, **attributes, **PLUGIN_ATTRIBUTES, **more)
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The ``custom_translation_table`` for ``torch.onnx.export``."""
-    from rainfusion_trt.export import token_nodes
+    from rainfusion_trt.export import step_precision, token_nodes
 
     return {
         torch.ops.rainfusion.attention.default: translate,
         torch.ops.rainfusion.shared_attention.default: translate_shared,
+        step_precision._attention._opoverload: translate_of_bits,
         **token_nodes.translation_table(),
     }
 
@@ -109,15 +135,16 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 # Opset 20 has no `Attention`. ONNX Runtime runs this body on the CPU; TensorRT fuses its pattern.
 # Softmax is in float32, because a sum over 100 000 keys would overflow float16. Optimisers of other
 # projects rewrite it: constants are tensors, since some make doubles of `value_float`, and an empty
-# shape of grid and sparsity is joined in, since some drop inputs that no node of a function takes.
+# shape of grid, sparsity and bits is joined in, since some drop inputs that no node of a function
+# takes. Of 8 bits it knows nothing: it has the precision of its inputs, whatever `bits` says.
 _BODY = """
 <domain: "{domain}", opset_import: ["" : 20]>
-{op_type} <{attributes}> (query, key, value, grid, sparsity{kv_len}) => (output)
+{op_type} <{attributes}> (query, key, value, grid, sparsity{optional}) => (output)
 {{
   query_size = Shape <start: int = 3, end: int = 4> (query)
   of_grid = Shape <start: int = 0, end: int = 0> (grid)
   of_sparsity = Shape <start: int = 0, end: int = 0> (sparsity)
-  head_shape = Concat <axis: int = 0> (query_size, of_grid, of_sparsity)
+  {of_bits}head_shape = Concat <axis: int = 0> (query_size, of_grid, of_sparsity{and_bits})
   head_size = Cast <to: int = 1> (head_shape)
   head_root = Sqrt (head_size)
   default_scale = Reciprocal (head_root)
@@ -136,6 +163,7 @@ _BODY = """
   output = MatMul (typed_weights, value)
 }}
 """
+_OF_BITS = "of_bits = Shape <start: int = 0, end: int = 0> (bits)\n  "
 _MASK = """
   key_count = Shape <start: int = 2, end: int = 3> (key)
   key_end = Squeeze (key_count)
@@ -151,17 +179,19 @@ _MASK = """
 """
 
 
-def dense_function(*, kv_len: bool, parallel: bool = False) -> ir.Function:
-    """Dense attention as the operator's body, for any ONNX runtime; `kv_len` adds that input.
+def dense_function(*, kv_len: bool, parallel: bool = False, bits: bool = False) -> ir.Function:
+    """Dense attention as the operator's body, for any ONNX runtime; `kv_len`, `bits` add inputs.
 
     With `parallel` the body is that of a GPU alone.
     """
-    attributes = {**DEFAULTS, **(PARALLEL if parallel else {})}
+    attributes = {**DEFAULTS, **(PARALLEL if parallel else {}), **(EIGHT_BIT if bits else {})}
     text = _BODY.format(
         domain=DOMAIN,
         op_type=OP_TYPE,
         attributes=declared(attributes),
-        kv_len=", kv_len" if kv_len else "",
+        optional=(", kv_len" if kv_len else "") + (", bits" if bits else ""),
+        of_bits=_OF_BITS if bits else "",
+        and_bits=", of_bits" if bits else "",
         mask=_MASK if kv_len else "",
         scores="masked" if kv_len else "scores",
     )

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rainfusion_trt.operator.settings import METHODS, TEXT_PLACES
+from rainfusion_trt.operator.settings import METHODS, PRECISIONS, TEXT_PLACES
 
 
 class Config(str, Enum):
@@ -92,6 +92,13 @@ Alpha = Annotated[
     float, typer.Option(help="Recall from which a head counts as spatial or temporal.")
 ]
 SinkFrames = Annotated[int, typer.Option(help="Leading frames that all tokens attend to.")]
+AttentionPrecision = Annotated[
+    str,
+    typer.Option(
+        metavar=f"[{'|'.join(PRECISIONS)}]",
+        help="Of attention's products; 8bit is for Hopper, and each step may still run in 16.",
+    ),
+]
 Output = Annotated[
     Path | None, typer.Option(help="The .onnx file (default: named after the model).")
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError
 from rainfusion_trt.graph_file.account import GraphAccount
-from rainfusion_trt.graph_file.names import is_attention
+from rainfusion_trt.graph_file.names import BITS_INPUT, is_attention
 from rainfusion_trt.graph_file.nodes import text_of
 from rainfusion_trt.hashing import kept_sha256
 
@@ -78,6 +78,11 @@ class GraphFile:
     def attentions(self) -> list[onnx.NodeProto]:
         """Its RainFusionAttention nodes."""
         return [node for node in self.proto.graph.node if is_attention(node)]
+
+    @property
+    def has_bits(self) -> bool:
+        """Whether it has the input by which a call of a graph of 8 bits says its precision."""
+        return any(value.name == BITS_INPUT for value in self.proto.graph.input)
 
     @property
     def shapes(self) -> dict[str | bytes, tuple[int | str | None, ...]]:

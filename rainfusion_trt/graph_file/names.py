@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rainfusion_trt.operator.settings import Precision
+
 DOMAIN, OP_TYPE, OP_VERSION = "rainfusion", "RainFusionAttention", 1
 """The ONNX operator."""
 
@@ -14,6 +16,18 @@ SPLIT_OP_TYPE, GATHER_OP_TYPE = "RainFusionSplit", "RainFusionGather"
 
 PART_INPUT, PART_AXIS = "part", "part_tokens"
 """An input of such a graph, of whose shape alone something is read: the tokens of a GPU."""
+
+BITS_INPUT, BITS_AXIS = "bits", "precision_bits"
+"""An input of a graph of 8 bits, whose length alone is read: the precision of a call."""
+
+BITS: dict[Precision, int] = {"8bit": 8, "16bit": 16}
+"""How long that input is."""
+
+OWN_INPUTS = ("sparsity", PART_INPUT, BITS_INPUT)
+"""Inputs of a graph that no call of a diffusers pipeline has."""
+
+SHAPE_INPUTS = (PART_INPUT, BITS_INPUT)
+"""Those that vary though the clip does not."""
 
 PLUGIN_ATTRIBUTES = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": PLUGIN_VERSION}
 

@@ -10,9 +10,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.graph_file.names import OP_TYPE, PLUGIN_ATTRIBUTES
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.graph_file.names import BITS_INPUT, OP_TYPE, PLUGIN_ATTRIBUTES
 from rainfusion_trt.operator.settings import (
+    ATTRIBUTES,
     NODE_ATTRIBUTES,
     OPERATOR_V1_DEFAULTS,
     AttentionSettings,
@@ -21,10 +22,10 @@ from rainfusion_trt.operator.settings import (
 if TYPE_CHECKING:
     import onnx
 
-_INPUTS, _QUERY, _GRID = (5, 6), 0, 3  # how many, and which
+_INPUTS, _QUERY, _GRID = (5, 6), 0, 3  # how many, and which; of 8 bits one more, the last
 # A scale that is missing is 1 / sqrt(D) everywhere; the others say what is computed.
 _REQUIRED = tuple(name for name in NODE_ATTRIBUTES if name != "scale")
-_TYPES = {"text": "STRING", "method": "STRING", "sink_frames": "INT", "alpha": "FLOAT"}
+_TYPES = dict.fromkeys(("text", "method", "precision"), "STRING") | {"sink_frames": "INT"}
 Shape = tuple[int | str | None, ...]
 
 
@@ -72,29 +73,41 @@ def check_attention(
     InvalidInputError
         TensorRT would not find the plugin; an attribute is missing, of another type or out of
         range; or text and grid do not fit the sequence.
+    UnsupportedError
+        8 bits with a method that makes heads textural.
     """
     place = f"{origin}: node {name_of(node)!r}"
     attributes = {text_of(attribute.name): attribute for attribute in node.attribute}
     check_plugin(node, origin)
-    if len(node.input) not in _INPUTS or len(node.output) != 1:
-        raise InvalidInputError(
-            f"{place} has {len(node.input)} inputs and {len(node.output)} outputs, {OP_TYPE} takes "
-            f"{_INPUTS[0]} or {_INPUTS[1]} and gives one: export the model again"
-        )
     missing = [name for name in _REQUIRED if name not in attributes]
     if missing:
         raise InvalidInputError(
             f"{place} lacks {', '.join(missing)}, which every exported node has: export the model "
             "again"
         )
-    values = {n: _value(attributes[n], n, place) for n in NODE_ATTRIBUTES if n in attributes}
+    values = {n: _value(attributes[n], n, place) for n in ATTRIBUTES if n in attributes}
     try:
         settings = OPERATOR_V1_DEFAULTS.replace(**values)
-    except InvalidInputError as error:
-        raise InvalidInputError(f"{place}: {error}; export the model again") from error
+    except (InvalidInputError, UnsupportedError) as error:
+        raise type(error)(f"{place}: {error}; export the model again") from error
+    _check_inputs(node, settings, place)
     query, grid = (shapes.get(node.input[index], ()) for index in (_QUERY, _GRID))
     _check_tokens(settings, query, grid, place)
     return settings
+
+
+def _check_inputs(node: onnx.NodeProto, settings: AttentionSettings, place: str) -> None:
+    more = int(settings.precision == "8bit")
+    if len(node.input) - more not in _INPUTS or len(node.output) != 1:
+        raise InvalidInputError(
+            f"{place} has {len(node.input)} inputs and {len(node.output)} outputs, {OP_TYPE} takes "
+            f"{_INPUTS[0] + more} or {_INPUTS[1] + more} and gives one: export the model again"
+        )
+    if more and node.input[-1] != BITS_INPUT:
+        raise InvalidInputError(
+            f"{place} has precision='8bit' and takes {text_of(node.input[-1])!r} in the place of "
+            f"the graph's input {BITS_INPUT!r}: export the model again"
+        )
 
 
 def _value(attribute: onnx.AttributeProto, name: str, place: str) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.operator.eight_bit import HEAD_SIZES
 from rainfusion_trt.operator.geometry import TokenLayout
-from rainfusion_trt.operator.settings import AttentionSettings
+from rainfusion_trt.operator.settings import AttentionSettings, Precision
 
 
 def grid_tensor(grid: Sequence[int] | Tensor, q: Tensor) -> Tensor:
@@ -56,8 +56,7 @@ def check_call(
     if grid.dim() != 3:
         raise InvalidInputError(f"grid has {grid.dim()} dimensions; its shape must be [T, H, W]")
     TokenLayout.of(grid.shape, q.shape[2], settings)
-    if settings.precision == "8bit":
-        _check_eight_bit(q)
+    check_precision(settings.precision, q.shape[3])
     if sparsity.shape != (1,) or sparsity.dtype != torch.float32 or sparsity.device != q.device:
         raise InvalidInputError(
             f"sparsity is {tuple(sparsity.shape)} {sparsity.dtype} on {sparsity.device}; expected "
@@ -74,10 +73,13 @@ def check_call(
         )
 
 
-def _check_eight_bit(q: Tensor) -> None:
-    """What 8 bits are defined for; whether the GPU has a kernel, the library says."""
-    if q.shape[3] not in HEAD_SIZES:
+def check_precision(precision: Precision, head_size: int | None) -> None:
+    """Raise UnsupportedError for a head size that 8 bits are not defined for.
+
+    None is one that is not known yet. Whether a GPU has a kernel, the library says.
+    """
+    if precision == "8bit" and head_size is not None and head_size not in HEAD_SIZES:
         raise UnsupportedError(
-            f"precision='8bit' has no kernel for head size {q.shape[3]}, only for "
+            f"precision='8bit' has no kernel for head size {head_size}, only for "
             f"{' and '.join(map(str, HEAD_SIZES))}; use precision='16bit'"
         )

@@ -84,6 +84,10 @@ _SIGNATURES = {
         ctypes.c_int,
         [ctypes.c_int32, ctypes.c_int32, ctypes.c_char_p, ctypes.c_size_t],
     ),
+    "rainfusion_check_precision": (
+        ctypes.c_int,
+        [ctypes.c_int, ctypes.c_int32, ctypes.c_int32, ctypes.c_char_p, ctypes.c_size_t],
+    ),
     "rainfusion_block_counts": (
         ctypes.c_int,
         [ctypes.POINTER(Problem), ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(ctypes.c_int32)],
@@ -197,6 +201,12 @@ class NativeLibrary:
         message = ctypes.create_string_buffer(_MESSAGE_BYTES)
         status = self._library.rainfusion_check_device(major, minor, message, _MESSAGE_BYTES)
         self._raise(status, message)
+
+    def check_precision(self, precision: Precision, major: int, minor: int) -> None:
+        """Raise UnsupportedError if there is no kernel of a precision for this capability."""
+        message = ctypes.create_string_buffer(_MESSAGE_BYTES)
+        check = self._library.rainfusion_check_precision
+        self._raise(check(precision, major, minor, message, _MESSAGE_BYTES), message)
 
     def block_counts(self, problem: Problem) -> tuple[int, int]:
         """Number of query and of key blocks."""

@@ -41,7 +41,8 @@ NODE_ATTRIBUTES = ("text", "method", "alpha", "sink_frames", "scale")
 """Settings in the order in which the ONNX node has them."""
 
 ATTRIBUTES = (*NODE_ATTRIBUTES, "precision")
-"""Settings in the order in which the torch operator has them."""
+"""Settings in the order in which the torch operator has them. A node has the last one only where
+it is not the default."""
 
 RECORDED = ("method", "alpha", "sink_frames")
 """Settings of a whole model. Text and scale belong to each of its attentions."""
@@ -73,8 +74,7 @@ class AttentionSettings:
         Softmax scale; 0 is 1 / sqrt(D). In a model each attention says it.
     precision : str
         "16bit", or "8bit" for products of 8-bit operands (docs/rainfusion.md): GPUs of compute
-        capability 9.0, D of 64 and 128, methods without textural heads. There is no ONNX node of
-        it yet.
+        capability 9.0, D of 64 and 128, methods without textural heads.
 
     Raises
     ------
@@ -132,18 +132,9 @@ class AttentionSettings:
         return {name: getattr(self, name) for name in ATTRIBUTES}
 
     def node_attributes(self) -> dict[str, Any]:
-        """The settings of an ONNX node by name.
-
-        Raises
-        ------
-        InvalidInputError
-            They have a precision, for which there is no node.
-        """
-        if self.precision != "16bit":
-            raise InvalidInputError(
-                f"precision={self.precision!r} cannot be exported yet; export with '16bit'"
-            )
-        return {name: getattr(self, name) for name in NODE_ATTRIBUTES}
+        """The settings of an ONNX node by name."""
+        attributes = {name: getattr(self, name) for name in NODE_ATTRIBUTES}
+        return {**attributes, **self._stated_precision()}
 
     def flat(self) -> tuple[str, str, float, int, float, str]:
         """The values alone, as the torch operator takes them."""
@@ -176,9 +167,11 @@ class AttentionSettings:
             They have a text place or a scale, which would be lost.
         """
         self.check_model_wide()
-        record = {name: getattr(self, name) for name in RECORDED}
+        return {**{name: getattr(self, name) for name in RECORDED}, **self._stated_precision()}
+
+    def _stated_precision(self) -> dict[str, Any]:
         # Only where it is not what it always was: so older readers know it, or refuse it.
-        return record if self.precision == "16bit" else {**record, "precision": self.precision}
+        return {} if self.precision == "16bit" else {"precision": self.precision}
 
     @classmethod
     def from_record(cls, values: Mapping[str, Any]) -> AttentionSettings:

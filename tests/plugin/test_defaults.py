@@ -22,6 +22,7 @@ from rainfusion_trt.plugin.build import source_directory
 needs_rtx = pytest.mark.skipif(
     "tensorrt_rtx" not in available_flavours(), reason="TensorRT for RTX is not importable"
 )
+OPTIONAL = ("parallel", "precision")  # that a node has where they are not the default
 OTHER = AttentionSettings("rainfusion_plus", 0.25, 3, "first", 0.5)
 
 # The attributes of every plugin layer that TensorRT's parser makes of an ONNX file.
@@ -99,7 +100,7 @@ def test_the_plugins_description_agrees():
     folder = source_directory() / "plugins" / "tensorrt"
     config = yaml.safe_load((folder / "RainFusionAttention_PluginConfig.yaml").read_text())
     (version,) = config["versions"].values()
-    assert version["attributes"] == [*OPERATOR_V1_DEFAULTS.node_attributes(), "parallel"]
+    assert version["attributes"] == [*OPERATOR_V1_DEFAULTS.node_attributes(), *OPTIONAL]
     readme = (folder / "README.md").read_text()
     for name, value in OPERATOR_V1_DEFAULTS.node_attributes().items():
         (row,) = (line for line in readme.splitlines() if line.startswith(f"| `{name}` |"))

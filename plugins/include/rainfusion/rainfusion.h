@@ -164,6 +164,12 @@ RAINFUSION_API RainfusionStatus rainfusion_check_head_size(int32_t head_size, ch
 RAINFUSION_API RainfusionStatus rainfusion_check_device(int32_t major, int32_t minor, char* message,
                                                         size_t capacity);
 
+/* RAINFUSION_SUCCESS if this library holds kernels of that precision for a compute capability that
+ * rainfusion_check_device takes. No GPU is asked. */
+RAINFUSION_API RainfusionStatus rainfusion_check_precision(RainfusionPrecision precision,
+                                                           int32_t major, int32_t minor,
+                                                           char* message, size_t capacity);
+
 /* Query and key blocks (text blocks plus video blocks; for piecewise runs of sinks plus windows) of
  * a valid problem. */
 RAINFUSION_API RainfusionStatus rainfusion_block_counts(const RainfusionProblem* problem,
