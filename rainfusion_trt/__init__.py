@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rainfusion_trt.routing import disable as disable
     from rainfusion_trt.routing import enable as enable
     from rainfusion_trt.runtime.pipeline import Pipeline as Pipeline
+    from rainfusion_trt.runtime.precision import PrecisionSchedule as PrecisionSchedule
     from rainfusion_trt.step_cache.settings import CacheSettings as CacheSettings
 
 __version__ = "0.2.0"
@@ -33,6 +34,7 @@ _EXPORTS = {
     "Kind": "operator.geometry",
     "ParallelConfig": "parallel.config",
     "Pipeline": "runtime.pipeline",
+    "PrecisionSchedule": "runtime.precision",
     "build_engine": "engine",
     "classify_heads": "operator.ops",
     "cp_plan": "routing",

@@ -6,7 +6,7 @@ from typing import Any
 
 from rainfusion_trt.integrations.comfyui import Wanted, patch
 from rainfusion_trt.integrations.comfyui_engine import replace
-from rainfusion_trt.operator.settings import METHODS, AttentionSettings
+from rainfusion_trt.operator.settings import METHODS, PRECISIONS, AttentionSettings
 
 
 class RainFusionAttention:
@@ -49,7 +49,16 @@ class RainFusionAttention:
                         "tooltip": "Run what cannot be sparse dense, with a warning",
                     },
                 ),
-            }
+            },
+            "optional": {  # workflows of older versions have none
+                "precision": (
+                    list(PRECISIONS),
+                    {
+                        "default": AttentionSettings.precision,
+                        "tooltip": "8bit is for Hopper; dense steps are ComfyUI's own",
+                    },
+                ),
+            },
         }
 
     def apply(
@@ -60,9 +69,10 @@ class RainFusionAttention:
         dense_steps: int,
         sink_frames: int,
         allow_dense: bool,
+        precision: Any = AttentionSettings.precision,
     ) -> tuple[Any]:
         """A patched clone of the model."""
-        settings = AttentionSettings(method=method, sink_frames=sink_frames)
+        settings = AttentionSettings(method=method, sink_frames=sink_frames, precision=precision)
         return (patch(model, Wanted(settings, sparsity, dense_steps, allow_dense)),)
 
 

@@ -35,7 +35,7 @@ class Wanted:
     Parameters
     ----------
     settings
-        Method and sink frames.
+        Method, sink frames and precision.
     sparsity
         In [0, 1).
     dense_steps
@@ -216,6 +216,7 @@ def _sparse(attention: _Attention, forward: _Forward, wanted: Wanted) -> Tensor:
         alpha=settings.alpha,
         sink_frames=settings.sink_frames,
         scale=attention.scale,
+        precision=settings.precision,
     )
     return out.transpose(1, 2).flatten(2) if attention.joined else out
 

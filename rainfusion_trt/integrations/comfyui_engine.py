@@ -23,6 +23,7 @@ from rainfusion_trt.runtime.base import Backend
 from rainfusion_trt.runtime.denoiser import GraphDenoiser
 from rainfusion_trt.runtime.graphs import graph_of_engine, graph_of_onnx
 from rainfusion_trt.runtime.plan import why_dense
+from rainfusion_trt.runtime.precision import possible_precision
 
 _NAME = "diffusion_model"
 _ON_PRE_RUN = "on_pre_run"  # ComfyUI's name of the moment before sampling
@@ -171,6 +172,10 @@ def replace(
             backend.close()
             raise
     denoiser = GraphDenoiser(backend, known, graph.account.config)
+    # A precision of all steps: what the file says, where the backend has it.
+    plan = possible_precision(None, settings.precision, denoiser)
+    assert isinstance(plan, str)
+    denoiser.set_precision(plan)
     patched = model.clone()
     patched.add_object_patch(_NAME, EngineModel(original, denoiser, known, wanted))
     patched.add_callback_with_key(_ON_PRE_RUN, KEY, _refuse_weight_patches)

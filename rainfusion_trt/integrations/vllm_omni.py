@@ -14,9 +14,10 @@ from torch import Tensor
 
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.operator.ops import rainfusion_attention
-from rainfusion_trt.operator.settings import METHODS, AttentionSettings
+from rainfusion_trt.operator.settings import METHODS, PRECISIONS, AttentionSettings
 
 METHOD_VARIABLE = "RAINFUSION_TRT_METHOD"
+PRECISION_VARIABLE = "RAINFUSION_TRT_PRECISION"
 
 
 def register() -> None:
@@ -43,12 +44,21 @@ def settings_of_environment(scale: float) -> AttentionSettings:
     Raises
     ------
     InvalidInputError
-        ``RAINFUSION_TRT_METHOD`` names no method. Unset, it is the package's default.
+        ``RAINFUSION_TRT_METHOD`` names no method, or ``RAINFUSION_TRT_PRECISION`` no precision.
+        Unset, they are the package's defaults.
+    UnsupportedError
+        8 bits with a method that has none.
     """
-    method = os.environ.get(METHOD_VARIABLE) or AttentionSettings.method
-    if method not in METHODS:
-        raise InvalidInputError(f"{METHOD_VARIABLE}={method!r} is not one of {', '.join(METHODS)}")
-    return AttentionSettings.of(method=method, scale=scale)
+    method = _from_environment(METHOD_VARIABLE, METHODS) or AttentionSettings.method
+    precision = _from_environment(PRECISION_VARIABLE, PRECISIONS) or AttentionSettings.precision
+    return AttentionSettings.of(method=method, scale=scale, precision=precision)
+
+
+def _from_environment(variable: str, choices: tuple[str, ...]) -> str | None:
+    value = os.environ.get(variable) or None
+    if value is not None and value not in choices:
+        raise InvalidInputError(f"{variable}={value!r} is not one of {', '.join(choices)}")
+    return value
 
 
 class Segment(NamedTuple):
@@ -132,6 +142,7 @@ def attention(
         alpha=settings.alpha,
         sink_frames=settings.sink_frames,
         scale=settings.scale,
+        precision=settings.precision,
     ).transpose(1, 2)
     if end != used:
         out = torch.cat((out[:, :start], out[:, others:], out[:, start:others]), 1)

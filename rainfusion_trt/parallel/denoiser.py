@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from rainfusion_trt.models.base import VideoModel
+from rainfusion_trt.operator.settings import Precision
 from rainfusion_trt.parallel.guidance import GuidanceGroups
 from rainfusion_trt.parallel.spread import spread, unspread
 from rainfusion_trt.parallel.team import Team
@@ -38,6 +39,7 @@ class ParallelDenoiser(Denoiser):
         self.alone = alone
         self.team = team
         self.name, self.sparse = alone.name, alone.sparse
+        self.precisions = alone.precisions
         self._transformers = alone.components
         self._spread = False
         self._groups: tuple[GuidanceGroups, ...] = ()
@@ -68,6 +70,9 @@ class ParallelDenoiser(Denoiser):
 
     def set_sparsity(self, value: float) -> None:
         self.alone.set_sparsity(value)
+
+    def set_precision(self, value: Precision) -> None:
+        self.alone.set_precision(value)
 
     def keep_dense(self, layers: Sequence[int]) -> None:
         self.alone.keep_dense(layers)

@@ -45,7 +45,7 @@ class Alone:
         return contextlib.nullcontext()
 
     def prepare(
-        self, pipe: Any, arguments: dict[str, Any], callback: Callback | None, cache: str = ""
+        self, pipe: Any, arguments: dict[str, Any], callback: Callback | None, plan: str = ""
     ) -> Callback | None:
         """Make the arguments of a generation those of all; returns the callback to use."""
         return callback
@@ -101,9 +101,11 @@ class Shared(Alone):
         return self.team.together()
 
     def prepare(
-        self, pipe: Any, arguments: dict[str, Any], callback: Callback | None, cache: str = ""
+        self, pipe: Any, arguments: dict[str, Any], callback: Callback | None, plan: str = ""
     ) -> Callback | None:
-        """One seed, one set of arguments and one callback, the first process's; `cache` names one.
+        """One seed, one set of arguments and one callback, the first process's.
+
+        `plan` names how the steps run, which has to be alike too.
 
         Raises
         ------
@@ -111,7 +113,7 @@ class Shared(Alone):
             The processes were called with different arguments.
         """
         self.team.meet()
-        mine = _digest({**arguments, "callback": callback is not None, "cache": cache})
+        mine = _digest({**arguments, "callback": callback is not None, "plan": plan})
         if self.team.agree(lambda: mine) != mine:
             raise InvalidInputError(
                 f"process {self.team.rank} was called with other arguments than process 0: all of "

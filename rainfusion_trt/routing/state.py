@@ -24,7 +24,7 @@ from rainfusion_trt.errors import (
 )
 from rainfusion_trt.models import AttentionLayout, VideoModel, get_model, model_names
 from rainfusion_trt.models.transformer import config_of
-from rainfusion_trt.operator.settings import AttentionSettings
+from rainfusion_trt.operator.settings import AttentionSettings, Precision
 from rainfusion_trt.operator.sparse_grid import explain_obstacle, obstacle_to_sparsity
 from rainfusion_trt.routing.density import DensityMeter
 from rainfusion_trt.routing.lengths import advice, shapes_of
@@ -46,7 +46,7 @@ class Routing:
     model : VideoModel or OwnModule
         How the transformer's inputs are read.
     settings : AttentionSettings
-        Fixed until :func:`disable`.
+        Fixed until :func:`disable`, but for their precision.
     allow_dense : bool
         Whether an attention that cannot be sparse runs dense instead of raising an error.
     meter : DensityMeter, optional
@@ -66,6 +66,8 @@ class Routing:
     ) -> None:
         self.model = model
         self.settings = settings
+        # One object of each: torch.compile takes a graph again for what it has seen before.
+        self._in_precision = {settings.precision: settings}
         self.allow_dense = allow_dense
         self.meter: DensityMeter | None = None
         self.tokens: Tokens | None = None  # of the forward that runs
@@ -128,6 +130,17 @@ class Routing:
         """
         self.sparsity = schedule.peak
         self._plan = schedule, levels
+
+    @property
+    def precision(self) -> Precision:
+        """Of the next forward calls: "16bit" or "8bit". The host's choice, for each of them."""
+        return self.settings.precision
+
+    @precision.setter
+    def precision(self, value: Precision) -> None:
+        if value not in self._in_precision:
+            self._in_precision[value] = self.settings.replace(precision=value)
+        self.settings = self._in_precision[value]
 
     @property
     def dense_layers(self) -> tuple[int, ...]:

@@ -86,6 +86,7 @@ def enable(
     -------
     Routing
         Set its ``sparsity`` between calls, for example 0 for the first steps; that ends a schedule.
+        Its ``precision`` may be set between calls too.
 
     Raises
     ------

@@ -12,6 +12,7 @@ from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.parallel.config import ParallelConfig
 from rainfusion_trt.parallel.launch import is_first, is_started, launch, reporting
 from rainfusion_trt.runtime import options
+from rainfusion_trt.runtime.precision import PrecisionSchedule
 from rainfusion_trt.step_cache.ratios import MagnitudeRatios
 from rainfusion_trt.step_cache.settings import read_cache
 
@@ -51,6 +52,9 @@ def main(
     width: options.Width = None,
     preset: options.Preset = None,
     method: options.Method = None,
+    attention_precision: options.AttentionPrecision = None,
+    first_16bit: options.First16bit = None,
+    last_16bit: options.Last16bit = None,
     sparsity: options.Sparsity = None,
     dense_fraction: options.DenseFraction = None,
     dense_layer: options.DenseLayer = None,
@@ -90,6 +94,7 @@ def main(
         "dense_fraction": dense_fraction,
     }
     schedule |= {"method": method, "dense_layers": dense_layer}
+    schedule["precision"] = _precision(attention_precision, first_16bit, last_16bit)
     caching = {"cache": cache, "cache_threshold": cache_threshold, "cache_ratios": cache_ratios}
     allowed = {"allow_fallback": allow_fallback, "allow_dense": allow_dense}
     place = {"device": device, "cpu_offload": cpu_offload}
@@ -125,6 +130,20 @@ def _parallel(gpus: int, split_guidance: bool, timeout: float) -> ParallelConfig
         )
     config = ParallelConfig(ulysses=gpus // guidance, guidance=guidance, timeout=timeout)
     return None if gpus == 1 else config
+
+
+def _precision(
+    chosen: str | None, first: float | None, last: float | None
+) -> str | PrecisionSchedule | None:
+    """Precision of the steps, as a `Pipeline` takes it."""
+    if first is None and last is None:
+        return chosen
+    if chosen == "16bit":
+        raise InvalidInputError(
+            "--first-16bit and --last-16bit go with --attention-precision 8bit: all steps are in "
+            "16 bits without them"
+        )
+    return PrecisionSchedule(first or 0.0, last or 0.0)
 
 
 def _check(output: Path, fps: int | None, call: dict[str, Any], *, overwrite: bool) -> None:
@@ -210,11 +229,11 @@ def _print_timings(timings: Any) -> None:
     from rich.table import Table
 
     table = Table(box=None)
-    for title in ("step", "sparsity", "density", "transformer ms", "step ms"):
+    for title in ("step", "sparsity", "density", "precision", "transformer ms", "step ms"):
         table.add_column(title, justify="right")
     for row in timings:
         times = (f"{row.transformer_ms:.1f}", f"{row.total_ms:.1f}")
         density = "" if row.density is None else f"{row.density:.3f}"
         sparsity = f"{row.sparsity:g}" if row.ran else "skipped"
-        table.add_row(str(row.step), sparsity, density, *times)
+        table.add_row(str(row.step), sparsity, density, row.precision or "", *times)
     Console(stderr=True).print(table)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
-from rainfusion_trt.graph_file import PART_INPUT
+from rainfusion_trt.graph_file import BITS, BITS_INPUT, OWN_INPUTS, PART_INPUT
 from rainfusion_trt.models.base import VideoModel
+from rainfusion_trt.operator.settings import Precision
 from rainfusion_trt.runtime.base import Backend
 from rainfusion_trt.runtime.calls import calls_through, contexts_told
 from rainfusion_trt.runtime.report import CallReport, Moment
@@ -23,7 +24,6 @@ from rainfusion_trt.step_cache.cache import StepCache
 if TYPE_CHECKING:
     from rainfusion_trt.parallel.exchange import Exchange
 
-_OWN_INPUTS = ("sparsity", PART_INPUT)  # that no call of the diffusers pipeline has
 Before = Callable[[Mapping[str, Any]], Moment]
 After = Callable[[CallReport], None]
 
@@ -39,6 +39,8 @@ class Denoiser(ABC):
         Where it computes.
     sparse : bool
         Whether setting the sparsity has an effect.
+    precisions : tuple of str
+        Those that its attention can compute in.
     component : object
         What `pipe.transformer` is set to.
     """
@@ -46,6 +48,7 @@ class Denoiser(ABC):
     name: str
     device: torch.device
     sparse: bool = True
+    precisions: tuple[Precision, ...] = ("16bit",)
     component: Any
 
     @property
@@ -56,6 +59,19 @@ class Denoiser(ABC):
     @abstractmethod
     def set_sparsity(self, value: float) -> None:
         """Sparsity of the calls from now on, on torch's current stream, without waiting."""
+
+    def set_precision(self, value: Precision) -> None:
+        """Precision of the calls from now on, one of `precisions`.
+
+        Raises
+        ------
+        UnsupportedError
+            It is none of these.
+        """
+        if value not in self.precisions:
+            raise UnsupportedError(
+                f"precision={value!r} cannot be set: {self.name} has {', '.join(self.precisions)}"
+            )
 
     @abstractmethod
     def observe(
@@ -166,6 +182,7 @@ class GraphTransformer(nn.Module):
         )
         self.closed = False
         self.exchange: Exchange | None = None
+        self.precision: Precision = "16bit"
         self._part: Tensor | None = None
         for name, part in model.parts(self.config).items():
             setattr(self, name, part)
@@ -216,6 +233,8 @@ class GraphTransformer(nn.Module):
         feed["sparsity"] = self.sparsity
         if PART_INPUT in self.backend.inputs:
             feed[PART_INPUT] = self._own_part(forward_kwargs)
+        if BITS_INPUT in self.backend.inputs:
+            feed[BITS_INPUT] = torch.zeros(BITS[self.precision], device=self.device)
         feed = {name: feed[name] for name in self.backend.inputs}
         kind = (id(self), *(tensor.shape for tensor in feed.values()))
         with nullcontext() if self.exchange is None else self.exchange.call(kind):
@@ -226,7 +245,7 @@ class GraphTransformer(nn.Module):
 
     def _graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         feed = self.model.graph_inputs(forward_kwargs)
-        wanted = [name for name in self.backend.inputs if name not in _OWN_INPUTS]
+        wanted = [name for name in self.backend.inputs if name not in OWN_INPUTS]
         missing = [name for name in wanted if name not in feed]
         if missing:
             raise InvalidInputError(
@@ -285,6 +304,8 @@ class GraphDenoiser(OneDenoiser):
         self.name = backend.name
         self.device = backend.device
         self.sparse = backend.sparse
+        if self.sparse and BITS_INPUT in backend.inputs:
+            self.precisions = ("16bit", "8bit")
         self.component = GraphTransformer(backend, model, config)
         if attentions is None:
             attentions = model.attention_count(self.component.config)
@@ -293,9 +314,15 @@ class GraphDenoiser(OneDenoiser):
     def set_sparsity(self, value: float) -> None:
         self.component.sparsity.fill_(value)
 
+    def set_precision(self, value: Precision) -> None:
+        super().set_precision(value)
+        self.component.precision = value
+
     def report(self) -> CallReport:
         count = self._attentions
-        return CallReport(count) if self.sparse else CallReport(0, count)
+        if not self.sparse:
+            return CallReport(0, count)
+        return CallReport(count, precision=self.component.precision)
 
     def describe(self) -> str:
         return self.backend.describe()

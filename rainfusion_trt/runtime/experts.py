@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from rainfusion_trt.operator.settings import Precision
 from rainfusion_trt.runtime.denoiser import After, Before, Denoiser
 from rainfusion_trt.step_cache.cache import StepCache
 
@@ -23,6 +24,9 @@ class ExpertsDenoiser(Denoiser):
         self.experts = tuple(experts)
         first = self.experts[0]
         self.name, self.device, self.sparse = first.name, first.device, first.sparse
+        self.precisions = tuple(
+            p for p in first.precisions if all(p in expert.precisions for expert in self.experts)
+        )
         self.component = first.component
 
     @property
@@ -32,6 +36,11 @@ class ExpertsDenoiser(Denoiser):
     def set_sparsity(self, value: float) -> None:
         for expert in self.experts:
             expert.set_sparsity(value)
+
+    def set_precision(self, value: Precision) -> None:
+        super().set_precision(value)
+        for expert in self.experts:
+            expert.set_precision(value)
 
     def keep_dense(self, layers: Sequence[int]) -> None:
         for expert in self.experts:

@@ -22,6 +22,7 @@ from rainfusion_trt.runtime.media import frames_of_video, read_media, say_stretc
 from rainfusion_trt.runtime.output import PipelineOutput
 from rainfusion_trt.runtime.pipes import Pipes, check_media, check_packages, parameters_of
 from rainfusion_trt.runtime.plan import check_plan, why_dense
+from rainfusion_trt.runtime.precision import PrecisionPlan, precision_per_step
 from rainfusion_trt.runtime.schedule import Schedule
 from rainfusion_trt.runtime.steps import (
     Flag,
@@ -92,6 +93,7 @@ class Caller:
         given: dict[str, Any],
         watch: Watch,
         caching: Caching | None = None,
+        precision: PrecisionPlan = "16bit",
     ) -> PipelineOutput:
         """One call.
 
@@ -101,6 +103,8 @@ class Caller:
             Sparsity of its steps.
         caching
             Which of them are skipped.
+        precision
+            Of their attention.
         given
             Arguments that are given, none of them None.
         watch
@@ -116,10 +120,11 @@ class Caller:
             steps = step_count(pipe, arguments)
             if caching is not None:
                 caching.check_call(pipe, steps, denoiser.components, arguments)
-            check_plan(schedule, pipe, steps, denoiser, allow_dense=self.allow_dense)
+            precisions = precision_per_step(precision, steps)
+            check_plan(schedule, precisions, pipe, steps, denoiser, allow_dense=self.allow_dense)
             arguments.update(callback_tensors(callback))
             callback = self.sharing.prepare(
-                pipe, arguments, callback, repr(caching and caching.settings)
+                pipe, arguments, callback, repr((caching and caching.settings, precisions))
             )
             model, settings = self.artifacts.model, self.artifacts.settings
             run = StepRun(
@@ -127,6 +132,8 @@ class Caller:
                 schedule,
                 denoiser.set_sparsity,
                 from_sigmas=model.timesteps_are_sigmas,
+                precision=precision,
+                set_precision=denoiser.set_precision,
                 sparse=denoiser.sparse,
                 why_dense=functools.partial(why_dense, model, settings, denoiser.components[0]),
                 allow_dense=self.allow_dense,

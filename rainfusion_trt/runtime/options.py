@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rainfusion_trt.operator.settings import METHODS, AttentionSettings
+from rainfusion_trt.operator.settings import METHODS, PRECISIONS, AttentionSettings
 from rainfusion_trt.presets import PRESETS
 from rainfusion_trt.step_cache.settings import CACHES
 
@@ -56,6 +56,21 @@ Method = Annotated[
         help=f"{', '.join(METHODS)}; an engine's is fixed (default: preset's or engine's, else "
         f"{AttentionSettings.method})."
     ),
+]
+AttentionPrecision = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{' or '.join(PRECISIONS)}, of attention's products; 8bit is for Hopper (default: "
+        "engine's, else 16bit)."
+    ),
+]
+First16bit = Annotated[
+    float | None,
+    typer.Option("--first-16bit", help="Share of first steps kept in 16 bits, with 8bit."),
+]
+Last16bit = Annotated[
+    float | None,
+    typer.Option("--last-16bit", help="Share of last steps kept in 16 bits, with 8bit."),
 ]
 Sparsity = Annotated[
     float | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rainfusion_trt.operator.settings import Precision
 from rainfusion_trt.runtime.report import StepReport
 from rainfusion_trt.runtime.steps import StepTiming
 from rainfusion_trt.step_cache.settings import CacheSettings
@@ -19,9 +20,9 @@ class PipelineOutput:
     frames : list, numpy.ndarray or Tensor
         As the diffusers pipeline returns them: `frames[i]` is the clip of the i-th prompt.
     steps : tuple of StepReport
-        What every step ran, which need not be what was asked for: its sparsity, how many
-        self-attentions were RainFusion, how many dense and how many a cache skipped, and the share
-        of the token pairs that were computed.
+        What every step ran, which need not be what was asked for: its sparsity, its precision, how
+        many self-attentions were RainFusion, how many dense and how many a cache skipped, and the
+        share of the token pairs that were computed.
     backend : str
         Which backend ran.
     audio : Tensor, optional
@@ -47,6 +48,11 @@ class PipelineOutput:
     def sparsity(self) -> tuple[float, ...]:
         """Sparsity of every step; 0 where attention was dense, or nothing ran."""
         return tuple(step.sparsity for step in self.steps)
+
+    @property
+    def precision(self) -> tuple[Precision | None, ...]:
+        """Precision of the attention of every step; None where none ran."""
+        return tuple(step.precision for step in self.steps)
 
     @property
     def skipped(self) -> tuple[int, ...]:

@@ -22,6 +22,13 @@ from rainfusion_trt.runtime.loading import load_denoiser, load_pipe
 from rainfusion_trt.runtime.one_call import Caller, Watch
 from rainfusion_trt.runtime.output import PipelineOutput
 from rainfusion_trt.runtime.pipes import Pipes
+from rainfusion_trt.runtime.precision import (
+    GivenPrecision,
+    PrecisionPlan,
+    may_be_eight_bit,
+    possible_precision,
+    read_precision,
+)
 from rainfusion_trt.runtime.schedule import (
     Schedule,
     SparsitySchedule,
@@ -94,6 +101,11 @@ class Pipeline:
         Sparsity per step instead: ``schedule(step, steps)``, one value per step, or by sigma.
     method, alpha, sink_frames : optional
         Attention settings of the torch backend; in an exported file they are fixed.
+    precision : str, PrecisionSchedule, callable or iterable of str, optional
+        "16bit", or "8bit" for products of 8-bit operands (docs/rainfusion.md) on Hopper: of all
+        steps, or of each, as ``precision(step, steps)`` or one value per step. By default what a
+        file or engine was exported with, and 16 bits in PyTorch. An engine of 16 bits has no
+        others; one of 8 has both.
     dense_layers : sequence of int, optional
         Self-attentions, numbered from 0, that stay dense in every step: the torch backend alone.
     cache : str or CacheSettings, optional
@@ -154,6 +166,7 @@ class Pipeline:
         method: str | None = None,
         alpha: float | None = None,
         sink_frames: int | None = None,
+        precision: GivenPrecision | None = None,
         dense_layers: Sequence[int] | None = None,
         cache: Cache = None,
         cache_threshold: float | None = None,
@@ -172,6 +185,7 @@ class Pipeline:
         if chosen is not None:
             method = chosen.method if method is None else method
             dense_layers = chosen.dense_layers if dense_layers is None else dense_layers
+        asked = None if precision is None else read_precision(precision)
         self._ratios = MagnitudeRatios.read(cache_ratios)
         self.cache = read_cache(cache, cache_threshold, self._ratios)
         self.wait = wait
@@ -185,7 +199,12 @@ class Pipeline:
             checkpoint=checkpoint,
             weights=files_by_component("transformer", transformer, None),
             pipe=pipe,
-            settings={"method": method, "alpha": alpha, "sink_frames": sink_frames},
+            settings={
+                "method": method,
+                "alpha": alpha,
+                "sink_frames": sink_frames,
+                "precision": _of_settings(asked),
+            },
             dtype=dtype,
         )
         self.model: VideoModel = self.artifacts.model
@@ -208,6 +227,8 @@ class Pipeline:
         try:
             with self.sharing.together():
                 self.denoiser.keep_dense(() if dense_layers is None else dense_layers)
+                exported = self.artifacts.settings.precision
+                self.precision = possible_precision(asked, exported, self.denoiser)
                 self.pipe = load_pipe(self.artifacts, self.denoiser, cpu_offload=cpu_offload)
             pipes = Pipes(
                 self.model,
@@ -261,6 +282,7 @@ class Pipeline:
         seed: int | None = None,
         sparsity: float | None = None,
         schedule: Schedule | None = None,
+        precision: GivenPrecision | None = None,
         cache: Cache | Caching = None,
         cache_threshold: float | None = None,
         callback_on_step_end: StepCallback | None = None,
@@ -295,6 +317,9 @@ class Pipeline:
         schedule
             Of this run, instead of `sparsity`: ``schedule(step, steps)``, one value per step, or a
             `SigmaSchedule`.
+        precision
+            Of this run, instead of that of the constructor. In PyTorch 8 bits have to be named
+            there already.
         cache, cache_threshold
             Of this run, instead of those of the constructor; ``cache="off"`` runs every step.
         callback_on_step_end
@@ -345,8 +370,12 @@ class Pipeline:
             )
             given = {name: value for name, value in kwargs.items() if value is not None}
             chosen = self._schedule_of_call(sparsity, schedule)
+            plan = self.precision
+            if precision is not None:
+                plan = possible_precision(read_precision(precision), "16bit", self.denoiser)
             watch = Watch(callback_on_step_end, progress, cancel, profile)
-            output = self._caller.run(chosen, given, watch, self._caching(cache, cache_threshold))
+            caching = self._caching(cache, cache_threshold)
+            output = self._caller.run(chosen, given, watch, caching, plan)
         return output if return_dict else (output.frames,)
 
     def close(self) -> None:
@@ -398,3 +427,10 @@ class Pipeline:
                 return with_sparsity(self.schedule, sparsity)
             return choose_schedule(None, sparsity, self.dense_fraction, None)
         return self.schedule if schedule is None else read_schedule(schedule)
+
+
+def _of_settings(asked: PrecisionPlan | None) -> str | None:
+    """What has to be there for it: 8 bits where any step has them."""
+    if asked is None:
+        return None
+    return "8bit" if may_be_eight_bit(asked) else "16bit"

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from rainfusion_trt.operator.settings import Precision
+
 
 class Moment(NamedTuple):
     """Where in a generation a call of the transformer comes.
@@ -42,6 +44,8 @@ class CallReport:
         Those that did not run, as a cache within the transformer or around it let them out.
     ran : bool
         False where a step cache answered in the transformer's place.
+    precision : str
+        Of the routed ones.
     """
 
     routed: int
@@ -49,6 +53,7 @@ class CallReport:
     density: Tensor | None = None
     skipped: int = 0
     ran: bool = True
+    precision: Precision = "16bit"
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,9 @@ class StepReport:
         Self-attentions that a cache within the transformer or around it let out.
     ran : bool
         Whether the transformer ran in it at all.
+    precision : str or None
+        "8bit" where RainFusionAttention computed in 8 bits, else "16bit": the element type of the
+        model. None where no attention ran.
     """
 
     step: int
@@ -82,6 +90,7 @@ class StepReport:
     density: float | None = None
     skipped: int = 0
     ran: bool = True
+    precision: Precision | None = "16bit"
 
     @classmethod
     def of(cls, step: int, planned: float, calls: Sequence[CallReport]) -> StepReport:
@@ -94,7 +103,11 @@ class StepReport:
             density = (routed + dense) / (routed + dense + skipped) if skipped else 1.0
         else:
             density = _density(calls)
-        return cls(step, sparsity, routed, dense, density, skipped, ran)
+        eight_bit = any(c.routed and c.precision == "8bit" for c in calls)
+        precision: Precision | None = "8bit" if eight_bit else "16bit"
+        if not routed + dense:
+            precision = None
+        return cls(step, sparsity, routed, dense, density, skipped, ran, precision)
 
 
 def _density(calls: Sequence[CallReport]) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -226,12 +227,12 @@ def sparsity_per_step(
 
 def summary(values: Sequence[float]) -> str:
     """Runs of equal values in few words, as in ``"5 x 0, 45 x 0.5"``."""
-    runs: list[tuple[float, int]] = []
-    for value in values:
-        if runs and runs[-1][0] == value:
-            runs[-1] = (value, runs[-1][1] + 1)
-        else:
-            runs.append((value, 1))
-    if len(runs) > 6:
+    if sum(1 for _ in itertools.groupby(values)) > 6:
         return f"{len(values)} steps, {min(values):g} to {max(values):g}"
-    return ", ".join(f"{count} x {value:g}" for value, count in runs)
+    return runs_in_words([f"{value:g}" for value in values])
+
+
+def runs_in_words(names: Sequence[str]) -> str:
+    """Runs of equal names, as in ``"5 x 16bit, 45 x 8bit"``."""
+    runs = ((name, sum(1 for _ in run)) for name, run in itertools.groupby(names))
+    return ", ".join(f"{count} x {name}" for name, count in runs)

@@ -12,7 +12,9 @@ from typing import Any, Protocol
 import torch
 
 from rainfusion_trt.errors import DenseAttentionError, GenerationCancelled
+from rainfusion_trt.operator.settings import Precision
 from rainfusion_trt.runtime.finite import check_latents
+from rainfusion_trt.runtime.precision import PrecisionPlan, precision_per_step
 from rainfusion_trt.runtime.report import CallReport, Moment, StepReport
 from rainfusion_trt.runtime.schedule import Schedule, planned_sparsity, shortfall, summary
 from rainfusion_trt.sigma_schedule import SigmaSchedule
@@ -50,6 +52,8 @@ class StepTiming:
         Computed share of the token pairs, as in `StepReport`.
     ran : bool
         False where a step cache answered in the transformer's place.
+    precision : str or None
+        Of its attention, as in `StepReport`.
     """
 
     step: int
@@ -58,6 +62,7 @@ class StepTiming:
     total_ms: float
     density: float | None = None
     ran: bool = True
+    precision: Precision | None = "16bit"
 
 
 class StepClock:
@@ -97,9 +102,12 @@ class StepRun:
         Sparsity per step, see `planned_sparsity`.
     set_sparsity
         Called before the first transformer call of every step.
+    precision, set_precision
+        In which precision steps run, and what is called with it before `set_sparsity`; None where
+        there is but one.
     why_dense
-        Keyword arguments of a call of the transformer and a sparsity -> what makes that sparsity
-        one without effect, in one line, or None; None for no such check.
+        Keyword arguments of a call of the transformer, a sparsity and a precision -> what makes
+        that sparsity one without effect, in one line, or None; None for no such check.
     sparse
         False where the backend has dense attention only.
     allow_dense
@@ -124,7 +132,9 @@ class StepRun:
         set_sparsity: Callable[[float], None],
         *,
         from_sigmas: bool = False,
-        why_dense: Callable[[Call, float], str | None] | None = None,
+        precision: PrecisionPlan = "16bit",
+        set_precision: Callable[[Precision], None] | None = None,
+        why_dense: Callable[[Call, float, Precision], str | None] | None = None,
         sparse: bool = True,
         allow_dense: bool = False,
         callback: StepCallback | None = None,
@@ -137,6 +147,8 @@ class StepRun:
         self._schedule = schedule
         self._from_sigmas = from_sigmas
         self._set_sparsity = set_sparsity
+        self._precision = precision
+        self._set_precision = set_precision
         self._sparse = sparse
         self._why_dense = why_dense
         self._allow_dense = allow_dense
@@ -146,6 +158,7 @@ class StepRun:
         self._cancel = cancel
         self._same_calls = same_calls
         self._planned: tuple[float, ...] | None = None  # of this segment
+        self._precisions: tuple[Precision, ...] = ()
         self._timesteps: Any = None  # of the scheduler, as it was planned
         self._before = 0  # steps of earlier segments
         self._step = 0  # of this segment
@@ -176,6 +189,7 @@ class StepRun:
         if self._planned is None:
             # Only now known for sure: custom timesteps and `strength` change the number of steps.
             planned = planned_sparsity(self._schedule, self._pipe, from_sigmas=self._from_sigmas)
+            self._precisions = precision_per_step(self._precision, len(planned))
             self._planned = self._possible(planned, call)
             self._timesteps = self._scheduled()
             if not self._before:
@@ -185,6 +199,8 @@ class StepRun:
             check_cancelled(self._cancel, self._done)
         if self._prepared != self._step:
             self._asked[self._done] = self._planned[self._step]
+            if self._set_precision is not None:
+                self._set_precision(self._precisions[self._step])
             self._set_sparsity(self._planned[self._step])
             self._prepared = self._step
         if self._clock is not None:
@@ -229,14 +245,17 @@ class StepRun:
 
     def _possible(self, planned: tuple[float, ...], call: Call) -> tuple[float, ...]:
         """The plan as this clip can run it."""
-        peak = max(planned, default=0.0)
-        if self._why_dense is None or not self._sparse or peak == 0.0:
+        if self._why_dense is None or not self._sparse:
             return planned
-        reason = self._why_dense(call, peak)
-        if reason is None:
-            return planned
-        self._permit(reason)
-        return (0.0,) * len(planned)
+        steps = list(zip(planned, self._precisions, strict=True))
+        # Windows are of other sizes in another precision, so that some steps alone may be dense.
+        for precision in sorted(set(self._precisions)):
+            peak = max((s for s, p in steps if p == precision), default=0.0)
+            reason = self._why_dense(call, peak, precision) if peak > 0.0 else None
+            if reason is not None:
+                self._permit(reason)
+                steps = [(0.0 if p == precision else s, p) for s, p in steps]
+        return tuple(sparsity for sparsity, _ in steps)
 
     def _say_plan(self) -> None:
         """What only the timesteps tell: which steps a schedule by sigma makes dense."""
@@ -321,7 +340,8 @@ class StepRun:
             busy = sum(clock.milliseconds(begin, finish) for _, begin, finish in calls)
             ran = self._report(step)
             whole = clock.milliseconds(start, end)
-            rows.append(StepTiming(step, ran.sparsity, busy, whole, ran.density, ran.ran))
+            said = (ran.density, ran.ran, ran.precision)
+            rows.append(StepTiming(step, ran.sparsity, busy, whole, *said))
             start = end
         return tuple(rows)
 

@@ -20,8 +20,9 @@ from rainfusion_trt.engine.metadata import (
 )
 from rainfusion_trt.engine.plugin_registry import register_plugin
 from rainfusion_trt.errors import BackendUnavailableError, EngineLoadError, KernelError
+from rainfusion_trt.graph_file import BITS_INPUT
 from rainfusion_trt.hashing import file_sha256
-from rainfusion_trt.operator.native import load_library
+from rainfusion_trt.operator.native import Precision, load_library
 from rainfusion_trt.runtime.base import Backend, check_feed
 from rainfusion_trt.runtime.cuda_graph import CapturedGraph, import_cudart
 from rainfusion_trt.runtime.engine_check import check_engine
@@ -47,7 +48,8 @@ class TensorRTBackend(Backend):
         Plugin library; by default the one that `rainfusion_trt.plugin.build.find_library` finds.
     cuda_graph : bool
         Capture a call and replay it. Inputs are then copied on the device to fixed addresses; a
-        call with other shapes captures anew. The value of `sparsity` may change between replays.
+        call with other shapes captures anew, and so does one in another precision, which is a shape
+        too. The value of `sparsity` may change between replays.
 
     Raises
     ------
@@ -56,7 +58,7 @@ class TensorRTBackend(Backend):
     BackendUnavailableError
         No CUDA device, TensorRT, or cuda-python for `cuda_graph`.
     UnsupportedError
-        The plugin library holds no kernels for this GPU.
+        The plugin library holds no kernels for this GPU, or an engine of 8 bits none of 8 bits.
 
     Notes
     -----
@@ -85,6 +87,8 @@ class TensorRTBackend(Backend):
         check_compatible(self.metadata, self._flavour, capability)
         library = load_library(plugin)
         library.check_device(*capability)
+        if BITS_INPUT in self.inputs:
+            library.check_precision(Precision.BITS_8, *capability)
         if file_sha256(library.path) != self.metadata.plugin.sha256:
             _log.warning(
                 "%s was built with the plugin %s, running with %s",

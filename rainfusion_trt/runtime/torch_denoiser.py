@@ -11,7 +11,8 @@ from torch import nn
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models.base import VideoModel
 from rainfusion_trt.models.transformer import as_transformer
-from rainfusion_trt.operator.settings import AttentionSettings
+from rainfusion_trt.operator.arguments import check_precision
+from rainfusion_trt.operator.settings import AttentionSettings, Precision
 from rainfusion_trt.runtime.denoiser import OneDenoiser
 from rainfusion_trt.runtime.report import CallReport
 
@@ -36,6 +37,9 @@ class TorchDenoiser(OneDenoiser):
         from rainfusion_trt.routing import compile_blocks, enable
         from rainfusion_trt.routing.density import DensityMeter
 
+        if settings.precision == "8bit":
+            _check_eight_bit(transformer, model)
+            self.precisions = ("16bit", "8bit")
         self.component = transformer
         self._attentions = model.attention_count(as_transformer(transformer).config)
         self._handle = enable(
@@ -61,6 +65,10 @@ class TorchDenoiser(OneDenoiser):
     def set_sparsity(self, value: float) -> None:
         self._handle.sparsity = value
 
+    def set_precision(self, value: Precision) -> None:
+        super().set_precision(value)
+        self._handle.precision = value
+
     def keep_dense(self, layers: Sequence[int]) -> None:
         self._handle.dense_layers = layers
 
@@ -71,9 +79,11 @@ class TorchDenoiser(OneDenoiser):
             return CallReport(0, self._attentions)  # somebody called `disable`
         ran = self._handle.report()
         routed, dense, skipped = len(ran.routed), len(ran.dense), len(ran.skipped)
+        precision = self._handle.precision
         if not routed or self._handle.by_tokens:
-            return CallReport(routed, dense, skipped=skipped)
-        return CallReport(routed, dense, self._meter.total / routed, skipped)
+            return CallReport(routed, dense, skipped=skipped, precision=precision)
+        density = self._meter.total / routed
+        return CallReport(routed, dense, density, skipped, precision=precision)
 
     def describe(self) -> str:
         face = "kernels" if self.device.type == "cuda" else "reference, made to be read, not fast"
@@ -87,3 +97,14 @@ class TorchDenoiser(OneDenoiser):
 
         with suppress(InvalidInputError):  # the user has done so
             disable(self.component)
+
+
+def _check_eight_bit(transformer: nn.Module, model: VideoModel) -> None:
+    """Refuse 8 bits for a head size or on a GPU that has none, before the first step."""
+    check_precision("8bit", model.head_size(as_transformer(transformer).config))
+    device = next(transformer.parameters()).device
+    if device.type == "cuda":
+        from rainfusion_trt.operator import native
+
+        capability = torch.cuda.get_device_capability(device)
+        native.load_library().check_precision(native.Precision.BITS_8, *capability)

@@ -12,8 +12,10 @@ import torch
 from helpers.cogvideox_pipeline import tiny_pipeline
 from rainfusion_trt import Pipeline
 from rainfusion_trt.engine import EngineRecipe, build_engine
-from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models import VideoSize, get_model
+from rainfusion_trt.operator.native import Precision, load_library
+from rainfusion_trt.operator.settings import AttentionSettings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]
 
@@ -70,6 +72,44 @@ def test_engine_equals_torch_backend(pipe, engine, cuda_graph, schedule):
     assert relative_error(out.frames, wanted) < TOLERANCE
     torch.testing.assert_close(again, out.frames, atol=0, rtol=0)
     assert all(0 < row.transformer_ms <= row.total_ms for row in out.timings)
+
+
+@pytest.fixture(scope="module")
+def eight_bit(tmp_path_factory, plugin_library):
+    from rainfusion_trt.export import export_model
+
+    try:
+        library = load_library(plugin_library)
+        library.check_precision(Precision.BITS_8, *torch.cuda.get_device_capability())
+    except UnsupportedError as error:
+        pytest.skip(str(error))
+    path = tmp_path_factory.mktemp("eight_bit") / "tiny.onnx"
+    settings = AttentionSettings(precision="8bit")
+    export_model(MODEL, tiny_transformer(), SIZE, batch=1, output=path, settings=settings)
+    recipe = EngineRecipe(model=MODEL.name, precision="float16")
+    return build_engine(path, recipe=recipe, plugin=plugin_library)
+
+
+def test_an_engine_of_8_bits(pipe, eight_bit):
+    """In either precision it is nearer to the operator in the same one than to the other."""
+    call = {**CALL, "guidance_scale": 1.0, "seed": 0, "schedule": SCHEDULE}
+    precisions = ("16bit", "8bit")
+    with Pipeline(pipe=pipe, backend="torch", precision="8bit") as pipeline:
+        wanted = {name: pipeline(**call, precision=name).frames for name in precisions}
+    steps = ("16bit", "8bit", "16bit")
+    mixed = {}
+    for cuda_graph in (False, True):
+        with Pipeline(pipe=pipe, engine=eight_bit, cuda_graph=cuda_graph) as pipeline:
+            for name in precisions:
+                out = pipeline(**call, precision=name)
+                assert out.precision == (name,) * 3
+                errors = [relative_error(out.frames, wanted[other]) for other in precisions]
+                assert errors[precisions.index(name)] == min(errors)
+                assert name == "8bit" or min(errors) < TOLERANCE
+            mixed[cuda_graph] = pipeline(**call, precision=steps)
+            assert mixed[cuda_graph].precision == steps
+    # A graph that is captured anew at each change, and none.
+    torch.testing.assert_close(mixed[True].frames, mixed[False].frames, atol=0, rtol=0)
 
 
 def test_sparsity_changes_the_result(pipe, engine):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rainfusion_trt import rainfusion_attention
-from rainfusion_trt.errors import DenseAttentionError, InvalidInputError
+from rainfusion_trt.errors import DenseAttentionError, InvalidInputError, UnsupportedError
 from rainfusion_trt.operator.settings import AttentionSettings
 
 HEADS, SIZE = 2, 16
@@ -280,6 +280,16 @@ def test_a_forward_whose_attention_is_not_found(node):
 
     with pytest.raises(DenseAttentionError, match="no attention of WanModel_S2V is over the 1280"):
         apply(node, WanModel_S2V())(LATENTS, CONTEXT)
+
+
+def test_in_8_bits(node):
+    """A choice that workflows of before do not have; the operator gets it."""
+    assert list(node.INPUT_TYPES()["optional"]) == ["precision"]
+    narrow = node.apply(Patcher(WanModel()), 0.5, "piecewise", 0, 1, False, "8bit")[0]
+    with pytest.raises(UnsupportedError, match="no kernel for head size 16, only for 64 and 128"):
+        narrow(LATENTS, CONTEXT)
+    with pytest.raises(UnsupportedError, match="no kernel for the textural heads"):
+        node.apply(Patcher(WanModel()), 0.5, "rainfusion", 0, 1, False, "8bit")
 
 
 def test_twice_is_an_error(node):

@@ -14,6 +14,8 @@ from rainfusion_trt.errors import DenseAttentionError, InvalidInputError, Unsupp
 from rainfusion_trt.export import export_model
 from rainfusion_trt.integrations.comfyui_engine import check_network
 from rainfusion_trt.models import VideoSize, get_model
+from rainfusion_trt.operator.settings import AttentionSettings
+from rainfusion_trt.runtime.ort import OnnxRuntimeBackend
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MODEL = get_model("wan2.1-1.3b")
@@ -115,6 +117,18 @@ def test_the_graph_gives_what_the_transformer_does(node, file, transformer):
     # Two float32 programs of one layer.
     assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
     assert torch.equal(patched(X[:1], STEP[:1], CONTEXT[:1]), found[:1])
+
+
+def test_a_graph_of_8_bits_runs_in_them(node, transformer, tmp_path, monkeypatch):
+    """Where its attention is not the dense body, which has 16."""
+    settings = AttentionSettings(precision="8bit")
+    path = export_model(
+        MODEL, transformer, SIZE, output=tmp_path / "wan.onnx", settings=settings
+    ).path
+    for sparse, precision in ((False, "16bit"), (True, "8bit")):
+        monkeypatch.setattr(OnnxRuntimeBackend, "sparse", sparse)
+        engine = apply(node, path).get_model_object("diffusion_model")
+        assert engine._denoiser.component.precision == precision
 
 
 def test_it_has_the_attributes_and_none_of_the_weights_of_the_model(node, file):

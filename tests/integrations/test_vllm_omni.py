@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from helpers.required import aside
 from helpers.vllm_omni_loaded import vllm_omni_loaded
 from rainfusion_trt import rainfusion_attention
-from rainfusion_trt.errors import InvalidInputError, LibraryNotFoundError
+from rainfusion_trt.errors import InvalidInputError, LibraryNotFoundError, UnsupportedError
 from rainfusion_trt.operator.settings import AttentionSettings
 
 GRID = (5, 16, 16)  # ten blocks of 128 keys
@@ -199,6 +199,17 @@ def test_the_method_of_the_environment(omni, select, monkeypatch):
     monkeypatch.delenv("RAINFUSION_TRT_METHOD")
     assert select(sparsity=0.5).settings.method == AttentionSettings.method
     assert not torch.equal(other, forward(omni, select(sparsity=0.5), qkv, tail(omni, 0)))
+
+
+def test_the_precision_of_the_environment(omni, select, monkeypatch):
+    monkeypatch.setenv("RAINFUSION_TRT_PRECISION", "8bit")
+    implementation = select(sparsity=0.5)
+    assert implementation.settings.precision == "8bit"
+    with pytest.raises(UnsupportedError, match="no kernel for head size 16, only for 64 and 128"):
+        forward(omni, implementation, tensors(VIDEO), tail(omni, 0))
+    monkeypatch.setenv("RAINFUSION_TRT_PRECISION", "fp8")
+    with pytest.raises(InvalidInputError, match="RAINFUSION_TRT_PRECISION='fp8' is not one of"):
+        select(sparsity=0.5)
 
 
 def test_the_entry_point_names_what_registers():
