@@ -338,7 +338,7 @@ void check_windows(trt_host::PluginLibrary& library, Report& report) {
 void check_eight_bit(trt_host::PluginLibrary& library, Report& report) {
   report.begin("8 bits");
   if (const std::string refused = eight_bit_refusal(library); !refused.empty()) {
-    std::printf("8 bits not checked: %s\n", refused.c_str());
+    std::printf("8 bits left out: %s\n", refused.c_str());
     return;
   }
   for (const int64_t head_size : {64, 128}) {

@@ -10,6 +10,7 @@ import torch._dynamo
 from torch._dynamo.utils import counters
 
 import rainfusion_trt
+from rainfusion_trt.errors import InvalidInputError
 from tests.helpers.routed_models import CLASSES, call_of, run, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,6 +65,28 @@ def test_whole_transformer_is_one_graph_for_all_steps(name):
     torch.testing.assert_close(run(compiled, call), sparse)
     assert graphs() == before and not breaks()
     assert routing.routed == model.attention_count(transformer.config)
+
+
+def test_a_precision_compiles_nothing_anew():
+    """Once it was seen: steps in 16 bits before and after those in 8 share their graphs."""
+    model, transformer = tiny("cogvideox-5b")
+    call = call_of(model, transformer)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.0)
+    wanted = {}
+    for precision in ("16bit", "8bit"):
+        routing.precision = precision
+        wanted[precision] = run(transformer, call)
+    assert not torch.equal(*wanted.values())
+    compiled = torch.compile(transformer, backend="eager", fullgraph=True)
+    counts = []
+    for precision in ("16bit", "8bit", "16bit", "8bit"):
+        routing.precision = precision
+        torch.testing.assert_close(run(compiled, call), wanted[precision], atol=2e-5, rtol=0)
+        counts.append(graphs())
+    first = counts[0]
+    assert counts == [first, 2 * first, 2 * first, 2 * first] and not breaks()
+    with pytest.raises(InvalidInputError, match="precision='4bit' is not one of 16bit, 8bit"):
+        routing.precision = "4bit"
 
 
 @pytest.mark.parametrize("name", CLASSES)
