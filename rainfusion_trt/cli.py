@@ -190,8 +190,9 @@ def _print_engine(folder: Path) -> None:
         include={"model", "component", "size", "precision", "flavour", "version", "device", "date"}
     )
     rows["targets"], rows["profiles"] = ", ".join(found.targets), ", ".join(found.profiles)
-    settings = found.settings.record() if found.settings else {}
-    rows |= {f"attention {key}": value for key, value in settings.items()}
+    if found.settings:  # a record leaves out 16 bits
+        settings = {**found.settings.record(), "precision": found.settings.precision}
+        rows |= {f"attention {key}": value for key, value in settings.items()}
     for lora in found.loras:
         rows[f"LoRA {lora.file}"] = f"scale {lora.scale:g}, sha256 {lora.sha256}"
     for name, value in rows.items():

@@ -19,6 +19,7 @@ from rainfusion_trt.cli import app
 from rainfusion_trt.engine.metadata import save_metadata
 from rainfusion_trt.errors import NotFiniteError
 from rainfusion_trt.models import VideoSize, get_model, model_names
+from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.plugin.build import source_directory
 
 COMMANDS = (
@@ -181,6 +182,16 @@ def test_info_shows_what_metadata_says_as_it_is(tmp_path):
     assert result.exit_code == 0, result.output
     assert r"[/red]:boom: \x1b[2J" in result.stdout and "[bold]x" in result.stdout
     assert "\x1b" not in result.stdout
+
+
+@pytest.mark.parametrize("precision", ["16bit", "8bit"])
+def test_info_shows_the_precision_of_attention(tmp_path, precision):
+    """Beside that of the weights, and also the one that a record leaves out."""
+    settings = AttentionSettings(precision=precision)
+    (tmp_path / "engine.plan").write_bytes(b"engine")
+    save_metadata(tmp_path, engine_metadata(settings=settings))
+    lines = [line.split() for line in invoke("info", "--engine", str(tmp_path)).stdout.splitlines()]
+    assert ["attention", "precision", precision] in lines and ["precision", "float16"] in lines
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from rainfusion_trt import __version__
 from rainfusion_trt.errors import InvalidInputError, LibraryNotFoundError, UnsupportedError
 from rainfusion_trt.operator import native, reference
 from rainfusion_trt.operator.geometry import METHODS, Kind, TokenLayout, band_of, block_shape
+from rainfusion_trt.operator.settings import NODE_ATTRIBUTES, PRECISIONS
 from rainfusion_trt.plugin.build import (
     STATIC_LIBRARY_NAMES,
     find_library,
@@ -210,10 +211,11 @@ def test_plugin_config_and_binding_agree():
     folder = source_directory() / "plugins" / "tensorrt"
     config = yaml.safe_load((folder / "RainFusionAttention_PluginConfig.yaml").read_text())
     (version,) = config["versions"].values()
-    assert version["attributes"] == ["text", "method", "alpha", "sink_frames", "scale", "parallel"]
+    assert version["attributes"] == [*NODE_ATTRIBUTES, "parallel", "precision"]
     options = version["attribute_options"]
     assert options["text"] == [name.lower() for name in native.Text.__members__]
     assert options["method"] == [name.lower() for name in native.Method.__members__]
+    assert options["precision"] == list(PRECISIONS)
 
 
 def test_library_that_is_missing_or_foreign(monkeypatch, tmp_path):

@@ -49,3 +49,11 @@ def test_blocks_are_those_of_the_reference(library, head_size):
     library.check(clip)
     counts = tuple(-(-clip.tokens // size) for size in shape)
     assert library.block_counts(clip) == counts
+
+
+def test_only_hopper_has_kernels(library):
+    """Where a build has them at all; 16 bits are everywhere."""
+    for capability in ((8, 0), (8, 9), (10, 0), (12, 0)):
+        with pytest.raises(UnsupportedError, match="precision 8bit has no kernel in this build"):
+            library.check_precision(native.Precision.BITS_8, *capability)
+        library.check_precision(native.Precision.BITS_16, *capability)
