@@ -204,13 +204,15 @@ class TensorRTBackend(Backend):
             self._static_outputs = self._new_outputs()
             self._bind({**self._static_inputs, **self._static_outputs})
             self._copy(feed)
-            # TensorRT finishes what it puts off, and compiles, in a first call outside capture.
+            # TensorRT finishes what it puts off, and compiles, in a first call outside capture. It
+            # is this one: capturing computes nothing.
             self._enqueue()
             if self._cache is not None:
                 self._cache.save()
             self._graph = self._capture()
-        self._copy(feed)
-        self._graph.replay()
+        else:
+            self._copy(feed)
+            self._graph.replay()
         return dict(self._static_outputs)
 
     def _capture(self) -> CapturedGraph:

@@ -29,13 +29,14 @@ OPTIONS = {
     "run": {
         "values": """prompt output model engine onnx engine-2 onnx-2 backend negative-prompt steps
             guidance frames height width sparsity dense-fraction seed fps device
-            cache cache-threshold cache-ratios""",
+            cache cache-threshold cache-ratios attention-precision first-16bit last-16bit""",
         "flags": "overwrite cuda-graph cpu-offload vae-tiling allow-fallback allow-dense profile",
         "needed": ("--prompt", "a fox", "--checkpoint", "nowhere"),
     },
     "export": {
         "values": """model module grid text text-tokens kv-len attentions component lora config
-            layers seed frames height width batch dtype method alpha sink-frames output device""",
+            layers seed frames height width batch dtype method alpha sink-frames
+            attention-precision output device""",
         "flags": "no-weights dynamic fixed compare",
         "needed": ("--checkpoint", "nowhere"),
     },
