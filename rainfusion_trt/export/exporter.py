@@ -18,14 +18,13 @@ from torch.export import ExportedProgram
 
 from rainfusion_trt import __version__
 from rainfusion_trt.errors import ExportError
-from rainfusion_trt.export import finish, operator, writer
+from rainfusion_trt.export import finish, operator, step_precision, writer
 from rainfusion_trt.export.capture import attention_count, capture
 from rainfusion_trt.export.check import GraphFacts, check_comparable, check_model, compare
 from rainfusion_trt.export.module_state import check_finite, check_plain
 from rainfusion_trt.export.rewrites import rewrite
 from rainfusion_trt.export.source import GraphSource, source_of_model
 from rainfusion_trt.export.squeezes import squeezes_to_gathers
-from rainfusion_trt.export.step_precision import with_bits
 from rainfusion_trt.export.weightless import is_fake, leave_out_weights
 from rainfusion_trt.graph_file import SHAPE_INPUTS, FusedLora, GraphAccount
 from rainfusion_trt.models import VideoModel, VideoSize
@@ -171,7 +170,7 @@ def export_source(
     """Trace, convert, tidy, write and check any source; see :func:`export_model`."""
     settings.check_model_wide()
     if settings.precision == "8bit":
-        source = with_bits(source)
+        source = step_precision.with_bits(source)
     started = time.monotonic()
     graph, attentions = _graph(source, settings, stage)
     stage("optimize")

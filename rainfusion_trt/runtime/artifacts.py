@@ -175,8 +175,10 @@ class Artifacts:
         if chosen.no_graph:
             raise UnsupportedError(f"Pipeline does not drive {chosen.name}: {chosen.no_graph}")
         given = {name: value for name, value in settings.items() if value is not None}
+        # 16 bits every graph has, whatever it was exported with.
+        fixed = {k: v for k, v in given.items() if (k, v) != ("precision", "16bit")}
         for graph in exported:
-            graph.check_settings(given)
+            graph.check_settings(fixed)
         parts = _parts_of(chosen, parts, from_pipe=pipe is not None)
         first = exported[0].account if exported else None
         # Files that record no settings are of nodes that say them, or have version 1's.

@@ -79,8 +79,6 @@ class Graph:
         """
         recorded = self.account.settings
         for name, value in given.items():
-            if name == "precision" and value == "16bit":
-                continue  # which a graph of 8 bits has too
             if recorded is None:
                 raise InvalidInputError(
                     f"{name}={value!r} was asked for, but {self.origin} does not say what it was "

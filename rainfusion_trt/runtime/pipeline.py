@@ -227,8 +227,6 @@ class Pipeline:
         try:
             with self.sharing.together():
                 self.denoiser.keep_dense(() if dense_layers is None else dense_layers)
-                exported = self.artifacts.settings.precision
-                self.precision = possible_precision(asked, exported, self.denoiser)
                 self.pipe = load_pipe(self.artifacts, self.denoiser, cpu_offload=cpu_offload)
             pipes = Pipes(
                 self.model,
@@ -236,6 +234,8 @@ class Pipeline:
                 fixed=pipe is not None if other_classes is None else not other_classes,
                 offload_device=self.denoiser.device if cpu_offload else None,
             )
+            exported = self.artifacts.settings.precision
+            self.precision = possible_precision(asked, exported, self.denoiser)
         except BaseException:
             self.denoiser.close()
             if pipe is not None:
