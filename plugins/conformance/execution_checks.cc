@@ -26,8 +26,8 @@ constexpr size_t kMisalignment = 16;
 // with random signs. The bounds are some four times that.
 double tolerance(DataType type) { return type == DataType::kBF16 ? 1e-2 : 2e-3; }
 
-// Rounding to 8 bits costs .038 on random normal tensors (docs/rainfusion.md); some four times
-// that.
+// Rounding to 8 bits costs below .04 on random normal tensors (docs/rainfusion.md); some four
+// times that.
 constexpr double kEightBitTolerance = 0.15;
 
 const char* name_of(DataType type) { return type == DataType::kBF16 ? "bf16" : "fp16"; }
