@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models import VideoModel, VideoSize, get_model
 from rainfusion_trt.models.base import ConfigSize
-from rainfusion_trt.operator.settings import AttentionSettings, Method
+from rainfusion_trt.operator.settings import AttentionSettings, Method, Precision
 
 WEIGHTS_SEED, INPUTS_SEED = 0, 1
 
@@ -40,6 +40,8 @@ class Case:
         Whether the graph takes other sizes too.
     method
         How attention chooses, in the engine and in the torch operator.
+    precision
+        Of attention in both.
     """
 
     model: VideoModel
@@ -51,6 +53,7 @@ class Case:
     dtype: torch.dtype = torch.bfloat16
     dynamic: bool = False
     method: Method = AttentionSettings.method
+    precision: Precision = AttentionSettings.precision
 
     @classmethod
     def standard(
@@ -64,6 +67,7 @@ class Case:
         dtype: torch.dtype = torch.bfloat16,
         dynamic: bool = False,
         method: Method = AttentionSettings.method,
+        precision: Precision = AttentionSettings.precision,
     ) -> Case:
         """A model of the registry at its standard setting (or its tiny one), guidance included."""
         if device == "cuda" and not torch.cuda.is_available():
@@ -82,6 +86,7 @@ class Case:
             dynamic=dynamic,
             # Of clips as small as the tiny ones piecewise would have one window.
             method="rainfusion" if tiny else method,
+            precision=precision,
         )
 
     @cached_property
@@ -95,13 +100,16 @@ class Case:
 
     def facts(self) -> dict[str, Any]:
         """Facts that every row of a result repeats."""
-        return {
+        facts = {
             "model": self.model.name,
             "layers": self.layers or self.config["num_layers"],
             "size": str(self.size),
             "batch": self.batch,
             "method": self.method,
         }
+        if self.precision != AttentionSettings.precision:
+            facts["precision"] = self.precision
+        return facts
 
     def signature(self) -> dict[str, Any]:
         """Everything that an exported file of this case depends on."""

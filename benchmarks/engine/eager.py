@@ -80,7 +80,14 @@ class Eager:
 
     def routed(self, sparsity: float, call: dict[str, Any] | None = None) -> Tensor:
         """One forward through the torch operator."""
-        enable(self.transformer, sparsity=sparsity, model=self.model, method=self.case.method)
+        case = self.case
+        enable(
+            self.transformer,
+            sparsity=sparsity,
+            model=self.model,
+            method=case.method,
+            precision=case.precision,
+        )
         try:
             return self(call)
         finally:

@@ -21,6 +21,7 @@ from rainfusion_trt.engine import EngineRecipe, load_recipe
 from rainfusion_trt.engine.folder import check_replaceable
 from rainfusion_trt.export import export_model
 from rainfusion_trt.export.writer import data_path, is_whole
+from rainfusion_trt.graph_file import BITS, BITS_INPUT
 from rainfusion_trt.models import VideoSize
 from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.runtime.base import Backend
@@ -105,7 +106,7 @@ def prepare(
         output=path,
         batch=case.batch,
         dynamic=case.dynamic,
-        settings=AttentionSettings(method=case.method),
+        settings=AttentionSettings(method=case.method, precision=case.precision),
         component=case.model.components[0],
     )
     seconds = {"export": round(time.perf_counter() - start, 1)}
@@ -186,5 +187,8 @@ class Engine:
 
     def __call__(self, sparsity: float) -> Tensor:
         self.sparsity.fill_(sparsity)
-        outputs = self.backend.run({**self.inputs, "sparsity": self.sparsity})
+        feed = {**self.inputs, "sparsity": self.sparsity}
+        if BITS_INPUT in self.backend.inputs:
+            feed[BITS_INPUT] = torch.zeros(BITS["8bit"], device=self.backend.device)
+        outputs = self.backend.run(feed)
         return next(iter(outputs.values())).clone()  # the video, also of models with sound

@@ -185,7 +185,13 @@ def compiled_sparse(eager: Eager, options: Options) -> Baselines:
     routed = Eager(eager.case, sharing_weights(eager.transformer))
     routed._masks_by_cudnn = eager._masks_by_cudnn
     case = eager.case
-    enable(routed.transformer, sparsity=COMPILED_AT, model=case.model, method=case.method)
+    enable(
+        routed.transformer,
+        sparsity=COMPILED_AT,
+        model=case.model,
+        method=case.method,
+        precision=case.precision,
+    )
     module: Any = torch.compile(routed.transformer, backend=options.compiler, dynamic=False)
     forward = partial(routed, module=module)
     try:

@@ -34,6 +34,7 @@ from benchmarks.record import RESULTS, write_result
 from rainfusion_trt.engine import EngineRecipe
 from rainfusion_trt.errors import InvalidInputError, RainFusionError
 from rainfusion_trt.models import VideoSize, get_model
+from rainfusion_trt.operator.settings import PRECISIONS, AttentionSettings
 
 LAYERS = {
     "hunyuanvideo": 1,
@@ -133,7 +134,10 @@ def measured(job: Job, folder: Path, options: Options, output: Path) -> list[Row
 def write(job: Job, rows: list[Row], output: Path) -> None:
     facts = job.case.facts()
     note = NOTE if job.case.width == "full" else "a rehearsal with a tiny network; no result"
-    write_result(f"models_{job.name}", [{**facts, **row} for row in rows], note=note, folder=output)
+    bits = "" if job.case.precision == AttentionSettings.precision else f"_{job.case.precision}"
+    write_result(
+        f"models_{job.name}{bits}", [{**facts, **row} for row in rows], note=note, folder=output
+    )
 
 
 @app.command()
@@ -148,6 +152,9 @@ def main(
     sizes: Annotated[
         bool, typer.Option("--two-sizes", help=f"One engine of {TWO_SIZES} at two sizes.")
     ] = False,
+    attention_precision: Annotated[
+        str, typer.Option(help=f"Of {' and '.join(PRECISIONS)}; of 8 bits the file says so.")
+    ] = AttentionSettings.precision,
     tiny: Annotated[bool, typer.Option("--tiny", help="Rehearse with tiny networks.")] = False,
     only_prepare: Annotated[
         bool, typer.Option("--prepare", help="Export and build, and keep that.")
@@ -170,7 +177,12 @@ def main(
     gpu = torch.cuda.is_available()
     device = "cuda" if gpu or not (tiny or target) else "cpu"
     dtype = torch.bfloat16 if gpu or target else torch.float32
+    if attention_precision not in PRECISIONS:
+        raise InvalidInputError(
+            f"--attention-precision {attention_precision}: give one of {', '.join(PRECISIONS)}"
+        )
     settings = {"tiny": tiny, "device": device, "dtype": dtype}
+    settings["precision"] = attention_precision
     jobs = jobs_of(models or [], whole=whole, sizes=sizes, steps=steps, settings=settings)
     options = Options(
         rounds=rounds,

@@ -12,7 +12,7 @@ from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.parallel.config import ParallelConfig
 from rainfusion_trt.parallel.launch import is_first, is_started, launch, reporting
 from rainfusion_trt.runtime import options
-from rainfusion_trt.runtime.precision import PrecisionSchedule
+from rainfusion_trt.runtime.precision import precision_of_options
 from rainfusion_trt.step_cache.ratios import MagnitudeRatios
 from rainfusion_trt.step_cache.settings import read_cache
 
@@ -94,7 +94,7 @@ def main(
         "dense_fraction": dense_fraction,
     }
     schedule |= {"method": method, "dense_layers": dense_layer}
-    schedule["precision"] = _precision(attention_precision, first_16bit, last_16bit)
+    schedule["precision"] = precision_of_options(attention_precision, first_16bit, last_16bit)
     caching = {"cache": cache, "cache_threshold": cache_threshold, "cache_ratios": cache_ratios}
     allowed = {"allow_fallback": allow_fallback, "allow_dense": allow_dense}
     place = {"device": device, "cpu_offload": cpu_offload}
@@ -130,20 +130,6 @@ def _parallel(gpus: int, split_guidance: bool, timeout: float) -> ParallelConfig
         )
     config = ParallelConfig(ulysses=gpus // guidance, guidance=guidance, timeout=timeout)
     return None if gpus == 1 else config
-
-
-def _precision(
-    chosen: str | None, first: float | None, last: float | None
-) -> str | PrecisionSchedule | None:
-    """Precision of the steps, as a `Pipeline` takes it."""
-    if first is None and last is None:
-        return chosen
-    if chosen == "16bit":
-        raise InvalidInputError(
-            "--first-16bit and --last-16bit go with --attention-precision 8bit: all steps are in "
-            "16 bits without them"
-        )
-    return PrecisionSchedule(first or 0.0, last or 0.0)
 
 
 def _check(output: Path, fps: int | None, call: dict[str, Any], *, overwrite: bool) -> None:

@@ -53,6 +53,26 @@ class PrecisionSchedule:
         return "16bit" if step < first or step >= steps - last else "8bit"
 
 
+def precision_of_options(
+    chosen: str | None, first: float | None, last: float | None
+) -> str | PrecisionSchedule | None:
+    """Precision of the steps as a `Pipeline` takes it, from three options of a command.
+
+    Raises
+    ------
+    InvalidInputError
+        Shares that are in 16 bits where all steps are, or a share that is none.
+    """
+    if first is None and last is None:
+        return chosen
+    if chosen == "16bit":
+        raise InvalidInputError(
+            "--first-16bit and --last-16bit go with --attention-precision 8bit: all steps are in "
+            "16 bits without them"
+        )
+    return PrecisionSchedule(first or 0.0, last or 0.0)
+
+
 PrecisionPlan = Precision | Callable[[int, int], Precision] | tuple[Precision, ...]
 """That of all steps, of ``(step, steps)``, or one for each step."""
 

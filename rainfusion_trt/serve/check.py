@@ -14,6 +14,7 @@ from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models import get_model
 from rainfusion_trt.presets import preset_of
 from rainfusion_trt.runtime.graphs import graph_of_engine, graph_of_onnx
+from rainfusion_trt.runtime.precision import precision_of_options, read_precision
 from rainfusion_trt.serve.pipeline_worker import PipelineWorker
 from rainfusion_trt.serve.settings import ServeSettings, WorkerSettings
 from rainfusion_trt.step_cache.ratios import MagnitudeRatios
@@ -84,12 +85,16 @@ def check_options(options: Mapping[str, Any]) -> None:
     Raises
     ------
     RainFusionError
-        An unknown model, preset or cache, ratios of another model, or a file that is not what it
-        has to be.
+        An unknown model, preset, precision or cache, ratios of another model, or a file that is
+        not what it has to be.
     """
     preset_of(options.get("preset"))
     ratios = MagnitudeRatios.read(options.get("cache_ratios"))
     read_cache(options.get("cache"), options.get("cache_threshold"), ratios)
+    shares = (options.get(name) for name in ("first_16bit", "last_16bit"))
+    precision = precision_of_options(options.get("attention_precision"), *shares)
+    if precision is not None:
+        read_precision(precision)  # type: ignore[arg-type]
     model = options.get("model")
     if model is not None:
         model = get_model(model).name

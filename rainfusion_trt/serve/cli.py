@@ -26,6 +26,9 @@ def main(
     engine_2: run.Second = None,
     onnx_2: run.Second = None,
     preset: run.Preset = None,
+    attention_precision: run.AttentionPrecision = None,
+    first_16bit: run.First16bit = None,
+    last_16bit: run.Last16bit = None,
     cache: run.Cache = None,
     cache_threshold: run.CacheThreshold = None,
     cache_ratios: run.CacheRatios = None,
@@ -54,6 +57,8 @@ def main(
     files = {"engine": engine, "onnx": onnx, "engine_2": engine_2, "onnx_2": onnx_2}
     chosen: dict[str, Any] = {"checkpoint": checkpoint, "demo": demo, "model": model, **files}
     chosen |= {"preset": preset, "cuda_graph": cuda_graph, "compile": compile}
+    chosen |= {"attention_precision": attention_precision}
+    chosen |= {"first_16bit": first_16bit, "last_16bit": last_16bit}
     chosen |= {"cache": cache, "cache_threshold": cache_threshold, "cache_ratios": cache_ratios}
     chosen |= {"cpu_offload": cpu_offload, "vae_tiling": vae_tiling}
     chosen["split_guidance"] = split_guidance

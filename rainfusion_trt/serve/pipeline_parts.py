@@ -70,6 +70,7 @@ def steps_of(result: PipelineOutput) -> tuple[StepRan, ...]:
         StepRan(
             step=report.step,
             sparsity=report.sparsity,
+            precision=report.precision,
             density=report.density,
             sparse_attentions=report.routed if report.sparsity > 0.0 else 0,
             dense_attentions=report.dense + (report.routed if report.sparsity == 0.0 else 0),

@@ -15,6 +15,7 @@ from rainfusion_trt.presets import preset_of
 from rainfusion_trt.runtime.call_arguments import asked_steps
 from rainfusion_trt.runtime.clip_ranges import ClipRange, clip_ranges
 from rainfusion_trt.runtime.pipeline import Pipeline, PipelineOutput
+from rainfusion_trt.runtime.precision import precision_of_options
 from rainfusion_trt.runtime.schedule import Schedule, choose_schedule
 from rainfusion_trt.runtime.steps import Flag
 from rainfusion_trt.serve.pipeline_parts import (
@@ -52,6 +53,8 @@ class PipelineWorker:
         Decode in tiles.
     preset : str, optional
         What a request gets that names neither preset, sparsity nor method.
+    attention_precision, first_16bit, last_16bit
+        Precision of attention, and shares of the steps that are in 16 bits beside 8.
     cache, cache_threshold, cache_ratios
         Of `Pipeline`, for requests that name no cache; the ratios are for all.
     defaults : mapping, optional
@@ -84,6 +87,9 @@ class PipelineWorker:
         cpu_offload: bool = False,
         vae_tiling: bool = False,
         preset: str | None = None,
+        attention_precision: str | None = None,
+        first_16bit: float | None = None,
+        last_16bit: float | None = None,
         cache: str | None = None,
         cache_threshold: float | None = None,
         cache_ratios: str | None = None,
@@ -105,6 +111,8 @@ class PipelineWorker:
         self._options: dict[str, Any] = {"device": device, "cpu_offload": cpu_offload}
         self._options |= {"cache": cache, "cache_threshold": cache_threshold}
         self._options |= {"cache_ratios": MagnitudeRatios.read(cache_ratios)}
+        precision = precision_of_options(attention_precision, first_16bit, last_16bit)
+        self._options["precision"] = precision
         if parallel is not None:
             self._options["parallel"] = parallel
         self._exported = any(files.values())

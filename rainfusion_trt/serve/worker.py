@@ -124,6 +124,8 @@ class StepRan(_Record):
         From 0.
     sparsity : float
         The one in force; 0 where attention was dense, or the step was skipped.
+    precision : "16bit", "8bit" or None
+        Of attention; None where none ran.
     density : float or None
         Computed share of the token pairs; None where an engine does not report it.
     sparse_attentions, dense_attentions, skipped_attentions : int
@@ -138,6 +140,7 @@ class StepRan(_Record):
     sparse_attentions: int
     dense_attentions: int
     skipped_attentions: int = 0
+    precision: str | None = None
     milliseconds: float | None = None
     transformer_milliseconds: float | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 
 import av
@@ -113,6 +114,15 @@ def test_presets_and_methods_of_a_request(worker, tmp_path, one_thread):
     assert run("usual", method=None, frames=37).method == AttentionSettings.method
     with pytest.raises(DenseAttentionError, match="one window of .* larger clip, another method"):
         run("one window", method=None)
+
+
+def test_the_precision_of_every_step(worker, tmp_path, one_thread):
+    asked = request_of(steps=2, method="rainfusion2", sparsity=0.25)
+    ran = worker.generate(asked, None, tmp_path / "a.mp4", lambda *_: None)
+    assert [step.precision for step in ran.steps] == ["16bit", "16bit"]
+    with contextlib.closing(tiny_cogvideox(attention_precision="8bit", first_16bit=0.5)) as other:
+        ran = other.generate(asked, None, tmp_path / "b.mp4", lambda *_: None)
+    assert [step.precision for step in ran.steps] == ["16bit", "8bit"]
 
 
 def test_a_cache_of_a_request(worker, tmp_path, one_thread):

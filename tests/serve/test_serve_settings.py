@@ -90,6 +90,12 @@ RATIOS = "ratios"  # in the place of a file that is there
         (("--checkpoint", "x"), "--model"),
         (("--demo", "--engine", "no"), "--engine no does not exist"),
         (("--demo", "--preset", "best"), "preset='best'"),
+        (("--demo", "--attention-precision", "4bit"), "give one of 16bit, 8bit"),
+        (("--demo", "--first-16bit", "2"), "first=2.0 must be a share"),
+        (
+            ("--demo", "--attention-precision", "16bit", "--last-16bit", "0.1"),
+            "go with --attention-precision 8bit",
+        ),
         (("--demo", "--device", "tpu"), "--device tpu"),
         (("--demo", "--device", "cpu", "--gpus", "2"), "--gpus 2"),
         (("--demo", "--gpus", "3", "--split-guidance"), "--split-guidance"),
