@@ -24,7 +24,7 @@ from rainfusion_trt.graph_file import (
 
 # These operators appear when a pattern has escaped the rewrites: index tables as large as the
 # tokens, control flow and sequences. TensorRT runs them slowly or refuses them; for RTX 1.6 that
-# is any Squeeze.
+# is any Squeeze. A ScatterElements of one number a row may stay.
 FORBIDDEN = frozenset(
     {
         "If",
@@ -166,7 +166,10 @@ def _check_dtypes(file: GraphFile, attentions: list[NodeProto]) -> None:
 
 
 def _check_operators(path: Path, model: ModelProto) -> None:
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in model.graph.value_info}
     for node in model.graph.node:
+        if node.op_type == "ScatterElements" and ranks.get(node.output[0]) == 1:
+            continue  # one number a row, as of rewrites.row_copies_to_lookups
         if node.op_type in FORBIDDEN and node.domain == "":
             raise ExportError(
                 f"{path}: node {node.name!r} is {node.op_type}, which TensorRT runs badly or not "

@@ -19,7 +19,7 @@ from rainfusion_trt.export.exporter import ExportReport, export_model
 from rainfusion_trt.export.lora import fuse_loras
 from rainfusion_trt.export.lora_file import LoraFile
 from rainfusion_trt.export.own_module import export_module
-from rainfusion_trt.export.source import check_has_cuts, check_has_graph
+from rainfusion_trt.export.source import check_has_cuts
 from rainfusion_trt.export.weightless import fake_transformer
 from rainfusion_trt.export.writer import check_output
 from rainfusion_trt.models import VideoModel, VideoSize, get_model
@@ -95,7 +95,6 @@ def model_job(
 ) -> Job:
     """Prepare the export of a registered model."""
     model = get_model(name)
-    check_has_graph(model)
     if parallel:
         check_has_cuts(model)
     if batch is not None and batch < 1:

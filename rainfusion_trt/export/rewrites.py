@@ -165,6 +165,66 @@ def select_scatter_to_cat(graph: Graph) -> None:
         _replace(node, _call(node, aten.cat.default, parts, axis))
 
 
+def row_copies_to_lookups(graph: Graph) -> None:
+    """Turn ``zeros.index_copy(1, i, a).index_copy(1, j, b)`` into ``cat([0, a, b], 1)[:, source]``.
+
+    `source` says of every row where it comes from. It is one number a row, written in the order of
+    the copies; otherwise each copy becomes a scatter with an index as large as its rows.
+    """
+    for last in _calls(graph, aten.index_copy.default):
+        axis = _arguments(last)[1]
+        if any(user.target is aten.index_copy.default for user in last.users):
+            continue  # not the last of its row
+        copies: list[Node] = []
+        base = last
+        while base.target is aten.index_copy.default and _arguments(base)[1] == axis:
+            copies.insert(0, base)
+            base = _arguments(base)[0]
+        indices = [_arguments(copy)[2] for copy in copies]
+        values = [index.meta["val"] for index in indices]
+        lists = all(value.dim() == 1 and value.dtype is torch.int64 for value in values)
+        if not lists or not _is_zeros(base):
+            continue
+        rows = [_arguments(copy)[3] for copy in copies]
+        shape = list(rows[0].meta["val"].shape)
+        shape[axis] = 1
+        sizes = [_extent(last, rows[0], place, size) for place, size in enumerate(shape)]
+        parts = [_call(last, aten.new_zeros.default, rows[0], sizes)]
+        count = _extent(last, base, axis, base.meta["val"].shape[axis])
+        source = _call(last, aten.new_zeros.default, indices[0], [count])
+        first: Any = 1
+        for index, part in zip(indices, rows, strict=True):
+            parts.append(part)
+            end = _sum(last, [first, _extent(last, part, axis, part.meta["val"].shape[axis])])
+            numbers = _numbers(last, first, end, index)
+            source = _call(last, aten.scatter.src, source, 0, index, numbers)
+            first = end
+        whole = _call(last, aten.cat.default, parts, axis)
+        _replace(last, _call(last, aten.index_select.default, whole, axis, source))
+
+
+def _is_zeros(node: Node) -> bool:
+    """Whether a value is made as zeros."""
+    if node.target in (aten.full.default, aten.new_full.default):
+        return _arguments(node)[-1] == 0
+    return node.target in (aten.zeros.default, aten.new_zeros.default)
+
+
+def _extent(anchor: Node, source: Node, axis: int, size: Any) -> Any:
+    """An extent of `source` as a number or, where it varies, a node."""
+    return size if isinstance(size, int) else _call(anchor, aten.sym_size.int, source, axis)
+
+
+def _numbers(anchor: Node, start: Any, end: Any, like: Node) -> Node:
+    """The numbers from `start` to before `end`, of the dtype and device of `like`."""
+    value = like.meta["val"]
+    with value.fake_mode:  # a range has no input that would tell it; it would fix the bounds
+        node = _call(anchor, aten.arange.start, start, end)
+        kind = {"dtype": value.dtype, "device": value.device}
+        node.kwargs, node.meta["val"] = kind, node.meta["val"].to(**kind)
+    return node
+
+
 def split_to_slices(graph: Graph) -> None:
     """Turn ``x.split([a, b], dim)`` into slices; sizes that vary would make it a sequence."""
     for node in _calls(graph, aten.split_with_sizes.default):
@@ -219,6 +279,7 @@ _REWRITES = (
     lane_writes_to_stack,
     slice_scatter_to_cat,
     select_scatter_to_cat,
+    row_copies_to_lookups,
     split_to_slices,
     views_to_reshapes,
 )

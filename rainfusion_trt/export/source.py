@@ -99,7 +99,6 @@ def source_of_model(
     InvalidInputError, UnsupportedError
         The model cannot be traced with this batch, size or shapes.
     """
-    check_has_graph(model)
     if parallel:
         check_has_cuts(model)
     component = model.component(component)
@@ -147,12 +146,6 @@ def source_of_model(
         loras=fused_loras(transformer),
         cuts=model.token_cuts if parallel else None,
     )
-
-
-def check_has_graph(model: VideoModel) -> None:
-    """Refuse a model that no graph holds, with what to do instead."""
-    if model.no_graph:
-        raise UnsupportedError(f"{model.name} cannot be exported: {model.no_graph}")
 
 
 def check_has_cuts(model: VideoModel) -> None:

@@ -49,8 +49,8 @@ class ModelGraph:
         Whether a graph serves only the size that it was exported for.
     refused : mapping
         Arguments of the transformer that the graph has no input for, and what to do instead.
-    no_graph : str
-        Why no graph holds the model, and what to do instead; empty where one does.
+    no_pipeline : str
+        Why `Pipeline` does not drive the model, and what to do instead; empty where it does.
     token_cuts : TokenCuts, optional
         Where its graph is cut for several GPUs; None where it cannot be.
     pipeline_class : str
@@ -71,7 +71,7 @@ class ModelGraph:
     sequences: Mapping[str, int | str] = {}
     one_size: bool = False
     refused: Mapping[str, str] = {}
-    no_graph: str = ""
+    no_pipeline: str = ""
     token_cuts: TokenCuts | None = None
     pipeline_class: str
     other_pipelines: tuple[str, ...] = ()

@@ -11,7 +11,8 @@ sparse. Nothing is moved or masked for it.
 
 The transformer is told no grid; it is read off `position_ids`, which give time, row and column of
 every row of the sequence. That needs their values, once a forward: 24 bytes a row to the CPU, and
-a wait for the GPU. A sequence that does not end in one such run is refused.
+a wait for the GPU. A sequence that does not end in one such run is refused. A graph has the grid as
+an input, which is made of a call in the same way.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rainfusion_trt.errors import UnsupportedError
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models.base import (
     AttentionLayout,
     GenerationDefaults,
@@ -30,10 +31,12 @@ from rainfusion_trt.models.base import (
     VideoModel,
     VideoSize,
 )
+from rainfusion_trt.models.examples import constant
 from rainfusion_trt.models.layout import token_grid
 
 _IN_CHANNELS = 24
 _TEXT_TOKENS = 256  # usual; prompts are not padded
+_NOISE_LEVELS = 4  # of video and sound to make, and of what is given of either
 _AUDIO_CHANNELS = 2  # of the soundtrack, one after the other in the sequence
 _FULL = {
     "num_attention_heads": 56,
@@ -61,18 +64,20 @@ _TINY = {
 
 
 class MiniMaxH3(VideoModel):
-    """MiniMax-H3, for `enable` alone."""
+    """MiniMax-H3, which diffusers has modular blocks for and no pipeline."""
 
     name = "minimax-h3"
     text = "first"
     transformer_class = "MiniMaxH3Transformer3DModel"
     pipeline_class = "MiniMaxH3ModularPipeline"
     guidance_batch = False
-    no_graph = (
-        "diffusers has modular blocks for it and no pipeline, and its token grid lies in the "
-        "values of position_ids, which no shape of a graph gives: use "
+    no_pipeline = (
+        "diffusers has modular blocks for it and no pipeline: use "
         "rainfusion_trt.enable(pipe.transformer) in those blocks"
     )
+    outputs = ("sample", "audio_sample")
+    noisy_inputs = ("hidden_states", "audio_hidden_states")
+    refused = {"attention_kwargs": "leave it out"}
     vae_pixels = 16
     vae_frames = 17
     # Of the usual clip; `extents` counts those of others.
@@ -81,13 +86,15 @@ class MiniMaxH3(VideoModel):
         GraphInput("hidden_states", ("batch", "video_tokens", 4 * _IN_CHANNELS)),
         GraphInput("audio_hidden_states", ("batch", "audio_tokens", "audio_in_channels")),
         GraphInput("encoder_hidden_states", ("batch", "text_tokens", "text_dim")),
-        GraphInput("timestep", (2,), torch.float32, None),
+        GraphInput("timestep", (_NOISE_LEVELS,), torch.float32, None),
         GraphInput("timestep_indices", ("packed_tokens",), torch.int64, None),
         GraphInput("token_tags", ("packed_tokens",), torch.int64, None),
-        GraphInput("position_ids", ("packed_tokens", 3), torch.float64, None),
+        # diffusers packs float64, and its rotary embedding begins by rounding to this.
+        GraphInput("position_ids", ("packed_tokens", 3), torch.float32, None),
         GraphInput("video_indices", ("video_tokens",), torch.int64, None),
         GraphInput("audio_indices", ("audio_tokens",), torch.int64, None),
         GraphInput("text_indices", ("text_tokens",), torch.int64, None),
+        GraphInput("grid", ("grid_frames", "grid_height", "grid_width"), None, constant(0)),
     )
     distinctive = ("in_channels", "audio_in_channels", "patch_size")
     remedy = "only MiniMax-H3 is supported"
@@ -143,15 +150,51 @@ class MiniMaxH3(VideoModel):
             video, audio, 0, 0, _TEXT_TOKENS, 0.3, 0.6, 0.999, 1.0
         )
         inputs = {
-            "timestep": steps,
+            "timestep": _all_levels(steps),
             "timestep_indices": rows,
             "token_tags": tags,
-            "position_ids": places,
+            "position_ids": places.float(),
             "video_indices": video,
             "audio_indices": audio,
             "text_indices": words,
         }
         return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+    # -- the graph ------------------------------------------------------------------------------
+
+    def forward_kwargs(self, graph_inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        """With the grid's numbers where the transformer takes no notice of them."""
+        kwargs = super().forward_kwargs(graph_inputs)
+        kwargs["attention_kwargs"] = {"grid": tuple(kwargs.pop("grid").shape)}
+        return kwargs
+
+    def graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The inverse: the grid of a call's positions, and as many noise levels as there may be.
+
+        A call has those that are in its sequence, some of which may be one.
+        """
+        call = dict(forward_kwargs)
+        for name in ("hidden_states", "timestep", "position_ids", "video_indices"):
+            if call.get(name) is None:
+                raise InvalidInputError(
+                    f"{self.name}: {name} is missing; pass what MiniMaxH3Blocks pass"
+                )
+        if set(call.get("attention_kwargs") or ()) <= {"grid"}:  # ours, which the call gives anew
+            call.pop("attention_kwargs", None)
+        levels = call["timestep"].numel()
+        if levels > _NOISE_LEVELS:
+            raise InvalidInputError(
+                f"{self.name}: timestep has {levels} noise levels, and the graph takes up to "
+                f"{_NOISE_LEVELS}: of video and sound to make, and of what is given of either"
+            )
+        call["timestep"] = _all_levels(call["timestep"])
+        call["grid"] = token_grid(self._clip(call)[0], call["hidden_states"])
+        return super().graph_inputs(call)
+
+    def result(self, outputs: tuple[Tensor, ...]) -> Any:
+        from diffusers.models.transformers.transformer_minimax_h3 import MiniMaxH3TransformerOutput
+
+        return MiniMaxH3TransformerOutput(*outputs)
 
     # -- attention ------------------------------------------------------------------------------
 
@@ -163,12 +206,22 @@ class MiniMaxH3(VideoModel):
         UnsupportedError
             The sequence does not end in one clip, or torch.compile traces the whole transformer.
         """
+        like = forward_kwargs["hidden_states"]
+        if torch.compiler.is_exporting():  # of inputs that `graph_inputs` has looked at
+            grid = token_grid(forward_kwargs["attention_kwargs"]["grid"], like)
+            rows = forward_kwargs["position_ids"].shape[0]
+            return AttentionLayout(grid, self.text, text_tokens=rows - grid.numel(), tokens=rows)
         if torch.compiler.is_compiling():
             raise UnsupportedError(
                 f"{self.name}: the grid is read off the values of position_ids, which "
                 "torch.compile cannot do for the whole transformer; compile its blocks: "
                 "transformer.compile_repeated_blocks(fullgraph=True)"
             )
+        sizes, first = self._clip(forward_kwargs)
+        return AttentionLayout(token_grid(sizes, like), text=self.text, text_tokens=first)
+
+    def _clip(self, forward_kwargs: Mapping[str, Any]) -> tuple[tuple[int, int, int], int]:
+        """The grid of the generated video, and the rows before it, by values of a call."""
         places = forward_kwargs["position_ids"].detach().cpu()
         first = _last_run(forward_kwargs["video_indices"].cpu(), len(places))
         grid = _raster(places[first:])
@@ -179,8 +232,12 @@ class MiniMaxH3(VideoModel):
                 "clip, frame by frame and row by row; RainFusion takes one generated clip as the "
                 "last rows, with all else before it, as diffusers' MiniMaxH3Blocks pack it"
             )
-        like = forward_kwargs["hidden_states"]
-        return AttentionLayout(token_grid(grid, like), text=self.text, text_tokens=first)
+        return grid, first
+
+
+def _all_levels(steps: Tensor) -> Tensor:
+    """Noise levels [n], the last one repeated up to the number that a graph takes."""
+    return torch.cat([steps, steps[-1:].expand(_NOISE_LEVELS - len(steps))])
 
 
 def _last_run(video: Tensor, rows: int) -> int:

@@ -172,8 +172,8 @@ class Artifacts:
         exported = [graph for part in parts for graph in part.graphs]
         own = [part.original for part in parts if part.original is not None]
         chosen = _choose_model(model, exported, own)
-        if chosen.no_graph:
-            raise UnsupportedError(f"Pipeline does not drive {chosen.name}: {chosen.no_graph}")
+        if chosen.no_pipeline:
+            raise UnsupportedError(f"Pipeline does not drive {chosen.name}: {chosen.no_pipeline}")
         given = {name: value for name, value in settings.items() if value is not None}
         # 16 bits every graph has, whatever it was exported with.
         fixed = {k: v for k, v in given.items() if (k, v) != ("precision", "16bit")}

@@ -39,8 +39,8 @@ def load_pipeline(model: str | None, checkpoint: str | None) -> Any:
     if checkpoint is None or model is None:
         raise InvalidInputError("give model and checkpoint, an engine with its checkpoint, or demo")
     chosen = get_model(model)
-    if chosen.no_graph:
-        raise UnsupportedError(f"Pipeline does not drive {chosen.name}: {chosen.no_graph}")
+    if chosen.no_pipeline:
+        raise UnsupportedError(f"Pipeline does not drive {chosen.name}: {chosen.no_pipeline}")
     return pipe_of_checkpoint(chosen, checkpoint, dtype=chosen.defaults.dtype)
 
 

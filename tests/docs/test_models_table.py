@@ -21,6 +21,7 @@ _HUNYUAN = "tests/export/test_export_hunyuanvideo.py"
 _HUNYUAN_15 = "tests/export/test_export_hunyuanvideo15.py"
 _IMAGE = "tests/export/test_export_image_to_video.py"
 _LTX = "tests/export/test_export_ltx.py"
+_MINIMAX = "tests/export/test_export_minimax.py"
 _WAN = "tests/export/test_export_wan.py"
 _VARIANTS = "tests/export/test_export_wan_variants.py"
 _EXPERTS = "tests/models/test_wan_experts.py"
@@ -53,6 +54,7 @@ TESTS: dict[str, dict[str, tuple[str, str]]] = {
         "hunyuanvideo-1.5-i2v-step-distilled": (_IMAGE, _UNSEEN),
         "hunyuanvideo-1.5": (_HUNYUAN_15, "test_dynamic_export_equals_pytorch"),
         **dict.fromkeys(("ltx-video-2b", "ltx-2.3"), (_LTX, _ONE_GRAPH)),
+        "minimax-h3": (_MINIMAX, _ONE_GRAPH),
         "opensoraplan-1.2": (_ALLEGRO, _UNSEEN),
         **dict.fromkeys(("wan2.1-14b", "wan2.2-ti2v-5b"), (_WAN, _UNSEEN)),
         **dict.fromkeys(
@@ -68,6 +70,7 @@ TESTS: dict[str, dict[str, tuple[str, str]]] = {
         "hunyuanvideo-1.5": (_HUNYUAN_15, _BUILT),
         **dict.fromkeys(("hunyuanvideo-i2v", "hunyuanvideo-1.5-i2v"), (_IMAGE, _BUILT)),
         **dict.fromkeys(("ltx-video-2b", "ltx-2.3"), (_LTX, _BUILT)),
+        "minimax-h3": (_MINIMAX, _BUILT),
         "opensoraplan-1.2": (_ALLEGRO, "test_tensorrt_builds_an_engine_of_two_sizes"),
         **dict.fromkeys(("wan2.1-1.3b", "wan2.1-14b", "wan2.2-ti2v-5b"), (_WAN, _BUILT)),
         **dict.fromkeys(("wan2.1-vace-1.3b", "wan2.2-animate-14b"), (_VARIANTS, _BUILT)),
@@ -108,11 +111,9 @@ def test_what_was_tested_is_said_and_nothing_else(column):
             classes = {get_model(model).transformer_class for model in (name, other)}
             assert len(classes) == 1, (name, other)
         else:
-            assert cell in ("test", "rehearsal", "by hand", "fixed", "not run", "none"), name
+            assert cell in ("test", "rehearsal", "by hand", "fixed", "not run"), name
         if column == "other sizes":
             assert (cell == "fixed") == get_model(name).one_size
-        if cell == "none":
-            assert get_model(name).no_graph
 
 
 def test_what_ran_on_a_gpu_is_what_has_results():

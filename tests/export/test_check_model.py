@@ -98,6 +98,21 @@ def test_forbidden_operator_is_named_with_its_node(path):
         check_model(save(path, attention(), extra=extra))
 
 
+def test_a_scatter_is_allowed_for_a_list_of_numbers_alone(path):
+    rows = helper.make_tensor_value_info("rows", TensorProto.INT64, [8])
+    extra = [
+        helper.make_node("Shape", ["q"], ["numbers"]),
+        helper.make_node("ScatterElements", ["numbers"] * 3, ["rows"], "Scatter"),
+    ]
+    assert check_model(save(path, attention(), extra=extra, values=[rows])).attentions == 1
+    extra = [helper.make_node("ScatterElements", ["q", "numbers", "q"], ["wide"], "Scatter")]
+    wide = helper.make_tensor_value_info("wide", TensorProto.FLOAT16, SHAPE)
+    extra.insert(0, helper.make_node("Shape", ["q"], ["numbers"]))
+    for values in ([wide], []):  # nor one whose rank nobody knows
+        with pytest.raises(ExportError, match="'Scatter' is ScatterElements"):
+            check_model(save(path, attention(), extra=extra, values=values))
+
+
 def test_float64_is_named(path):
     extra = [helper.make_node("Cast", ["q"], ["wide"], to=TensorProto.DOUBLE)]
     value = helper.make_tensor_value_info("wide", TensorProto.DOUBLE, SHAPE)

@@ -127,6 +127,32 @@ class EmptyPart(nn.Module):
         return torch.cat([torch.cat([x, nothing], dim=1), x, nothing], dim=1)
 
 
+class RowCopies(nn.Module):
+    """Parts of a packed sequence: rows that none is copied to, and rows that two are."""
+
+    def forward(self, x, text):
+        count = text.shape[0]
+        out = x.new_zeros(x.shape[0], x.shape[1] + count, x.shape[2])
+        out = out.index_copy(1, torch.arange(x.shape[1]).flip(0) + 2, x)
+        rows = text[None, :, None].expand(x.shape[0], count, x.shape[2])
+        return out.index_copy(1, torch.arange(count) * 2 + 1, rows)
+
+
+class RowCopiesOverOthers(nn.Module):
+    """Not the pattern: the other rows keep what was there."""
+
+    def forward(self, x, text):
+        return x.index_copy(1, torch.arange(text.shape[0]), x[:, -text.shape[0] :] * 2.0)
+
+
+class RowCopiesOfTwoAxes(nn.Module):
+    """Not the pattern, as a whole."""
+
+    def forward(self, x, text):
+        rows = torch.zeros(9, 6).index_copy(0, torch.arange(3), x[0, :3])
+        return rows.index_copy(1, torch.arange(2) + 3, torch.ones(9, 2)) + text.sum()
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(
     ("module", "gone"),
@@ -144,6 +170,9 @@ class EmptyPart(nn.Module):
         (UnbindOfThree, ()),
         (UnbindOfAVector, ("unbind",)),
         (EmptyPart, ("new_zeros",)),
+        (RowCopies, ("index_copy",)),
+        (RowCopiesOverOthers, ()),
+        (RowCopiesOfTwoAxes, ()),
     ],
 )
 def test_pattern_goes_and_values_stay(module, gone, dynamic):

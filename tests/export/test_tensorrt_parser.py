@@ -75,7 +75,7 @@ def test_without_the_library_the_dense_body_is_parsed(exported):
 
 
 @pytest.mark.rehearsal
-@pytest.mark.parametrize("name", [n for n in model_names() if not get_model(n).no_graph])
+@pytest.mark.parametrize("name", model_names())
 def test_every_model_is_parsed(exported, library, name):
     """By the TensorRT that is installed, which may be older or newer than that of CI."""
     model = get_model(name)

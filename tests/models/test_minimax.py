@@ -8,86 +8,23 @@ import pytest
 import torch
 import torch._dynamo
 from diffusers import MiniMaxH3Transformer3DModel
-from diffusers.modular_pipelines.minimax_h3.before_denoise import (
-    MiniMaxH3PrepareLayoutStep,
-    MiniMaxH3Ref2VAPrepareLayoutStep,
-    MiniMaxH3SetTimestepsStep,
-)
 
 import rainfusion_trt
 from rainfusion_trt import Pipeline
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
-from rainfusion_trt.export import export_model
 from rainfusion_trt.models import VideoSize, get_model, model_of
 from rainfusion_trt.operator import ops  # noqa: F401  (registers torch.ops.rainfusion)
+from tests.helpers.minimax_calls import AUDIO_LATENTS, GRID, call_of
 from tests.helpers.routed_parity import TOLERANCE, check_parity, outputs, relative_error
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MODEL = get_model("minimax-h3")
 SITES = ("transformer_blocks.0.attn", "transformer_blocks.1.attn")
-PATCH, CHANNELS, AUDIO, VIDEO = (1, 2, 2), 2, 2, 0
-GRID = (7, 6, 10)  # of the generated clip
-TARGET = {
-    "num_latent_frames": GRID[0],
-    "latent_height": 2 * GRID[1],
-    "latent_width": 2 * GRID[2],
-    "num_audio_latents": 19,
-    "patch_size": PATCH,
-    "audio_channels": CHANNELS,
-    "audio_tag": AUDIO,
-    "video_tag": VIDEO,
-}
 
 
 @pytest.fixture(scope="module")
 def transformer():
     return MODEL.create(MODEL.config("tiny"), dtype=torch.float32)
-
-
-def packed(task: str) -> tuple:
-    """What diffusers' layout step of a task gives: rows, indices and conditioning rows."""
-    tags = torch.ones(30, dtype=torch.long)
-    if task != "text":
-        tags[10:20] = VIDEO  # a picture that the text encoder saw
-    if task in ("text", "keyframes"):
-        anchors = ("first", "last") if task == "keyframes" else ()
-        build = MiniMaxH3PrepareLayoutStep.build_packed_sequence
-        return build(tags, **TARGET, keyframe_anchors=anchors)
-    references = [
-        SimpleNamespace(kind="image", has_audio=False),
-        SimpleNamespace(kind="video", has_audio=True),
-        SimpleNamespace(kind="audio", has_audio=True),
-    ]
-    latents = [torch.zeros(1, 24, 1, 8, 4), torch.zeros(1, 24, 5, 4, 6)]
-    sounds = [torch.zeros(8, 8), torch.zeros(12, 8)]
-    build = MiniMaxH3Ref2VAPrepareLayoutStep.build_ref2va_packed_sequence
-    return build(tags, references, latents, sounds, **TARGET)
-
-
-def call_of(task: str, *, batch: int = 1, seed: int = 0) -> dict:
-    """A forward as the denoising block makes it."""
-    places, tags, video, audio, text, known_video, known_audio = packed(task)
-    timestep, rows = MiniMaxH3SetTimestepsStep.build_row_timesteps(
-        video, audio, known_video, known_audio, len(text), 0.3, 0.6, 0.999, 1.0
-    )
-    generator = torch.Generator().manual_seed(seed)
-
-    def drawn(rows: int, channels: int) -> torch.Tensor:
-        return torch.randn(batch, rows, channels, generator=generator)
-
-    return {
-        "hidden_states": drawn(len(video), 96),
-        "audio_hidden_states": drawn(len(audio), 8),
-        "encoder_hidden_states": drawn(len(text), 32),
-        "timestep": timestep,
-        "timestep_indices": rows,
-        "token_tags": tags,
-        "position_ids": places,
-        "video_indices": video,
-        "audio_indices": audio,
-        "text_indices": text,
-        "attention_kwargs": None,
-    }
 
 
 def test_full_size():
@@ -144,7 +81,7 @@ def test_sequences_of_another_order_are_refused(transformer):
     call = call_of("keyframes")
     rows, clip = len(call["position_ids"]), GRID[0] * GRID[1] * GRID[2]
     order = torch.arange(rows)
-    start, sound = rows - clip, rows - clip - 2 * TARGET["num_audio_latents"]
+    start, sound = rows - clip, rows - clip - 2 * AUDIO_LATENTS
     columns = order[start:].view(GRID).transpose(1, 2).flatten()
     wrong = {  # where each row goes
         "text last": order.roll(30),
@@ -187,10 +124,42 @@ def test_blocks_compile_and_the_whole_says_why_not():
     torch._dynamo.reset()
 
 
-def test_what_needs_a_graph_says_why_there_is_none(transformer, tmp_path):
-    size = VideoSize(39, 192, 320)
-    with pytest.raises(UnsupportedError, match="minimax-h3 cannot be exported.*position_ids") as e:
-        export_model(MODEL, transformer, size, output=tmp_path / "m.onnx")
-    assert "\n" not in str(e.value) and not any(tmp_path.iterdir())
-    with pytest.raises(UnsupportedError, match=r"enable\(pipe\.transformer\)"):
+def test_graph_inputs_are_a_call_with_its_grid(transformer):
+    """Forward and back; as diffusers packs it, in float64 and with the levels that it has."""
+    call = call_of("keyframes")
+    inputs = MODEL.graph_inputs(call)
+    assert list(inputs) == [given.name for given in MODEL.inputs]
+    assert inputs["grid"].shape == GRID
+    assert inputs["position_ids"].dtype == torch.float32
+    steps = call["timestep"]  # clip, sound and keyframes
+    assert len(steps) == 3 and torch.equal(inputs["timestep"], torch.cat([steps, steps[-1:]]))
+    again = MODEL.forward_kwargs(inputs)
+    assert relative_error(outputs(transformer, again), outputs(transformer, call)) < TOLERANCE
+    for name, tensor in MODEL.graph_inputs(again).items():
+        assert torch.equal(tensor, inputs[name]), name
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        ({"position_ids": None}, InvalidInputError, "position_ids is missing"),
+        ({"timestep": torch.rand(5)}, InvalidInputError, "has 5 noise levels, and the graph .* 4"),
+        ({"attention_kwargs": {"scale": 0.5}}, UnsupportedError, "no input for attention_kwargs"),
+    ],
+)
+def test_calls_that_no_graph_is_of(change, kind, words):
+    with pytest.raises(kind, match=words) as error:
+        MODEL.graph_inputs({**call_of("text"), **change})
+    assert "\n" not in str(error.value)
+
+
+def test_a_sequence_of_another_order_is_no_input_of_a_graph():
+    call = call_of("text")
+    with pytest.raises(UnsupportedError, match="one generated clip as the last"):
+        MODEL.graph_inputs(moved(call, torch.arange(len(call["position_ids"])).roll(30)))
+
+
+def test_pipeline_says_what_to_do_instead(transformer):
+    with pytest.raises(UnsupportedError, match=r"enable\(pipe\.transformer\)") as error:
         Pipeline(pipe=SimpleNamespace(transformer=transformer), backend="torch", device="cpu")
+    assert "\n" not in str(error.value)
