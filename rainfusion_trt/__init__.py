@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rainfusion_trt.routing import cp_plan as cp_plan
     from rainfusion_trt.routing import disable as disable
     from rainfusion_trt.routing import enable as enable
+    from rainfusion_trt.runtime.load_graph import load_graph as load_graph
     from rainfusion_trt.runtime.pipeline import Pipeline as Pipeline
     from rainfusion_trt.runtime.precision import PrecisionSchedule as PrecisionSchedule
     from rainfusion_trt.step_cache.settings import CacheSettings as CacheSettings
@@ -40,6 +41,7 @@ _EXPORTS = {
     "cp_plan": "routing",
     "disable": "routing",
     "enable": "routing",
+    "load_graph": "runtime.load_graph",
     "rainfusion_attention": "operator.ops",
 }
 

@@ -73,7 +73,8 @@ class MiniMaxH3(VideoModel):
     guidance_batch = False
     no_pipeline = (
         "diffusers has modular blocks for it and no pipeline: use "
-        "rainfusion_trt.enable(pipe.transformer) in those blocks"
+        "rainfusion_trt.enable(pipe.transformer) in those blocks, or in its place "
+        "rainfusion_trt.load_graph of an engine or ONNX file"
     )
     outputs = ("sample", "audio_sample")
     noisy_inputs = ("hidden_states", "audio_hidden_states")

@@ -221,8 +221,8 @@ class GraphTransformer(nn.Module):
         """
         if self.closed:
             raise InvalidInputError(
-                "this exported transformer is closed, as the Pipeline that it belongs to: "
-                "make a new Pipeline"
+                "this exported transformer is closed, or the Pipeline that it belongs to: "
+                "make a new one"
             )
         if forward_kwargs.pop("attention_kwargs", None):
             raise UnsupportedError(

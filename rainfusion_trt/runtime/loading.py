@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,8 +10,10 @@ import torch
 from rainfusion_trt.errors import EngineLoadError, InvalidInputError, UnsupportedError
 from rainfusion_trt.models.base import VideoModel
 from rainfusion_trt.runtime.artifacts import Artifacts, Part
+from rainfusion_trt.runtime.base import Backend
 from rainfusion_trt.runtime.denoiser import Denoiser, GraphDenoiser
 from rainfusion_trt.runtime.experts import ExpertsDenoiser
+from rainfusion_trt.runtime.graphs import Graph
 from rainfusion_trt.runtime.ort import OnnxRuntimeBackend
 from rainfusion_trt.runtime.pipes import class_of_checkpoint
 from rainfusion_trt.runtime.torch_denoiser import TorchDenoiser
@@ -33,9 +36,8 @@ def load_denoiser(
     RainFusionError
         It cannot run here, or not with this device or option.
     """
-    place = _device(device)
-    if cuda_graph and name not in ("tensorrt", "tensorrt_rtx"):
-        raise UnsupportedError(f"cuda_graph=True needs an engine; the backend here is {name}")
+    place = runtime_device(device)
+    _check_cuda_graph(name, cuda_graph=cuda_graph)
     if compile and name != "torch":
         raise UnsupportedError(
             f"compile=True is for the PyTorch transformer; the backend here is {name}: leave it "
@@ -61,23 +63,50 @@ def _load_graph(
     if part.original is not None:
         check_weights(part.graph_of(name).account, part.original, part.graph_of(name).origin)
     # `candidates` names only backends whose artifact was given.
+    path = part.onnx if name == "onnxruntime" else part.engine
+    assert path is not None and part.config is not None
+    graph = part.graph_of(name)
+    backend = graph_backend(name, path, graph, place, cuda_graph=cuda_graph)
+    return GraphDenoiser(backend, artifacts.model, part.config, graph.account.attention_nodes)
+
+
+def graph_backend(
+    name: str, path: Path, graph: Graph, place: torch.device, *, cuda_graph: bool
+) -> Backend:
+    """Load an ONNX file in ONNX Runtime, or the folder of an engine in its TensorRT.
+
+    Parameters
+    ----------
+    name
+        Of the backend.
+    path, graph
+        The file or folder, and what it said of itself.
+    place, cuda_graph
+        Where it runs, and whether calls of an engine are replayed as CUDA graphs.
+
+    Raises
+    ------
+    RainFusionError
+        It cannot run here, or not so.
+    """
+    _check_cuda_graph(name, cuda_graph=cuda_graph)
     if name == "onnxruntime":
-        assert part.onnx is not None
-        backend: Any = OnnxRuntimeBackend(part.onnx, place)
-    else:
-        from rainfusion_trt.runtime.tensorrt import TensorRTBackend
+        return OnnxRuntimeBackend(path, place)
+    from rainfusion_trt.runtime.tensorrt import TensorRTBackend
 
-        assert part.engine is not None
-        backend = TensorRTBackend(part.engine, device=place, cuda_graph=cuda_graph)
-        if backend.metadata.account != part.graph_of(name).account:
-            backend.close()
-            raise EngineLoadError(f"{part.engine} was replaced while it was loaded: load it again")
-    assert part.config is not None
-    attentions = part.graph_of(name).account.attention_nodes
-    return GraphDenoiser(backend, artifacts.model, part.config, attentions)
+    backend = TensorRTBackend(path, device=place, cuda_graph=cuda_graph)
+    if backend.metadata.account != graph.account:
+        backend.close()
+        raise EngineLoadError(f"{path} was replaced while it was loaded: load it again")
+    return backend
 
 
-def _device(asked: str | torch.device | None) -> torch.device:
+def _check_cuda_graph(name: str, *, cuda_graph: bool) -> None:
+    if cuda_graph and name not in ("tensorrt", "tensorrt_rtx"):
+        raise UnsupportedError(f"cuda_graph=True needs an engine; the backend here is {name}")
+
+
+def runtime_device(asked: str | torch.device | None) -> torch.device:
     """The device that was asked for; by default the GPU where there is one, else the CPU."""
     if asked is None:
         if torch.cuda.is_available():

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
 import onnxruntime
 import pytest
 import torch
+from diffusers.modular_pipelines import MiniMaxH3Blocks
+from diffusers.modular_pipelines.minimax_h3.denoise import MiniMaxH3LoopDenoiser
 from typer.testing import CliRunner
 
 from helpers.minimax_calls import GRID, call_of
+from rainfusion_trt import load_graph
+from rainfusion_trt.errors import (
+    BackendUnavailableError,
+    DenseAttentionError,
+    EngineLoadError,
+    InvalidInputError,
+    UnsupportedError,
+)
 from rainfusion_trt.export.cli import app
 from rainfusion_trt.graph_file import read_onnx
 from rainfusion_trt.models import get_model
+from rainfusion_trt.runtime.ort import OnnxRuntimeBackend
 
 MODEL = get_model("minimax-h3")
 ONE_LAYER = MODEL.config("tiny", layers=1)
@@ -106,6 +118,75 @@ def ranges(text: tuple[int, ...], video: tuple[int, ...], audio: int) -> dict[st
         "text_indices": shape(text),
         "grid": list(GRID),
     }
+
+
+# -- loaded, in diffusers' blocks ------------------------------------------------------------------
+
+
+def steps_of(components: Any, task: str) -> list[torch.Tensor]:
+    """What the denoising block of diffusers gets of a transformer, for two steps of a call."""
+    denoiser = MiniMaxH3LoopDenoiser()
+    call = call_of(task)
+    packed = ("token_tags", "position_ids", "video_indices", "audio_indices", "text_indices")
+    first = torch.full_like(call["timestep"][:1], 0.2)  # where all are as noisy as one another
+    plan = [(first, torch.zeros_like(call["token_tags"]))]
+    state = SimpleNamespace(
+        row_timestep_plan=[*plan, (call["timestep"], call["timestep_indices"])],
+        denoiser_input_fields={name: call[name] for name in packed} | {"num_audio_latents": 19},
+        latents=call["hidden_states"][0],
+        audio_latents=call["audio_hidden_states"][0],
+        prompt_embeds=call["encoder_hidden_states"],
+        attention_kwargs=None,
+    )
+    given = []
+    for step, (levels, _) in enumerate(state.row_timestep_plan):
+        denoiser(components, state, i=step, t=levels[0])
+        given += [state.noise_pred, state.audio_noise_pred]
+    return given
+
+
+def test_diffusers_blocks_run_the_file_in_place_of_the_transformer(path, transformer):
+    """They pass what is in the signature of `forward`, and as many noise levels as there are."""
+    graph = load_graph(path, sparsity=0.0, device="cpu")
+    pipe = MiniMaxH3Blocks().init_pipeline()
+    pipe.update_components(transformer=graph)
+    assert list(graph.config.patch_size) == [1, 2, 2] and graph.dtype == torch.float32
+    for task in ("keyframes", "references"):
+        expected = steps_of(SimpleNamespace(transformer=transformer), task)
+        for a, e in zip(steps_of(pipe, task), expected, strict=True):
+            assert float((a - e).abs().max() / e.abs().max()) <= TOLERANCE
+    output = graph(**call_of("text"))
+    assert type(output) is type(transformer(**call_of("text")))
+    graph.close()
+    with pytest.raises(InvalidInputError, match="closed"):
+        graph(**call_of("text"))
+
+
+def test_a_loaded_graph_is_not_dense_in_silence(path, monkeypatch, caplog):
+    with pytest.raises(BackendUnavailableError, match="pass sparsity=0 or allow_dense=True"):
+        load_graph(path, device="cpu")
+    with load_graph(path, device="cpu", allow_dense=True) as graph:
+        assert "this run is dense" in caplog.text
+        graph(**call_of("text"))
+        for wrong in (1.0, -0.1, "half"):
+            with pytest.raises(InvalidInputError, match="sparsity is"):
+                graph.set_sparsity(wrong)
+    monkeypatch.setattr(OnnxRuntimeBackend, "sparse", True)  # as an engine says
+    with load_graph(path, sparsity=0.75, device="cpu") as graph:
+        assert graph.sparsity.tolist() == [0.75]
+        with pytest.raises(DenseAttentionError, match="0.75"):
+            graph(**call_of("text", grid=OTHER))
+        graph.set_sparsity(0.0)
+        graph(**call_of("text", grid=OTHER))
+
+
+def test_what_is_no_graph_is_one_line(path, tmp_path):
+    with pytest.raises(InvalidInputError, match=r"gone\.onnx"):
+        load_graph(tmp_path / "gone.onnx")
+    with pytest.raises(EngineLoadError, match="metadata.json"):
+        load_graph(tmp_path)
+    with pytest.raises(UnsupportedError, match="cuda_graph=True needs an engine"):
+        load_graph(path, device="cpu", cuda_graph=True)
 
 
 @pytest.mark.tensorrt
