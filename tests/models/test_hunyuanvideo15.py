@@ -228,9 +228,10 @@ def test_steps_are_counted_without_a_callback_of_the_pipeline():
         out = pipeline(**arguments, seed=0, schedule=[0.0, 0.5], profile=True)
         assert out.sparsity == (0.0, 0.5) and [t.step for t in out.timings] == [0, 1]
         assert "step" not in vars(pipe.scheduler)
-        for name, words in (("guidance_scale", "set pipe.guider"), ("callback_on_step_end", "")):
+        given = {"guidance_scale": (6.0, "set pipe.guider"), "callback_on_step_end": (print, "")}
+        for name, (value, words) in given.items():
             with pytest.raises(InvalidInputError, match=f"takes no {name}.*{words}"):
-                pipeline(**arguments, **{name: 6.0})
+                pipeline(**arguments, **{name: value})
     plain = pipe(**arguments, generator=torch.Generator().manual_seed(0)).frames
     assert plain.shape == out.frames.shape and not torch.equal(plain, out.frames)
 

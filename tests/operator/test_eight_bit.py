@@ -155,12 +155,12 @@ def test_what_is_not_there_is_an_error(head_size, method, words):
         attend(*tensors(head_size), precision="8bit", method=method)
 
 
-def test_there_is_no_gradient_and_no_node():
+def test_there_is_no_gradient_and_a_node():
     q, k, v = (x.requires_grad_() for x in tensors(64))
     out = attend(q, k, v, precision="8bit")
     with pytest.raises(UnsupportedError, match="has no backward pass"):
         out.sum().backward()
-    with pytest.raises(InvalidInputError, match="cannot be exported yet"):
-        AttentionSettings(method="piecewise", precision="8bit").node_attributes()
+    assert AttentionSettings(precision="8bit").node_attributes()["precision"] == "8bit"
+    assert "precision" not in AttentionSettings().node_attributes()  # as before there were 8 bits
     with pytest.raises(InvalidInputError, match="precision='4bit' is not one of 16bit, 8bit"):
         AttentionSettings(precision="4bit")
