@@ -28,6 +28,8 @@ BAD: dict[str, dict[str, Any]] = {
     "attribute 'text' must be a string": {"text": 1},
     "attribute 'method' is 'fast'": {"method": "fast"},
     "attribute 'method' must be a string": {"method": 0.5},
+    "attribute 'precision' is '4bit'": {"precision": "4bit"},
+    "attribute 'precision' must be a string": {"precision": 8},
     "attribute 'alpha' is 1.5": {"alpha": 1.5},
     "attribute 'alpha' must be a float": {"alpha": "0.9"},
     "attribute 'alpha' must be finite": {"alpha": float("nan")},
