@@ -94,15 +94,18 @@ class Team:
                 f"and {world} were started: start {asked}, or change the config"
             )
         place = _place(device)
-        if has_group:
-            store = dist.distributed_c10d._get_default_store()
-            return cls(config, place, Board(store, dist.get_rank(), world))
+        if not has_group:
+            cls._begin(config, place)
+        return cls(config, place, cls._board_of_group())
+
+    @classmethod
+    def _begin(cls, config: ParallelConfig, place: torch.device) -> None:
+        """Make the process group of those that were started, and leave it at the end."""
         leave_out_multicast()
         patience = timedelta(seconds=_PATIENCE)
         with said_shortly("meet"):
             store, rank, world = next(rendezvous("env://", timeout=patience))
-            board = Board(store, rank, world)
-            board.meet("start")
+            Board(store, rank, world).meet("start")
             dist.init_process_group(
                 "gloo" if place.type == "cpu" else "cpu:gloo,cuda:nccl",
                 store=store,
@@ -110,8 +113,18 @@ class Team:
                 world_size=world,
                 timeout=timedelta(seconds=config.timeout),
             )
-        atexit.register(cls._leave, board)  # and not before: another Pipeline may want it
-        return cls(config, place, board)
+        # And not before: another Pipeline may want it.
+        atexit.register(cls._leave, cls._board_of_group())
+
+    @staticmethod
+    def _board_of_group() -> Board:
+        """The one board of all teams of this process.
+
+        A group keeps its keys apart from others in the store that it was made with: who looks into
+        that store itself does not see what was put into the group's.
+        """
+        store = dist.distributed_c10d._get_default_store()
+        return Board(store, dist.get_rank(), dist.get_world_size())
 
     @property
     def first(self) -> bool:

@@ -214,6 +214,22 @@ def test_two_pipelines_take_turns_and_leave_nothing_in_the_store():
     assert [len(set(sums)) for sums in first["sums"]] == [1, 1]
 
 
+def _told(rank: int) -> str:
+    """What a later team hears of what the first one, which has made the group, was told."""
+    first, later = (Team.join(ParallelConfig(2), "cpu") for _ in range(2))
+    if rank == 1:
+        first.tell("out of memory")
+    first.meet()
+    with pytest.raises(ParallelError) as error:
+        later.look()
+    return str(error.value)
+
+
+def test_a_failure_is_heard_in_every_later_pipeline():
+    said = in_processes(_told, 2, group=False)
+    assert said == ["process 1 failed: out of memory"] * 2
+
+
 def _lost(rank: int, number: int) -> tuple[str, float, bool]:
     """What a process says whose other one is lost in the second step, and how long that takes."""
     pipe = wan()
