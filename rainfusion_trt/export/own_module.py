@@ -15,10 +15,15 @@ from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.export.exporter import ExportReport, Stage, check_request, export_source
 from rainfusion_trt.export.source import Axes, GraphSource, check_axes
 from rainfusion_trt.export.writer import Progress
+from rainfusion_trt.graph_file import BITS_INPUT
 from rainfusion_trt.models.given import Call, GivenPlace, Grid, KvLen, TextTokens
 from rainfusion_trt.operator.settings import AttentionSettings, TextPlace
 
-_RESERVED = {"sparsity": "an input", "sample": "the output"}
+_RESERVED = {
+    "sparsity": "an input of every exported graph",
+    "sample": "the output of every exported graph",
+    BITS_INPUT: "an input of every graph of 8 bits",  # by which readers tell these graphs
+}
 
 
 def export_module(
@@ -158,8 +163,8 @@ def _check_inputs(module: nn.Module, inputs: Call) -> dict[str, Tensor]:
     for key, value in inputs.items():
         if key in _RESERVED:
             raise InvalidInputError(
-                f"input {key!r} has the name of {_RESERVED[key]} of every exported graph; wrap the "
-                "module so that it is called otherwise"
+                f"input {key!r} has the name of {_RESERVED[key]}; wrap the module so that it is "
+                "called otherwise"
             )
         if not isinstance(value, (Tensor, bool, int, float, str, type(None))):
             raise InvalidInputError(

@@ -79,18 +79,7 @@ def _attention_fake(q: Tensor, *_: Any) -> Tensor:
 
 
 def with_bits(source: GraphSource) -> GraphSource:
-    """A source whose graph has the input `bits`, in the example 16 long.
-
-    Raises
-    ------
-    InvalidInputError
-        It has an input of that name.
-    """
-    if BITS_INPUT in source.inputs:
-        raise InvalidInputError(
-            f"input {BITS_INPUT!r} has the name of an input of every graph of 8 bits; wrap the "
-            "module so that it is called otherwise"
-        )
+    """A source whose graph has the input `bits`, in the example 16 long."""
 
     def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         return source.arguments({n: t for n, t in inputs.items() if n != BITS_INPUT})

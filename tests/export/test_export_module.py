@@ -283,12 +283,12 @@ def test_bad_arguments_are_named_before_work_starts(tmp_path, monkeypatch, optio
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["sparsity", "sample"])
+@pytest.mark.parametrize("name", ["sparsity", "sample", "bits"])  # in graphs of 16 bits too
 def test_names_of_the_graph_itself_are_taken(tmp_path, name):
     module = nn.Linear(8, 8).eval()
     module.forward = lambda **call: call[name]
     with pytest.raises(InvalidInputError, match=f"'{name}' has the name of"):
-        export_module(module, {name: torch.ones(1)}, grid=(1, 1, 1), output=tmp_path / "m.onnx")
+        export_module(module, {name: torch.ones(8)}, grid=(1, 1, 1), output=tmp_path / "m.onnx")
 
 
 def test_more_than_one_output_is_an_error(tmp_path):
