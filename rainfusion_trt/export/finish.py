@@ -115,6 +115,7 @@ def name_values(
     """
     graph = model.graph
     graph.name = "transformer"
+    _make_way(graph, inputs, outputs)
     symbols: dict[str, str] = {}
     for value, name in zip(graph.inputs, (*inputs, "sparsity"), strict=True):
         value.name = name
@@ -134,6 +135,16 @@ def name_values(
         name = f"{_module(node)}/{node.op_type}".removeprefix("/")
         node.name = f"{name}_{seen[name]}" if seen[name] else name
         seen[name] += 1
+
+
+def _make_way(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Take public names off values of the exporter's own: a module may have a weight `val_1`."""
+    weights = {name for name in graph.initializers if name.startswith(_ROOT)}
+    public = {*inputs, "sparsity", *outputs, *(name.removeprefix(_ROOT) for name in weights)}
+    constants = [value for name, value in graph.initializers.items() if name not in weights]
+    for value in (*constants, *(output for node in graph for output in node.outputs)):
+        if value.name in public:
+            value.name = f"{value.name}/value"  # a character that no name of Python has
 
 
 def _named(size: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | str:

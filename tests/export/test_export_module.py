@@ -291,6 +291,27 @@ def test_names_of_the_graph_itself_are_taken(tmp_path, name):
         export_module(module, {name: torch.ones(8)}, grid=(1, 1, 1), output=tmp_path / "m.onnx")
 
 
+def test_names_of_the_exporters_values_are_free(tmp_path):
+    """Its constants and values have names too, which a weight or an input may have as well."""
+
+    class Own(PlainDiT):
+        def __init__(self) -> None:
+            super().__init__("none")
+            self.axis_1 = nn.Parameter(torch.tensor([0.5]))
+
+        def forward(self, latents, text, val_0):
+            first, second = torch.stack((latents, 2 * latents), 1).unbind(1)
+            return super().forward(first * self.axis_1 + second * val_0, text)
+
+    torch.manual_seed(3)
+    module, inputs = Own().eval(), {**example(), "val_0": torch.full((1,), 0.25)}
+    report = export_module(module, inputs, grid=GRID, output=tmp_path / "own.onnx")
+    graph = onnx.load(report.path).graph
+    assert [value.name for value in graph.input] == ["latents", "text", "val_0", "sparsity"]
+    assert {"axis_1", "axis_1/value"} <= {tensor.name for tensor in graph.initializer}
+    assert relative_error(report.path, module, inputs) < TOLERANCE
+
+
 def test_more_than_one_output_is_an_error(tmp_path):
     module = dit()
     forward = module.forward
