@@ -13,7 +13,7 @@ import torch
 from rainfusion_trt.errors import EngineLoadError, InvalidInputError, UnsupportedError
 from rainfusion_trt.models import component_names, get_model, model_names, model_of
 from rainfusion_trt.models.base import VideoModel, VideoSize
-from rainfusion_trt.operator.settings import OPERATOR_V1_DEFAULTS, AttentionSettings
+from rainfusion_trt.operator.settings import OPERATOR_V1_DEFAULTS, AttentionSettings, Precision
 from rainfusion_trt.runtime.denoiser import GraphTransformer, complete_config
 from rainfusion_trt.runtime.graphs import Graph, graph_of_engine, graph_of_onnx
 from rainfusion_trt.runtime.select import Sources
@@ -131,6 +131,13 @@ class Artifacts:
     def originals(self) -> dict[str, Any]:
         """The transformers of a pipeline that was handed in, by component."""
         return {part.component: part.original for part in self.parts}
+
+    @property
+    def precision(self) -> Precision:
+        """That of steps of which nobody says theirs: 8 bits where any of its graphs has them."""
+        said = [graph.account.settings for part in self.parts for graph in part.graphs]
+        has_eight = any(each is not None and each.precision == "8bit" for each in said)
+        return "8bit" if has_eight else self.settings.precision
 
     @classmethod
     def read(

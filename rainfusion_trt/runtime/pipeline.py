@@ -234,8 +234,7 @@ class Pipeline:
                 fixed=pipe is not None if other_classes is None else not other_classes,
                 offload_device=self.denoiser.device if cpu_offload else None,
             )
-            exported = self.artifacts.settings.precision
-            self.precision = possible_precision(asked, exported, self.denoiser)
+            self.precision = possible_precision(asked, self.artifacts.precision, self.denoiser)
         except BaseException:
             self.denoiser.close()
             if pipe is not None:

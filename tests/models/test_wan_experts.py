@@ -20,6 +20,7 @@ from rainfusion_trt.export import export_model
 from rainfusion_trt.export.cli import app as exporter
 from rainfusion_trt.graph_file import FusedLora
 from rainfusion_trt.models import VideoSize, get_model, model_of
+from rainfusion_trt.operator.settings import AttentionSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Pipeline = functools.partial(rainfusion_trt.Pipeline, device="cpu")  # also beside a GPU
@@ -120,6 +121,18 @@ def test_two_files_in_onnx_runtime(pipe, experts, exported, files):
     # Relative 1e-5 of two float32 implementations, through guidance and four steps.
     torch.testing.assert_close(result, expected, atol=1e-3, rtol=0)
     assert (pipe.transformer, pipe.transformer_2) == experts
+
+
+def test_the_second_one_in_8_bits_alone(pipe, experts, exported, tmp_path, caplog):
+    """Both run in what both have, and that is said."""
+    late = tmp_path / "late.onnx"
+    settings = AttentionSettings(precision="8bit")
+    export_model(
+        MODEL, experts[1], SIZE, output=late, component=MODEL.components[1], settings=settings
+    )
+    with Pipeline(pipe=pipe, onnx=exported[0], onnx_2=late, sparsity=0.0) as pipeline:
+        assert pipeline.precision == "16bit"
+    assert "exported in 8 bits, and onnxruntime has 16 alone" in caplog.text
 
 
 def test_parts_that_do_not_fit(pipe, experts, exported):
