@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from rainfusion_trt.engine.metadata import EngineMetadata, TensorRecord
 from rainfusion_trt.engine.recipe import ShapeRange
 from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.graph_file import SHAPE_INPUTS
 from rainfusion_trt.runtime.base import TensorInfo, torch_dtype
 
 Shape = tuple[int, ...]
@@ -31,7 +32,8 @@ def tensor_infos(records: Iterable[TensorRecord]) -> dict[str, TensorInfo]:
 def select_profile(metadata: EngineMetadata, shapes: Mapping[str, Shape]) -> int:
     """Index of the optimisation profile that serves these input shapes.
 
-    One that is tuned for exactly these shapes is taken before one that merely allows them.
+    One that is tuned for exactly these shapes is taken before one that merely allows them, in each
+    precision and for any number of GPUs: the inputs that say these do not count.
 
     Raises
     ------
@@ -73,7 +75,8 @@ def _allowed(inputs: Sequence[TensorRecord], profile: str, shapes: Mapping[str, 
 
 
 def _tuned(inputs: Sequence[TensorRecord], profile: str, shapes: Mapping[str, Shape]) -> bool:
-    return all(_bounds(record, profile).opt == shapes[record.name] for record in inputs)
+    clip = (record for record in inputs if record.name not in SHAPE_INPUTS)
+    return all(_bounds(record, profile).opt == shapes[record.name] for record in clip)
 
 
 def _describe(inputs: Sequence[TensorRecord], profile: str) -> str:

@@ -117,6 +117,18 @@ def test_tuned_profile_comes_before_an_earlier_one():
     assert select_profile(engine, {"x": (2, 9, 8), "sparsity": (1,)}) == 0
 
 
+def test_a_tuned_profile_is_so_in_both_precisions():
+    engine = metadata()
+    wide, tuned = shapes((1, 1, 8), (1, 1, 8), (2, 64, 8)), shapes((2, 8, 8), (2, 8, 8), (2, 8, 8))
+    x = engine.inputs[0].model_copy(update={"profiles": {"small": wide, "large": tuned}})
+    both = dict.fromkeys(("small", "large"), shapes((8,), (8,), (16,)))
+    bits = TensorRecord(name="bits", dtype="float32", shape=(-1,), profiles=both)
+    engine = engine.model_copy(update={"inputs": (x, engine.inputs[1], bits)})
+    for length in (8, 16):
+        given = {"x": (2, 8, 8), "sparsity": (1,), "bits": (length,)}
+        assert select_profile(engine, given) == 1
+
+
 @pytest.mark.parametrize("shape", [(1, 17, 8), (3, 8, 8), (2, 8), (2, 3, 8)])
 def test_shape_outside_every_profile(shape):
     with pytest.raises(InvalidInputError) as error:
