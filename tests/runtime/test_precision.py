@@ -15,11 +15,11 @@ from rainfusion_trt.export import export_model
 from rainfusion_trt.models import VideoSize, get_model
 from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.runtime import loading
-from rainfusion_trt.runtime.cli import _precision
 from rainfusion_trt.runtime.ort import OnnxRuntimeBackend
 from rainfusion_trt.runtime.precision import (
     PrecisionSchedule,
     may_be_eight_bit,
+    precision_of_options,
     precision_per_step,
     read_precision,
 )
@@ -101,11 +101,12 @@ def test_ways_to_say_it():
 
 
 def test_options_of_run():
-    assert _precision(None, None, None) is None and _precision("8bit", None, None) == "8bit"
-    assert _precision("8bit", 0.1, None) == PrecisionSchedule(0.1, 0.0)
-    assert _precision(None, None, 0.1) == PrecisionSchedule(0.0, 0.1)
+    assert precision_of_options(None, None, None) is None
+    assert precision_of_options("8bit", None, None) == "8bit"
+    assert precision_of_options("8bit", 0.1, None) == PrecisionSchedule(0.1, 0.0)
+    assert precision_of_options(None, None, 0.1) == PrecisionSchedule(0.0, 0.1)
     with pytest.raises(InvalidInputError, match="go with --attention-precision 8bit"):
-        _precision("16bit", 0.1, None)
+        precision_of_options("16bit", 0.1, None)
 
 
 def test_a_step_says_what_ran():
