@@ -191,6 +191,12 @@ class GraphTransformer(nn.Module):
         # its address.
         self.sparsity = torch.zeros(1, dtype=torch.float32, device=backend.device)
 
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Those that its attention can compute in."""
+        both = self.backend.sparse and BITS_INPUT in self.backend.inputs
+        return ("16bit", "8bit") if both else ("16bit",)
+
     def cache_context(self, *_: Any, **__: Any) -> Any:
         """diffusers' caches skip layers, which a graph cannot do; the context does nothing."""
         return nullcontext()
@@ -304,9 +310,8 @@ class GraphDenoiser(OneDenoiser):
         self.name = backend.name
         self.device = backend.device
         self.sparse = backend.sparse
-        if self.sparse and BITS_INPUT in backend.inputs:
-            self.precisions = ("16bit", "8bit")
         self.component = GraphTransformer(backend, model, config)
+        self.precisions = self.component.precisions
         if attentions is None:
             attentions = model.attention_count(self.component.config)
         self._attentions = attentions

@@ -6,15 +6,16 @@ For what `Pipeline` does not drive, such as diffusers' modular blocks, or a loop
 from __future__ import annotations
 
 import functools
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rainfusion_trt.errors import DenseAttentionError
+from rainfusion_trt.errors import DenseAttentionError, UnsupportedError
 from rainfusion_trt.models import get_model
 from rainfusion_trt.models.base import VideoModel
-from rainfusion_trt.operator.settings import OPERATOR_V1_DEFAULTS, AttentionSettings
+from rainfusion_trt.operator.settings import OPERATOR_V1_DEFAULTS, AttentionSettings, Precision
 from rainfusion_trt.runtime.base import Backend
 from rainfusion_trt.runtime.choose import refuse_dense
 from rainfusion_trt.runtime.denoiser import GraphTransformer
@@ -24,6 +25,8 @@ from rainfusion_trt.runtime.plan import why_dense
 from rainfusion_trt.runtime.schedule import check_sparsity
 
 __all__ = ["LoadedGraph", "load_graph"]
+
+logger = logging.getLogger("rainfusion_trt")
 
 
 class LoadedGraph(GraphTransformer):
@@ -37,6 +40,10 @@ class LoadedGraph(GraphTransformer):
         self.settings: AttentionSettings = graph.account.settings or OPERATOR_V1_DEFAULTS
         self.allow_dense = allow_dense
         self._asked = 0.0
+        if self.settings.precision in self.precisions:
+            self.precision = self.settings.precision
+        else:
+            logger.warning("%s is of 8 bits, and %s has 16 alone", graph.origin, backend.name)
 
     def set_sparsity(self, value: float) -> None:
         """Sparsity of the calls from now on, on torch's current stream, without waiting.
@@ -59,6 +66,21 @@ class LoadedGraph(GraphTransformer):
         self._asked = value
         self.sparsity.fill_(value)
 
+    def set_precision(self, value: Precision) -> None:
+        """Precision of attention of the calls from now on; at first what it was exported in.
+
+        Raises
+        ------
+        UnsupportedError
+            It is none of `precisions`.
+        """
+        if value not in self.precisions:
+            raise UnsupportedError(
+                f"precision={value!r} cannot be set: {self.backend.name} has "
+                f"{', '.join(self.precisions)} of this file"
+            )
+        self.precision = value
+
     def forward(self, *, return_dict: bool = True, **forward_kwargs: Any) -> Any:
         """As of `GraphTransformer`; a clip that can only be dense is refused unless allowed.
 
@@ -68,7 +90,8 @@ class LoadedGraph(GraphTransformer):
             It has too few frames for the sparsity that is set, for example.
         """
         if self._asked > 0.0 and not self.allow_dense:
-            why = why_dense(self.model, self.settings, self, forward_kwargs, self._asked)
+            asked = self._asked, self.precision
+            why = why_dense(self.model, self.settings, self, forward_kwargs, *asked)
             if why is not None:
                 raise DenseAttentionError(why)
         return super().forward(return_dict=return_dict, **forward_kwargs)

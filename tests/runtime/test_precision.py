@@ -10,6 +10,7 @@ import torch
 
 import rainfusion_trt
 from helpers.cogvideox_pipeline import tiny_pipeline
+from rainfusion_trt import load_graph
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.export import export_model
 from rainfusion_trt.models import VideoSize, get_model
@@ -198,3 +199,24 @@ def test_onnx_runtime_has_16_bits_and_says_so(pipe, exported, caplog):
     assert "exported in 8 bits, and onnxruntime has 16 alone" in caplog.text
     with pytest.raises(UnsupportedError, match="'8bit' was asked for, and onnxruntime has 16 bits"):
         Pipeline(**graph, precision="8bit")
+
+
+def test_a_graph_by_itself_runs_in_what_it_was_exported_in(
+    exported, as_engine, caplog, monkeypatch
+):
+    transformer = MODEL.create(MODEL.config("tiny"), dtype=torch.float32, seed=0)
+    inputs = MODEL.example_inputs(transformer, SIZE, batch=1, device=torch.device("cpu"))
+    call = MODEL.forward_kwargs(inputs)
+    with load_graph(exported["8bit"], sparsity=0.0, device="cpu") as graph:
+        graph(**call)
+        graph.set_precision("16bit")
+        graph(**call)
+    with load_graph(exported["16bit"], sparsity=0.0, device="cpu") as graph:
+        graph(**call)
+        with pytest.raises(UnsupportedError, match="'8bit' cannot be set: onnxruntime has 16bit"):
+            graph.set_precision("8bit")
+    assert as_engine.bits == [8, 16, 0] and not caplog.text
+    monkeypatch.setattr(as_engine, "sparse", False)
+    with load_graph(exported["8bit"], sparsity=0.0, device="cpu") as graph:
+        assert graph.precision == "16bit"
+    assert "is of 8 bits, and onnxruntime has 16 alone" in caplog.text
