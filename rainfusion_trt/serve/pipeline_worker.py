@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rainfusion_trt.console import one_line
-from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.operator.settings import METHODS
 from rainfusion_trt.parallel.config import ParallelConfig
 from rainfusion_trt.presets import preset_of
@@ -314,7 +314,16 @@ class PipelineWorker:
             return ()
         if self._exported:
             return (self._usual,)
-        return (self._usual, *(method for method in METHODS if method != self._usual))
+        others = (method for method in METHODS if method != self._usual)
+        return (self._usual, *(method for method in others if self._has(method)))
+
+    def _has(self, method: str) -> bool:
+        """Whether PyTorch can run a method in the precision of this worker's steps."""
+        try:
+            self._pipeline.artifacts.settings.replace(method=method)
+        except UnsupportedError:  # 8 bits have no textural heads
+            return False
+        return True
 
     def _attention(self, request: GenerationRequest) -> tuple[Schedule, str, tuple[int, ...]]:
         """Sparsity by step, method and dense layers of a request, or by default."""

@@ -122,7 +122,10 @@ def test_the_precision_of_every_step(worker, tmp_path, one_thread):
     assert [step.precision for step in ran.steps] == ["16bit", "16bit"]
     with contextlib.closing(tiny_cogvideox(attention_precision="8bit", first_16bit=0.5)) as other:
         ran = other.generate(asked, None, tmp_path / "b.mp4", lambda *_: None)
+        methods = other.describe().methods
     assert [step.precision for step in ran.steps] == ["16bit", "8bit"]
+    # Requests of the others are refused at once, and not by the worker.
+    assert set(methods) == {"piecewise", "rainfusion2", "rainfusion_two_way"}
 
 
 def test_a_cache_of_a_request(worker, tmp_path, one_thread):
