@@ -113,7 +113,9 @@ class EightBitHead:
     def _tile(self, first: int | None, k: Tensor, v: Tensor) -> _Tile:
         keys = rotated(k.float() - self._centre)
         amplitude = keys.abs().amax().clamp(min=_SMALLEST_AMPLITUDE)
-        values = e4m3((v.float() - self._value_centre) / self._value_scale)
+        # A pseudo-value loses what every output gets back, which is known by then.
+        centre = self._value_centre if first is not None else self._output_centre
+        values = e4m3((v.float() - centre) / self._value_scale)
         return _Tile(first, integers(keys, amplitude), amplitude / _LARGEST_INTEGER, values)
 
     def attend(self, rows: RowTokens) -> tuple[Tensor, Tensor] | None:

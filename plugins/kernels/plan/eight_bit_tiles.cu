@@ -243,8 +243,9 @@ __device__ __forceinline__ void write_sums(const uint8_t* values, float* out) {
   out[threadIdx.x] = sum;
 }
 
-// A CTA takes a tile of keys and their values, or of pseudo-keys and theirs.
-template <typename Element, int kHeadSize>
+// A CTA takes a tile of keys and their values, or of pseudo-keys and theirs. These come later, when
+// it is known what every output gets back: pseudo-values lose just that.
+template <typename Element, int kHeadSize, bool kPseudo>
 __global__ void __launch_bounds__(keys_of(kHeadSize) * kRowThreads)
     key_tiles_kernel(const __grid_constant__ EightBitSources p, int k_tiles) {
   constexpr int kKeys = keys_of(kHeadSize);
@@ -255,9 +256,8 @@ __global__ void __launch_bounds__(keys_of(kHeadSize) * kRowThreads)
   const Geometry& g = p.geometry;
   const bool by_windows = uses_windows(g, p.sparsity);
   const int blocks = by_windows ? g.k_windows.blocks : g.k_cut.blocks;
-  const int block = blockIdx.x;
-  const bool pseudo = block >= blocks;
-  if (block >= blocks + (by_windows ? g.pseudo_tiles() : 0)) return;
+  const int block = kPseudo ? blocks + blockIdx.x : blockIdx.x;
+  if (kPseudo ? !by_windows : block >= blocks) return;
   const int64_t batch_head = blockIdx.y;
   const int batch = blockIdx.y / g.heads;
   const int head = blockIdx.y % g.heads;
@@ -266,7 +266,7 @@ __global__ void __launch_bounds__(keys_of(kHeadSize) * kRowThreads)
   int keys = 0;
   const Element* k_row = nullptr;
   const Element* v_row = nullptr;
-  if (pseudo) {
+  if constexpr (kPseudo) {
     const int first = (block - blocks) * kKeys;
     const int windows = g.k_windows.windows();
     keys = min(kKeys, windows - first);
@@ -303,7 +303,8 @@ __global__ void __launch_bounds__(keys_of(kHeadSize) * kRowThreads)
   if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = own;
 
   value.for_each([&](float& x, int channel) {
-    const float centre = __ldg(centres + kValueCentre * kHeadSize + channel);
+    constexpr int kCentre = kPseudo ? kOutputCentre : kValueCentre;
+    const float centre = __ldg(centres + kCentre * kHeadSize + channel);
     const float scale = __ldg(centres + kValueScale * kHeadSize + channel);
     const float scaled = real ? __fdividef(x - centre, scale) : 0.f;
     values[spread(value_offset(kHeadSize, channel, row))] =
@@ -322,9 +323,11 @@ __global__ void __launch_bounds__(keys_of(kHeadSize) * kRowThreads)
     out[i] = *reinterpret_cast<const uint4*>(values + spread(i * kChunkBytes));
   }
   if (threadIdx.x == 0) {
-    p.tiles.k_tile[tile] = {amplitude / kLargestInteger, pseudo ? kPseudoKeys : keys, {0, 0}};
+    p.tiles.k_tile[tile] = {amplitude / kLargestInteger, kPseudo ? kPseudoKeys : keys, {0, 0}};
   }
-  if (!pseudo) write_sums<kHeadSize, kThreads>(values, p.tiles.rounded_sums + tile * kHeadSize);
+  if constexpr (!kPseudo) {
+    write_sums<kHeadSize, kThreads>(values, p.tiles.rounded_sums + tile * kHeadSize);
+  }
 }
 
 // What the output gets back for the mean that values lost, and for the one that rounding left them
@@ -379,12 +382,17 @@ cudaError_t launch_eight_bit_tiles(const Geometry& geometry, const RainfusionTen
     const cudaError_t launched = cudaGetLastError();
     if (launched != cudaSuccess) return launched;
     const dim3 keys(g.k_tiles(), g.batch_heads());
-    key_tiles_kernel<Element, kHeadSize>
+    key_tiles_kernel<Element, kHeadSize, false>
         <<<keys, keys_of(kHeadSize) * kRowThreads, 0, stream>>>(sources, g.k_tiles());
     const cudaError_t rounded = cudaGetLastError();
     if (rounded != cudaSuccess) return rounded;
     output_centres_kernel<kHeadSize>
         <<<g.batch_heads(), kCentreThreads, 0, stream>>>(sources, g.k_tiles());
+    const cudaError_t centred = cudaGetLastError();
+    if (centred != cudaSuccess || !g.method.by_windows() || g.always_dense()) return centred;
+    const dim3 pseudo(g.pseudo_tiles(), g.batch_heads());
+    key_tiles_kernel<Element, kHeadSize, true>
+        <<<pseudo, keys_of(kHeadSize) * kRowThreads, 0, stream>>>(sources, g.k_tiles());
     return cudaGetLastError();
   });
 }
