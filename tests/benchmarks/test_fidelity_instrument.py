@@ -63,6 +63,17 @@ def cached(s, cache, time, psnr, loss):
     }
 
 
+def bits_record():
+    measured = {"mean": 0.01, "stderr": 0.001, "cases": [0.01, 0.01]}
+    whole = {"velocity": measured, "loss": measured, "flicker": measured | {"stderr": None}}
+    rows = [{"source": "film", "rule": rule, "sparsity": 0.0, **whole} for rule in ("a", "b")]
+    rows.append({"source": "film", "rule": "c", "not_run": "why"})
+    layer = {"layer": "layer0", "precision": "8bit"}
+    layer |= {"relative_error_mean": 0.03, "relative_error_worst": 0.04}
+    shares = {"film": {"a": 1.0, "b": 0.5}}
+    return {**HEAD, "rows": rows, "shares": shares, "attention": [layer]}
+
+
 @pytest.fixture
 def records():
     sparse = {"density": 0.31, "tiles": 0.33}
@@ -80,6 +91,7 @@ def records():
                 cached(0.8, "mag", 0.27, [28.0, 30.0], 2.1),
             ],
         },
+        "bits_3": bits_record(),
         "videos_3": {
             **HEAD,
             "rows": [
@@ -141,6 +153,9 @@ def test_every_section_says_what_its_files_say(records):
     line = "| piecewise | 0.8 | 0.310 | 0.330 | 32.0 ± 2.0 | +6.0 ± 1.0 | 0.900 ± 0.000 |"
     assert line in texts["film-videos"]
     assert "| dense, math |  | 1.000 | 1.000 | 61.0 ± 1.0 |  |" in texts["film-videos"]
+    assert "| b | 0 | 0.0100 ± 0.0010 | 0.500 | 1.00 ± 0.10 | 0.0100 |" in texts["film-bits"]
+    assert "| layer0 | 8bit | 0.03 | 0.04 |" in texts["film-bits"]
+    assert "| c |" not in texts["film-bits"]
     assert "| restore, film | a | 0.8 | 2 | 91.0 ± 1.0 |" in texts["film-vmaf"]
     assert "| piecewise | 0.123 ± 0.010 |" in texts["synthetic"]
     assert "| piecewise | 0.250 |  | 0.250 | 0.300 |" in texts["synthetic"]

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.fidelity import instrument
 from benchmarks.fidelity.film import bits
 from benchmarks.film.evaluate import dense_attention
 from benchmarks.film.product import OperatorRule
@@ -73,16 +72,3 @@ def test_another_implementation_gets_bfloat16_and_a_batch():
     rule = bits.PeerRule("dense, sage2", Peer())
     q, k, v = inputs()
     assert torch.equal(rule(q, k, v), v) and rule.tally.sums[3] == 1.0
-
-
-def test_the_table_has_every_rule_and_layer():
-    measured = {"mean": 0.01, "stderr": 0.001, "cases": [0.01, 0.01]}
-    whole = {"velocity": measured, "loss": measured, "flicker": measured | {"stderr": None}}
-    rows = [{"source": "film", "rule": rule, "sparsity": 0.0, **whole} for rule in ("a", "b")]
-    rows.append({"source": "film", "rule": "c", "not_run": "why"})
-    layer = {"layer": "layer0", "precision": "8bit"}
-    layer |= {"relative_error_mean": 0.03, "relative_error_worst": 0.04}
-    record = {"rows": rows, "shares": {"film": {"a": 1.0, "b": 0.5}}, "attention": [layer]}
-    text = instrument.bits({"bits_1": record})
-    assert "| b | 0 | 0.0100 ± 0.0010 | 0.500 | 1.00 ± 0.10 | 0.0100 |" in text
-    assert "layer0" in text and "| c |" not in text
