@@ -29,6 +29,7 @@ from torch._dynamo.utils import counters
 
 from benchmarks.engine.cases import Case
 from benchmarks.engine.eager import Eager, kernel_row
+from benchmarks.engine.kept import measured
 from benchmarks.engine.measure import (
     TOLERANCE,
     Forward,
@@ -42,7 +43,7 @@ from benchmarks.engine.measure import (
     time_limit,
     wrong_rows,
 )
-from benchmarks.record import RESULTS, write_result
+from benchmarks.record import RESULTS
 from rainfusion_trt import enable
 from rainfusion_trt.errors import InvalidInputError, RainFusionError
 from rainfusion_trt.routing import Routing
@@ -223,27 +224,6 @@ def _shares(rows: list[Row]) -> list[Row]:
     ]
 
 
-def measured(case: Case, output: Path, **options: Any) -> list[Row]:
-    """Measure a case and keep its rows, also those of one that breaks off."""
-    done: list[Row] = []
-    name = f"compile_{case.model.name}"
-    note = NOTE if case.width == "full" else "a rehearsal with a tiny network; no result"
-
-    def save(rows: list[Row]) -> None:
-        for row in rows[len(done) :]:
-            print({"job": name, **row}, flush=True)
-        done[:] = rows
-        write_result(name, [{**case.facts(), **row} for row in rows], note=note, folder=output)
-
-    try:
-        rows = measure(case, save, **options)
-    except Exception as error:  # the next model still runs; the row and the exit status tell
-        rows = [*done, failed_row("benchmark", name, error)]
-        save(rows)
-    release()
-    return rows
-
-
 @app.command()
 def main(
     models: Annotated[
@@ -267,8 +247,11 @@ def main(
     wrong: list[Row] = []
     for name in models or LAYERS:
         case = Case.standard(name, layers=LAYERS[name], tiny=tiny, device=device, dtype=dtype)
-        options = {"rounds": rounds, "compiler": compiler, "seconds": compile_seconds}
-        wrong += wrong_rows(measured(case, output or RESULTS, **options))
+        name = f"compile_{case.model.name}"
+        run = partial(measure, case, rounds=rounds, compiler=compiler, seconds=compile_seconds)
+        wrong += wrong_rows(
+            measured(name, case, run, file=name, note=NOTE, output=output or RESULTS)
+        )
     if wrong:
         raise SystemExit(f"{len(wrong)} rows failed or are not below {TOLERANCE:.0e}: {wrong}")
 

@@ -11,7 +11,8 @@ from benchmarks.engine.cases import Case
 from benchmarks.engine.denoising import Run, denoise, latent_pipeline, prompt_arguments
 from benchmarks.engine.eager import Eager, kernel_row
 from benchmarks.engine.engines import Engine, Prepared, backend_of, prepare
-from benchmarks.engine.few_layers import CHECKED, EAGER, ENGINE, OPERATOR, Options, Save
+from benchmarks.engine.few_layers import CHECKED, EAGER, ENGINE, OPERATOR, Options
+from benchmarks.engine.kept import Save
 from benchmarks.engine.measure import (
     Forward,
     Row,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from benchmarks.engine.cases import Case
 from benchmarks.engine.compiled import COMPILED_SPARSE, sharing_weights
 from benchmarks.engine.eager import Eager, kernel_row
 from benchmarks.engine.engines import Engine, load, prepare
+from benchmarks.engine.kept import Save
 from benchmarks.engine.measure import (
     Forward,
     Row,
@@ -39,8 +39,6 @@ CHECKED = 0.5  # where the engine is held against the operator
 COMPILED_AT = 0.8  # and there as well, as torch.compile with RainFusion
 # Attention in float32 runs at a fiftieth of the speed: only where it is done in a second or two.
 _FLOAT32_FLOPS = 5e13
-
-Save = Callable[[list[Row]], None]
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,13 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.engine import complete, few_layers, two_sizes
+from benchmarks.engine import complete, few_layers, kept, two_sizes
 from benchmarks.engine.cases import Case
 from benchmarks.engine.engines import prepare, recipe_of_sizes
-from benchmarks.engine.few_layers import Options, Save
-from benchmarks.engine.measure import TOLERANCE, Row, failed_row, release, wrong_rows
-from benchmarks.record import RESULTS, write_result
+from benchmarks.engine.few_layers import Options
+from benchmarks.engine.kept import Save
+from benchmarks.engine.measure import TOLERANCE, Row, release, wrong_rows
+from benchmarks.record import RESULTS
 from rainfusion_trt.engine import EngineRecipe
 from rainfusion_trt.errors import InvalidInputError, RainFusionError
 from rainfusion_trt.models import VideoSize, get_model
@@ -113,31 +114,11 @@ def jobs_of(
 
 
 def measured(job: Job, folder: Path, options: Options, output: Path) -> list[Row]:
-    """Run a job and keep its rows, also those of one that breaks off."""
-    done: list[Row] = []
-
-    def save(rows: list[Row]) -> None:
-        for row in rows[len(done) :]:
-            print({"job": job.name, **row}, flush=True)
-        done[:] = rows
-        write(job, rows, output)
-
-    try:
-        rows = job.run(folder, options, save)
-    except Exception as error:  # the next job still runs; the row and the exit status tell
-        rows = [*done, failed_row("benchmark", job.name, error)]
-    save(rows)
-    release()
-    return rows
-
-
-def write(job: Job, rows: list[Row], output: Path) -> None:
-    facts = job.case.facts()
-    note = NOTE if job.case.width == "full" else "a rehearsal with a tiny network; no result"
+    """Run a job and keep its rows."""
     bits = "" if job.case.precision == AttentionSettings.precision else f"_{job.case.precision}"
-    write_result(
-        f"models_{job.name}{bits}", [{**facts, **row} for row in rows], note=note, folder=output
-    )
+    run = partial(job.run, folder, options)
+    file = f"models_{job.name}{bits}"
+    return kept.measured(job.name, job.case, run, file=file, note=NOTE, output=output)
 
 
 @app.command()

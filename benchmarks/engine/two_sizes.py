@@ -8,7 +8,8 @@ from pathlib import Path
 from benchmarks.engine.cases import Case
 from benchmarks.engine.eager import Eager, kernel_row
 from benchmarks.engine.engines import Engine, Prepared, load, prepare, recipe_of_sizes
-from benchmarks.engine.few_layers import CHECKED, EAGER, ENGINE, OPERATOR, Options, Save
+from benchmarks.engine.few_layers import CHECKED, EAGER, ENGINE, OPERATOR, Options
+from benchmarks.engine.kept import Save
 from benchmarks.engine.measure import Forward, Row, error_row, relative_error, release, time_in_turn
 from rainfusion_trt.engine.metadata import ENGINE_FILE
 from rainfusion_trt.hashing import file_sha256

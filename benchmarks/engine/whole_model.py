@@ -34,6 +34,7 @@ from torch._dynamo.utils import counters
 from benchmarks.engine.cases import Case
 from benchmarks.engine.compiled import sharing_weights
 from benchmarks.engine.eager import Eager
+from benchmarks.engine.kept import Save, measured
 from benchmarks.engine.measure import (
     Row,
     failed_row,
@@ -43,7 +44,7 @@ from benchmarks.engine.measure import (
     time_in_turn,
     time_limit,
 )
-from benchmarks.record import RESULTS, write_result
+from benchmarks.record import RESULTS
 from rainfusion_trt import enable
 from rainfusion_trt.errors import InvalidInputError, RainFusionError
 from rainfusion_trt.operator.settings import Precision
@@ -66,7 +67,6 @@ NOTE = (
     "is what torch allocates at most in a forward, the weights of all that are measured included"
 )
 app = typer.Typer(add_completion=False, help=__doc__)
-Save = Callable[[list[Row]], None]
 
 
 @dataclass(frozen=True)
@@ -350,27 +350,6 @@ def skipped_steps(file: Path | None, steps: int) -> tuple[int, ...] | None:
     return tuple(sorted(set(found)))
 
 
-def measured(case: Case, output: Path, options: Options) -> list[Row]:
-    """Measure a case and keep its rows, also those of one that breaks off."""
-    done: list[Row] = []
-    name = f"whole_{case.model.name}"
-    note = NOTE if case.width == "full" else "a rehearsal with a tiny network; no result"
-
-    def save(rows: list[Row]) -> None:
-        for row in rows[len(done) :]:
-            print({"job": name, **row}, flush=True)
-        done[:] = rows
-        write_result(name, [{**case.facts(), **row} for row in rows], note=note, folder=output)
-
-    try:
-        rows = measure(case, options, save)
-    except Exception as error:  # the next model still runs; the row and the exit status tell
-        rows = [*done, failed_row("benchmark", name, error)]
-        save(rows)
-    release()
-    return rows
-
-
 @app.command()
 def main(
     models: Annotated[list[str], typer.Argument(help="Names of the registry.")],
@@ -396,12 +375,11 @@ def main(
     dtype = torch.bfloat16 if gpu else torch.float32
     settings: dict[str, Any] = {"tiny": tiny, "device": device, "dtype": dtype}
     cases = [Case.standard(name, layers=layers, **settings) for name in models]
-    failed = [
-        row
-        for case in cases
-        for row in measured(case, output or RESULTS, options)
-        if "failed" in row or "not_run" in row
-    ]
+    failed: list[Row] = []
+    for case in cases:
+        name, run = f"whole_{case.model.name}", partial(measure, case, options)
+        rows = measured(name, case, run, file=name, note=NOTE, output=output or RESULTS)
+        failed += [row for row in rows if "failed" in row or "not_run" in row]
     if failed:
         raise SystemExit(f"{len(failed)} rows failed: {failed}")
 
