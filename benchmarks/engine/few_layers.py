@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor
 
 from benchmarks.engine.cases import Case
@@ -87,6 +88,7 @@ class Baselines:
 
 def measure(case: Case, folder: Path, options: Options, save: Save) -> list[Row]:
     """Measure all rows of a case. Whenever a part is done, `save` gets the rows so far."""
+    torch._dynamo.reset()  # after a few networks it would run the next one eager, and not say so
     before = used_gib()
     eager = Eager(case)
     prepared = prepare(case, folder, transformer=eager.transformer, target=options.target)
