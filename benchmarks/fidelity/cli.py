@@ -8,8 +8,8 @@
 
 ``study``, ``confirm`` and ``tensors`` should have a GPU; they write figures as JSON into
 benchmarks/results and small tensors for pictures into out/fidelity. ``pictures`` and ``tables``
-need none; they write docs/images and the tables of docs/demo-study.md and docs/fidelity.md from
-those files. Needs the extra ``study``.
+need none; they write docs/images and the tables of docs/demo-study.md and docs/fidelity-tables.md
+from those files. Needs the extra ``study``.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def tables(
     results: ResultsOption = RESULTS,
     documents: Annotated[Path, typer.Option(help="Folder of the files.")] = ROOT / "docs",
 ) -> None:
-    """Bring the tables of fidelity.md and demo-study.md up to date with the results."""
+    """Bring the tables of fidelity-tables.md and demo-study.md up to date with the results."""
     from benchmarks.fidelity.tables import contents, fill
 
     for name, sections in contents(results, documents / "images").items():

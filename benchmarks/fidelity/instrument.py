@@ -25,14 +25,30 @@ def read_records(folder: Path) -> dict[str, Record]:
     }
 
 
-def sections(records: Mapping[str, Record]) -> dict[str, str]:
-    """Text of every section that there are files for, by the name of its markers."""
+def sections(
+    records: Mapping[str, Record], block: Mapping[float, float] | None = None
+) -> dict[str, str]:
+    """Text of every section that there are files for, by the name of its markers.
+
+    ``block`` is of :func:`caching`.
+    """
     texts = {}
     for name, (prefix, make) in SECTIONS.items():
         mine = {k: r for k, r in records.items() if k == prefix or k.startswith(f"{prefix}_")}
         if mine:
-            texts[name] = f"{sources(mine, FOLDER)}\n{make(mine)}"
+            text = caching(mine, block) if make is caching else make(mine)
+            texts[name] = f"{sources(mine, FOLDER)}\n{text}"
     return texts
+
+
+def block_times(record: Record | None) -> dict[float, float]:
+    """Milliseconds of a compiled forward by sparsity, of a file of ``scripts/bench_models.py``."""
+    rows = record["rows"] if record else []
+    return {
+        row["sparsity"]: row["ms"]
+        for row in rows
+        if row["what"] == "time of one forward" and row["run"].startswith("torch.compile")
+    }
 
 
 def fixed(records: Mapping[str, Record]) -> str:
@@ -69,54 +85,59 @@ def videos(records: Mapping[str, Record]) -> str:
     return "\n".join(parts)
 
 
-LESS = (0.75, 0.6, 0.5, 0.4, 0.3)
-"""Times against all steps dense, at which caches and sparsities are compared."""
-NEAR = 0.85  # the least of such a time that counts as the same
+def caching(records: Mapping[str, Record], block: Mapping[float, float] | None = None) -> str:
+    """What step caches at every threshold keep of the video, and the time they leave.
 
-
-def caching(records: Mapping[str, Record]) -> str:
-    """What caches and sparsities keep of the video where they take the same time."""
+    Parameters
+    ----------
+    block
+        Milliseconds of a forward of another model by sparsity, 0 too: the time in its terms.
+    """
     parts = []
     for name, record in records.items():
         rows = record["rows"]
         for task, steps in dict.fromkeys((row["task"], row["steps"]) for row in rows):
             mine = [row for row in rows if (row["task"], row["steps"]) == (task, steps)]
-            caches = list(dict.fromkeys(map(_cache_of, mine)))
-            table = [
-                _caching_row(mine, caches, limit, s)
-                for limit in LESS
-                for s in dict.fromkeys(row["sparsity"] for row in mine)
-            ]
-            filled = [cells for cells in table if any(cells[c] for c in caches)]
             ms = ", ".join(f"s = {s}: {value:.1f}" for s, value in record["step_ms"].items())
+            ended = "" if record["complete"] else " Time ended before the other rows."
             parts.append(
                 f"{name.replace('_', ' ')}: {task}, {steps} steps, {len(mine[0]['psnr'])} videos; "
-                f"milliseconds of a step ({record['step_ms_from']}): {ms}; PSNR in dB, beside it "
-                f"the time that it takes and the rise of the loss:\n\n{markdown(filled)}"
+                f"milliseconds of a step ({record['step_ms_from']}): {ms}.{ended}\n\n"
+                f"{markdown([_caching_row(row, mine, block or {}) for row in mine])}"
             )
     return "\n".join(parts)
 
 
-def _cache_of(row: Row) -> str:
-    return row["cache"] if row["reuse"] in ("", "output") else f"{row['cache']}, {row['reuse']}"
+def _caching_row(row: Row, rows: Sequence[Row], block: Mapping[float, float]) -> Row:
+    base = [r for r in rows if r["sparsity"] == 0.0 and r["cache"] == "none"]
+    rule = row["cache"] if row["reuse"] in ("", "output") else f"{row['cache']}, {row['reuse']}"
+    cells: Row = {
+        "s": f"{row['sparsity']:g}",
+        "cache": rule,
+        "threshold": f"{row['threshold']:g}" if rule != "none" else "",
+        "steps that run": f"{statistics.fmean(map(len, row['ran'])):.1f}",
+        "time here": f"{row['time']:.2f}",
+    }
+    if block:
+        cells["time in Wan 14B blocks"] = f"{_time_of(row, block):.2f}"
+    rise = 100 * (row["loss"] / base[0]["loss"] - 1) if base and "loss" in row else None
+    cells["loss, %"] = "" if rise is None else f"{rise:+.2f}"
+    if row in base:  # the videos that all are compared with
+        return cells | {"error of the latents": "", "PSNR": "", "flicker": ""}
+    return cells | {
+        "error of the latents": _pm(_mean(row["latents_error"])),
+        "PSNR": _pm(_mean(row["psnr"]), digits=1),
+        "flicker": _pm(_mean(row["flicker"])),
+    }
 
 
-def _caching_row(rows: Sequence[Row], caches: Sequence[str], limit: float, s: float) -> Row:
-    """Of every cache that which takes most of the time, of those that nearly take it."""
-    base = [row for row in rows if row["sparsity"] == 0.0 and row["cache"] == "none"]
-    cells: Row = {"time": f"{limit:g}", "s": f"{s:g}"}
-    for cache in caches:
-        able = [r for r in rows if r["sparsity"] == s and _cache_of(r) == cache]
-        able = [r for r in able if NEAR * limit <= r["time"] <= limit]
-        cells[cache] = ""
-        if not able:
-            continue
-        row = max(able, key=lambda r: r["time"])
-        rise = ""
-        if "loss" in row and base:
-            rise = f", {100 * (row['loss'] / base[0]['loss'] - 1):+.1f} %"
-        cells[cache] = f"{_pm(_mean(row['psnr']), digits=1)} ({row['time']:.2f}{rise})"
-    return cells
+def _time_of(row: Row, block: Mapping[float, float]) -> float:
+    """Time of the steps that ran, in forwards of another model, against all of them dense."""
+    dense = row["dense_steps"]
+    taken = [
+        block[0.0] if step < dense else block[row["sparsity"]] for ran in row["ran"] for step in ran
+    ]
+    return sum(taken) / (block[0.0] * row["steps"] * len(row["ran"]))
 
 
 def vmaf(records: Mapping[str, Record]) -> str:

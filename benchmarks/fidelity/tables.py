@@ -1,4 +1,4 @@
-"""Make the tables of docs/demo-study.md and docs/fidelity.md from benchmarks/results alone."""
+"""Make the tables of the studies in docs from benchmarks/results alone."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ from benchmarks.fidelity.configs import (
     MAIN_SPARSITY,
 )
 from benchmarks.fidelity.confirmed import confirmed
-from benchmarks.fidelity.instrument import read_records, sections
+from benchmarks.fidelity.instrument import block_times, read_records, sections
 from benchmarks.fidelity.methods import METHODS
 
 RECORDS = ("fidelity", "fidelity_confirm", "fidelity_tensors")
+BLOCKS = "models_wan2.2-i2v-a14b"  # whose times stand beside caches
 
 
 PICTURES = {
@@ -55,7 +56,9 @@ def contents(folder: Path, images: Path) -> dict[str, dict[str, str]]:
         record = records[source]
         study[name] = NOTHING if record is None else make(record)
     study["pictures"] = pictures(images)
-    return {"demo-study.md": study, "fidelity.md": sections(read_records(folder / "fidelity"))}
+    block = block_times(_read(folder / f"{BLOCKS}.json"))
+    instrument = sections(read_records(folder / "fidelity"), block)
+    return {"demo-study.md": study, "fidelity-tables.md": instrument}
 
 
 def fill(text: str, wanted: Mapping[str, str]) -> str:

@@ -161,7 +161,7 @@ def test_confirmed_gains_are_of_the_same_seeds(results):
 
 
 def test_pictures_and_tables(results, pipeline, tmp_path):
-    for name in ("fidelity.md", "demo-study.md"):
+    for name in ("fidelity-tables.md", "demo-study.md"):
         shutil.copy(ROOT / "docs" / name, tmp_path)
     document = tmp_path / "demo-study.md"
     images = tmp_path / "images"

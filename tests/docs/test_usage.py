@@ -1,9 +1,10 @@
-"""docs/usage.md and docs/fidelity.md: figures of the film study and of timings; presets."""
+"""Figures of usage.md, fidelity.md and caching.md are those of the studies; presets."""
 
 from __future__ import annotations
 
 import json
 import re
+import statistics
 
 import diffusers
 import numpy as np
@@ -136,3 +137,42 @@ def test_dense_steps_of_few(shift, steps):
     words = " ".join(section("Presets").split()).split(f"shift of {shift}, ")[1]
     said = {int(of): int(dense) for dense, of in re.findall(r"(\d+) of (\d+)", words)[:2]}
     assert said[steps] == planned.count(0.0)
+
+
+def of_instrument(name: str) -> dict:
+    file = source_directory() / "benchmarks" / "results" / "fidelity" / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def test_what_videos_keep_is_what_was_measured():
+    rows, vmaf = of_instrument("videos_4")["rows"], of_instrument("vmaf")["rows"]
+    tasks = [("restore, film", 18), ("restore, clips", 18), *(("generate", n) for n in (30, 8, 4))]
+    for name, *found in cells(section("In videos", "fidelity.md")):
+        rule = name.strip("`")
+        wanted = []
+        for task in tasks:
+            (row,) = [r for r in rows if (r["task"], r["steps"]) == task and r["rule"] == rule]
+            psnr = row["psnr"]
+            stderr = statistics.stdev(psnr) / len(psnr) ** 0.5
+            wanted.append(f"{statistics.fmean(psnr):.1f} ± {stderr:.1f}")
+        for task, _ in tasks[:2]:
+            known = [r["vmaf"] for r in vmaf if (r["task"], r["rule"]) == (task, rule)]
+            wanted.append(f"{statistics.fmean(known[0]):.1f}" if known else "")
+        assert found == wanted
+
+
+def test_what_caches_cost_is_what_was_measured():
+    rows = of_instrument("caching_4")["rows"]
+    dense = [row for row in rows if row["sparsity"] == 0]
+    (base,) = [row["loss"] for row in dense if row["cache"] == "none"]
+    at = {(f"`{row['cache']}`", f"{row['threshold']:g}"): row for row in dense}
+    found = [row for row in cells(section("Which", "caching.md")) if "of 50" in row[2]]
+    assert len(found) == 6
+    for cache, threshold, ran, *figures in found:
+        row = at[cache, threshold]
+        assert ran == f"{statistics.fmean(map(len, row['ran'])):.0f} of 50"
+        assert figures == [
+            f"{100 * (row['loss'] / base - 1):+.1f} %",
+            f"{statistics.fmean(row['latents_error']):.3f}",
+            f"{statistics.fmean(row['psnr']):.1f} dB",
+        ]

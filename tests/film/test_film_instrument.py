@@ -13,6 +13,7 @@ from benchmarks.fidelity.film import lossless
 from benchmarks.fidelity.film.entries import TARGET
 from benchmarks.fidelity.film.lossless import Pack, read_video
 from benchmarks.fidelity.film.scoring import flicker, score
+from benchmarks.fidelity.film.sheet import LABEL, read, sheet
 from helpers.film_clips import write_autoencoder, write_clip
 from rainfusion_trt.operator.settings import METHODS
 
@@ -43,6 +44,22 @@ def test_videos_come_back_as_they_were(tmp_path, monkeypatch):
         assert np.array_equal(read_video(tmp_path, entry), frames), entry
     with pytest.raises(OSError, match="ends before frame"):
         read_video(tmp_path, index[-1] | {"frames": 99})
+
+
+def test_a_sheet_has_a_row_for_every_rule(tmp_path):
+    pack = Pack(tmp_path, "lossless_1_0")
+    shades = {("dense", None): 40, ("piecewise", 0.8): 120, ("rainfusion2", 0.8): 200}
+    for item in (0, 1):
+        for (rule, s), shade in shades.items():
+            frames = np.full((13, 32, 64, 3), shade + 20 * item, np.uint8)
+            pack.add(frames, task="restore, film", item=item, rule=rule, sparsity=s)
+    pack.finish()
+    picture = sheet(read(tmp_path, [1]))
+    assert picture.shape == (3 * (LABEL + 160), 2 * 320, 3)
+    middles = [int(picture[i * (LABEL + 160) + LABEL + 80, 100, 0]) for i in range(3)]
+    assert middles == [60, 140, 220]
+    with pytest.raises(SystemExit, match=r"no videos of items \[7\]"):
+        read(tmp_path, [7])
 
 
 def test_scores_by_hand():
