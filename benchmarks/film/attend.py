@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.film.scores import Heads
-from benchmarks.film.windows import Windows
+from benchmarks.film.windows import PARTS, Windows
 
 RESTS = ("drop", "means", "first")
 
@@ -34,7 +34,13 @@ def attend_dense(heads: Heads, rows: slice) -> Tensor:
 
 
 def attend_windows(
-    heads: Heads, queries: Windows, keys: Windows, kept: Tensor, rest: str, dtype: torch.dtype
+    heads: Heads,
+    queries: Windows,
+    keys: Windows,
+    kept: Tensor,
+    rest: str,
+    dtype: torch.dtype,
+    parted: Tensor | None = None,
 ) -> Tensor:
     """Output [N, n, D] of the non-sink rows.
 
@@ -47,7 +53,12 @@ def attend_windows(
         with its tokens as weight and its mean value. ``first``: that and a first-order term.
     dtype
         Element type that means are rounded to.
+    parted
+        bool as ``kept``, of windows that are not: each counts as its ``PARTS`` equal parts, with
+        means of their own. Only with ``means``.
     """
+    if parted is not None and rest != "means":
+        raise ValueError(f"parts are known by their means, and rest is {rest}")
     if rest not in RESTS:
         raise ValueError(f"rest is one of {RESTS}, not {rest}")
     chosen = kept.sum(-1)
@@ -68,7 +79,15 @@ def attend_windows(
         mean_k, mean_v = keys.means(heads.free_k), keys.means(heads.free_v)
         pseudo_k, pseudo_v = (x.to(dtype).float()[:, None] for x in (mean_k, mean_v))
         pseudo = q @ pseudo_k.transpose(2, 3) + math.log(keys.size)
-        logits.append(pseudo.masked_fill_(kept[:, :, None], -math.inf))
+        known = kept if parted is None else kept | parted
+        logits.append(pseudo.masked_fill_(known[:, :, None], -math.inf))
+    if parted is not None:
+        part_k, part_v = (keys.means(x, PARTS) for x in (heads.free_k, heads.free_v))
+        part_k, part_v = (x.to(dtype).float()[:, None] for x in (part_k, part_v))
+        pseudo = q @ part_k.transpose(2, 3) + math.log(keys.size / PARTS)
+        others = ~parted.repeat_interleave(PARTS, -1)[:, :, None]
+        logits.append(pseudo.masked_fill_(others, -math.inf))
+        pseudo_v = torch.cat([pseudo_v, part_v], 2)
     weights = torch.softmax(torch.cat(logits, -1), -1)
     del logits
     sizes = [heads.sinks, most * keys.size, weights.shape[-1] - heads.sinks - most * keys.size]

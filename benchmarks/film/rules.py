@@ -12,9 +12,10 @@ from torch import Tensor
 from benchmarks.film.attend import attend_dense, attend_windows
 from benchmarks.film.scene import Scene
 from benchmarks.film.scores import SCORES, Heads
-from benchmarks.film.windows import Windows, sharing
+from benchmarks.film.windows import PARTS, Windows, sharing
 
 CHUNK = 4  # heads attended at once, for memory
+FLOOR = 0.04  # of all key windows, which a row keeps whatever their mass
 
 
 @dataclass
@@ -61,6 +62,14 @@ def choose_layer(scores: Tensor, keep: int) -> Tensor:
     return probability >= least
 
 
+def choose_mass(scores: Tensor, share: float, least: int) -> Tensor:
+    """Of every row the fewest with so much of its predicted probability, but ``least``."""
+    probability, order = torch.softmax(scores, -1).sort(dim=-1, descending=True, stable=True)
+    wanted = probability.cumsum(-1) - probability < share  # what the better ones leave short of it
+    wanted[..., :least] = True
+    return torch.zeros_like(wanted).scatter_(-1, order, wanted)
+
+
 @dataclass
 class WindowRule:
     """Every query window keeps the best key windows, those it shares a token with, and sinks.
@@ -73,7 +82,12 @@ class WindowRule:
         Weight of the other windows: see ``attend_windows``.
     spread
         ``row``: the same budget for every query window; ``layer``: one threshold on predicted
-        probability for all windows and heads of a layer.
+        probability for all windows and heads of a layer; ``mass``: as many windows as hold a
+        share of 1 - sparsity of the predicted probability, in every layer, head and step, and
+        no fewer than ``FLOOR`` of all.
+    finer
+        Of the windows left out, as many of the best as a row's budget times this are known by
+        the means of their parts.
     """
 
     name: str
@@ -84,13 +98,16 @@ class WindowRule:
     score: str = "mean"
     rest: str = "drop"
     spread: str = "row"
+    finer: float = 0.0
     tally: Tally = field(default_factory=Tally)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         heads = Heads(q.float(), k.float(), v.float(), self.scene.sinks)
-        kept = self.choose(self.scores(heads))
-        self.count(kept)
-        return self.run(heads, kept, q.dtype)
+        scores = self.scores(heads)
+        kept = self.choose(scores)
+        parted = self.choose_finer(scores, kept)
+        self.count(kept, parted)
+        return self.run(heads, kept, q.dtype, parted)
 
     def scores(self, heads: Heads) -> Tensor:
         return SCORES[self.score](heads, self.queries, self.keys)
@@ -98,10 +115,25 @@ class WindowRule:
     def choose(self, scores: Tensor) -> Tensor:
         """bool [N, query windows, key windows]."""
         keep = budget(self.keys.count, self.sparsity)
-        chosen = choose_rows(scores, keep) if self.spread == "row" else choose_layer(scores, keep)
+        if self.spread == "mass":
+            least = budget(self.keys.count, 1 - FLOOR)
+            chosen = choose_mass(scores, 1 - self.sparsity, least)
+        elif self.spread == "layer":
+            chosen = choose_layer(scores, keep)
+        else:
+            chosen = choose_rows(scores, keep)
         return chosen | sharing(self.queries, self.keys)
 
-    def run(self, heads: Heads, kept: Tensor, dtype: torch.dtype) -> Tensor:
+    def choose_finer(self, scores: Tensor, kept: Tensor) -> Tensor | None:
+        """bool as ``kept``: windows known by the means of their parts, none of which is kept."""
+        number = round(self.finer * budget(self.keys.count, self.sparsity))
+        if not number:
+            return None
+        return choose_rows(scores.masked_fill(kept, -math.inf), number) & ~kept
+
+    def run(
+        self, heads: Heads, kept: Tensor, dtype: torch.dtype, parted: Tensor | None = None
+    ) -> Tensor:
         """Output of all rows for a choice."""
         out = torch.empty_like(heads.q)
         rows = slice(0, heads.sinks)
@@ -109,21 +141,33 @@ class WindowRule:
         for begin in range(0, len(heads), CHUNK):
             part = slice(begin, begin + CHUNK)
             out[part, heads.sinks :] = attend_windows(
-                heads.pick(part), self.queries, self.keys, kept[part], self.rest, dtype
+                heads.pick(part),
+                self.queries,
+                self.keys,
+                kept[part],
+                self.rest,
+                dtype,
+                None if parted is None else parted[part],
             )
         return out.to(dtype)
 
-    def count(self, kept: Tensor) -> None:
+    def count(self, kept: Tensor, parted: Tensor | None = None) -> None:
         """Add the densities and the work of a choice to the tally."""
-        self.tally.add(*costs(self.scene, self.queries, self.keys, kept, self.rest))
+        self.tally.add(*costs(self.scene, self.queries, self.keys, kept, self.rest, parted))
 
 
 def costs(
-    scene: Scene, queries: Windows, keys: Windows, kept: Tensor, rest: str
+    scene: Scene,
+    queries: Windows,
+    keys: Windows,
+    kept: Tensor,
+    rest: str,
+    parted: Tensor | None = None,
 ) -> tuple[float, float, float]:
     """Means over heads: share of real pairs, pseudo-keys counted too, share of dense tiles.
 
-    A window takes whole tiles, however few its tokens are; pseudo-keys take tiles of their own.
+    A window takes whole tiles, however few its tokens are; pseudo-keys take tiles of their own,
+    and those of parts, of which every row has others, take whole tiles too.
     """
     every, sinks = scene.tokens, scene.sinks
     pairs = float(kept.sum()) / len(kept)
@@ -134,6 +178,10 @@ def costs(
     tiles = pairs * tall * wide + queries.count * tall * -(-sinks // columns)
     if rest != "drop":
         tiles += queries.count * tall * -(-keys.count // columns)
+    if parted is not None:
+        parts = PARTS * parted.sum(-1)  # of every query window
+        pseudo += float(parts.sum() - parted.sum()) / len(kept) * queries.size
+        tiles += float((parts / columns).ceil().sum()) / len(kept) * tall
     tiles += -(-sinks // rows) * -(-every // columns)
     dense = -(-every // rows) * -(-every // columns)
     return exact / every**2, (exact + pseudo) / every**2, tiles / dense

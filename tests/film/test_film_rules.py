@@ -9,10 +9,10 @@ import torch
 from benchmarks.film.catalogue import Catalogue
 from benchmarks.film.evaluate import dense_attention
 from benchmarks.film.kinds import KindRule
-from benchmarks.film.rules import WindowRule, budget, choose_layer, choose_rows
+from benchmarks.film.rules import WindowRule, budget, choose_layer, choose_mass, choose_rows
 from benchmarks.film.scene import TINY
 from benchmarks.film.scores import Heads, covariance_scores, mass_scores, place_scores
-from benchmarks.film.windows import boxes, runs, sharing, sub_shape
+from benchmarks.film.windows import PARTS, boxes, runs, sharing, sub_shape
 from helpers.film_reference import attention
 
 GRID, SINKS = TINY.free_grid, TINY.sinks
@@ -127,6 +127,49 @@ def test_a_layer_shares_its_budget():
     kept = choose_layer(torch.stack([peaked, flat])[None], 2)
     assert kept.sum() == 4
     assert kept[0].tolist() == [[True, False, False, False], [True, True, True, False]]
+
+
+def test_a_share_of_mass_takes_as_many_as_it_needs():
+    rows = torch.tensor([[0.6, 0.3, 0.05, 0.05], [0.1, 0.2, 0.3, 0.4]]).log()[None]
+    assert choose_mass(rows, 0.65, 1)[0].int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
+    assert choose_mass(rows, 0.5, 1)[0].int().tolist() == [[1, 0, 0, 0], [0, 0, 1, 1]]
+    assert choose_mass(rows, 0.01, 2)[0].int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
+    assert choose_mass(rows, 1.1, 1).all()
+
+
+def finer_rule(finer):
+    cut = Catalogue(TINY, CPU).cut("cube")
+    return WindowRule("rule", 0.8, TINY, *cut, "mean", "means", finer=finer)
+
+
+def test_parts_of_the_next_best_are_known_by_their_means():
+    """Where keys and values are equal within the parts, and all left out are parted: exact."""
+    q, k, v = heads_of()
+    _, keys = Catalogue(TINY, CPU).cut("cube")
+    for x in (k, v):
+        means = keys.means(x[:, SINKS:], PARTS).unflatten(1, (keys.count, PARTS))
+        x[:, SINKS:] = keys.scatter(means.repeat_interleave(keys.size // PARTS, 2).contiguous())
+    dense = dense_attention(q, k, v)
+    torch.testing.assert_close(finer_rule(4.0)(q, k, v), dense, atol=1e-4, rtol=0)
+    errors = [(finer_rule(f)(q, k, v) - dense).norm() for f in (0.0, 1.0, 2.0)]
+    assert errors[0] > 1.05 * errors[1] > 1.05 * errors[2] > 0
+
+
+def test_what_parts_cost_by_hand():
+    q, k, v = heads_of()
+    plain, finer = finer_rule(0.0), finer_rule(1.0)
+    plain(q, k, v)
+    finer(q, k, v)
+    assert finer.tally.sums[0] == plain.tally.sums[0]
+    rows, number = finer.queries.count, budget(finer.keys.count, 0.8)
+    more = rows * number * (PARTS - 1) * finer.queries.size / TINY.tokens**2
+    assert finer.tally.sums[1] - plain.tally.sums[1] == pytest.approx(more)
+    height, width = TINY.tile
+    dense = -(-TINY.tokens // height) * -(-TINY.tokens // width)
+    tiles = rows * -(-finer.queries.size // height) * math.ceil(number * PARTS / width)
+    assert finer.tally.sums[2] - plain.tally.sums[2] == pytest.approx(tiles / dense)
+    with pytest.raises(ValueError, match="rest is drop"):
+        replace(finer, rest="drop")(q, k, v)
 
 
 def test_densities_and_tiles_by_hand():

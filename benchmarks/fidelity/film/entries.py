@@ -45,10 +45,16 @@ def contenders(scene: Scene, device: torch.device) -> Iterator[Contender]:
         return Contender(method, "package", lambda s: OperatorRule(method, s, scene, method))
 
     def windows(
-        name: str, origin: str, shape: str, score: str, rest: str, spread: str = "row"
+        name: str,
+        origin: str,
+        shape: str,
+        score: str,
+        rest: str,
+        spread: str = "row",
+        finer: float = 0.0,
     ) -> Contender:
         def make(s: float) -> Rule:
-            return WindowRule(name, s, scene, *catalogue.cut(shape), score, rest, spread)
+            return WindowRule(name, s, scene, *catalogue.cut(shape), score, rest, spread, finer)
 
         return Contender(name, origin, make)
 
@@ -77,6 +83,12 @@ def contenders(scene: Scene, device: torch.device) -> Iterator[Contender]:
     yield windows("long windows, sub-window scores, means", "study", "long", "sub", "means")
     yield windows("long windows, dropped", "study", "long", "mean", "drop")
     yield windows("long windows, means, one threshold", "study", "long", "mean", "means", "layer")
+    yield windows(
+        "long windows, means, one share of mass", "study", "long", "mean", "means", "mass"
+    )
+    yield windows(
+        "long windows, means, parts of the next best", "study", "long", "mean", "means", finer=1.0
+    )
     yield windows("nearest cubes, means", "study", "cube", "near", "means")
     yield windows("temporal band of long windows, means", "study", "long", "place", "means")
     yield windows("random blocks, dropped", "bound", "raster", "random", "drop")
