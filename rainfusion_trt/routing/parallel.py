@@ -114,6 +114,7 @@ class Ulysses(NamedTuple):
             )
             whole.append(order.whole(parts.view(-1, batch, mine, size)).transpose(0, 1))
         output = attend(*whole)
+        del whole, parts  # before there are two buffers of the output
 
         received = self._exchange(
             order.parts(output.transpose(0, 1)).reshape(-1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import rainfusion_trt
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models import VideoModel, VideoSize
 from rainfusion_trt.parallel.spread import spread, unspread
+from tests.helpers.live_memory import peak_bytes
 from tests.helpers.process_group import in_processes
 from tests.helpers.routed_models import CLASSES, call_of, run, tiny
 
@@ -166,6 +168,31 @@ def _by_diffusers(mesh: Any) -> Answers:
         apply_context_parallel(transformer, context, rainfusion_trt.cp_plan(transformer))
         answers[name, "by diffusers"] = _compared(run(transformer, call), alone, dense)
     return answers
+
+
+def _memory(rank: int) -> dict[tuple[str, int], int]:
+    """The most that a forward holds beside the weights, by the number of processes."""
+    peaks = {}
+    for name in ("wan2.1-1.3b", "hunyuanvideo"):
+        model, transformer = _model(name, num_layers=2)
+        routing = rainfusion_trt.enable(
+            transformer, sparsity=0.0, model=model.name, method="rainfusion"
+        )
+        call = call_of(model, transformer, VideoSize(49, 256, 256), batch=1)
+        forward = partial(run, transformer, call)
+        peaks[name, 1] = peak_bytes(forward)
+        for mesh in _meshes():
+            spread(routing, transformer, mesh)
+            peaks[name, mesh["ulysses"].size()] = peak_bytes(forward)
+            unspread(transformer)
+    return peaks
+
+
+def test_memory_of_a_process_is_its_part():
+    for peaks in in_processes(_memory, 4):
+        assert len(peaks) == 2 * 3
+        for (name, processes), peak in peaks.items():
+            assert peak <= 1.15 / processes * peaks[name, 1] or processes == 1, (name, processes)
 
 
 @pytest.mark.parametrize("world", [3, 4])
