@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from rainfusion_trt.errors import ExportError
 from rainfusion_trt.export.shared_ops import gather_tokens, split_tokens
-from rainfusion_trt.models.token_cuts import TokenCuts
+from rainfusion_trt.models.token_cuts import TokenCuts, modules_of
 
 Cut = Callable[[Tensor], Tensor]
 
@@ -60,10 +60,10 @@ def shared_tokens(
             if not name:
                 arguments[argument] = tree_map_only(Tensor, cut_at(axis), arguments[argument])
                 continue
-            module = transformer.get_submodule(name)
             hook = _argument_hook(argument, cut_at(axis))
-            handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-            stack.callback(handle.remove)
+            for module in modules_of(transformer, name):
+                handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+                stack.callback(handle.remove)
         for name, axis in cuts.outputs.items():
             handle = transformer.get_submodule(name).register_forward_hook(
                 _output_hook(cut_at(axis))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torch import nn
+
 
 @dataclass(frozen=True)
 class TokenCuts:
@@ -17,7 +19,7 @@ class TokenCuts:
     ----------
     arguments : mapping
         (module, argument) -> axis of the tokens in that argument, a tensor or several, of the
-        module's call. The module "" is the transformer.
+        module's call. The module "" is the transformer; "NAME.*" is every module of a list.
     outputs : mapping
         Module -> axis of the tokens in what it gives.
     gathered : str
@@ -27,3 +29,10 @@ class TokenCuts:
     arguments: Mapping[tuple[str, str], int]
     outputs: Mapping[str, int]
     gathered: str = "proj_out"
+
+
+def modules_of(transformer: nn.Module, name: str) -> list[nn.Module]:
+    """The modules that a name of `TokenCuts` stands for."""
+    if name.endswith(".*"):
+        return list(transformer.get_submodule(name.removesuffix(".*")).children())
+    return [transformer.get_submodule(name)]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models.base import ConfigSize, GenerationDefaults, GraphInput, VideoSize
 from rainfusion_trt.models.examples import constant
+from rainfusion_trt.models.token_cuts import TokenCuts
 from rainfusion_trt.models.wan import FULL_1_3B, FULL_14B, SIZE_480P, SIZE_720P, Wan
 
 _CONTROL = "control_hidden_states"
@@ -37,8 +38,14 @@ class WanVace(Wan):
             GraphInput(f"{_CONTROL}_scale", ("vace_layers",), None, constant(1.0)),  # one for each
         )
 
-    def _token_cuts(self) -> None:
-        """The control branch has tokens of its own."""
+    def _token_cuts(self) -> TokenCuts:
+        """The control branch has tokens of its own, and each of its blocks gets the video's too."""
+        arguments = {
+            ("vace_blocks.*", "hidden_states"): 1,
+            ("vace_blocks.0", "control_hidden_states"): 1,
+            ("blocks.0", "hidden_states"): 1,
+        }
+        return TokenCuts(arguments, outputs={"rope": 1})
 
     def config(self, size: ConfigSize = "full", *, layers: int | None = None) -> dict[str, Any]:
         """Fewer layers have the hints of those that are left."""

@@ -55,7 +55,9 @@ def spread(routing: Routing, transformer: Any, mesh: DeviceMesh) -> None:
     device = torch.device(mesh.device_type)
     config.setup(dist.get_rank(), dist.get_world_size(), device, mesh=mesh)
     transformer._parallel_config = config
-    _tell_processors(transformer, config)
+    for site in routing.sites:  # other attention has all of its keys on every process
+        if hasattr(site.processor, "_parallel_config"):
+            site.processor._parallel_config = config
     cuts, ends = _parts(transformer)
     apply_context_parallel(transformer, context, cuts)
     ulysses = Ulysses.of(config)
@@ -81,7 +83,10 @@ def unspread(transformer: Any) -> None:
         hooks += list(zip(early, (_CUT, _KEEP), strict=True))
     for module, name in hooks:
         HookRegistry.check_if_exists_or_initialize(module).remove_hook(name)
-    _tell_processors(transformer, None)
+    for module in transformer.modules():
+        processor: Any = getattr(module, "processor", None)
+        if hasattr(processor, "_parallel_config"):
+            processor._parallel_config = None
     transformer._parallel_config = None
 
 
@@ -137,10 +142,3 @@ def _parts(transformer: Any) -> tuple[dict[str, Any], list[nn.Module]]:
         del plan[names[1]]
     cuts = {name: part for name, part in plan.items() if isinstance(part, dict)}
     return cuts, [transformer.get_submodule(name) for name in plan if name not in cuts]
-
-
-def _tell_processors(transformer: Any, config: Any) -> None:
-    for module in transformer.modules():
-        processor: Any = getattr(module, "processor", None)
-        if hasattr(processor, "_parallel_config"):
-            processor._parallel_config = config

@@ -36,7 +36,9 @@ _CLASSES = (
     "CogVideoXTransformer3DModel",
     "HunyuanVideo15Transformer3DModel",
     "HunyuanVideoTransformer3DModel",
+    "SkyReelsV2Transformer3DModel",
     "WanTransformer3DModel",
+    "WanVACETransformer3DModel",
 )
 _DIVERGING_HOOKS = ("fbc_leader_block_hook",)  # a cache that measures the tokens that it sees
 

@@ -127,7 +127,7 @@ def test_what_the_file_says(shared):
 def test_models_that_cannot_be_cut_are_refused(tmp_path):
     known = [get_model(name) for name in model_names()]
     without = [m for m in known if m.token_cuts is None]
-    assert {"wan2.1-vace-14b", "hunyuanvideo-i2v", "ltx-video-2b"} <= {m.name for m in without}
+    assert {"wan2.2-animate-14b", "hunyuanvideo-i2v", "ltx-video-2b"} <= {m.name for m in without}
     model = get_model("hunyuanvideo-i2v")
     transformer = model.create(model.config("tiny", layers=1), dtype=torch.float32)
     with pytest.raises(UnsupportedError, match="hunyuanvideo-i2v has no graph for several GPUs"):

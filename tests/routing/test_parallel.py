@@ -18,6 +18,7 @@ from tests.helpers.live_memory import peak_bytes
 from tests.helpers.process_group import in_processes
 from tests.helpers.routed_models import CLASSES, call_of, run, tiny
 
+SHARED = (*CLASSES, "wan2.1-vace-1.3b", "skyreels-v2-14b")
 HEADS = 4
 SIZE = VideoSize(25, 112, 112)  # 7 x 7 x 7 tokens, which neither 2 nor 3 divides
 TEXT = 37
@@ -31,6 +32,8 @@ _ROUNDINGS = 4 * 1024 * torch.finfo(torch.float32).eps
 
 def _model(name: str, **changes: Any) -> tuple[VideoModel, Any]:
     changes = {"num_attention_heads": HEADS, "num_layers": 1, **changes}
+    if "vace" in name:  # two blocks of the control branch
+        changes |= {"num_layers": 2, "vace_layers": [0, 1]}
     if name == "allegro":
         changes["cross_attention_dim"] = HEADS * 96
     return tiny(name, **changes)
@@ -76,7 +79,7 @@ def _sequences(rank: int) -> Answers:
     """Every class, cut into every number of parts that this group can be divided into."""
     answers = {}
     meshes = _meshes()
-    for name in CLASSES:
+    for name in SHARED:
         model, transformer = _model(name)
         routing = rainfusion_trt.enable(
             transformer, sparsity=0.6, model=model.name, method="rainfusion"
@@ -199,7 +202,7 @@ def test_memory_of_a_process_is_its_part():
 def test_several_processes_give_what_one_gives(world):
     for answers in in_processes(_sequences, world):
         cases = 3 * 2 if world == 4 else 2  # 4 is cut in two ways, and has batches of one as well
-        assert len(answers) == len(CLASSES) * cases + 3
+        assert len(answers) == len(SHARED) * cases + 3
         for case, (error, effect, scale) in answers.items():
             assert effect > 1e-3, case  # of the sparsity
             assert error <= _ROUNDINGS * max(1.0, scale), (case, error)
@@ -231,6 +234,13 @@ def test_what_cannot_be_cut_is_refused():
     assert "ulysses_anything=True" in uneven
     text = _refusal("hunyuanvideo", ulysses_degree=2)
     assert "does not divide the" in text
+
+
+def test_a_timestep_for_every_frame_is_refused():
+    model, transformer = _model("skyreels-v2-df-1.3b")
+    rainfusion_trt.enable(transformer, model=model.name, method="rainfusion")
+    with pytest.raises(UnsupportedError, match=r"skyreels-v2-df-1\.3b .* run it on one device"):
+        rainfusion_trt.cp_plan(transformer)
 
 
 @pytest.mark.parametrize("name", ["cosmos-predict2.5-2b", "ltx-2.3", "minimax-h3"])
