@@ -163,6 +163,7 @@ def test_numbers_are_checked_before_anything_is_loaded(tmp_path, option, value, 
         ("--seed", str(2**64), "seed is"),
         ("--alpha", "nan", "alpha=nan"),
         ("--sink-frames", str(2**31), "sink_frames=2147483648"),
+        ("--last-sink-frames", "-1", "last_sink_frames=-1"),
         ("--dtype", "int4", "dtype 'int4'"),
     ],
 )

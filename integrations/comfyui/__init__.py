@@ -58,6 +58,15 @@ class RainFusionAttention:
                         "tooltip": "8bit is for Hopper; dense steps are ComfyUI's own",
                     },
                 ),
+                "last_sink_frames": (
+                    "INT",
+                    {
+                        "default": AttentionSettings.last_sink_frames,
+                        "min": 0,
+                        "max": 64,
+                        "tooltip": "The same at the end: 1 for a model that gets a last picture",
+                    },
+                ),
             },
         }
 
@@ -70,9 +79,15 @@ class RainFusionAttention:
         sink_frames: int,
         allow_dense: bool,
         precision: Any = AttentionSettings.precision,
+        last_sink_frames: int = AttentionSettings.last_sink_frames,
     ) -> tuple[Any]:
         """A patched clone of the model."""
-        settings = AttentionSettings(method=method, sink_frames=sink_frames, precision=precision)
+        settings = AttentionSettings(
+            method=method,
+            sink_frames=sink_frames,
+            precision=precision,
+            last_sink_frames=last_sink_frames,
+        )
         return (patch(model, Wanted(settings, sparsity, dense_steps, allow_dense)),)
 
 

@@ -39,20 +39,21 @@ void check_fields(Suite& suite) {
   wrong.text("precision", "4bit");
   suite.expect_error(!Builder(suite.creator(), wrong),
                      "'precision' is '4bit'; use one of 16bit, 8bit", "another precision");
-  // What 16 bits keep is what layers kept before there were others.
+  // Of 16 bits and no sinks at the end they keep what they kept before there were others.
   for (const bool named : {false, true}) {
     Fields attributes = make_attributes();
-    if (named) attributes.text("precision", "16bit");
+    if (named) attributes.text("precision", "16bit").number("last_sink_frames", int32_t{0});
     Builder builder(suite.creator(), attributes);
     Engine engine;
     builder.build(make_inputs(kSmall, kClip, kLarge, DataType::kHALF, false), &engine);
     Fields kept = make_attributes();
     kept.number(kLayoutName, kLayout);
     kept.number(kWorkspaceName, static_cast<int64_t>(engine.workspace));
-    suite.report.expect(engine.fields == kept, "an engine of 16 bits names no precision");
+    suite.report.expect(engine.fields == kept, "an engine names no defaults that came later");
     auto* const build = static_cast<nvinfer1::IPluginV3OneBuildV2*>(&builder.plugin().build());
-    suite.report.expect(std::string(build->getTimingCacheID()).find("bit") == std::string::npos,
-                        "nor does the timing cache");
+    const std::string timing = build->getTimingCacheID();
+    suite.report.expect(timing.find("bit") == std::string::npos, "nor does the timing cache");
+    suite.report.expect(timing.find("last_sink") == std::string::npos, "nor does it these");
   }
 }
 

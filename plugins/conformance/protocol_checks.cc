@@ -32,8 +32,9 @@ void check_creator(Suite& suite) {
   const nvinfer1::PluginFieldCollection* const names = suite.creator().getFieldNames();
   std::string found;
   for (int32_t i = 0; i < names->nbFields; ++i) found += std::string(names->fields[i].name) + " ";
-  suite.report.expect(found == "text method alpha sink_frames scale parallel precision ",
-                      "attributes are " + found);
+  suite.report.expect(
+      found == "text method alpha sink_frames scale parallel precision last_sink_frames ",
+      "attributes are " + found);
 
   const Fields none;
   const Builder defaults(suite.creator(), none);
@@ -52,6 +53,9 @@ void check_attributes(Suite& suite) {
       {"'method' is 'fast'", [](Fields& f) { f.text("method", "fast"); }},
       {"'alpha' is 1.5", [](Fields& f) { f.number("alpha", 1.5F); }},
       {"'sink_frames' is -1", [](Fields& f) { f.number("sink_frames", int32_t{-1}); }},
+      {"'last_sink_frames' is -1", [](Fields& f) { f.number("last_sink_frames", int32_t{-1}); }},
+      {"'last_sink_frames' must be an integer",
+       [](Fields& f) { f.number("last_sink_frames", 1.0F); }},
       {"'scale' is -2", [](Fields& f) { f.number("scale", -2.0F); }},
       {"'sparsity' is unknown", [](Fields& f) { f.number("sparsity", 0.5F); }},
       {"'alpha' must be a float", [](Fields& f) { f.text("alpha", "0.9"); }},

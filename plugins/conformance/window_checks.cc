@@ -33,7 +33,7 @@ class Random {
 TokenLayout random_layout(Random& random) {
   const Extents grid = random.extents(24, 20, 20);
   const int32_t text = random.in(0, 1) * random.in(1, 300);
-  return {int64_t{grid.volume()} + text, grid.t, grid.h, grid.w, random.in(0, 3),
+  return {int64_t{grid.volume()} + text, grid.t, grid.h, grid.w, random.in(0, 3), random.in(0, 3),
           random.in(0, 1) == 1};
 }
 
@@ -120,7 +120,7 @@ void check_bound(Report& report) {
         random.in(0, 2) == 0 ? largest : random.extents(largest.t, largest.h, largest.w);
     const int32_t size = random.size();
     const int64_t tokens = grid.volume() + random.in(0, 1) * random.in(0, 5000);
-    const WindowCut cut({tokens, grid.t, grid.h, grid.w, 0, false}, size);
+    const WindowCut cut({tokens, grid.t, grid.h, grid.w, 0, 0, false}, size);
     const int64_t most = most_windows(largest, tokens, size);
     report.expect(cut.windows() <= most, std::to_string(cut.windows()) + " windows of " +
                                              std::to_string(size) + " are more than " +
@@ -129,7 +129,7 @@ void check_bound(Report& report) {
   // Extents that no clip has together.
   constexpr int32_t kHuge = INT32_MAX;
   const int64_t most = most_windows({kHuge, kHuge, kHuge}, 7200, 80);
-  report.expect(most > 0 && most >= WindowCut({7200, 2, 60, 60, 0, false}, 80).windows(),
+  report.expect(most > 0 && most >= WindowCut({7200, 2, 60, 60, 0, 0, false}, 80).windows(),
                 "extents without an end: " + std::to_string(most));
 }
 

@@ -100,6 +100,10 @@ Result validate_attributes(const RainfusionProblem& p) {
   if (p.sink_frames < 0) {
     return invalid("sink_frames = " + to_string(p.sink_frames) + " is below 0; 0 means none");
   }
+  if (p.last_sink_frames < 0) {
+    return invalid("last_sink_frames = " + to_string(p.last_sink_frames) +
+                   " is below 0; 0 means none");
+  }
   if (!(p.alpha >= 0.f && p.alpha <= 1.f)) {
     return invalid("alpha = " + to_string(p.alpha) + " is a recall and must be in [0, 1]");
   }

@@ -128,8 +128,7 @@ size_t lay_out(const Sizes& sizes, void* base, Workspace* parts) {
 //
 // Runs of sinks. Those before the first non-sink token and those behind the last make at most
 // ceil(a / size) + ceil(b / size) <= ceil((a + b) / size) + 1 blocks, and a + b are less than the
-// tokens. Without text they are the first `sink_frames` of at least two frames more, and make one
-// run.
+// tokens. Without text they are `sink_frames` and `last_sink_frames` of at least two frames more.
 Sizes largest_sizes(const RainfusionProblem& largest) {
   RainfusionProblem one = largest;  // its tokens in a frame, for all that is no matter of the grid
   one.grid_t = one.grid_h = 1;
@@ -138,10 +137,10 @@ Sizes largest_sizes(const RainfusionProblem& largest) {
   const BlockShape size = block_shape(largest);
   sizes.q_tiles = ceil_div(largest.tokens, size.q) + 1;  // text and video each from its first token
   sizes.k_tiles = ceil_div(largest.tokens, size.k) + 1;
-  const int64_t frames = largest.grid_t - min64(largest.sink_frames, largest.grid_t);
+  const int64_t sink_frames = int64_t{largest.sink_frames} + largest.last_sink_frames;
+  const int64_t frames = largest.grid_t - min64(sink_frames, largest.grid_t);
   if (frames < 2) return sizes;  // every one is always dense
   const Extents grid{static_cast<int32_t>(frames), largest.grid_h, largest.grid_w};
-  const int64_t sink_frames = largest.sink_frames;
   const int64_t sinks = largest.text != RAINFUSION_TEXT_NONE
                             ? largest.tokens
                             : largest.tokens * sink_frames / (sink_frames + 2);

@@ -122,7 +122,7 @@ struct Attribute {
   bool (*told)(const Attributes& attributes) = nullptr;
 };
 
-constexpr std::array<Attribute, 7> kAttributes{{
+constexpr std::array<Attribute, 8> kAttributes{{
     {"text", PluginFieldType::kCHAR,
      [](const PluginField& f, Attributes& a) { a.text = read_choice(f, text_name); },
      [](const Attributes& a) { return value_of(text_name(a.text)); }},
@@ -145,6 +145,10 @@ constexpr std::array<Attribute, 7> kAttributes{{
      [](const PluginField& f, Attributes& a) { a.precision = read_choice(f, precision_name); },
      [](const Attributes& a) { return value_of(precision_name(a.precision)); },
      [](const Attributes& a) { return a.precision != RAINFUSION_PRECISION_16BIT; }},
+    {"last_sink_frames", PluginFieldType::kINT32,
+     [](const PluginField& f, Attributes& a) { a.last_sink_frames = read_int<int32_t>(f); },
+     [](const Attributes& a) { return value_of(a.last_sink_frames); },
+     [](const Attributes& a) { return a.last_sink_frames != 0; }},
 }};
 
 bool is_told(const Attribute& attribute, const Attributes& attributes) {

@@ -19,6 +19,7 @@ struct Attributes {
   int32_t parallel = 0;  // 1 = query, key and value are of the tokens of one of several GPUs
   // 8 bits: the layer has an input `bits`, whose length says in each call whether it is 8 or 16.
   RainfusionPrecision precision = RAINFUSION_PRECISION_16BIT;
+  int32_t last_sink_frames = 0;
 
   bool eight_bit() const { return precision == RAINFUSION_PRECISION_8BIT; }
 };

@@ -134,6 +134,7 @@ RainfusionProblem make_problem(const Attributes& attributes, const Dims& query, 
   problem.method = attributes.method;
   problem.dtype = type == DataType::kBF16 ? RAINFUSION_BFLOAT16 : RAINFUSION_FLOAT16;
   problem.precision = precision;
+  problem.last_sink_frames = attributes.last_sink_frames;
   return problem;
 }
 

@@ -54,6 +54,7 @@ def main(
     method: options.Method = AttentionSettings.method,
     alpha: options.Alpha = AttentionSettings.alpha,
     sink_frames: options.SinkFrames = AttentionSettings.sink_frames,
+    last_sink_frames: options.LastSinkFrames = AttentionSettings.last_sink_frames,
     attention_precision: options.AttentionPrecision = AttentionSettings.precision,
     output: options.Output = None,
     compare: options.Compare = False,
@@ -75,6 +76,7 @@ def main(
         alpha,
         sink_frames,
         precision=attention_precision,  # type: ignore[arg-type]
+        last_sink_frames=last_sink_frames,
     )
     if model is not None:
         loras = lora_files(lora)

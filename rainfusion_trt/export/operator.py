@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -25,6 +26,7 @@ _MEANINGS = {
     "scale": "softmax scale; 0 means 1 / sqrt(D)",
     "parallel": "1 where query, key and value are of one of several GPUs",
     "precision": "16bit, or 8bit where an input bits says the precision of a call",
+    "last_sink_frames": "frames at the end that all tokens attend to",
     "axis": "axis of the tokens",
 }
 _FLOATS = ["tensor(float16)", "tensor(bfloat16)", "tensor(float)"]
@@ -37,6 +39,18 @@ PARALLEL = {"parallel": 1}
 
 EIGHT_BIT = {"precision": "8bit"}
 """The attribute that a node has besides, if it has the input `bits`."""
+
+LAST_SINKS = {"last_sink_frames": OPERATOR_V1_DEFAULTS.last_sink_frames}
+"""The attribute that a node has besides, if frames at the end of the clip are sinks."""
+
+
+def attributes_of(
+    *, parallel: bool = False, bits: bool = False, last_sinks: bool = False
+) -> dict[str, str | float | int]:
+    """Attributes of the nodes of such a graph, and what they are where a node names none."""
+    extras = ((parallel, PARALLEL), (bits, EIGHT_BIT), (last_sinks, LAST_SINKS))
+    more = {name: value for has, extra in extras if has for name, value in extra.items()}
+    return {**DEFAULTS, **more}
 
 
 def schema_of(
@@ -83,28 +97,31 @@ def _schema(
     return schema_of(OP_TYPE, inputs, formal("output", "T", "[B, N, S, D]"), attributes, _FLOATS)
 
 
-# Only this Op gets the schema. Elsewhere onnx knows the node by the model's own function alone;
-# with the schema registered, our checks would no longer see the file as everybody else does.
 _opset = Opset(DOMAIN, OP_VERSION)
-_attention = Op(_opset, OP_TYPE, _schema(DEFAULTS))
-_shared_attention = Op(_opset, OP_TYPE, _schema({**DEFAULTS, **PARALLEL}))
+
+
+@functools.cache
+def node_of(*, bits_and_kv_len: bool | None = None, **kinds: bool) -> Op:
+    """The node of graphs of the `kinds` of :func:`attributes_of`, as onnxscript writes it.
+
+    Only it gets the schema. Elsewhere onnx knows the node by the model's own function alone; with
+    the schema registered, our checks would no longer see the file as everybody else does.
+    """
+    attributes = attributes_of(bits=bits_and_kv_len is not None, **kinds)
+    return Op(_opset, OP_TYPE, _schema(attributes, kv_len=bits_and_kv_len))
 
 
 # torch.onnx reads ONNX types from the annotations; Any admits every value of the graph.
 def translate(q: Any, k: Any, v: Any, grid: Any, sparsity: Any, kv_len: Any, *settings: Any) -> Any:
     """Make the ONNX node of ``torch.ops.rainfusion.attention``, with every attribute."""
-    inputs = (q, k, v, grid, sparsity) if kv_len is None else (q, k, v, grid, sparsity, kv_len)
-    attributes = AttentionSettings.from_flat(*settings).node_attributes()
-    return _attention(*inputs, **attributes, **PLUGIN_ATTRIBUTES)
+    return _translated((q, k, v, grid, sparsity), kv_len, settings)
 
 
 def translate_shared(
     q: Any, k: Any, v: Any, grid: Any, sparsity: Any, kv_len: Any, *settings: Any
 ) -> Any:
     """The same of ``torch.ops.rainfusion.shared_attention``."""
-    inputs = (q, k, v, grid, sparsity) if kv_len is None else (q, k, v, grid, sparsity, kv_len)
-    attributes = AttentionSettings.from_flat(*settings).node_attributes()
-    return _shared_attention(*inputs, **attributes, **PLUGIN_ATTRIBUTES, **PARALLEL)
+    return _translated((q, k, v, grid, sparsity), kv_len, settings, parallel=True)
 
 
 def translate_of_bits(
@@ -112,12 +129,26 @@ def translate_of_bits(
 ) -> Any:
     """The same of ``torch.ops.rainfusion.attention_of_bits``."""
     *settings, bits, parallel = arguments
-    attributes = AttentionSettings.from_flat(*settings).node_attributes()
+    return _translated((q, k, v, grid, sparsity), kv_len, settings, bits, parallel=parallel)
+
+
+def _translated(
+    inputs: tuple[Any, ...],
+    kv_len: Any,
+    flat: Sequence[Any],
+    bits: Any = None,
+    *,
+    parallel: bool = False,
+) -> Any:
+    settings = AttentionSettings.from_flat(*flat)
+    node = node_of(
+        bits_and_kv_len=None if bits is None else kv_len is not None,
+        parallel=parallel,
+        last_sinks=settings.last_sink_frames > 0,
+    )
+    given = [value for value in (*inputs, kv_len, bits) if value is not None]
     more = PARALLEL if parallel else {}
-    schema = _schema({**DEFAULTS, **more, **EIGHT_BIT}, kv_len=kv_len is not None)
-    lengths = () if kv_len is None else (kv_len,)
-    node = Op(_opset, OP_TYPE, schema)
-    return node(q, k, v, grid, sparsity, *lengths, bits, **attributes, **PLUGIN_ATTRIBUTES, **more)
+    return node(*given, **settings.node_attributes(), **PLUGIN_ATTRIBUTES, **more)
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -179,12 +210,12 @@ _MASK = """
 """
 
 
-def dense_function(*, kv_len: bool, parallel: bool = False, bits: bool = False) -> ir.Function:
+def dense_function(*, kv_len: bool, bits: bool = False, **kinds: bool) -> ir.Function:
     """Dense attention as the operator's body, for any ONNX runtime; `kv_len`, `bits` add inputs.
 
-    With `parallel` the body is that of a GPU alone.
+    `kinds` are those of :func:`attributes_of`. With `parallel` the body is that of a GPU alone.
     """
-    attributes = {**DEFAULTS, **(PARALLEL if parallel else {}), **(EIGHT_BIT if bits else {})}
+    attributes = attributes_of(bits=bits, **kinds)
     text = _BODY.format(
         domain=DOMAIN,
         op_type=OP_TYPE,

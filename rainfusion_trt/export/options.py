@@ -92,6 +92,9 @@ Alpha = Annotated[
     float, typer.Option(help="Recall from which a head counts as spatial or temporal.")
 ]
 SinkFrames = Annotated[int, typer.Option(help="Leading frames that all tokens attend to.")]
+LastSinkFrames = Annotated[
+    int, typer.Option(help="Frames at the end that all tokens attend to, for a last picture.")
+]
 AttentionPrecision = Annotated[
     str,
     typer.Option(

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 _INPUTS, _QUERY, _GRID = (5, 6), 0, 3  # how many, and which; of 8 bits one more, the last
 # A scale that is missing is 1 / sqrt(D) everywhere; the others say what is computed.
 _REQUIRED = tuple(name for name in NODE_ATTRIBUTES if name != "scale")
-_TYPES = dict.fromkeys(("text", "method", "precision"), "STRING") | {"sink_frames": "INT"}
+_TYPES = dict.fromkeys(("text", "method", "precision"), "STRING") | dict.fromkeys(
+    ("sink_frames", "last_sink_frames"), "INT"
+)
 Shape = tuple[int | str | None, ...]
 
 

@@ -215,6 +215,7 @@ def _sparse(attention: _Attention, forward: _Forward, wanted: Wanted) -> Tensor:
         method=settings.method,
         alpha=settings.alpha,
         sink_frames=settings.sink_frames,
+        last_sink_frames=settings.last_sink_frames,
         scale=attention.scale,
         precision=settings.precision,
     )

@@ -141,6 +141,7 @@ def attention(
         method=settings.method,
         alpha=settings.alpha,
         sink_frames=settings.sink_frames,
+        last_sink_frames=settings.last_sink_frames,
         scale=settings.scale,
         precision=settings.precision,
     ).transpose(1, 2)

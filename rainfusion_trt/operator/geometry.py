@@ -110,24 +110,26 @@ class TokenLayout:
         S = T * H * W + L.
     text
         Place of the L text tokens.
-    sink_frames
-        Leading latent frames whose tokens are sinks.
+    sink_frames, last_sink_frames
+        Latent frames at the begin and at the end of the clip whose tokens are sinks.
     """
 
     grid: tuple[int, int, int]
     tokens: int
     text: TextPlace = AttentionSettings.text
     sink_frames: int = AttentionSettings.sink_frames
+    last_sink_frames: int = AttentionSettings.last_sink_frames
 
     @classmethod
     def of(cls, grid: Sequence[int], tokens: int, settings: AttentionSettings) -> TokenLayout:
         """The layout of a call's `tokens` under its settings."""
         sizes: Any = tuple(grid)  # three, or the check that follows says so
-        return cls(sizes, tokens, settings.text, settings.sink_frames)
+        return cls(sizes, tokens, settings.text, settings.sink_frames, settings.last_sink_frames)
 
     def __post_init__(self) -> None:
         check_text(self.text)
         check_sink_frames(self.sink_frames)
+        check_sink_frames(self.last_sink_frames, "last_sink_frames")
         sizes: Sequence[int] = self.grid
         if len(sizes) != 3 or min(sizes) < 1:
             raise InvalidInputError(
@@ -169,7 +171,7 @@ class TokenLayout:
     @property
     def free_frames(self) -> int:
         """T', the frames that are no sinks."""
-        return max(0, self.grid[0] - self.sink_frames)
+        return max(0, self.grid[0] - self.sink_frames - self.last_sink_frames)
 
     @property
     def free_tokens(self) -> int:
@@ -179,7 +181,7 @@ class TokenLayout:
     @property
     def free_begin(self) -> int:
         """First non-sink token in memory order; the others follow it without a gap."""
-        return self.video_begin + self.video_tokens - self.free_tokens
+        return self.video_begin + min(self.grid[0], self.sink_frames) * self.frame
 
     @property
     def free_end(self) -> int:
@@ -193,15 +195,13 @@ class TokenLayout:
 
     def blocks(self, size: int) -> list[Block]:
         """Blocks of `size` tokens in memory order; text and video are cut separately."""
-        sink_end = self.free_begin
 
-        def cut(begin: int, end: int, text: bool) -> list[Block]:
-            return [
-                Block(b, min(b + size, end), text or b < sink_end) for b in range(begin, end, size)
-            ]
+        def cut(begin: int, end: int) -> list[Block]:
+            ranges = [(b, min(b + size, end)) for b in range(begin, end, size)]
+            return [Block(b, e, b < self.free_begin or e > self.free_end) for b, e in ranges]
 
-        text = cut(self.text_begin, self.text_begin + self.text_tokens, True)
-        video = cut(self.video_begin, self.video_begin + self.video_tokens, False)
+        text = cut(self.text_begin, self.text_begin + self.text_tokens)
+        video = cut(self.video_begin, self.video_begin + self.video_tokens)
         return text + video if self.text == "first" else video + text
 
     def is_sink(self) -> Tensor:

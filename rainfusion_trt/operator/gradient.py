@@ -22,7 +22,8 @@ from rainfusion_trt.operator.settings import AttentionSettings
 # makes of a training step cannot hold the decision.
 _ARGUMENTS = (
     "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor grid, Tensor sparsity, Tensor? kv_len, "
-    "str text, str method, float alpha, SymInt sink_frames, float scale, str precision)"
+    "str text, str method, float alpha, SymInt sink_frames, float scale, str precision, "
+    "SymInt last_sink_frames)"
 )
 
 

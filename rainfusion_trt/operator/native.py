@@ -53,7 +53,7 @@ __all__ = [
     "load_library",
 ]
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 """RAINFUSION_ABI_VERSION of the header these structs were written from."""
 
 _MESSAGE_BYTES = 1024

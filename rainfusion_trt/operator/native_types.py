@@ -73,6 +73,7 @@ class Problem(ctypes.Structure):
         ("block_q", ctypes.c_int32),  # 0 = the default of the head size, geometry.block_shape
         ("block_k", ctypes.c_int32),
         ("precision", ctypes.c_int),
+        ("last_sink_frames", ctypes.c_int32),
     ]
 
     @classmethod
@@ -94,6 +95,7 @@ class Problem(ctypes.Structure):
             method=Method[settings.method.upper()],
             dtype=_member(Dtype, str(q.dtype).removeprefix("torch."), "dtype"),
             precision=Precision.BITS_8 if settings.precision == "8bit" else Precision.BITS_16,
+            last_sink_frames=settings.last_sink_frames,
         )
 
 

@@ -61,6 +61,7 @@ def rainfusion_attention(  # type: ignore[misc]  # the overloads leave the setti
     sink_frames: int = AttentionSettings.sink_frames,
     scale: float | None = None,
     precision: Precision = AttentionSettings.precision,
+    last_sink_frames: int = AttentionSettings.last_sink_frames,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention in which every head skips what its kind does not need (arXiv 2505.21036).
@@ -96,6 +97,9 @@ def rainfusion_attention(  # type: ignore[misc]  # the overloads leave the setti
         "16bit", or "8bit": q and k are rounded to 8-bit integers, probabilities and v to e4m3
         (docs/rainfusion.md). D of 64 and 128, methods without textural heads, and on CUDA compute
         capability 9.0. Has no gradient and cannot be exported to ONNX.
+    last_sink_frames
+        Latent frames at the end of the clip that are as those of `sink_frames`, for a clip whose
+        last picture is given.
     return_lse
         Also return the log-sum-exp of every row, by which attention over parts of the keys (ring
         attention) is put together. Cannot be exported to ONNX.
@@ -131,6 +135,7 @@ def rainfusion_attention(  # type: ignore[misc]  # the overloads leave the setti
         sink_frames=sink_frames,
         scale=scale,
         precision=precision,
+        last_sink_frames=last_sink_frames,
     )
     operator = torch.ops.rainfusion.attention_lse if return_lse else torch.ops.rainfusion.attention
     return operator(
@@ -151,6 +156,7 @@ def classify_heads(
     sink_frames: int = AttentionSettings.sink_frames,
     scale: float | None = None,
     precision: Precision = AttentionSettings.precision,
+    last_sink_frames: int = AttentionSettings.last_sink_frames,
 ) -> HeadPlan:
     """Classify every head by ARM: its kind, the recalls behind it and how much is computed.
 
@@ -168,6 +174,7 @@ def classify_heads(
         sink_frames=sink_frames,
         scale=scale,
         precision=precision,
+        last_sink_frames=last_sink_frames,
     )
     grid, sparsity = grid_tensor(grid, q), sparsity_tensor(sparsity, q)
     check_call(q, (k,), grid, sparsity, kv_len, settings)
@@ -180,7 +187,8 @@ custom_operator = functools.partial(
 # A schema holds no objects: the settings are flat in it, in the order of `AttentionSettings.flat`.
 ARGUMENTS = (
     "(Tensor q, Tensor k, Tensor v, Tensor grid, Tensor sparsity, Tensor? kv_len, "
-    "str text, str method, float alpha, SymInt sink_frames, float scale, str precision)"
+    "str text, str method, float alpha, SymInt sink_frames, float scale, str precision, "
+    "SymInt last_sink_frames)"
 )
 
 

@@ -17,6 +17,7 @@ from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 
 __all__ = [
     "ATTRIBUTES",
+    "LATER_ATTRIBUTES",
     "METHODS",
     "NODE_ATTRIBUTES",
     "OPERATOR_V1_DEFAULTS",
@@ -40,9 +41,12 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 NODE_ATTRIBUTES = ("text", "method", "alpha", "sink_frames", "scale")
 """Settings in the order in which the ONNX node has them."""
 
-ATTRIBUTES = (*NODE_ATTRIBUTES, "precision")
-"""Settings in the order in which the torch operator has them. A node has the last one only where
-it is not the default."""
+LATER_ATTRIBUTES = ("precision", "last_sink_frames")
+"""Settings that came later: nodes and records have them only where they are not the default, so
+that files stay as they were, and older readers refuse what they do not know."""
+
+ATTRIBUTES = (*NODE_ATTRIBUTES, *LATER_ATTRIBUTES)
+"""Settings in the order in which the torch operator has them."""
 
 RECORDED = ("method", "alpha", "sink_frames")
 """Settings of a whole model. Text and scale belong to each of its attentions."""
@@ -75,6 +79,9 @@ class AttentionSettings:
     precision : str
         "16bit", or "8bit" for products of 8-bit operands (docs/rainfusion.md): GPUs of compute
         capability 9.0, D of 64 and 128, methods without textural heads.
+    last_sink_frames : int
+        Latent frames at the end of the clip that are as those of `sink_frames`: 1 keeps exact what
+        a given last picture fixes.
 
     Raises
     ------
@@ -90,6 +97,7 @@ class AttentionSettings:
     text: TextPlace = "none"
     scale: float = 0.0
     precision: Precision = "16bit"
+    last_sink_frames: int = 0
 
     def __post_init__(self) -> None:
         _check_choice("method", self.method, METHODS)
@@ -103,6 +111,7 @@ class AttentionSettings:
         if not 0.0 <= self.alpha <= 1.0:
             raise InvalidInputError(f"alpha={self.alpha} must be in [0, 1]; it is a share of mass")
         check_sink_frames(self.sink_frames)
+        check_sink_frames(self.last_sink_frames, "last_sink_frames")
         check_text(self.text)
         _check_number("scale", self.scale)
         if not (math.isfinite(self.scale) and self.scale >= 0.0):
@@ -112,6 +121,7 @@ class AttentionSettings:
         # A node's attribute has one type, and 1 is not 1.0 there.
         object.__setattr__(self, "alpha", float(self.alpha))
         object.__setattr__(self, "sink_frames", int(self.sink_frames))
+        object.__setattr__(self, "last_sink_frames", int(self.last_sink_frames))
         object.__setattr__(self, "scale", float(self.scale))
 
     @classmethod
@@ -134,13 +144,18 @@ class AttentionSettings:
     def node_attributes(self) -> dict[str, Any]:
         """The settings of an ONNX node by name."""
         attributes = {name: getattr(self, name) for name in NODE_ATTRIBUTES}
-        return {**attributes, **self._stated_precision()}
+        return {**attributes, **self.later_attributes()}
 
-    def flat(self) -> tuple[str, str, float, int, float, str]:
+    def later_attributes(self) -> dict[str, Any]:
+        """Those of `LATER_ATTRIBUTES` that are not the default, by name."""
+        values = {name: getattr(self, name) for name in LATER_ATTRIBUTES}
+        return {n: value for n, value in values.items() if value != getattr(AttentionSettings, n)}
+
+    def flat(self) -> tuple[str, str, float, int, float, str, int]:
         """The values alone, as the torch operator takes them."""
         return (
             *(self.text, self.method, self.alpha, self.sink_frames, self.scale),
-            self.precision,
+            *(self.precision, self.last_sink_frames),
         )
 
     @staticmethod
@@ -167,11 +182,7 @@ class AttentionSettings:
             They have a text place or a scale, which would be lost.
         """
         self.check_model_wide()
-        return {**{name: getattr(self, name) for name in RECORDED}, **self._stated_precision()}
-
-    def _stated_precision(self) -> dict[str, Any]:
-        # Only where it is not what it always was: so older readers know it, or refuse it.
-        return {} if self.precision == "16bit" else {"precision": self.precision}
+        return {**{name: getattr(self, name) for name in RECORDED}, **self.later_attributes()}
 
     @classmethod
     def from_record(cls, values: Mapping[str, Any]) -> AttentionSettings:
@@ -192,7 +203,7 @@ class AttentionSettings:
             raise InvalidInputError(
                 f"attention settings {values!r} must be a mapping of {', '.join(RECORDED)}"
             )
-        known = (*RECORDED, "precision")
+        known = (*RECORDED, *LATER_ATTRIBUTES)
         unknown = [repr(name) for name in values if name not in known]
         if unknown:
             raise InvalidInputError(
@@ -206,14 +217,14 @@ def check_text(value: object) -> None:
     _check_choice("text", value, TEXT_PLACES)
 
 
-def check_sink_frames(value: object) -> None:
+def check_sink_frames(value: object, name: str = "sink_frames") -> None:
     """Raise InvalidInputError for a number of sink frames there cannot be."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise InvalidInputError(f"sink_frames={value!r} must be a whole number")
+        raise InvalidInputError(f"{name}={value!r} must be a whole number")
     if value < 0:
-        raise InvalidInputError(f"sink_frames={value} must be 0 or more")
+        raise InvalidInputError(f"{name}={value} must be 0 or more")
     if int(value) > _MOST_SINK_FRAMES:
-        raise InvalidInputError(f"sink_frames={value} must be below 2^31")
+        raise InvalidInputError(f"{name}={value} must be below 2^31")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -233,7 +244,13 @@ def _from_flat(*values: Any) -> AttentionSettings:
 
 
 OPERATOR_V1_DEFAULTS = AttentionSettings(
-    text="none", method="rainfusion", alpha=0.9, sink_frames=1, scale=0.0, precision="16bit"
+    text="none",
+    method="rainfusion",
+    alpha=0.9,
+    sink_frames=1,
+    scale=0.0,
+    precision="16bit",
+    last_sink_frames=0,
 )
 """Values of attributes that a node of version 1 of the ONNX operator lacks.
 

@@ -39,7 +39,7 @@ def obstacle_to_sparsity(
         windows of which each query's meets each key's, and what meets is always kept.
     """
     frames, height, width = grid
-    free_frames = frames - settings.sink_frames
+    free_frames = frames - settings.sink_frames - settings.last_sink_frames
     if free_frames < 2:
         return "frames"
     if settings.method != "piecewise" or head_size is None:
@@ -58,10 +58,12 @@ def explain_obstacle(
 ) -> str:
     """The obstacle to a sparsity and its remedies in one line."""
     if obstacle == "frames":
+        names = ["sink_frames", *["last_sink_frames"][: settings.last_sink_frames]]
+        sinks = " and ".join(f"{name}={getattr(settings, name)}" for name in names)
         return (
-            f"sparsity={sparsity:g} has no effect: the clip has {grid[0]} latent frames, "
-            f"sink_frames={settings.sink_frames} of them are always attended to, and at least two "
-            "others are needed; use a longer clip, fewer sink_frames or sparsity=0"
+            f"sparsity={sparsity:g} has no effect: the clip has {grid[0]} latent frames, {sinks} "
+            "of them are always attended to, and at least two others are needed; use a longer "
+            f"clip, fewer {' and '.join(names)} or sparsity=0"
         )
     if obstacle == "windows":
         return (

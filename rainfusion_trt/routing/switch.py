@@ -34,6 +34,7 @@ def enable(
     alpha: float = AttentionSettings.alpha,
     sink_frames: int = AttentionSettings.sink_frames,
     precision: Precision = AttentionSettings.precision,
+    last_sink_frames: int = AttentionSettings.last_sink_frames,
     dense_layers: Sequence[int] | None = None,
     model: str | VideoModel | None = None,
     grid: Grid | None = None,
@@ -62,7 +63,7 @@ def enable(
         schedule where it is not dense.
     schedule
         Sparsity by the noise of each forward's timestep, instead of one for all.
-    method, alpha, sink_frames, precision
+    method, alpha, sink_frames, precision, last_sink_frames
         As :func:`rainfusion_trt.rainfusion_attention`.
     dense_layers
         Self-attentions, numbered from 0, that are dense whatever the sparsity.
@@ -126,7 +127,11 @@ def enable(
         dense_layers = () if chosen is None else chosen.dense_layers
     plan = _plan(chosen, sparsity, schedule, scheduler)
     settings = AttentionSettings(
-        method=method, alpha=alpha, sink_frames=sink_frames, precision=precision
+        method=method,
+        alpha=alpha,
+        sink_frames=sink_frames,
+        precision=precision,
+        last_sink_frames=last_sink_frames,
     )
     routing = Routing(described, settings, 0.0, transformer, allow_dense=allow_dense)
     if isinstance(plan, SigmaSchedule):

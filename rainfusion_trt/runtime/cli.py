@@ -52,6 +52,7 @@ def main(
     width: options.Width = None,
     preset: options.Preset = None,
     method: options.Method = None,
+    last_sink_frames: options.LastSinkFrames = None,
     attention_precision: options.AttentionPrecision = None,
     first_16bit: options.First16bit = None,
     last_16bit: options.Last16bit = None,
@@ -94,6 +95,7 @@ def main(
         "dense_fraction": dense_fraction,
     }
     schedule |= {"method": method, "dense_layers": dense_layer}
+    schedule["last_sink_frames"] = last_sink_frames
     schedule["precision"] = precision_of_options(attention_precision, first_16bit, last_16bit)
     caching = {"cache": cache, "cache_threshold": cache_threshold, "cache_ratios": cache_ratios}
     allowed = {"allow_fallback": allow_fallback, "allow_dense": allow_dense}

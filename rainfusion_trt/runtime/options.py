@@ -57,6 +57,13 @@ Method = Annotated[
         f"{AttentionSettings.method})."
     ),
 ]
+LastSinkFrames = Annotated[
+    int | None,
+    typer.Option(
+        help="Latent frames at the end that all tokens attend to, 1 for --last-image; an engine's "
+        "is fixed (default: engine's, else 0)."
+    ),
+]
 AttentionPrecision = Annotated[
     str | None,
     typer.Option(

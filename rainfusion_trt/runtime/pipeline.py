@@ -99,8 +99,9 @@ class Pipeline:
         at `sparsity` (default 0.5).
     schedule : callable, iterable of float or SigmaSchedule, optional
         Sparsity per step instead: ``schedule(step, steps)``, one value per step, or by sigma.
-    method, alpha, sink_frames : optional
-        Attention settings of the torch backend; in an exported file they are fixed.
+    method, alpha, sink_frames, last_sink_frames : optional
+        Attention settings of the torch backend; in an exported file they are fixed. A model that is
+        given the last picture too keeps it exact with ``last_sink_frames=1``.
     precision : str, PrecisionSchedule, callable or iterable of str, optional
         "16bit", or "8bit" for products of 8-bit operands (docs/rainfusion.md) on Hopper: of all
         steps, or of each, as ``precision(step, steps)`` or one value per step. By default what a
@@ -166,6 +167,7 @@ class Pipeline:
         method: str | None = None,
         alpha: float | None = None,
         sink_frames: int | None = None,
+        last_sink_frames: int | None = None,
         precision: GivenPrecision | None = None,
         dense_layers: Sequence[int] | None = None,
         cache: Cache = None,
@@ -203,6 +205,7 @@ class Pipeline:
                 "method": method,
                 "alpha": alpha,
                 "sink_frames": sink_frames,
+                "last_sink_frames": last_sink_frames,
                 "precision": _of_settings(asked),
             },
             dtype=dtype,

@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from helpers import plain_dit
 from helpers.plain_dit import GRID, PlainDiT, example
+from rainfusion_trt.engine.onnx_file import read_for_build
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.export import export_module, operator
 from rainfusion_trt.operator.settings import (
@@ -67,7 +70,7 @@ model = get_model("cogvideox-2b")
 transformer = model.create(model.config("tiny"), dtype=torch.float32)
 enabled = rainfusion_trt.enable(transformer).settings.record()
 function = ir.serde.serialize_function(operator.dense_function(kv_len=False))
-schema = operator._attention.op_schema
+schema = operator.node_of().op_schema
 export_module(PlainDiT().eval(), example(), grid=GRID, output=output)
 print(json.dumps({
     "calls": {name: defaults(call) for name, call in calls.items()},
@@ -103,7 +106,7 @@ def test_function_has_version_1s_defaults(kv_len):
 
 
 def test_schema_has_version_1s_defaults():
-    schema = operator._attention.op_schema
+    schema = operator.node_of().op_schema
     found = values(attribute.default_value for attribute in schema.attributes.values())
     assert found == expected(OPERATOR_V1_DEFAULTS)
     assert not any(attribute.required for attribute in schema.attributes.values())
@@ -111,8 +114,13 @@ def test_schema_has_version_1s_defaults():
 
 @pytest.mark.parametrize(
     "settings",
-    [None, OPERATOR_V1_DEFAULTS, AttentionSettings("rainfusion_plus", 1, 0)],
-    ids=["Python's", "version 1's", "others"],
+    [
+        None,
+        OPERATOR_V1_DEFAULTS,
+        AttentionSettings("rainfusion_plus", 1, 0),
+        AttentionSettings(last_sink_frames=2),
+    ],
+    ids=["Python's", "version 1's", "others", "sinks at the end"],
 )
 def test_every_node_carries_every_attribute(settings, tmp_path):
     """Also where a value is the default, which another reader may not know."""
@@ -120,12 +128,23 @@ def test_every_node_carries_every_attribute(settings, tmp_path):
     export_module(PlainDiT().eval(), example(), grid=GRID, output=path, settings=settings)
     found = nodes(path)
     assert len(found) == 2
+    later = ["last_sink_frames"] if settings and settings.last_sink_frames else []
+    names = {*NODE_ATTRIBUTES, *operator.PLUGIN_ATTRIBUTES, *later}
     for node in found:
-        assert {a.name for a in node.attribute} == {*NODE_ATTRIBUTES, *operator.PLUGIN_ATTRIBUTES}
+        assert {a.name for a in node.attribute} == names
         assert values(node.attribute) == expected(settings or AttentionSettings())
     properties = {p.key: p.value for p in onnx.load(path).metadata_props}
     recorded = json.loads(properties["rainfusion.settings"])
     assert recorded == (settings or AttentionSettings()).record()
+    # What a function does not declare its nodes must not have, and old files declare none of it.
+    (body,) = onnx.load(path).functions
+    wanted = expected(OPERATOR_V1_DEFAULTS) | dict.fromkeys(later, 0)
+    assert values(body.attribute_proto) == wanted
+    assert read_for_build(path).account.settings == (settings or AttentionSettings())
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    feed = {name: tensor.numpy() for name, tensor in example().items()}
+    (output,) = session.run(None, {**feed, "sparsity": np.zeros(1, np.float32)})
+    assert np.isfinite(output).all()
 
 
 def test_text_is_refused_before_work_starts(tmp_path):
@@ -153,7 +172,7 @@ def test_pythons_defaults_move_in_one_place_and_version_1s_stay(tmp_path):
     for name in ("rainfusion_attention", "classify_heads", "export"):
         assert {k: calls[name][k] for k in MOVED} == MOVED, name
     assert report["enabled"] == MOVED
-    assert calls["TokenLayout"] == {"text": "none", "sink_frames": 3}
+    assert calls["TokenLayout"] == {"text": "none", "sink_frames": 3, "last_sink_frames": 0}
     assert calls["demo"] == {"method": "rainfusion2"}
     for node in nodes(path):
         assert values(node.attribute) == expected(OPERATOR_V1_DEFAULTS.replace(**MOVED))
@@ -161,7 +180,7 @@ def test_pythons_defaults_move_in_one_place_and_version_1s_stay(tmp_path):
     assert report["frozen"] == OPERATOR_V1_DEFAULTS.attributes()
     function = ir.serde.serialize_function(operator.dense_function(kv_len=False))
     assert report["function"] == {a.name: str(a) for a in function.attribute_proto}
-    schema = operator._attention.op_schema
+    schema = operator.node_of().op_schema
     assert report["schema"] == {n: str(a.default_value) for n, a in schema.attributes.items()}
     (written,) = onnx.load(path).functions  # what old readers of the new file see
     assert values(written.attribute_proto) == expected(OPERATOR_V1_DEFAULTS)

@@ -17,6 +17,7 @@ import math
 import pytest
 import torch
 
+from helpers.layouts import places_of
 from helpers.rising_scores import GRID, LEVELS, TOKENS, leveled_heads
 from rainfusion_trt import classify_heads, rainfusion_attention
 from rainfusion_trt.errors import UnsupportedError
@@ -39,6 +40,9 @@ CLIPS = {
     "no sink": ((8, 19, 23), 0, "none", 0),
     "one row": ((2, 1, 900), 0, "none", 0),
     "a few tokens": ((3, 2, 3), 5, "last", 1),
+    "sinks at both ends": ((11, 17, 25), 226, "last", 1, 1),
+    "sinks at the end": ((10, 13, 19), 0, "none", 0, 2),
+    "text first, sinks at both ends": ((14, 11, 13), 100, "first", 2, 3),
 }
 
 
@@ -50,8 +54,8 @@ def on_hopper():
 
 def make(clip, head_size, dtype=torch.float16, seed=0):
     """Heads whose windows' means are no noise, and whose keys and values have much in common."""
-    grid, text_tokens, text, sink_frames = clip
-    layout = TokenLayout(grid, math.prod(grid) + text_tokens, text, sink_frames)
+    grid, text_tokens, text, *sinks = clip
+    layout = TokenLayout(grid, math.prod(grid) + text_tokens, text, *sinks)
     generator = torch.Generator("cuda").manual_seed(seed)
     shape = (3, *HEADS, layout.tokens, head_size)
     x = torch.randn(shape, generator=generator, device="cuda")
@@ -64,8 +68,7 @@ def make(clip, head_size, dtype=torch.float16, seed=0):
 
 def arguments_of(layout, sparsity, method="piecewise", kv_len=None):
     return {
-        "text": layout.text,
-        "sink_frames": layout.sink_frames,
+        **places_of(layout),
         "method": method,
         "sparsity": sparsity,
         "kv_len": kv_len,
@@ -79,7 +82,7 @@ def lengths_of(layout, kv_len):
 
 def kernels_choice(layout, windows, q, k, arguments):
     """bool [B, N, query windows, key windows]: what the kernels chose."""
-    names = ("text", "sink_frames", "method", "precision")
+    names = ("text", "sink_frames", "last_sink_frames", "method", "precision")
     settings = AttentionSettings.of(**{name: arguments[name] for name in names})
     q_cut, k_cut = windows.q_cut, windows.k_cut
     mask = q.new_full((*q.shape[:2], q_cut.blocks, k_cut.blocks), 7, dtype=torch.uint8)

@@ -13,6 +13,7 @@ import math
 import pytest
 import torch
 
+from helpers.layouts import places_of
 from helpers.rising_scores import GRID, RISES, TOKENS, leveled_heads, levels_of_rise
 from rainfusion_trt import classify_heads, rainfusion_attention
 from rainfusion_trt.operator import reference
@@ -28,8 +29,8 @@ MIXED = [
 ]
 
 
-def make(grid, text_tokens, text, head_size, dtype, sink_frames=1):
-    layout = TokenLayout(grid, math.prod(grid) + text_tokens, text, sink_frames)
+def make(grid, text_tokens, text, head_size, dtype, sink_frames=1, last=0):
+    layout = TokenLayout(grid, math.prod(grid) + text_tokens, text, sink_frames, last)
     return layout, *synthetic_heads(layout, MIXED, head_size, dtype=dtype, device="cuda")
 
 
@@ -41,8 +42,7 @@ def tolerance(q, k, scale):
 
 
 def check(layout, q, k, v, method="rainfusion", **arguments):
-    places = {"text": layout.text, "sink_frames": layout.sink_frames}
-    arguments = {**places, "method": method, **arguments}
+    arguments = {**places_of(layout), "method": method, **arguments}
     out, lse = rainfusion_attention(q, k, v, layout.grid, return_lse=True, **arguments)
     assert torch.equal(out, rainfusion_attention(q, k, v, layout.grid, **arguments))
     assert lse.dtype == torch.float32 and lse.shape == q.shape[:3]
@@ -80,9 +80,10 @@ def test_all_kinds(head_size, dtype, text, text_tokens):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("head_size", [64, 96, 128])
 def test_methods(head_size, method, dtype):
-    layout, q, k, v = make((9, 17, 25), 20, "last", head_size, dtype)
-    for sparsity in (0.0, 0.3, 0.8):
-        check(layout, q, k, v, sparsity=sparsity, method=method)
+    for last in (0, 2):
+        layout, q, k, v = make((9, 17, 25), 20, "last", head_size, dtype, last=last)
+        for sparsity in (0.0, 0.3, 0.8):
+            check(layout, q, k, v, sparsity=sparsity, method=method)
 
 
 @pytest.mark.parametrize("head_size", [64, 96, 128])
@@ -169,6 +170,6 @@ def test_operator_is_well_registered_on_cuda():
     grid, sparsity = q.new_empty(layout.grid), torch.tensor([0.5], device="cuda")
     torch.library.opcheck(
         torch.ops.rainfusion.attention_lse.default,
-        (q, k, v, grid, sparsity, None, "none", "rainfusion", 0.9, 1, 0.0, "16bit"),
+        (q, k, v, grid, sparsity, None, "none", "rainfusion", 0.9, 1, 0.0, "16bit", 0),
         test_utils=("test_schema", "test_faketensor"),
     )

@@ -13,6 +13,7 @@ import math
 import pytest
 import torch
 
+from helpers.layouts import places_of
 from rainfusion_trt import classify_heads, rainfusion_attention
 from rainfusion_trt.operator import native, reference
 from rainfusion_trt.operator.cuda_ops import launch
@@ -32,12 +33,15 @@ CLIPS = {
     "one column": ((30, 97, 1), 20, "last", 2),
     "one row": ((2, 1, 900), 0, "none", 0),
     "two frames": ((3, 45, 31), 3, "first", 1),
+    "sinks at both ends": ((11, 17, 25), 226, "last", 1, 1),
+    "sinks at the end": ((10, 13, 19), 0, "none", 0, 2),
+    "text first, sinks at both ends": ((14, 11, 13), 100, "first", 2, 3),
 }
 
 
 def make(clip, head_size, dtype, seed=0):
-    grid, text_tokens, text, sink_frames = clip
-    layout = TokenLayout(grid, math.prod(grid) + text_tokens, text, sink_frames)
+    grid, text_tokens, text, *sinks = clip
+    layout = TokenLayout(grid, math.prod(grid) + text_tokens, text, *sinks)
     generator = torch.Generator("cuda").manual_seed(seed)
 
     def smooth():
@@ -53,8 +57,7 @@ def make(clip, head_size, dtype, seed=0):
 
 def arguments_of(layout, sparsity, kv_len=None):
     return {
-        "text": layout.text,
-        "sink_frames": layout.sink_frames,
+        **places_of(layout),
         "method": "piecewise",
         "sparsity": sparsity,
         "kv_len": kv_len,
@@ -80,9 +83,7 @@ def ask_for(monkeypatch, blocks):
 
 def kernels_choice(layout, windows, q, k, sparsity, kv_len=None):
     """bool [B, N, query windows, key windows], with the rest of the block mask checked."""
-    settings = AttentionSettings.of(
-        text=layout.text, sink_frames=layout.sink_frames, method="piecewise"
-    )
+    settings = AttentionSettings.of(method="piecewise", **places_of(layout))
     q_cut, k_cut = windows.q_cut, windows.k_cut
     mask = q.new_full((*q.shape[:2], q_cut.blocks, k_cut.blocks), 7, dtype=torch.uint8)
     heads = HeadPlan.empty(q)  # outlives the launch
@@ -194,7 +195,7 @@ def test_sparsities(monkeypatch, sparsity):
 
 @pytest.mark.parametrize("head_size", [64, 96, 128])
 @pytest.mark.parametrize("lengths", [(0, 1), (425, 426), (650, 1900), (2100, 3825), (3800, 5000)])
-@pytest.mark.parametrize("clip", ["text first", "text last, all axes ragged"])
+@pytest.mark.parametrize("clip", ["text first", "text last, all axes ragged", "sinks at both ends"])
 def test_kv_len(monkeypatch, clip, lengths, head_size):
     """In the text, in the sink frame, in windows; what is behind it is NaN."""
     layout, q, k, v = make(CLIPS[clip], head_size, torch.bfloat16)

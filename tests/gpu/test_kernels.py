@@ -13,6 +13,7 @@ import math
 import pytest
 import torch
 
+from helpers.layouts import places_of
 from helpers.rising_scores import GRID, LEVELS, SHORT, TOKENS, leveled_heads
 from rainfusion_trt import classify_heads, rainfusion_attention
 from rainfusion_trt.operator import native, reference
@@ -35,15 +36,14 @@ def relative_error(out, wanted):
     return ((out - wanted).norm() / wanted.norm()).item()
 
 
-def make(grid, text_tokens, text, sink_frames, head_size, dtype, kinds=MIXED, seed=0):
-    layout = TokenLayout(grid, math.prod(grid) + text_tokens, text, sink_frames)
+def make(grid, text_tokens, text, sink_frames, head_size, dtype, kinds=MIXED, seed=0, last=0):
+    layout = TokenLayout(grid, math.prod(grid) + text_tokens, text, sink_frames, last)
     q, k, v = synthetic_heads(layout, kinds, head_size, dtype=dtype, device="cuda", seed=seed)
     return layout, q, k, v
 
 
 def check(layout, q, k, v, method="rainfusion", **arguments):
-    places = {"text": layout.text, "sink_frames": layout.sink_frames}
-    arguments = {**places, "method": method, **arguments}
+    arguments = {**places_of(layout), "method": method, **arguments}
     plan = classify_heads(q, k, layout.grid, **arguments)
     wanted_plan = reference.classify_heads(q, k, layout.grid, **arguments)
     differs = plan.kind != wanted_plan.kind
@@ -163,6 +163,44 @@ def test_odd_grids(head_size, grid, sink_frames):
 )
 def test_kv_len(head_size, lengths):
     layout, q, k, v = make((7, 19, 23), 226, "last", 1, head_size, torch.bfloat16)
+    kv_len = torch.tensor(lengths, dtype=torch.int32, device="cuda")
+    for method in ("rainfusion", "rainfusion2"):
+        check(layout, q, k, v, sparsity=0.5, kv_len=kv_len, method=method)
+
+
+# Frames of a share of a block, of a block and of several; sinks at the end alone, sinks of both
+# ends in one block, more of them than a block, and nothing but sinks.
+@pytest.mark.parametrize(
+    ("grid", "sinks"),
+    [
+        ((7, 19, 23), (1, 1)),
+        ((9, 17, 25), (0, 1)),
+        ((8, 5, 7), (2, 3)),
+        ((6, 8, 24), (1, 2)),
+        ((5, 1, 9), (1, 1)),
+        ((7, 45, 31), (1, 2)),
+        ((4, 9, 15), (2, 2)),
+        ((3, 9, 15), (1, 9)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("text", "text_tokens"), [("none", 0), ("first", 77), ("last", 226)])
+@pytest.mark.parametrize("head_size", [64, 96, 128])
+def test_sinks_at_the_end(head_size, text, text_tokens, grid, sinks):
+    first, last = sinks
+    layout, q, k, v = make(
+        grid, text_tokens, text, first, head_size, torch.bfloat16, seed=5, last=last
+    )
+    for method in METHODS:
+        check(layout, q, k, v, sparsity=0.6, method=method)
+
+
+# In the leading text or frame, in blocks of neither, in the sinks at the end, in the text there.
+@pytest.mark.parametrize("lengths", [(0, 1), (200, 500), (1500, 2700), (2622, 2623), (2900, 3100)])
+@pytest.mark.parametrize("text", ["first", "last"])
+@pytest.mark.parametrize("head_size", [64, 96, 128])
+def test_kv_len_and_sinks_at_the_end(head_size, text, lengths):
+    layout, q, k, v = make((7, 19, 23), 226, text, 1, head_size, torch.bfloat16, last=1)
     kv_len = torch.tensor(lengths, dtype=torch.int32, device="cuda")
     for method in ("rainfusion", "rainfusion2"):
         check(layout, q, k, v, sparsity=0.5, kv_len=kv_len, method=method)

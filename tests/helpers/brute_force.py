@@ -20,12 +20,16 @@ def key_block(head_size):
     return 96 if head_size <= 96 else 80
 
 
-def coordinates(grid, tokens, text, sink_frames):
-    """Per token: t, y, x (text: -1) and whether it is a sink."""
+def coordinates(grid, tokens, text, sinks):
+    """Per token: t, y, x (text: -1) and whether it is a sink.
+
+    `sinks` are two numbers of frames, at the begin and at the end.
+    """
     t, y, x = (c.ravel() for c in np.indices(grid))
     blank = np.full(tokens - math.prod(grid), -1)
     t, y, x = (np.concatenate([blank, c] if text == "first" else [c, blank]) for c in (t, y, x))
-    return t, y, x, (t < sink_frames) | (t < 0)
+    first, last = sinks
+    return t, y, x, (t < 0) | (t < first) | (t >= grid[0] - last)
 
 
 def block_tables(grid, tokens, text, head_size):
@@ -54,13 +58,14 @@ def expanded(kept, q_blocks, k_blocks):
     return kept[np.ix_(q_blocks.argmax(0), k_blocks.argmax(0))]
 
 
-def token_mask(kind, sparsity, grid, t, y, x, sink_frames):
+def token_mask(kind, sparsity, grid, t, y, x, sinks):
     """Pairs in the mask of a kind, for the tokens whose coordinates are given."""
     frames, height, width = grid
-    free_frames = frames - sink_frames
+    first, last = sinks
+    free_frames = frames - first - last
     band = round((1 - math.sqrt(np.float32(sparsity).item())) * 1e6) / 1e6
     place = y * width + x
-    raster = (t - sink_frames) * height * width + place
+    raster = (t - first) * height * width + place
     if kind == "spatial":
         return np.abs(raster[:, None] - raster) < band * free_frames * height * width - 1e-6
     if kind == "temporal":
@@ -69,12 +74,12 @@ def token_mask(kind, sparsity, grid, t, y, x, sink_frames):
     return np.broadcast_to((y - x) % tau == 0, (len(y), len(y)))
 
 
-def attended(kind, sparsity, grid, tokens, text, sink_frames, head_size):
+def attended(kind, sparsity, grid, tokens, text, sinks, head_size):
     """bool [S, S]: which keys each query attends to."""
-    t, y, x, sink = coordinates(grid, tokens, text, sink_frames)
+    t, y, x, sink = coordinates(grid, tokens, text, sinks)
     if kind == "dense":
         return np.ones((tokens, tokens), bool)
-    pairs = token_mask(kind, sparsity, grid, t, y, x, sink_frames)
+    pairs = token_mask(kind, sparsity, grid, t, y, x, sinks)
     q_blocks, k_blocks = block_tables(grid, tokens, text, head_size)
     if kind == "textural":
         sink_block = np.array([sink[queries].any() for queries in q_blocks])
@@ -86,10 +91,10 @@ def attended(kind, sparsity, grid, tokens, text, sink_frames, head_size):
     return expanded(kept, q_blocks, k_blocks)
 
 
-def recalls(q, k, sparsity, grid, tokens, text, sink_frames, scale):
+def recalls(q, k, sparsity, grid, tokens, text, sinks, scale):
     """(R_temporal, R_spatial) of one head; q, k [S, D] float64."""
     frames, height, width = grid
-    t, y, x, sink = coordinates(grid, tokens, text, sink_frames)
+    t, y, x, sink = coordinates(grid, tokens, text, sinks)
     free = np.flatnonzero(~sink)
     frame = height * width
     local = free[:frame][:: math.ceil(frame / 1024)]
@@ -104,7 +109,7 @@ def recalls(q, k, sparsity, grid, tokens, text, sink_frames, scale):
         scores = q[sample] @ k[sample].T * scale
         mass = np.exp(scores - scores.max(1, keepdims=True))
         mass /= mass.sum(1, keepdims=True)
-        inside = token_mask(kind, sparsity, grid, t[sample], y[sample], x[sample], sink_frames)
+        inside = token_mask(kind, sparsity, grid, t[sample], y[sample], x[sample], sinks)
         result.append((mass * inside).sum(1).mean())
     return tuple(result)
 
@@ -123,9 +128,9 @@ def log_sum_exp(q, k, mask, scale):
     return np.logaddexp.reduce(np.where(mask, q @ k.T * scale, -np.inf), axis=1)
 
 
-def best_blocks(q, k, sparsity, grid, tokens, text, sink_frames, scale, kv_len):
+def best_blocks(q, k, sparsity, grid, tokens, text, sinks, scale, kv_len):
     """bool [S, S]: which keys each query of a rainfusion2 head attends to, `kv_len` included."""
-    *_, sink = coordinates(grid, tokens, text, sink_frames)
+    *_, sink = coordinates(grid, tokens, text, sinks)
     q_blocks, k_blocks = block_tables(grid, tokens, text, q.shape[1])
     real = np.arange(tokens) < kv_len
 

@@ -36,29 +36,30 @@ def best_box(grid, most):
     return tuple(math.ceil(Fraction(n, c)) for n, c in zip(grid, counts, strict=True))
 
 
-def windows_of(grid, tokens, text, sink_frames, most):
+def windows_of(grid, tokens, text, sinks, most):
     """Lists of tokens of every window, in raster order of their places."""
-    t, y, x, sink = coordinates(grid, tokens, text, sink_frames)
-    free = (grid[0] - sink_frames, grid[1], grid[2])
+    t, y, x, sink = coordinates(grid, tokens, text, sinks)
+    first, last = sinks
+    free = (grid[0] - first - last, grid[1], grid[2])
     box = best_box(free, most)
     places = {}
     for token in np.flatnonzero(~sink):
-        at = (t[token] - sink_frames, y[token], x[token])
+        at = (t[token] - first, y[token], x[token])
         places.setdefault(tuple(int(a) // b for a, b in zip(at, box, strict=True)), []).append(
             token
         )
     return [places[place] for place in sorted(places)]
 
 
-def piecewise(q, k, v, sparsity, grid, tokens, text, sink_frames, scale, kv_len, round_to):
+def piecewise(q, k, v, sparsity, grid, tokens, text, sinks, scale, kv_len, round_to):
     """One head, q, k, v [S, D] float64: output, log-sum-exp, computed pairs, tiles.
 
     `round_to` rounds a mean to the tensors' type.
     """
-    *_, sink = coordinates(grid, tokens, text, sink_frames)
+    *_, sink = coordinates(grid, tokens, text, sinks)
     size = key_block(q.shape[1])
-    q_windows = windows_of(grid, tokens, text, sink_frames, QUERY_BLOCK)
-    k_windows = windows_of(grid, tokens, text, sink_frames, size)
+    q_windows = windows_of(grid, tokens, text, sinks, QUERY_BLOCK)
+    k_windows = windows_of(grid, tokens, text, sinks, size)
     real_windows = [[token for token in window if token < kv_len] for window in k_windows]
     keep = math.ceil(round(len(k_windows) * (1 - sparsity), 6))
 

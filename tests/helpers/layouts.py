@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -13,11 +14,23 @@ def token_layouts(max_frames: int, max_side: int) -> st.SearchStrategy[TokenLayo
     """Grids, text lengths, text places and sink frames of every kind, odd ones above all."""
     sides = st.integers(1, max_side)
     return st.builds(
-        lambda grid, extra, place, sinks: TokenLayout(
-            grid, math.prod(grid) + (0 if place == "none" else extra), place, sinks
+        lambda grid, extra, place, *sinks: TokenLayout(
+            grid, math.prod(grid) + (0 if place == "none" else extra), place, *sinks
         ),
         st.tuples(st.integers(1, max_frames), sides, sides),
         st.integers(0, 300),
         st.sampled_from(["none", "first", "last"]),
         st.integers(0, max_frames + 1),
+        st.one_of(st.just(0), st.integers(1, 3), st.integers(1, max_frames + 1)),
     )
+
+
+def sinks_of(layout: TokenLayout) -> tuple[int, int]:
+    """Sink frames at the begin and at the end of a clip."""
+    return layout.sink_frames, layout.last_sink_frames
+
+
+def places_of(layout: TokenLayout) -> dict[str, Any]:
+    """The arguments that tell an operator of a layout, besides its grid."""
+    first, last = sinks_of(layout)
+    return {"text": layout.text, "sink_frames": first, "last_sink_frames": last}

@@ -30,6 +30,8 @@ BAD: dict[str, dict[str, Any]] = {
     "attribute 'method' must be a string": {"method": 0.5},
     "attribute 'precision' is '4bit'": {"precision": "4bit"},
     "attribute 'precision' must be a string": {"precision": 8},
+    "attribute 'last_sink_frames' is -1": {"last_sink_frames": -1},
+    "attribute 'last_sink_frames' must be an integer": {"last_sink_frames": 1.0},
     "attribute 'alpha' is 1.5": {"alpha": 1.5},
     "attribute 'alpha' must be a float": {"alpha": "0.9"},
     "attribute 'alpha' must be finite": {"alpha": float("nan")},

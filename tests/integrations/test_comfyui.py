@@ -284,12 +284,28 @@ def test_a_forward_whose_attention_is_not_found(node):
 
 def test_in_8_bits(node):
     """A choice that workflows of before do not have; the operator gets it."""
-    assert list(node.INPUT_TYPES()["optional"]) == ["precision"]
+    assert list(node.INPUT_TYPES()["optional"]) == ["precision", "last_sink_frames"]
     narrow = node.apply(Patcher(WanModel()), 0.5, "piecewise", 0, 1, False, "8bit")[0]
     with pytest.raises(UnsupportedError, match="no kernel for head size 16, only for 64 and 128"):
         narrow(LATENTS, CONTEXT)
     with pytest.raises(UnsupportedError, match="no kernel for the textural heads"):
         node.apply(Patcher(WanModel()), 0.5, "rainfusion", 0, 1, False, "8bit")
+
+
+def test_sinks_at_the_end(node):
+    """The operator gets them; of 5 latent frames four leave nothing to be sparse in."""
+    patched = node.apply(Patcher(WanModel()), 0.5, "piecewise", 0, 1, False, "16bit", 3)[0]
+    words = "sink_frames=1 and last_sink_frames=3 of them are always attended to"
+    with pytest.raises(DenseAttentionError, match=words):
+        patched(LATENTS, CONTEXT)
+    outputs = []
+    for last in (0, 1):
+        model = WanModel()
+        node.apply(Patcher(model), 0.5, "piecewise", 0, 1, False, "16bit", last)[0](
+            LATENTS, CONTEXT
+        )
+        outputs.append([out for _, _, out in model.seen])
+    assert not all(torch.equal(*pair) for pair in zip(*outputs, strict=True))
 
 
 def test_twice_is_an_error(node):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import brute_force
-from helpers.layouts import token_layouts
+from helpers.layouts import sinks_of, token_layouts
 from rainfusion_trt.operator import reference
 from rainfusion_trt.operator.geometry import BlockShape, Kind, TokenLayout, band_of, block_shape
 
@@ -35,7 +35,7 @@ def check(layout: TokenLayout, kind: Kind, sparsity: float, head_size: int) -> N
         layout.grid,
         layout.tokens,
         layout.text,
-        layout.sink_frames,
+        sinks_of(layout),
         head_size,
     )
     np.testing.assert_array_equal(expanded(layout, mask, shape), wanted)
@@ -55,8 +55,9 @@ def test_random_layouts(head_size, kind, layout, sparsity):
 @pytest.mark.parametrize("text_tokens", [1, 127, 129, 191, 193])
 @pytest.mark.parametrize("frame", [1, 127, 129, 191, 193])
 def test_lengths_beside_a_block(head_size, kind, text, text_tokens, frame):
-    layout = TokenLayout((5, 1, frame), 5 * frame + text_tokens, text, 1)
-    check(layout, kind, 0.8, head_size)
+    for last in (0, 1):
+        layout = TokenLayout((5, 1, frame), 5 * frame + text_tokens, text, 1, last)
+        check(layout, kind, 0.8, head_size)
 
 
 @head_sizes

@@ -30,6 +30,7 @@ def native_mask(
         head_size,
         *layout.grid,
         sink_frames=layout.sink_frames,
+        last_sink_frames=layout.last_sink_frames,
         alpha=0.9,
         text=native.Text[layout.text.upper()],
         block_q=blocks.q,

@@ -91,6 +91,7 @@ def test_samples_stay_inside_and_below_the_limit(layout):
         ({"grid": (4, 0, 8), "tokens": 257}, "positive"),
         ({"grid": (4, 8, 8), "tokens": 257, "text": "middle"}, "middle"),
         ({"grid": (4, 8, 8), "tokens": 256, "sink_frames": -1}, "sink_frames=-1"),
+        ({"grid": (4, 8, 8), "tokens": 256, "last_sink_frames": -1}, "last_sink_frames=-1"),
     ],
 )
 def test_what_does_not_add_up_is_refused(arguments, words):

@@ -10,6 +10,7 @@ import torch
 
 import rainfusion_trt
 from helpers import brute_force
+from helpers.layouts import places_of, sinks_of
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.operator import reference
 from rainfusion_trt.operator.geometry import METHODS, PLUS_BANDS, Kind, TokenLayout
@@ -20,26 +21,27 @@ ALPHA = 0.9
 ALL_KINDS = [[Kind.SPATIAL, Kind.TEMPORAL, Kind.TEXTURAL]]
 # Odd frames, short last blocks, text of one token and of more than a block, with and without sinks.
 CASES = [
-    # grid, text tokens, text, sink frames
+    # grid, text tokens, text, sink frames at the begin and, if there are some, at the end
     ((4, 9, 15), 0, "none", 1),
     ((4, 9, 15), 1, "first", 1),
     ((3, 11, 13), 129, "last", 1),
     ((5, 7, 11), 130, "first", 0),
     ((9, 5, 7), 20, "last", 2),
+    ((5, 9, 15), 130, "first", 1, 1),
 ]
 # Scores up to about 70, in float32 sums of 16 products: 70 * 16 * 2^-24 = 7e-5 at the most.
 TOLERANCE = 7e-5
 
 
 def heads(case, seed=0):
-    grid, text_tokens, text, sink_frames = case
-    layout = TokenLayout(grid, math.prod(grid) + text_tokens, text, sink_frames)
+    grid, text_tokens, text, *sinks = case
+    layout = TokenLayout(grid, math.prod(grid) + text_tokens, text, *sinks)
     return layout, synthetic_heads(layout, ALL_KINDS, D, seed=seed)
 
 
 def attended(q, k, layout, kind, method, sparsity, scale, kv_len):
     """bool [S, S] of one head, q, k [S, D] float64, from the contract's words alone."""
-    places = (layout.grid, layout.tokens, layout.text, layout.sink_frames)
+    places = (layout.grid, layout.tokens, layout.text, sinks_of(layout))
     if kind is Kind.BLOCKS:
         return brute_force.best_blocks(q, k, sparsity, *places, scale, kv_len)
     if method == "rainfusion_plus" and kind in (Kind.TEMPORAL, Kind.SPATIAL):
@@ -54,8 +56,7 @@ def attended(q, k, layout, kind, method, sparsity, scale, kv_len):
 
 def check(layout, q, k, v, method, sparsity, kv_len=None, scale=None):
     arguments = {
-        "text": layout.text,
-        "sink_frames": layout.sink_frames,
+        **places_of(layout),
         "method": method,
         "sparsity": sparsity,
         "kv_len": kv_len,
@@ -184,7 +185,7 @@ def test_operator_is_well_registered(kv_len):
     grid, sparsity = q.new_empty(4, 8, 8), torch.tensor([0.5])
     torch.library.opcheck(
         torch.ops.rainfusion.attention_lse.default,
-        (q, k, v, grid, sparsity, kv_len, "first", "rainfusion", 0.9, 1, 0.0, "16bit"),
+        (q, k, v, grid, sparsity, kv_len, "first", "rainfusion", 0.9, 1, 0.0, "16bit", 0),
         test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
     )
 
@@ -194,6 +195,6 @@ def test_strided_queries_give_the_strides_that_the_fake_says():
     grid, sparsity = q.new_empty(4, 8, 8), torch.tensor([0.5])
     torch.library.opcheck(
         torch.ops.rainfusion.attention_lse.default,
-        (q, k, v, grid, sparsity, None, "first", "rainfusion", 0.9, 1, 0.0, "16bit"),
+        (q, k, v, grid, sparsity, None, "first", "rainfusion", 0.9, 1, 0.0, "16bit", 0),
         test_utils=("test_schema", "test_faketensor"),
     )

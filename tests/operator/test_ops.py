@@ -32,6 +32,7 @@ def qkv():
         ({"alpha": 1.5}, r"alpha=1\.5"),
         ({"scale": float("nan")}, "scale=nan"),
         ({"sink_frames": -1}, "sink_frames=-1"),
+        ({"last_sink_frames": -1}, "last_sink_frames=-1"),
         ({"kv_len": torch.tensor([300, 300])}, "int32"),
         ({"kv_len": torch.tensor([300], dtype=torch.int32)}, r"\[2\]"),
     ],
@@ -61,7 +62,7 @@ def test_grid_may_be_a_tensor_of_that_shape(qkv):
 
 def test_operator_is_well_registered(qkv):
     grid, sparsity = qkv[0].new_empty(GRID), torch.tensor([0.5])
-    arguments = (*qkv, grid, sparsity, None, "first", "rainfusion", 0.9, 1, 0.0, "16bit")
+    arguments = (*qkv, grid, sparsity, None, "first", "rainfusion", 0.9, 1, 0.0, "16bit", 1)
     torch.library.opcheck(
         torch.ops.rainfusion.attention.default,
         arguments,

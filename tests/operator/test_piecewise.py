@@ -11,15 +11,16 @@ import torch
 import rainfusion_trt
 from helpers import brute_windows
 from helpers.brute_force import QUERY_BLOCK, key_block
+from helpers.layouts import places_of, sinks_of
 from rainfusion_trt.operator import reference
 from rainfusion_trt.operator.geometry import Kind, TokenLayout
 from rainfusion_trt.operator.windows import WindowCut
 
 D = 16
 # Ragged at every edge; one row, one column; two free frames; text of one token, of less and more
-# than a run; no sinks; more frames than a window has.
+# than a run; no sinks; more frames than a window has; sinks at the end, with and without text.
 CASES = [
-    # grid, text tokens, text, sink frames
+    # grid, text tokens, text, sink frames at the begin and, if there are some, at the end
     ((4, 9, 15), 0, "none", 1),
     ((4, 9, 15), 1, "first", 1),
     ((7, 1, 41), 30, "last", 1),
@@ -27,6 +28,9 @@ CASES = [
     ((3, 13, 17), 193, "last", 1),
     ((21, 3, 5), 20, "last", 2),
     ((2, 11, 13), 0, "none", 0),
+    ((5, 9, 15), 30, "last", 1, 1),
+    ((7, 8, 11), 129, "first", 0, 3),
+    ((4, 13, 17), 0, "none", 1, 1),
 ]
 # Head sizes of each block shape.
 HEAD_SIZES = [D, 96, 128]
@@ -36,8 +40,8 @@ TOLERANCE = 2e-5
 
 
 def draw(case, head_size=D, dtype=torch.float32, batch=1, heads=2, seed=0):
-    grid, text_tokens, text, sink_frames = case
-    layout = TokenLayout(grid, math.prod(grid) + text_tokens, text, sink_frames)
+    grid, text_tokens, text, *sinks = case
+    layout = TokenLayout(grid, math.prod(grid) + text_tokens, text, *sinks)
     generator = torch.Generator().manual_seed(seed)
     shape = (3, batch, heads, layout.tokens, head_size)
     return layout, torch.randn(shape, generator=generator).to(dtype).unbind(0)
@@ -46,8 +50,7 @@ def draw(case, head_size=D, dtype=torch.float32, batch=1, heads=2, seed=0):
 def arguments_of(layout, **others):
     return {
         "method": "piecewise",
-        "text": layout.text,
-        "sink_frames": layout.sink_frames,
+        **places_of(layout),
         **others,
     }
 
@@ -76,7 +79,7 @@ def check(layout, q, k, v, sparsity, kv_len=None, scale=None, tolerance=TOLERANC
             layout.grid,
             layout.tokens,
             layout.text,
-            layout.sink_frames,
+            sinks_of(layout),
             scale,
             length,
             round_to,
@@ -107,10 +110,10 @@ def test_means_are_rounded_to_the_tensors_type(case, dtype):
 
 
 # Inside the leading text, at its end, inside a sink frame, inside windows, and nothing at all.
-@pytest.mark.parametrize("text", ["first", "last"])
+@pytest.mark.parametrize(("text", "last"), [("first", 0), ("last", 0), ("last", 1)])
 @pytest.mark.parametrize("length", [0, 1, 29, 30, 100, 170, 300, 431, 569, 570])
-def test_kv_len_may_end_anywhere(text, length):
-    layout, qkv = draw(((4, 9, 15), 30, text, 1), batch=2, heads=1)
+def test_kv_len_may_end_anywhere(text, last, length):
+    layout, qkv = draw(((4, 9, 15), 30, text, 1, last), batch=2, heads=1)
     kv_len = torch.tensor([length, layout.tokens], dtype=torch.int32)
     out, lse, _ = check(layout, *qkv, 0.7, kv_len)
     assert out.isfinite().all()
@@ -180,15 +183,19 @@ def test_equal_scores_keep_the_lower_windows():
 @pytest.mark.parametrize(
     ("grid", "sinks", "kind"),
     [
-        ((5, 4, 8), 1, Kind.DENSE),  # 128 tokens: one key window
-        ((5, 4, 9), 1, Kind.WINDOWS),
-        ((2, 16, 16), 1, Kind.DENSE),  # one free frame
-        ((18, 1, 4), 1, Kind.WINDOWS),  # 68 tokens, but no window has 17 frames
-        ((1, 16, 16), 3, Kind.DENSE),
+        ((5, 4, 8), (1, 0), Kind.DENSE),  # 128 tokens: one key window
+        ((5, 4, 9), (1, 0), Kind.WINDOWS),
+        ((2, 16, 16), (1, 0), Kind.DENSE),  # one free frame
+        ((18, 1, 4), (1, 0), Kind.WINDOWS),  # 68 tokens, but no window has 17 frames
+        ((1, 16, 16), (3, 0), Kind.DENSE),
+        ((6, 4, 8), (1, 1), Kind.DENSE),
+        ((3, 16, 16), (1, 1), Kind.DENSE),
+        ((4, 16, 16), (1, 1), Kind.WINDOWS),
+        ((3, 16, 16), (2, 9), Kind.DENSE),  # sinks that overlap
     ],
 )
 def test_one_key_window_or_one_frame_is_dense(grid, sinks, kind):
-    layout, (q, k, v) = draw((grid, 7, "last", sinks))
+    layout, (q, k, v) = draw((grid, 7, "last", *sinks))
     arguments = arguments_of(layout, sparsity=0.8)
     plan = reference.classify_heads(q, k, grid, **arguments)
     assert (plan.kind == kind).all()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers import brute_force
+from helpers.layouts import places_of, sinks_of
 from rainfusion_trt.operator import reference
 from rainfusion_trt.operator.geometry import (
     METHODS,
@@ -26,10 +27,11 @@ NAMES = {
     Kind.TEMPORAL: "temporal",
     Kind.TEXTURAL: "textural",
 }
-# Odd and even grids, frames smaller and larger than a block, two free frames, no sink at all; text
-# of one token, and one token short of a block and more than one, of keys and of queries.
+# Odd and even grids, frames smaller and larger than a block, two free frames, no sink at all, sinks
+# at the end, alone or not, of a share of a block and of several blocks; text of one token, and one
+# token short of a block and more than one, of keys and of queries.
 CASES = [
-    # grid, text tokens, text, sink frames
+    # grid, text tokens, text, sink frames at the begin and, if there are some, at the end
     ((4, 9, 15), 0, "none", 1),
     ((4, 9, 15), 1, "first", 1),
     ((3, 16, 16), 127, "last", 1),
@@ -38,6 +40,9 @@ CASES = [
     ((2, 1, 129), 3, "first", 0),
     ((3, 8, 24), 191, "last", 1),
     ((3, 8, 24), 193, "first", 1),
+    ((5, 9, 15), 20, "last", 1, 1),
+    ((4, 16, 16), 0, "none", 0, 2),
+    ((8, 5, 7), 129, "first", 2, 3),
 ]
 D = 16
 # A head size of each block shape; what does not depend on it is tested at the first, for speed.
@@ -46,15 +51,15 @@ SPARSITIES = [(0.3, D), (0.5, D), (0.64, D), (0.8, D), (0.5, 96), (0.8, 96), (0.
 
 
 def heads(case, kinds, head_size=D, seed=0):
-    grid, text_tokens, text, sink_frames = case
-    layout = TokenLayout(grid, math.prod(grid) + text_tokens, text, sink_frames)
+    grid, text_tokens, text, *sinks = case
+    layout = TokenLayout(grid, math.prod(grid) + text_tokens, text, *sinks)
     q, k, v = synthetic_heads(layout, kinds, head_size, seed=seed)
     # Scores as large as at D, whose rounding in float32 is what the tolerances allow for.
     return layout, (q * math.sqrt(D / head_size), k, v)
 
 
 def expected_head(q, k, v, layout, sparsity, kind, kv_len=None):
-    places = (layout.grid, layout.tokens, layout.text, layout.sink_frames)
+    places = (layout.grid, layout.tokens, layout.text, sinks_of(layout))
     mask = brute_force.attended(NAMES[kind], sparsity, *places, q.shape[-1])
     if kv_len is not None:
         mask = mask & (np.arange(layout.tokens) < kv_len)
@@ -67,8 +72,7 @@ def expected_head(q, k, v, layout, sparsity, kind, kv_len=None):
 def test_three_kinds_match_brute_force(case, sparsity, head_size):
     kinds = [[Kind.SPATIAL, Kind.TEMPORAL, Kind.TEXTURAL]] * 2
     layout, (q, k, v) = heads(case, kinds, head_size)
-    arguments = {"text": layout.text, "sparsity": sparsity, "sink_frames": layout.sink_frames}
-    arguments["method"] = "rainfusion"
+    arguments = {**places_of(layout), "sparsity": sparsity, "method": "rainfusion"}
     out = reference.rainfusion_attention(q, k, v, layout.grid, **arguments)
     plan = reference.classify_heads(q, k, layout.grid, **arguments)
     for b in range(2):
@@ -80,7 +84,7 @@ def test_three_kinds_match_brute_force(case, sparsity, head_size):
                 layout.grid,
                 layout.tokens,
                 layout.text,
-                layout.sink_frames,
+                sinks_of(layout),
                 1 / math.sqrt(head_size),
             )
             temporal, spatial = wanted
@@ -186,15 +190,14 @@ def test_plus_takes_the_narrowest_band_that_recalls_enough():
 @pytest.mark.parametrize("case", CASES[:4], ids=str)
 def test_rainfusion2_keeps_the_best_blocks(case, sparsity, head_size):
     layout, (q, k, v) = heads(case, [[Kind.TEXTURAL]] * 2, head_size)
-    places = (layout.grid, layout.tokens, layout.text, layout.sink_frames)
+    places = (layout.grid, layout.tokens, layout.text, sinks_of(layout))
     count = len(layout.blocks(block_shape(head_size).k))
     assert kept_blocks(sparsity, count) == math.ceil(round(count * (1 - sparsity), 6))
     scale = 1 / math.sqrt(head_size)
     for lengths in ([layout.tokens] * 2, [layout.tokens // 2, 193]):
         arguments = {
-            "text": layout.text,
+            **places_of(layout),
             "sparsity": sparsity,
-            "sink_frames": layout.sink_frames,
             "method": "rainfusion2",
             "kv_len": torch.tensor(lengths, dtype=torch.int32),
         }

@@ -14,6 +14,7 @@ from rainfusion_trt.operator import cuda_ops, native_types, ops, reference
 from rainfusion_trt.operator.geometry import TokenLayout
 from rainfusion_trt.operator.settings import (
     ATTRIBUTES,
+    LATER_ATTRIBUTES,
     METHODS,
     NODE_ATTRIBUTES,
     OPERATOR_V1_DEFAULTS,
@@ -25,6 +26,7 @@ from rainfusion_trt.routing import RainFusionSettings
 
 OTHER = AttentionSettings("rainfusion2", 0.75, 3, "last", 0.125)
 EIGHT_BIT = OTHER.replace(precision="8bit")
+LAST = OTHER.replace(last_sink_frames=2)
 RECORD = {"method": "rainfusion2", "alpha": 0.75, "sink_frames": 3}
 
 
@@ -44,6 +46,17 @@ def test_version_1_is_what_it_was():
     }
 
 
+def test_what_came_later_is_told_where_it_is_not_the_default():
+    assert OTHER.later_attributes() == {}
+    assert EIGHT_BIT.node_attributes() == {**OTHER.node_attributes(), "precision": "8bit"}
+    assert LAST.node_attributes() == {**OTHER.node_attributes(), "last_sink_frames": 2}
+    assert tuple(LAST.replace(precision="8bit").later_attributes()) == LATER_ATTRIBUTES
+    assert all(
+        getattr(OPERATOR_V1_DEFAULTS, name) == getattr(AttentionSettings, name)
+        for name in LATER_ATTRIBUTES  # so that what is not told means one thing everywhere
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
@@ -58,6 +71,9 @@ def test_version_1_is_what_it_was():
         ("sink_frames", 1.0, r"sink_frames=1\.0 must be a whole number"),
         ("sink_frames", None, "sink_frames=None must be a whole number"),
         ("sink_frames", False, "sink_frames=False must be a whole number"),
+        ("last_sink_frames", -1, "^last_sink_frames=-1 must be 0 or more"),
+        ("last_sink_frames", 1.0, r"last_sink_frames=1\.0 must be a whole number"),
+        ("last_sink_frames", 1 << 31, "last_sink_frames=2147483648 must be below"),
         ("scale", -1.0, r"scale=-1\.0 must be positive"),
         ("scale", float("inf"), "scale=inf must be positive"),
         ("scale", None, "scale=None must be a number"),
@@ -71,10 +87,11 @@ def test_bad_values_are_named(name, value, words):
 
 
 def test_numbers_have_the_types_of_a_nodes_attributes():
-    settings = AttentionSettings(alpha=1, sink_frames=np.int64(2), scale=np.float32(0.5))
+    numbers = {"sink_frames": np.int64(2), "last_sink_frames": np.int32(1)}
+    settings = AttentionSettings(alpha=1, scale=np.float32(0.5), **numbers)
     kinds = [type(value) for value in settings.flat()]
-    assert kinds == [str, str, float, int, float, str]
-    assert settings.flat()[2:] == (1.0, 2, 0.5, "16bit")
+    assert kinds == [str, str, float, int, float, str, int]
+    assert settings.flat()[2:] == (1.0, 2, 0.5, "16bit", 1)
 
 
 def test_settings_are_frozen():
@@ -88,7 +105,7 @@ def test_flat_is_the_order_of_the_torch_operators():
         assert names == ["q", "k", "v", "grid", "sparsity", "kv_len", *ATTRIBUTES]
     assert OTHER.flat() == tuple(OTHER.attributes().values())
     assert list(OTHER.attributes()) == list(ATTRIBUTES)
-    for settings in (OTHER, EIGHT_BIT):
+    for settings in (OTHER, EIGHT_BIT, LAST):
         assert AttentionSettings.from_flat(*settings.flat()) == settings
 
 
@@ -98,6 +115,9 @@ def test_a_record_is_what_older_files_hold():
     assert read.record() == RECORD and (read.text, read.scale) == ("none", 0.0)
     model_wide = EIGHT_BIT.replace(text="none", scale=0.0)
     assert model_wide.record() == {**RECORD, "precision": "8bit"}
+    assert AttentionSettings.from_record(model_wide.record()) == model_wide
+    model_wide = LAST.replace(text="none", scale=0.0)
+    assert model_wide.record() == {**RECORD, "last_sink_frames": 2}
     assert AttentionSettings.from_record(model_wide.record()) == model_wide
 
 
@@ -113,6 +133,7 @@ def test_a_record_without_a_setting_means_version_1():
         ({**RECORD, "band": 1}, "have 'band'; they are method, alpha, sink_frames"),
         ({**RECORD, "text": "last"}, "have 'text'; they are"),
         ({**RECORD, "alpha": "0.9"}, "alpha='0.9' must be a number"),
+        ({**RECORD, "last_sink_frames": -1}, "last_sink_frames=-1"),
         ({**RECORD, "method": "fast"}, "method='fast'"),
         ([0.9], r"settings \[0\.9\] must be a mapping"),
         ("rainfusion", "settings 'rainfusion' must be a mapping"),
@@ -158,12 +179,15 @@ def test_problem_of_settings():
         "block_q": 0,  # the definition's
         "block_k": 0,
         "precision": native_types.Precision.BITS_16,
+        "last_sink_frames": 0,
     }
+    assert native_types.Problem.of(q, (5, 4, 4), LAST).last_sink_frames == 2
     assert native_types.Problem.of(q, (5, 4, 4), EIGHT_BIT).precision == 1
 
 
 def test_layout_of_settings():
     assert TokenLayout.of([5, 4, 4], 86, OTHER) == TokenLayout((5, 4, 4), 86, "last", 3)
+    assert TokenLayout.of([5, 4, 4], 86, LAST) == TokenLayout((5, 4, 4), 86, "last", 3, 2)
 
 
 def test_softmax_scale():
@@ -212,7 +236,7 @@ def test_the_torch_operator_itself_refuses_bad_settings():
     q, k, v = qkv()
     given = (q, k, v, torch.empty(GRID), torch.tensor([0.5]), None)
     with pytest.raises(InvalidInputError, match=r"alpha=1\.5"):
-        torch.ops.rainfusion.attention(*given, "none", "rainfusion", 1.5, 1, 0.0, "16bit")
+        torch.ops.rainfusion.attention(*given, "none", "rainfusion", 1.5, 1, 0.0, "16bit", 0)
 
 
 def test_faces_get_the_settings_whole(monkeypatch):

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from helpers import brute_windows
-from helpers.layouts import token_layouts
+from helpers.layouts import sinks_of, token_layouts
 from rainfusion_trt.operator.geometry import TokenLayout, block_shape
 from rainfusion_trt.operator.windows import (
     WindowCut,
@@ -108,7 +108,7 @@ def test_runs_and_windows_hold_every_token_once(size, layout):
     held = [t for begin, end in runs for t in range(begin, end)] + tokens[tokens >= 0].tolist()
     assert sorted(held) == list(range(layout.tokens))
     wanted = brute_windows.windows_of(
-        layout.grid, layout.tokens, layout.text, layout.sink_frames, size
+        layout.grid, layout.tokens, layout.text, sinks_of(layout), size
     )
     assert [row[row >= 0].tolist() for row in tokens] == wanted
     of = cut.window_of()

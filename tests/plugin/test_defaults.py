@@ -16,14 +16,19 @@ import yaml
 from helpers.tiny_model import make_model
 from rainfusion_trt.engine.flavour import available_flavours
 from rainfusion_trt.export import operator
-from rainfusion_trt.operator.settings import OPERATOR_V1_DEFAULTS, AttentionSettings
+from rainfusion_trt.operator.settings import (
+    LATER_ATTRIBUTES,
+    OPERATOR_V1_DEFAULTS,
+    AttentionSettings,
+)
 from rainfusion_trt.plugin.build import source_directory
 
 needs_rtx = pytest.mark.skipif(
     "tensorrt_rtx" not in available_flavours(), reason="TensorRT for RTX is not importable"
 )
-OPTIONAL = ("parallel", "precision")  # that a node has where they are not the default
+OPTIONAL = ("parallel", *LATER_ATTRIBUTES)  # that a node has where they are not the default
 OTHER = AttentionSettings("rainfusion_plus", 0.25, 3, "first", 0.5)
+LAST = OTHER.replace(last_sink_frames=2)
 
 # The attributes of every plugin layer that TensorRT's parser makes of an ONNX file.
 PARSE = """
@@ -58,7 +63,9 @@ def with_attributes(settings: AttentionSettings | None) -> onnx.ModelProto:
         for name, value in {**given, **operator.PLUGIN_ATTRIBUTES}.items()
     )
     del model.functions[:]
-    model.functions.append(ir.serde.serialize_function(operator.dense_function(kv_len=False)))
+    last_sinks = settings is not None and settings.last_sink_frames > 0
+    body = operator.dense_function(kv_len=False, last_sinks=last_sinks)
+    model.functions.append(ir.serde.serialize_function(body))
     return model
 
 
@@ -85,14 +92,16 @@ def as_text(settings: AttentionSettings) -> dict[str, str]:
         name: f"{value:g}" if isinstance(value, float) else str(value)
         for name, value in settings.node_attributes().items()
     }
-    return {**said, "parallel": "0"}
+    return {**said, "parallel": "0"}  # and what came later, where it is not the default
 
 
 @needs_rtx
 @pytest.mark.tensorrt
 def test_a_node_without_attributes_has_version_1s(plugin_library, tmp_path):
-    bare, explicit, other = parsed([None, OPERATOR_V1_DEFAULTS, OTHER], plugin_library, tmp_path)
-    assert other == as_text(OTHER)  # so that what the plugin says is what it was given
+    given = [None, OPERATOR_V1_DEFAULTS, OTHER, LAST]
+    bare, explicit, other, last = parsed(given, plugin_library, tmp_path)
+    # So that what the plugin says is what it was given.
+    assert other == as_text(OTHER) and last == as_text(LAST)
     assert bare == explicit == as_text(OPERATOR_V1_DEFAULTS)
 
 

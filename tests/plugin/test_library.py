@@ -14,7 +14,7 @@ from rainfusion_trt import __version__
 from rainfusion_trt.errors import InvalidInputError, LibraryNotFoundError, UnsupportedError
 from rainfusion_trt.operator import native, reference
 from rainfusion_trt.operator.geometry import METHODS, Kind, TokenLayout, band_of, block_shape
-from rainfusion_trt.operator.settings import NODE_ATTRIBUTES, PRECISIONS
+from rainfusion_trt.operator.settings import LATER_ATTRIBUTES, NODE_ATTRIBUTES, PRECISIONS
 from rainfusion_trt.plugin.build import (
     STATIC_LIBRARY_NAMES,
     find_library,
@@ -100,7 +100,8 @@ def test_links_neither_tensorrt_nor_a_shared_cuda_runtime(plugin_library):
         ({"tokens": 494}, InvalidInputError, r"tokens = 494 is less than .* 495"),
         ({"text": native.Text.NONE}, InvalidInputError, r'37 more than .* text is "none"'),
         ({"alpha": 1.5}, InvalidInputError, r"alpha = 1\.5"),
-        ({"sink_frames": -1}, InvalidInputError, r"sink_frames = -1"),
+        ({"sink_frames": -1}, InvalidInputError, r"^sink_frames = -1"),
+        ({"last_sink_frames": -1}, InvalidInputError, r"^last_sink_frames = -1"),
         ({"method": 9}, InvalidInputError, r"method = 9"),
         ({"dtype": 7}, UnsupportedError, r"dtype = 7"),
         ({"grid_w": 0}, InvalidInputError, r"\(5, 9, 0\)"),
@@ -211,7 +212,7 @@ def test_plugin_config_and_binding_agree():
     folder = source_directory() / "plugins" / "tensorrt"
     config = yaml.safe_load((folder / "RainFusionAttention_PluginConfig.yaml").read_text())
     (version,) = config["versions"].values()
-    assert version["attributes"] == [*NODE_ATTRIBUTES, "parallel", "precision"]
+    assert version["attributes"] == [*NODE_ATTRIBUTES, "parallel", *LATER_ATTRIBUTES]
     options = version["attribute_options"]
     assert options["text"] == [name.lower() for name in native.Text.__members__]
     assert options["method"] == [name.lower() for name in native.Method.__members__]

@@ -75,24 +75,27 @@ def random_clips(count):
         grid = [generator.randint(1, most) for most in (24, 40, 40)]
         text = generator.choice(list(native.Text))
         text_tokens = 0 if text == native.Text.NONE else generator.randint(0, 300)
-        yield grid, text, text_tokens, generator.randint(0, 2), generator.choice([64, 96, 128])
+        sinks = generator.randint(0, 2), generator.randint(0, 2)
+        yield grid, text, text_tokens, sinks, generator.choice([64, 96, 128])
 
 
 @pytest.mark.parametrize("clip", list(random_clips(12)), ids=str)
 def test_counts_of_blocks(library, clip):
-    grid, text, text_tokens, sink_frames, head_size = clip
-    free = (max(0, grid[0] - sink_frames), *grid[1:])
-    sinks = (grid[0] - free[0]) * grid[1] * grid[2]
-    runs_of = {
-        native.Text.NONE: lambda budget: runs(sinks, budget),
-        native.Text.FIRST: lambda budget: runs(text_tokens + sinks, budget),
-        native.Text.LAST: lambda budget: runs(sinks, budget) + runs(text_tokens, budget),
-    }
+    grid, text, text_tokens, (sink_frames, last_sink_frames), head_size = clip
+    free = (max(0, grid[0] - sink_frames - last_sink_frames), *grid[1:])
+    frame = grid[1] * grid[2]
+    before = min(grid[0], sink_frames) * frame
+    behind = (grid[0] - free[0]) * frame - before
+    if text == native.Text.FIRST:
+        before += text_tokens
+    else:
+        behind += text_tokens
     wanted = []
     for budget in BUDGETS[head_size]:
         windows = math.prod(counts_of(free, best_box(free, budget))) if free[0] else 0
-        wanted.append(windows + runs_of[text](budget))
-    clip = problem(grid, head_size, text_tokens, text=text, sink_frames=sink_frames)
+        wanted.append(windows + runs(before, budget) + runs(behind, budget))
+    sinks = {"sink_frames": sink_frames, "last_sink_frames": last_sink_frames}
+    clip = problem(grid, head_size, text_tokens, text=text, **sinks)
     assert library.block_counts(clip) == tuple(wanted)
 
 

@@ -156,6 +156,7 @@ def largest_problems(draw: st.DrawFn) -> native.Problem:
         grid_h=draw(sizes),
         grid_w=draw(sizes),
         sink_frames=draw(st.integers(0, 4)),
+        last_sink_frames=draw(st.sampled_from([0, 0, 1, 2, (1 << 31) - 1])),
         alpha=0.9,
         text=draw(st.sampled_from(native.Text)),
         method=draw(st.sampled_from(methods if eight_bit else native.Method)),
@@ -209,8 +210,8 @@ def test_the_bound_covers_every_problem_under_it(library, data):
 )
 def test_the_bound_covers_odd_frames_and_cuts(library, grid, text_tokens):
     for method in native.Method:
-        for sink_frames in (0, 1):
-            attributes = {"method": method, "sink_frames": sink_frames}
+        for first, last in ((0, 0), (1, 0), (0, 1), (1, 2)):
+            attributes = {"method": method, "sink_frames": first, "last_sink_frames": last}
             clip = problem(2, 3, 64, grid, text_tokens, native.Text.LAST, **attributes)
             largest = problem(2, 3, 64, (900, 90, 90), 0, native.Text.LAST, **attributes)
             largest.tokens = 7200

@@ -25,7 +25,7 @@ extern "C" {
 #endif
 
 /* Bumped whenever a struct or a signature below changes. */
-#define RAINFUSION_ABI_VERSION 4
+#define RAINFUSION_ABI_VERSION 5
 
 /* How a workspace must be aligned, in bytes. */
 #define RAINFUSION_WORKSPACE_ALIGNMENT 256
@@ -88,7 +88,7 @@ typedef struct {
   int32_t grid_t;
   int32_t grid_h;
   int32_t grid_w;
-  int32_t sink_frames;
+  int32_t sink_frames; /* first frames that every token attends to and that attend to all */
   float alpha;
   float softmax_scale; /* 0 = 1 / sqrt(head_size) */
   RainfusionText text;
@@ -97,6 +97,7 @@ typedef struct {
   int32_t block_q; /* tokens in a query block, a multiple of 32 and at least 64; 0 = the default */
   int32_t block_k; /* tokens in a key block; 0 = the default of head size and precision */
   RainfusionPrecision precision;
+  int32_t last_sink_frames; /* last frames that are as those of sink_frames */
 } RainfusionProblem;
 
 /* Elements between neighbours; the head dimension itself is always contiguous. */

@@ -54,32 +54,36 @@ struct TokenLayout {
   int64_t text_tokens;  // L
   int64_t video_begin;
   int64_t video_tokens;
-  int64_t width;        // W
-  int64_t frame;        // H * W
-  int64_t free_frames;  // T' = T - sink_frames, at least 0
-  int64_t sink_tokens;  // video tokens of the sink frames
-  int64_t free_tokens;  // n = T' * H * W
+  int64_t width;              // W
+  int64_t frame;              // H * W
+  int64_t free_frames;        // T' = T - sink_frames - last_sink_frames, at least 0
+  int64_t free_tokens;        // n = T' * H * W
+  int64_t first_sink_tokens;  // of the sink frames before them
+  int64_t last_sink_tokens;   // and of those behind them
   bool text_first;
 
   RAINFUSION_HOST_DEVICE constexpr TokenLayout(int64_t tokens_, int64_t grid_t, int64_t grid_h,
                                                int64_t grid_w, int64_t sink_frames,
-                                               bool text_first_)
+                                               int64_t last_sink_frames, bool text_first_)
       : tokens(tokens_),
         text_tokens(tokens_ - grid_t * grid_h * grid_w),
         video_begin(text_first_ ? tokens_ - grid_t * grid_h * grid_w : 0),
         video_tokens(grid_t * grid_h * grid_w),
         width(grid_w),
         frame(grid_h * grid_w),
-        free_frames(max64(0, grid_t - sink_frames)),
-        sink_tokens(min64(grid_t, sink_frames) * grid_h * grid_w),
-        free_tokens(max64(0, grid_t - sink_frames) * grid_h * grid_w),
+        free_frames(max64(0, grid_t - sink_frames - last_sink_frames)),
+        free_tokens(free_frames * frame),
+        first_sink_tokens(min64(grid_t, sink_frames) * frame),
+        last_sink_tokens(video_tokens - first_sink_tokens - free_tokens),
         text_first(text_first_) {}
 
   // Heads of a clip with fewer than two non-sink frames stay dense.
   RAINFUSION_HOST_DEVICE constexpr bool always_dense() const { return free_frames < 2; }
 
   // First non-sink token in memory order; the others follow it in the order of the raster.
-  RAINFUSION_HOST_DEVICE constexpr int64_t free_begin() const { return video_begin + sink_tokens; }
+  RAINFUSION_HOST_DEVICE constexpr int64_t free_begin() const {
+    return video_begin + first_sink_tokens;
+  }
   RAINFUSION_HOST_DEVICE constexpr int64_t free_end() const { return free_begin() + free_tokens; }
 
   // Places along an axis, of which a band is a share: raster indices, or places in a frame.
@@ -97,7 +101,7 @@ struct BlockCut {
   int32_t tokens;
   int32_t blocks;
   int32_t leading_sinks;   // blocks [0, leading_sinks) hold sink tokens
-  int32_t trailing_sinks;  // and so do the last `trailing_sinks` blocks
+  int32_t trailing_sinks;  // and so do the last `trailing_sinks` blocks; no block is among both
 
   RAINFUSION_HOST_DEVICE constexpr BlockCut(const TokenLayout& layout, int32_t size_)
       : size(size_),
@@ -107,8 +111,11 @@ struct BlockCut {
         tokens(static_cast<int32_t>(layout.tokens)),
         blocks(count(layout.text_tokens, size_) + count(layout.video_tokens, size_)),
         leading_sinks((layout.text_first ? count(layout.text_tokens, size_) : 0) +
-                      count(layout.sink_tokens, size_)),
-        trailing_sinks(layout.text_first ? 0 : count(layout.text_tokens, size_)) {}
+                      count(layout.first_sink_tokens, size_)),
+        trailing_sinks(
+            smaller(blocks - leading_sinks,
+                    (layout.text_first ? 0 : count(layout.text_tokens, size_)) +
+                        blocks_of_last(layout.video_tokens, layout.last_sink_tokens, size_))) {}
 
   RAINFUSION_HOST_DEVICE constexpr int32_t sinks() const { return leading_sinks + trailing_sinks; }
 
@@ -136,6 +143,14 @@ struct BlockCut {
  private:
   RAINFUSION_HOST_DEVICE static constexpr int32_t count(int64_t tokens, int32_t size) {
     return static_cast<int32_t>(ceil_div(tokens, size));
+  }
+  // Blocks of the video that hold one of its last `last` tokens.
+  RAINFUSION_HOST_DEVICE static constexpr int32_t blocks_of_last(int64_t video, int64_t last,
+                                                                 int32_t size) {
+    return last > 0 ? count(video, size) - static_cast<int32_t>((video - last) / size) : 0;
+  }
+  RAINFUSION_HOST_DEVICE static constexpr int32_t smaller(int32_t a, int32_t b) {
+    return a < b ? a : b;
   }
 };
 

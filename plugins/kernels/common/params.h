@@ -46,7 +46,7 @@ struct Geometry {
 
   explicit Geometry(const RainfusionProblem& problem)
       : layout(problem.tokens, problem.grid_t, problem.grid_h, problem.grid_w, problem.sink_frames,
-               problem.text == RAINFUSION_TEXT_FIRST),
+               problem.last_sink_frames, problem.text == RAINFUSION_TEXT_FIRST),
         q_cut(layout, block_shape(problem).q),
         k_cut(layout, block_shape(problem).k),
         samples{arm_sample(layout, kSpatial), arm_sample(layout, kTemporal)},
