@@ -58,7 +58,9 @@ def explain_obstacle(
 ) -> str:
     """The obstacle to a sparsity and its remedies in one line."""
     if obstacle == "frames":
-        names = ["sink_frames", *["last_sink_frames"][: settings.last_sink_frames]]
+        names = ["sink_frames"]
+        if settings.last_sink_frames > 0:
+            names.append("last_sink_frames")
         sinks = " and ".join(f"{name}={getattr(settings, name)}" for name in names)
         return (
             f"sparsity={sparsity:g} has no effect: the clip has {grid[0]} latent frames, {sinks} "

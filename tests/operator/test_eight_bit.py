@@ -106,6 +106,7 @@ def test_is_what_the_rules_say(spread):
     {"sparsity": 0.6},
     {"sparsity": 0.6, "method": "rainfusion2"},
     {"sparsity": 0.6, "kv_len": torch.tensor([300], dtype=torch.int32)},
+    {"sparsity": 0.6, "last_sink_frames": 2},
 ], ids=str)  # fmt: skip
 def test_is_near_16_bits(head_size, arguments):
     """The same keys, chosen by the same rule from the same blocks, and rounding alone."""

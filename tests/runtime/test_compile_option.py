@@ -32,7 +32,7 @@ def test_no_blocks_to_compile():
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_option_of_the_command(monkeypatch, tmp_path, given):
+def test_options_of_the_command(monkeypatch, tmp_path, given):
     seen = {}
 
     def made(*_: Any, **options: Any) -> None:
@@ -41,9 +41,11 @@ def test_option_of_the_command(monkeypatch, tmp_path, given):
 
     monkeypatch.setattr(pipeline, "Pipeline", made)
     arguments = ["run", "--prompt", "x", "--checkpoint", "no", "--output", str(tmp_path / "x.mp4")]
-    result = CliRunner().invoke(cli.app, arguments + ["--compile"] * given)
+    options = ["--compile", "--last-sink-frames", "1"]
+    result = CliRunner().invoke(cli.app, arguments + options * given)
     assert result.exit_code == 2 and "far enough" in result.stderr
     assert seen["compile"] is given
+    assert seen["last_sink_frames"] == (1 if given else None)
 
 
 def test_compiling_is_undone_where_it_fails(monkeypatch):

@@ -69,6 +69,15 @@ def test_an_engine_keeps_its_method(recorded, method, tmp_path):
         read(pipe, engine={"transformer": tmp_path}, settings={"method": method})
 
 
+def test_a_file_without_sinks_at_the_end_has_none():
+    account = GraphAccount(model="cogvideox-5b", settings=AttentionSettings())
+    graph = Graph("the file", account)
+    graph.check_settings({"last_sink_frames": 0})
+    words = "last_sink_frames=1 was asked for, but the file was exported with last_sink_frames=0"
+    with pytest.raises(InvalidInputError, match=words):
+        graph.check_settings({"last_sink_frames": 1})
+
+
 def test_without_a_file_it_is_the_default():
     with rainfusion_trt.Pipeline(
         pipe=tiny_pipeline(get_model("cogvideox-5b")), backend="torch", device="cpu"

@@ -105,18 +105,20 @@ def test_the_plan_is_said_and_the_scheduler_checked(pipe):
         pipeline(**CALL)
 
 
-def test_dense_layers_reach_the_transformer(pipe, monkeypatch):
+def test_dense_layers_and_sinks_reach_the_transformer(pipe, monkeypatch):
     seen = []
     operator = torch.ops.rainfusion.attention_measured
 
     def record(*arguments):
-        seen.append(float(arguments[4]))
+        seen.append((float(arguments[4]), arguments[-1]))
         return operator(*arguments)
 
     monkeypatch.setattr(torch.ops.rainfusion, "attention_measured", record)
-    with Pipeline(pipe=pipe, dense_fraction=0.0, dense_layers=(1,)) as pipeline:
+    given = {"dense_fraction": 0.0, "dense_layers": (1,)}
+    given |= {"sink_frames": 0, "last_sink_frames": 1}
+    with Pipeline(pipe=pipe, **given) as pipeline:
         output = pipeline(**CALL)
-    assert seen == [0.5, 0.0] * 4  # two layers, four steps
+    assert seen == [(0.5, 1), (0.0, 1)] * 4  # two layers, four steps
     assert output.sparsity == (0.5,) * 4
     with pytest.raises(InvalidInputError, match="dense_layers has 5"):
         Pipeline(pipe=pipe, dense_layers=(5,))
