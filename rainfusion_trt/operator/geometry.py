@@ -195,10 +195,11 @@ class TokenLayout:
 
     def blocks(self, size: int) -> list[Block]:
         """Blocks of `size` tokens in memory order; text and video are cut separately."""
+        free_begin, free_end = self.free_begin, self.free_end
 
         def cut(begin: int, end: int) -> list[Block]:
             ranges = [(b, min(b + size, end)) for b in range(begin, end, size)]
-            return [Block(b, e, b < self.free_begin or e > self.free_end) for b, e in ranges]
+            return [Block(b, e, b < free_begin or e > free_end) for b, e in ranges]
 
         text = cut(self.text_begin, self.text_begin + self.text_tokens)
         video = cut(self.video_begin, self.video_begin + self.video_tokens)
