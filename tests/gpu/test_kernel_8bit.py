@@ -168,10 +168,12 @@ def test_blocks(monkeypatch, method, head_size):
 
 
 @pytest.mark.parametrize("head_size", [64, 128])
-@pytest.mark.parametrize("lengths", [(0, 1), (425, 426), (650, 1900), (2100, 3825), (3800, 5000)])
-@pytest.mark.parametrize("clip", ["text first", "text last, all axes ragged"])
+@pytest.mark.parametrize(
+    "lengths", [(0, 1), (425, 426), (650, 1900), (2100, 3825), (3800, 5000), (4300, 4700)]
+)
+@pytest.mark.parametrize("clip", ["text first", "text last, all axes ragged", "sinks at both ends"])
 def test_kv_len(monkeypatch, clip, lengths, head_size):
-    """In the text, in the sink frame, in windows; what is behind it is NaN."""
+    """In the text, in the sink frames, in windows; what is behind it is NaN."""
     layout, q, k, v = make(CLIPS[clip], head_size)
     kv_len = torch.tensor([min(x, layout.tokens) for x in lengths], device="cuda").int()
     for b, length in enumerate(kv_len.tolist()):
