@@ -56,7 +56,7 @@ def spread(routing: Routing, transformer: Any, mesh: DeviceMesh) -> None:
     config.setup(dist.get_rank(), dist.get_world_size(), device, mesh=mesh)
     transformer._parallel_config = config
     for site in routing.sites:  # other attention has all of its keys on every process
-        if hasattr(site.processor, "_parallel_config"):
+        if site.processor is not None:
             site.processor._parallel_config = config
     cuts, ends = _parts(transformer)
     apply_context_parallel(transformer, context, cuts)
