@@ -112,4 +112,5 @@ def _sizes(recipe: str | None) -> tuple[str, ...]:
     if recipe is None:
         return ()
     clips = load_recipe(recipe).sizes.values()
-    return tuple(str(VideoSize(c.frames.opt, c.height.opt, c.width.opt)) for c in clips)
+    sizes = (str(VideoSize(c.frames.opt, c.height.opt, c.width.opt)) for c in clips)
+    return tuple(dict.fromkeys(sizes))

@@ -43,6 +43,14 @@ class Range(_Strict):
         return self
 
 
+class CountRange(Range):
+    """A `Range` of what there may be none of."""
+
+    min: int = Field(ge=0)
+    opt: int = Field(ge=0)
+    max: int = Field(ge=0)
+
+
 class ShapeRange(_Strict):
     """Smallest, most frequent and largest shape of one input; a plain list stands for all three."""
 
@@ -73,16 +81,24 @@ class ShapeRange(_Strict):
 
 
 Extent = Annotated[Range, BeforeValidator(_as_range)]
+Count = Annotated[CountRange, BeforeValidator(_as_range)]
 Shape = Annotated[ShapeRange, BeforeValidator(_as_shapes)]
 
 
 class VideoRange(_Strict):
-    """Clips that one optimisation profile serves, in pixel frames and pixels."""
+    """Clips that one optimisation profile serves, in pixel frames and pixels.
+
+    Attributes
+    ----------
+    condition_frames
+        Room for conditions whose tokens stand beside the clip's, in latent frames of its size.
+    """
 
     frames: Extent
     height: Extent
     width: Extent
     batch: Extent
+    condition_frames: Count = CountRange(min=0, opt=0, max=0)
 
 
 class BuilderSettings(_Strict):

@@ -169,7 +169,8 @@ def _from_size(
         )
         try:
             size = VideoSize(frames, height, width)
-            shapes[bound] = clip_shapes(model, file, size, batch, _part_at(bound, gpus))
+            part, more = _part_at(bound, gpus), getattr(video.condition_frames, bound)
+            shapes[bound] = clip_shapes(model, file, size, batch, part, condition_frames=more)
         except InvalidInputError as error:
             raise InvalidInputError(f"profile {name!r}, {bound} size: {error}") from error
     return {
@@ -194,6 +195,8 @@ def clip_shapes(
     size: VideoSize,
     batch: int,
     part: Callable[[int], int] = lambda tokens: tokens,
+    *,
+    condition_frames: int = 0,
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of a file's inputs for one clip.
 
@@ -210,6 +213,8 @@ def clip_shapes(
         Batch of the call.
     part : callable
         From the tokens of the video to those of one GPU.
+    condition_frames : int
+        As in `VideoModel.with_conditions`.
 
     Returns
     -------
@@ -223,7 +228,7 @@ def clip_shapes(
         The model makes no such clip, or the file's inputs are not those of the model.
     """
     config = file.account.config or model.config()
-    extents = model.extents(config, size, batch)
+    extents = model.with_conditions(model.extents(config, size, batch), condition_frames)
     extents[PART_AXIS] = part(extents["video_tokens"])
     declared = {given.name: given for given in model.inputs}
     found = [tensor.name for tensor in file.inputs]

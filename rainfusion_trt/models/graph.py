@@ -110,6 +110,28 @@ class ModelGraph:
         clip = zip(CLIP_AXES, (batch, *latent, *grid, math.prod(grid)), strict=True)
         return {**dict(clip), **sequences}
 
+    def with_conditions(self, extents: Mapping[str, int], frames: int) -> dict[str, int]:
+        """Extents of a clip with conditions whose tokens stand beside its own in the sequence.
+
+        Parameters
+        ----------
+        extents : mapping
+            As `extents` gives them.
+        frames : int
+            How many latent frames, as large as the clip's, have as many tokens as the conditions.
+
+        Raises
+        ------
+        InvalidInputError
+            The model has no such conditions, and `frames` is not 0.
+        """
+        if frames:
+            raise InvalidInputError(
+                f"condition_frames={frames}: {self.name} has no conditions beside the tokens of "
+                "the clip; leave it out"
+            )
+        return dict(extents)
+
     def dynamic_axes(self) -> dict[str, dict[int, str]]:
         """Axes that may vary, as {input: {axis: name}}; empty if a graph serves one size only."""
         if self.one_size:
@@ -326,6 +348,24 @@ class ModelGraph:
                 value = torch.as_tensor(value, device=like.device).expand(like.shape[0])
             inputs[given.name] = value.to(given.dtype or like.dtype)
         return inputs
+
+    def check_room(  # noqa: B027
+        self, inputs: Mapping[str, Tensor], most: Mapping[str, tuple[int | None, ...]]
+    ) -> None:
+        """Refuse a call that a graph has no room for, where the shapes alone do not say what to do.
+
+        Parameters
+        ----------
+        inputs : mapping
+            What `graph_inputs` made of it.
+        most : mapping
+            The largest shape of each that the graph takes; None for no bound.
+
+        Raises
+        ------
+        UnsupportedError
+            It has not.
+        """
 
     def eager(
         self, transformer: nn.Module, forward_kwargs: Mapping[str, Any]

@@ -3,8 +3,8 @@
 Tokens are packed, self-attention is over the video alone, the text comes in by cross-attention. The
 graph takes the coordinates of the tokens, of which its rotary tables are made, and a timestep for
 every token: so one graph serves text to video, image to video and conditions on first frames.
-Conditions on later frames put tokens of their own before the grid; `enable` takes them for tokens
-that attend to all and that all attend to, as text in other models is, and graphs refuse them.
+Conditions on later frames put tokens of their own before the grid, which attend to all and to which
+all attend, as to text in other models. A graph whose sizes vary takes any number of them, 0 too.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from rainfusion_trt.models.base import (
 from rainfusion_trt.models.examples import constant, prompt_masks
 from rainfusion_trt.models.layout import token_grid
 from rainfusion_trt.models.ltx_tokens import Grid, packed_tokens
+from rainfusion_trt.operator.settings import TextPlace
 
 TEXT_TOKENS = 128  # what LTXPipeline pads prompts to; LTXConditionPipeline by default to 256
 NUMBERS = ("num_frames", "height", "width")
@@ -42,9 +43,16 @@ def steps_from_zero(
 
 
 class PackedLtx(VideoModel):
-    """What LTX-Video and LTX-2 have in common: packed tokens, and a grid that calls give."""
+    """What LTX-Video and LTX-2 have in common: packed tokens, and a grid that calls give.
+
+    Attributes
+    ----------
+    beside : {"first", "last"}
+        Where pipelines put tokens of conditions that are no part of the grid: before it or behind.
+    """
 
     text = "none"
+    beside: TextPlace
     vae_frames, vae_pixels, patch_pixels = 8, 32, 1
     grid_input = GraphInput("grid", ("grid_frames", "grid_height", "grid_width"), None, constant(0))
 
@@ -53,7 +61,10 @@ class PackedLtx(VideoModel):
         if torch.compiler.is_exporting():  # of inputs that `graph_inputs` has looked at
             hidden_states = forward_kwargs["hidden_states"]
             grid = token_grid([forward_kwargs[name] for name in NUMBERS], hidden_states)
-            return AttentionLayout(grid, "none", tokens=hidden_states.shape[1])
+            count = hidden_states.shape[1]
+            # A fixed number is that of the grid; one that varies may be larger.
+            place: TextPlace = "none" if isinstance(count, int) else self.beside
+            return AttentionLayout(grid, place, text_tokens=count - grid.numel(), tokens=count)
         try:
             tokens = packed_tokens(forward_kwargs)
         except NotSparseError as error:
@@ -76,32 +87,59 @@ class PackedLtx(VideoModel):
 
     # -- the graph ------------------------------------------------------------------------------
 
+    def extents(self, config: Mapping[str, Any], size: VideoSize, batch: int) -> dict[str, int]:
+        """With the tokens of the whole sequence, in which nothing stands beside the grid."""
+        extents = super().extents(config, size, batch)
+        return {**extents, "packed_tokens": extents["video_tokens"]}
+
+    def with_conditions(self, extents: Mapping[str, int], frames: int) -> dict[str, int]:
+        """With as many frames more in the sequence."""
+        tokens = frames * extents["grid_height"] * extents["grid_width"]
+        return {**extents, "packed_tokens": extents["packed_tokens"] + tokens}
+
     def forward_kwargs(self, graph_inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         """With the grid's numbers, of which the transformer takes no notice beside coordinates."""
         kwargs = super().forward_kwargs(graph_inputs)
         kwargs.update(zip(NUMBERS, kwargs.pop("grid").shape, strict=True))
         return kwargs
 
-    def whole_grid(self, forward_kwargs: Mapping[str, Any]) -> Grid:
-        """The grid of a call without conditioning tokens beside it, of which no graph is.
+    def grid_of_call(self, forward_kwargs: Mapping[str, Any]) -> Grid:
+        """The grid of a call whose conditioning tokens, if any, stand where a graph takes them.
 
         Raises
         ------
         UnsupportedError
-            There are such tokens.
+            They stand on the other side of it.
         """
         try:
             tokens = packed_tokens(forward_kwargs)
         except NotSparseError as error:
             raise NotSparseError(f"{self.name}: {error}") from None
-        beside = tokens.before + tokens.after
-        if beside:
+        first = self.beside == "first"
+        count = tokens.after if first else tokens.before
+        if count:
             raise UnsupportedError(
-                f"{self.name}: the call has {beside} conditioning tokens beside the "
-                f"{' x '.join(map(str, tokens.grid))} of the video, and the exported graph has no "
-                "place for them; condition on the first frames alone, or use backend='torch'"
+                f"{self.name}: the call has {count} conditioning tokens "
+                f"{'behind' if first else 'before'} the {' x '.join(map(str, tokens.grid))} of the "
+                f"video, and exported graphs take them {'before' if first else 'behind'} it; use "
+                "backend='torch'"
             )
         return tokens.grid
+
+    def check_room(
+        self, inputs: Mapping[str, Tensor], most: Mapping[str, tuple[int | None, ...]]
+    ) -> None:
+        """Also of conditioning tokens, of which a graph of one size has none."""
+        grid, count = inputs["grid"].shape, inputs["hidden_states"].shape[1]
+        beside, room = count - grid.numel(), most["hidden_states"][1]
+        if beside and room is not None and count > room:
+            raise UnsupportedError(
+                f"{self.name}: the call has {beside} conditioning tokens beside the "
+                f"{' x '.join(map(str, grid))} of the video, {count} in all, and the exported "
+                f"graph takes up to {room}: export with --dynamic, and for an engine give its "
+                "recipe condition_frames; or condition on the first frames alone, or use "
+                "backend='torch'"
+            )
 
     def per_token(self, name: str, value: Any, tokens: Tensor) -> Tensor:
         """A timestep for every one of `tokens` [B, S, C], of one for all, a clip or a token."""
@@ -150,14 +188,15 @@ class LtxVideo(PackedLtx):
         "LTXConditionPipeline",
         "LTXI2VLongMultiPromptPipeline",
     )
-    sequences = {"text_tokens": TEXT_TOKENS}
+    beside = "first"
+    sequences = {"text_tokens": TEXT_TOKENS, "packed_tokens": 7392}  # of the usual clip
     refused = {"attention_kwargs": "leave it out"}
     inputs = (
-        GraphInput("hidden_states", ("batch", "video_tokens", "in_channels")),
+        GraphInput("hidden_states", ("batch", "packed_tokens", "in_channels")),
         GraphInput("encoder_hidden_states", ("batch", "text_tokens", "caption_channels")),
-        GraphInput("timestep", ("batch", "video_tokens"), torch.float32, steps_from_zero),
+        GraphInput("timestep", ("batch", "packed_tokens"), torch.float32, steps_from_zero),
         GraphInput("encoder_attention_mask", ("batch", "text_tokens"), None, prompt_masks),
-        GraphInput("video_coords", (3, "video_tokens"), torch.float32, None),
+        GraphInput("video_coords", (3, "packed_tokens"), torch.float32, None),
         PackedLtx.grid_input,
     )
     tiny_size = VideoSize(17, 128, 192)  # 3 x 4 x 6 tokens
@@ -206,7 +245,7 @@ class LtxVideo(PackedLtx):
         """The inverse: coordinates, also of numbers, and a timestep for every token."""
         call = dict(forward_kwargs)
         tokens, text = call["hidden_states"], call["encoder_hidden_states"]
-        grid = self.whole_grid(call)
+        grid = self.grid_of_call(call)
         call["grid"] = token_grid(grid, tokens)
         call["video_coords"] = self._coordinates_of(call, grid)
         if call.get("timestep") is not None:

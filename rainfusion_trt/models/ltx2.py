@@ -97,7 +97,9 @@ class Ltx2(PackedLtx):
     )
     outputs = ("sample", "audio_sample")
     noisy_inputs = ("hidden_states", "audio_hidden_states")
-    sequences = {"text_tokens": TEXT_TOKENS, "audio_tokens": 126}  # 25 a second of sound
+    beside = "last"
+    # Of the usual clip; the sound has 25 a second.
+    sequences = {"text_tokens": TEXT_TOKENS, "audio_tokens": 126, "packed_tokens": 6144}
     refused = {"attention_kwargs": "leave it out"}
     tiny_size = VideoSize(17, 128, 192)  # 3 x 4 x 6 tokens, 18 of sound
     distinctive = ("attention_head_dim", "cross_attn_mod", "audio_cross_attn_mod")
@@ -117,7 +119,7 @@ class Ltx2(PackedLtx):
         text = ("cross_attention_dim", "audio_cross_attention_dim")
         text = text if modulated else ("caption_channels", "caption_channels")
         self.inputs = (
-            GraphInput("hidden_states", ("batch", "video_tokens", "in_channels")),
+            GraphInput("hidden_states", ("batch", "packed_tokens", "in_channels")),
             GraphInput("audio_hidden_states", ("batch", "audio_tokens", "audio_in_channels")),
             GraphInput("encoder_hidden_states", ("batch", "text_tokens", text[0])),
             GraphInput("audio_encoder_hidden_states", ("batch", "text_tokens", text[1])),
@@ -125,10 +127,10 @@ class Ltx2(PackedLtx):
             GraphInput(
                 "audio_encoder_attention_mask", ("batch", "text_tokens"), None, prompt_masks
             ),
-            GraphInput("timestep", ("batch", "video_tokens"), torch.float32, steps_from_zero),
+            GraphInput("timestep", ("batch", "packed_tokens"), torch.float32, steps_from_zero),
             GraphInput("audio_timestep", ("batch", "audio_tokens"), torch.float32, constant(500.5)),
             *self._sigmas(),
-            GraphInput("video_coords", (3, "video_tokens", 2), torch.float32, None),
+            GraphInput("video_coords", (3, "packed_tokens", 2), torch.float32, None),
             GraphInput("audio_coords", (1, "audio_tokens", 2), torch.float32, None),
             self.grid_input,
         )
@@ -142,7 +144,7 @@ class Ltx2(PackedLtx):
         if self.modulated:
             axes: tuple[tuple[str, ...], tuple[str, ...]] = (("batch",), ("batch",))
         else:
-            axes = (("batch", "audio_tokens"), ("batch", "video_tokens"))
+            axes = (("batch", "audio_tokens"), ("batch", "packed_tokens"))
         return (
             GraphInput("sigma", axes[0], torch.float32, constant(500.5)),
             GraphInput("audio_sigma", axes[1], torch.float32, constant(500.5)),
@@ -238,7 +240,7 @@ class Ltx2(PackedLtx):
         for stream in ("", "audio_"):
             name, text = f"{stream}encoder_attention_mask", call[f"{stream}encoder_hidden_states"]
             call[name] = self.mask(name, call.get(name), text)
-        call["grid"] = token_grid(self.whole_grid(call), tokens)
+        call["grid"] = token_grid(self.grid_of_call(call), tokens)
         for name in ("video_coords", "audio_coords"):
             call[name] = self.of_one_clip(name, call[name])
         self._set_timesteps(call, tokens, sound)

@@ -34,7 +34,9 @@ def test_shipped_sizes_are_sizes_of_the_model(path):
         axes = size.frames, size.height, size.width, size.batch
         for bound in ("min", "opt", "max"):
             *clip, batch = (getattr(axis, bound) for axis in axes)
-            assert model.extents(model.config(), VideoSize(*clip), batch)["batch"] == batch
+            extents = model.extents(model.config(), VideoSize(*clip), batch)
+            extents = model.with_conditions(extents, getattr(size.condition_frames, bound))
+            assert extents["batch"] == batch
 
 
 def test_shipped_recipes_are_found():
@@ -80,6 +82,10 @@ SIZE = "{frames: 9, height: 64, width: 96, batch: 1}"
             "precision: float16\nmodel: m\nsizes: {a: {frames: {min: 9, opt: 5, max: 9}, "
             "height: 64, width: 96, batch: 1}}",
             ["sizes.a.frames", "9, 5, 9"],
+        ),
+        (
+            f"precision: float16\nmodel: m\nsizes: {{a: {SIZE[:-1]}, condition_frames: -1}}}}",
+            ["sizes.a.condition_frames", "-1"],
         ),
         (
             "precision: float16\nshapes: {a: {x: {min: [2, 9], opt: [2, 9], max: [2, 5]}}}",

@@ -100,6 +100,35 @@ def test_shapes_follow_from_the_clip():
     assert shapes["sparsity"].fixed
 
 
+def test_room_for_conditions_is_in_frames_of_the_clip():
+    axes = ("batch", "packed_tokens")
+    inputs = (
+        GraphTensor("hidden_states", "bfloat16", (*axes, 128)),
+        GraphTensor("encoder_hidden_states", "bfloat16", ("batch", "text_tokens", 4096)),
+        GraphTensor("timestep", "float32", axes),
+        GraphTensor("encoder_attention_mask", "bfloat16", ("batch", "text_tokens")),
+        GraphTensor("video_coords", "float32", (3, "packed_tokens")),
+        GraphTensor("grid", "bfloat16", ("grid_frames", "grid_height", "grid_width")),
+    )
+    frames = {"min": 17, "opt": 33, "max": 33}
+    size = {"frames": frames, "height": 64, "width": 96, "batch": 2}
+    for room, tokens in (
+        ({}, (18, 30, 30)),
+        ({"condition_frames": 1}, (24, 36, 36)),
+        ({"condition_frames": {"min": 0, "opt": 1, "max": 4}}, (18, 36, 54)),
+    ):
+        recipe = EngineRecipe.model_validate(
+            {"model": "ltx", "precision": "bfloat16", "sizes": {"clip": {**size, **room}}}
+        )
+        shapes = resolve_profiles(recipe, onnx_file(*inputs, SPARSITY))["clip"]
+        for name, axis in (("hidden_states", 1), ("timestep", 1), ("video_coords", 1)):
+            found = shapes[name]
+            assert (found.min[axis], found.opt[axis], found.max[axis]) == tokens
+        assert (shapes["grid"].min, shapes["grid"].max) == ((3, 2, 3), (5, 2, 3))
+    with pytest.raises(InvalidInputError, match=r"'clip'.*condition_frames=1: cogvideox-5b has no"):
+        resolve_profiles(video_recipe(**size, condition_frames=1), onnx_file(*COGVIDEOX))
+
+
 def test_configuration_of_the_file_counts():
     config = '{"num_layers": 1, "text_embed_dim": 32, "max_text_seq_length": 16, '
     config += '"use_rotary_positional_embeddings": true}'

@@ -8,7 +8,10 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LTXPipeline
 
+import rainfusion_trt
 from helpers.ltx_models import errors, run
+from helpers.ltx_pipelines import arguments_of, call_with_conditions, condition_pipeline
+from helpers.sparse_graph import run_sparse
 from rainfusion_trt import Pipeline
 from rainfusion_trt.engine.onnx_file import read_for_build
 from rainfusion_trt.engine.shapes import clip_shapes
@@ -54,33 +57,33 @@ def test_one_graph_equals_pytorch_at_unseen_sizes(exported, name):
 
 INPUTS = {
     "ltx-video-2b": {
-        "hidden_states": ["batch", "video_tokens", 8],
+        "hidden_states": ["batch", "packed_tokens", 8],
         "encoder_hidden_states": ["batch", "text_tokens", 32],
-        "timestep": ["batch", "video_tokens"],
+        "timestep": ["batch", "packed_tokens"],
         "encoder_attention_mask": ["batch", "text_tokens"],
-        "video_coords": [3, "video_tokens"],
+        "video_coords": [3, "packed_tokens"],
         "grid": ["grid_frames", "grid_height", "grid_width"],
         "sparsity": [1],
     },
     "ltx-2.3": {
-        "hidden_states": ["batch", "video_tokens", 8],
+        "hidden_states": ["batch", "packed_tokens", 8],
         "audio_hidden_states": ["batch", "audio_tokens", 6],
         "encoder_hidden_states": ["batch", "text_tokens", 256],
         "audio_encoder_hidden_states": ["batch", "text_tokens", 32],
         "encoder_attention_mask": ["batch", "text_tokens"],
         "audio_encoder_attention_mask": ["batch", "text_tokens"],
-        "timestep": ["batch", "video_tokens"],
+        "timestep": ["batch", "packed_tokens"],
         "audio_timestep": ["batch", "audio_tokens"],
         "sigma": ["batch"],
         "audio_sigma": ["batch"],
-        "video_coords": [3, "video_tokens", 2],
+        "video_coords": [3, "packed_tokens", 2],
         "audio_coords": [1, "audio_tokens", 2],
         "grid": ["grid_frames", "grid_height", "grid_width"],
         "sparsity": [1],
     },
 }
 OUTPUTS = {
-    "sample": ["batch", "video_tokens", 8],
+    "sample": ["batch", "packed_tokens", 8],
     "audio_sample": ["batch", "audio_tokens", 6],
 }
 
@@ -96,10 +99,12 @@ def test_graph_is_what_the_runtime_expects(exported, name):
 
 @pytest.mark.parametrize("name", DYNAMIC)
 def test_only_self_attention_of_the_video_is_the_operator(exported, name):
-    graph = onnx.load(exported(name, dynamic=True, layers=1).path).graph
+    dynamic = exported(name, dynamic=True, layers=1)
+    graph = onnx.load(dynamic.path).graph
     (node,) = [n for n in graph.node if n.op_type == "RainFusionAttention"]
     assert node.name == "transformer_blocks.0.attn1/RainFusionAttention"
-    assert next(a.s for a in node.attribute if a.name == "text") == b"none"
+    place = dynamic.model.beside.encode()
+    assert next(a.s for a in node.attribute if a.name == "text") == place
     softmax = [n.name for n in graph.node if n.op_type == "Softmax"]
     streams = ["audio_attn1", "attn2", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn"]
     others = streams if name == "ltx-2.3" else ["attn2"]
@@ -129,6 +134,70 @@ def test_pipeline_runs_the_file_in_place_of_the_transformer(exported):
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)  # guidance times 1e-6
 
 
+# -- conditions on later frames --------------------------------------------------------------------
+
+CLIP = VideoSize(49, 256, 512)  # 7 x 8 x 16 tokens, of which piecewise leaves some out
+# None; the first frame; also an image and a clip later on, of one and of two latent frames.
+CONDITIONS = ((), ((0, 1),), ((0, 1), (2, 1), (3, 9)))
+BESIDE = (0, 0, 3 * 128)
+
+
+@pytest.fixture(scope="module")
+def conditioned():
+    """Name and transformer -> a call of diffusers' pipeline for each of `CONDITIONS`."""
+    made = {}
+
+    def calls(name, transformer):
+        if name not in made:
+            made[name] = [call_with_conditions(transformer, CLIP, c) for c in CONDITIONS]
+        return made[name]
+
+    return calls
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_one_graph_takes_conditions_on_any_frames(exported, conditioned, name):
+    dynamic = exported(name, dynamic=True, layers=1)
+    model, transformer = dynamic.model, dynamic.transformer
+    session = onnxruntime.InferenceSession(dynamic.path, providers=["CPUExecutionProvider"])
+    for call, beside in zip(conditioned(name, transformer), BESIDE, strict=True):
+        inputs = model.graph_inputs(call)
+        assert inputs["grid"].shape == (7, 8, 16)
+        assert inputs["hidden_states"].shape[1] == 7 * 128 + beside
+        feed = {key: tensor.contiguous().numpy() for key, tensor in inputs.items()}
+        actual = session.run(list(model.outputs), {**feed, "sparsity": torch.zeros(1).numpy()})
+        expected = run(transformer, call)
+        assert max(errors(map(torch.from_numpy, actual), expected)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_a_sparse_graph_computes_what_an_enabled_transformer_does(exported, conditioned, name):
+    """By the reference of the operator, with tokens beside the grid and without."""
+    dynamic = exported(name, dynamic=True, layers=1)
+    model, transformer = dynamic.model, dynamic.transformer
+    for call in conditioned(name, transformer)[::2]:
+        dense = run(transformer, call)
+        routing = rainfusion_trt.enable(transformer, sparsity=0.6)
+        try:
+            expected = run(transformer, call)
+            assert routing.report().routed == ("transformer_blocks.0.attn1",)
+        finally:
+            rainfusion_trt.disable(transformer)
+        actual = run_sparse(dynamic.path, model.graph_inputs(call), 0.6)
+        assert max(errors(actual, expected)) <= TOLERANCE
+        assert errors(expected, dense)[0] > 100 * TOLERANCE
+
+
+def test_a_pipeline_with_later_conditions_runs_the_file(exported):
+    dynamic = exported("ltx-video-2b", dynamic=True, layers=1)
+    pipe = condition_pipeline(dynamic.transformer)
+    expected = pipe(**arguments_of(pipe, CLIP, CONDITIONS[-1])).frames
+    options = {"backend": "onnxruntime", "sparsity": 0.0, "device": "cpu"}
+    with Pipeline(pipe=pipe, onnx=dynamic.path, **options) as pipeline:
+        actual = pipeline(**arguments_of(pipe, CLIP, CONDITIONS[-1])).frames
+    assert max(errors([actual], [expected])) <= TOLERANCE
+
+
 # Name, dtype, whether the shapes vary, and the sizes of the recipe. Exports of their own, half a
 # minute each with the build.
 ENGINES = [
@@ -138,7 +207,13 @@ ENGINES = [
         True,
         {
             "small": {"frames": 17, "height": 64, "width": 96, "batch": 2},
-            "large": {"frames": 25, "height": 128, "width": 192, "batch": 2},
+            "large": {
+                "frames": 25,
+                "height": 128,
+                "width": 192,
+                "batch": 2,
+                "condition_frames": {"min": 0, "opt": 1, "max": 3},
+            },
         },
         id="ltx-video-2b of two sizes",
     ),
@@ -172,6 +247,8 @@ def test_tensorrt_builds_it_with_every_attention_a_plugin_layer(
     built = load_metadata(folder)
     assert built.plugin_layers == 1 and built.model == name
     assert tuple(record.name for record in built.outputs) == file.model.outputs
+    tokens = built.inputs[0].profiles.get("large")
+    assert not sizes or (tokens.opt[1], tokens.max[1]) == (5 * 24, 7 * 24)
     assert [record.name for record in built.inputs] == [
         *(given.name for given in file.model.inputs),
         "sparsity",

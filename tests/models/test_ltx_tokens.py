@@ -9,7 +9,7 @@ from diffusers import LTXConditionPipeline
 import rainfusion_trt
 from helpers.ltx_models import call_of, errors, run, tiny
 from rainfusion_trt.errors import DenseAttentionError, NotSparseError, UnsupportedError
-from rainfusion_trt.models import VideoSize
+from rainfusion_trt.models import VideoSize, get_model
 from rainfusion_trt.models.ltx_tokens import PackedTokens, packed_tokens
 
 GRIDS = [(3, 4, 6), (5, 1, 7), (5, 7, 1), (4, 1, 1), (1, 3, 2), (1, 1, 1)]
@@ -89,8 +89,21 @@ def test_conditioning_tokens_are_attended_to_by_all(name, place):
     assert (layout.text, layout.text_tokens, tuple(layout.grid.shape)) == (place, 64, (5, 8, 8))
     routing.sparsity = 0.6
     assert torch.isfinite(run(transformer, given)[0]).all() and routing.routed == 2
-    with pytest.raises(UnsupportedError, match="64 conditioning tokens .* backend='torch'"):
-        model.graph_inputs(given)
+    inputs = model.graph_inputs(given)
+    assert (inputs["hidden_states"].shape[1], inputs["grid"].shape) == (384, (5, 8, 8))
+    for most in (None, 384):
+        model.check_room(inputs, {"hidden_states": (1, most, 8)})
+    with pytest.raises(UnsupportedError, match=r"64 conditioning tokens .* up to 383.*--dynamic"):
+        model.check_room(inputs, {"hidden_states": (1, 383, 8)})
+
+
+@pytest.mark.parametrize(("name", "side"), [("ltx-video-2b", "behind"), ("ltx-2", "before")])
+def test_a_graph_takes_conditioning_tokens_on_one_side(name, side):
+    model = get_model(name)
+    parts = [ids(1, 4, 6, at=16), ids(3, 4, 6)]
+    coordinates = torch.cat(parts if side == "before" else parts[::-1], dim=2)
+    with pytest.raises(UnsupportedError, match=f"24 conditioning tokens {side} the 3 x 4 x 6"):
+        model.grid_of_call(call(coordinates, (3, 4, 6)))
 
 
 def test_without_a_grid_nothing_is_sparse():
