@@ -267,6 +267,24 @@ class ModelGraph:
             There are such forwards.
         """
 
+    def check_conditions(  # noqa: B027
+        self, arguments: Mapping[str, Any], *, most_tokens: int | None
+    ) -> None:
+        """Refuse conditions for whose tokens graphs have no room, as far as arguments tell it.
+
+        Parameters
+        ----------
+        arguments : mapping
+            As in `check_call`.
+        most_tokens : int, optional
+            The most of the axis ``packed_tokens``; None for no bound.
+
+        Raises
+        ------
+        UnsupportedError
+            They have not; said before any work.
+        """
+
     def check_media(self, arguments: Mapping[str, Any], *, exported: bool) -> None:  # noqa: B027
         """Refuse pictures and clips that do not fit the clip that a call asks for.
 

@@ -9,7 +9,8 @@ all attend, as to text in other models. A graph whose sizes vary takes any numbe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from rainfusion_trt.models.base import (
 )
 from rainfusion_trt.models.examples import constant, prompt_masks
 from rainfusion_trt.models.layout import token_grid
+from rainfusion_trt.models.ltx_conditions import frames_before
 from rainfusion_trt.models.ltx_tokens import Grid, packed_tokens
 from rainfusion_trt.operator.settings import TextPlace
 
@@ -49,10 +51,13 @@ class PackedLtx(VideoModel):
     ----------
     beside : {"first", "last"}
         Where pipelines put tokens of conditions that are no part of the grid: before it or behind.
+    condition_frames : callable
+        From the arguments of a pipeline's call to how many latent frames of such tokens there are.
     """
 
     text = "none"
     beside: TextPlace
+    condition_frames: Callable[[Mapping[str, Any]], int]
     vae_frames, vae_pixels, patch_pixels = 8, 32, 1
     grid_input = GraphInput("grid", ("grid_frames", "grid_height", "grid_width"), None, constant(0))
 
@@ -129,14 +134,26 @@ class PackedLtx(VideoModel):
     def check_room(
         self, inputs: Mapping[str, Tensor], most: Mapping[str, tuple[int | None, ...]]
     ) -> None:
-        """Also of conditioning tokens, of which a graph of one size has none."""
-        grid, count = inputs["grid"].shape, inputs["hidden_states"].shape[1]
-        beside, room = count - grid.numel(), most["hidden_states"][1]
-        if beside and room is not None and count > room:
+        """Also of conditioning tokens, of which a graph of one size takes none."""
+        frames, height, width = inputs["grid"].shape
+        beside = inputs["hidden_states"].shape[1] - frames * height * width
+        self._check_beside((frames, height, width), beside, most["hidden_states"][1])
+
+    def check_conditions(self, arguments: Mapping[str, Any], *, most_tokens: int | None) -> None:
+        """The same of the conditions on later frames that a call is given."""
+        frames = self.condition_frames(arguments)
+        size: list[Any] = [arguments.get(name) for name in NUMBERS]
+        if frames and arguments.get("latents") is None and None not in size:
+            grid = self._latent_size(VideoSize(*size))
+            self._check_beside(grid, frames * grid[1] * grid[2], most_tokens)
+
+    def _check_beside(self, grid: Grid, beside: int, most: int | None) -> None:
+        count = math.prod(grid) + beside
+        if beside and most is not None and count > most:
             raise UnsupportedError(
                 f"{self.name}: the call has {beside} conditioning tokens beside the "
                 f"{' x '.join(map(str, grid))} of the video, {count} in all, and the exported "
-                f"graph takes up to {room}: export with --dynamic, and for an engine give its "
+                f"graph takes up to {most}: export with --dynamic, and for an engine give its "
                 "recipe condition_frames; or condition on the first frames alone, or use "
                 "backend='torch'"
             )
@@ -189,6 +206,7 @@ class LtxVideo(PackedLtx):
         "LTXI2VLongMultiPromptPipeline",
     )
     beside = "first"
+    condition_frames = staticmethod(frames_before)
     sequences = {"text_tokens": TEXT_TOKENS, "packed_tokens": 7392}  # of the usual clip
     refused = {"attention_kwargs": "leave it out"}
     inputs = (

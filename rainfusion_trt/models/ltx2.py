@@ -27,6 +27,7 @@ from rainfusion_trt.models.graph import TextBounds
 from rainfusion_trt.models.inputs import extent_of
 from rainfusion_trt.models.layout import token_grid
 from rainfusion_trt.models.ltx import PackedLtx, steps_from_zero
+from rainfusion_trt.models.ltx_conditions import frames_behind
 
 TEXT_TOKENS = 1024  # what LTX2Pipeline pads prompts to
 
@@ -98,6 +99,7 @@ class Ltx2(PackedLtx):
     outputs = ("sample", "audio_sample")
     noisy_inputs = ("hidden_states", "audio_hidden_states")
     beside = "last"
+    condition_frames = staticmethod(frames_behind)
     # Of the usual clip; the sound has 25 a second.
     sequences = {"text_tokens": TEXT_TOKENS, "audio_tokens": 126, "packed_tokens": 6144}
     refused = {"attention_kwargs": "leave it out"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx
 import onnxruntime
 import pytest
@@ -15,6 +17,7 @@ from helpers.sparse_graph import run_sparse
 from rainfusion_trt import Pipeline
 from rainfusion_trt.engine.onnx_file import read_for_build
 from rainfusion_trt.engine.shapes import clip_shapes
+from rainfusion_trt.errors import UnsupportedError
 from rainfusion_trt.graph_file import read_onnx
 from rainfusion_trt.models import VideoSize
 
@@ -195,6 +198,13 @@ def test_a_pipeline_with_later_conditions_runs_the_file(exported):
     options = {"backend": "onnxruntime", "sparsity": 0.0, "device": "cpu"}
     with Pipeline(pipe=pipe, onnx=dynamic.path, **options) as pipeline:
         actual = pipeline(**arguments_of(pipe, CLIP, CONDITIONS[-1])).frames
+        # A graph without room says so before anything is encoded.
+        inputs = pipeline.denoiser.backend.inputs
+        shape = (2, 7 * 128 + 2 * 128, 8)
+        inputs["hidden_states"] = replace(inputs["hidden_states"], max_shape=shape)
+        pipe.vae.encode = None
+        with pytest.raises(UnsupportedError, match="1280 in all.* up to 1152: .*condition_frames"):
+            pipeline(**arguments_of(pipe, CLIP, CONDITIONS[-1]))
     assert max(errors([actual], [expected])) <= TOLERANCE
 
 
