@@ -176,6 +176,22 @@ def test_block_mask_of_a_dense_head(library, head_size, counts):
     assert mask.all()
 
 
+@pytest.mark.parametrize("head_size", [64, 96, 128])
+def test_text_of_no_tokens_has_no_place(library, head_size):
+    """As in a graph whose conditions may be none: blocks, masks and workspace are those without."""
+    for method in native.Method:
+        clips = [
+            problem(tokens=495, head_size=head_size, method=method, text=place)
+            for place in native.Text
+        ]
+        assert len({(library.block_counts(c), library.workspace_size(c)) for c in clips}) == 1
+        if method is native.Method.RAINFUSION:
+            for kind in (Kind.SPATIAL, Kind.TEMPORAL):
+                without, *others = (library.block_mask_host(clip, kind, 0.8) for clip in clips)
+                assert not without.all()
+                assert all(np.array_equal(without, mask) for mask in others)
+
+
 @pytest.mark.parametrize("kind", [Kind.SPATIAL, Kind.TEMPORAL])
 @pytest.mark.parametrize("head_size", [64, 96, 128])
 def test_block_mask_keeps_sinks_and_shared_tokens(library, head_size, kind):
