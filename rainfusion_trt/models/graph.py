@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models.clip import GenerationDefaults, VideoSize
-from rainfusion_trt.models.inputs import CLIP_AXES, GraphInput, extent_of
+from rainfusion_trt.models.inputs import CLIP_AXES, GraphInput, Profiles, extent_of
 from rainfusion_trt.models.token_cuts import TokenCuts
 from rainfusion_trt.models.transformer import as_transformer
 
@@ -268,7 +268,7 @@ class ModelGraph:
         """
 
     def check_conditions(  # noqa: B027
-        self, arguments: Mapping[str, Any], *, most_tokens: int | None
+        self, arguments: Mapping[str, Any], profiles: Profiles
     ) -> None:
         """Refuse conditions for whose tokens graphs have no room, as far as arguments tell it.
 
@@ -276,8 +276,8 @@ class ModelGraph:
         ----------
         arguments : mapping
             As in `check_call`.
-        most_tokens : int, optional
-            The most of the axis ``packed_tokens``; None for no bound.
+        profiles : sequence of mapping
+            What the graph takes.
 
         Raises
         ------
@@ -368,7 +368,7 @@ class ModelGraph:
         return inputs
 
     def check_room(  # noqa: B027
-        self, inputs: Mapping[str, Tensor], most: Mapping[str, tuple[int | None, ...]]
+        self, inputs: Mapping[str, Tensor], profiles: Profiles
     ) -> None:
         """Refuse a call that a graph has no room for, where the shapes alone do not say what to do.
 
@@ -376,8 +376,8 @@ class ModelGraph:
         ----------
         inputs : mapping
             What `graph_inputs` made of it.
-        most : mapping
-            The largest shape of each that the graph takes; None for no bound.
+        profiles : sequence of mapping
+            What the graph takes.
 
         Raises
         ------

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -22,6 +22,27 @@ CLIP_AXES = (
     "grid_width",
     "video_tokens",
 )
+
+
+class InputBounds(Protocol):
+    """What an exported graph takes of one input.
+
+    Attributes
+    ----------
+    max_shape : tuple of (int or None)
+        The most of each axis; None for no bound.
+    """
+
+    @property
+    def max_shape(self) -> tuple[int | None, ...]: ...
+
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        """Whether it takes that shape."""
+        ...
+
+
+Profiles = Sequence[Mapping[str, InputBounds]]
+"""What a graph takes of its inputs together: one, or one for each optimisation profile."""
 
 
 @dataclass(frozen=True)

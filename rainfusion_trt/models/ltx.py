@@ -9,7 +9,6 @@ all attend, as to text in other models. A graph whose sizes vary takes any numbe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,8 +25,9 @@ from rainfusion_trt.models.base import (
     VideoSize,
 )
 from rainfusion_trt.models.examples import constant, prompt_masks
+from rainfusion_trt.models.inputs import Profiles
 from rainfusion_trt.models.layout import token_grid
-from rainfusion_trt.models.ltx_conditions import frames_before
+from rainfusion_trt.models.ltx_conditions import check_beside, frames_before
 from rainfusion_trt.models.ltx_tokens import Grid, packed_tokens
 from rainfusion_trt.operator.settings import TextPlace
 
@@ -131,32 +131,19 @@ class PackedLtx(VideoModel):
             )
         return tokens.grid
 
-    def check_room(
-        self, inputs: Mapping[str, Tensor], most: Mapping[str, tuple[int | None, ...]]
-    ) -> None:
+    def check_room(self, inputs: Mapping[str, Tensor], profiles: Profiles) -> None:
         """Also of conditioning tokens, of which a graph of one size takes none."""
         frames, height, width = inputs["grid"].shape
         beside = inputs["hidden_states"].shape[1] - frames * height * width
-        self._check_beside((frames, height, width), beside, most["hidden_states"][1])
+        check_beside(self.name, (frames, height, width), beside, profiles)
 
-    def check_conditions(self, arguments: Mapping[str, Any], *, most_tokens: int | None) -> None:
+    def check_conditions(self, arguments: Mapping[str, Any], profiles: Profiles) -> None:
         """The same of the conditions on later frames that a call is given."""
         frames = self.condition_frames(arguments)
         size: list[Any] = [arguments.get(name) for name in NUMBERS]
         if frames and arguments.get("latents") is None and None not in size:
             grid = self._latent_size(VideoSize(*size))
-            self._check_beside(grid, frames * grid[1] * grid[2], most_tokens)
-
-    def _check_beside(self, grid: Grid, beside: int, most: int | None) -> None:
-        count = math.prod(grid) + beside
-        if beside and most is not None and count > most:
-            raise UnsupportedError(
-                f"{self.name}: the call has {beside} conditioning tokens beside the "
-                f"{' x '.join(map(str, grid))} of the video, {count} in all, and the exported "
-                f"graph takes up to {most}: export with --dynamic, and for an engine give its "
-                "recipe condition_frames; or condition on the first frames alone, or use "
-                "backend='torch'"
-            )
+            check_beside(self.name, grid, frames * grid[1] * grid[2], profiles)
 
     def per_token(self, name: str, value: Any, tokens: Tensor) -> Tensor:
         """A timestep for every one of `tokens` [B, S, C], of one for all, a clip or a token."""

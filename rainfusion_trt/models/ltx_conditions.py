@@ -1,17 +1,54 @@
-"""How many latent frames of conditions a call of an LTX pipeline puts beside the grid.
+"""Conditions of LTX beside the token grid: how many a call has, and whether a graph has room.
 
-By the arguments, so that a graph without room for them is known before any work. What cannot be
-read here counts as none: the first forward, whose tokens are there to be counted, says it then.
+They are counted by the arguments of a pipeline, so that it is known before any work. What cannot be
+read there counts as none: the first forward, whose tokens are there to be counted, says it then.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rainfusion_trt.errors import UnsupportedError
+from rainfusion_trt.models.inputs import Profiles
+from rainfusion_trt.models.ltx_tokens import Grid
+
 _FRAMES = 8  # pixel frames a latent frame, after the first
 _PREFIX = 2  # latent frames of a later clip that LTXConditionPipeline has beside the grid
+
+
+def check_beside(name: str, grid: Grid, beside: int, profiles: Profiles) -> None:
+    """Refuse more tokens beside the grid of a clip than a graph takes.
+
+    Parameters
+    ----------
+    name : str
+        Of the model.
+    grid : tuple of int
+        T, H and W.
+    beside : int
+        Tokens.
+    profiles
+        What the graph takes. Where none is of the clip, that is said elsewhere.
+
+    Raises
+    ------
+    UnsupportedError
+        They are more.
+    """
+    count = math.prod(grid) + beside
+    rooms = [p["hidden_states"].max_shape[1] for p in profiles if p["grid"].accepts(grid)]
+    most = max((count if room is None else room for room in rooms), default=count)
+    if beside and count > most:
+        raise UnsupportedError(
+            f"{name}: the call has {beside} conditioning tokens beside the "
+            f"{' x '.join(map(str, grid))} of the video, {count} in all, and the exported graph "
+            f"takes up to {most} of such a clip: export with --dynamic, and for an engine give its "
+            "recipe condition_frames; or condition on the first frames alone, or use "
+            "backend='torch'"
+        )
 
 
 def frames_before(arguments: Mapping[str, Any]) -> int:

@@ -69,6 +69,11 @@ class Backend(ABC):
     outputs: dict[str, TensorInfo]
     sparse: bool = True
 
+    @property
+    def profiles(self) -> tuple[Mapping[str, TensorInfo], ...]:
+        """`inputs` as they go together: by optimisation profiles, of which each serves a call."""
+        return (self.inputs,)
+
     @abstractmethod
     def run(self, feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once on torch's current stream.

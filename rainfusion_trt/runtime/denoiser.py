@@ -258,8 +258,7 @@ class GraphTransformer(nn.Module):
                 f"{self.model.name}: the graph takes {', '.join(wanted)}, the diffusers pipeline "
                 f"gave no {', '.join(missing)}: was it exported from another model?"
             )
-        most = {name: self.backend.inputs[name].max_shape for name in wanted}
-        self.model.check_room(feed, most)
+        self.model.check_room(feed, self.backend.profiles)
         return {name: feed[name] for name in wanted}
 
     def share_tokens(self, exchange: Exchange) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from rainfusion_trt.engine.metadata import EngineMetadata, TensorRecord
 from rainfusion_trt.engine.recipe import ShapeRange
@@ -27,6 +28,21 @@ def tensor_infos(records: Iterable[TensorRecord]) -> dict[str, TensorInfo]:
             max_shape=tuple(map(max, zip(*highs, strict=True))) if highs else fixed,
         )
     return infos
+
+
+def profile_infos(metadata: EngineMetadata) -> tuple[dict[str, TensorInfo], ...]:
+    """What the inputs of an engine accept in each of its optimisation profiles."""
+    infos = tensor_infos(metadata.inputs)
+    found = []
+    for name in metadata.profiles:
+        bounds = {record.name: _bounds(record, name) for record in metadata.inputs}
+        found.append(
+            {
+                key: replace(infos[key], min_shape=shape.min, max_shape=shape.max)
+                for key, shape in bounds.items()
+            }
+        )
+    return tuple(found) or (infos,)
 
 
 def select_profile(metadata: EngineMetadata, shapes: Mapping[str, Shape]) -> int:

@@ -32,7 +32,7 @@ from rainfusion_trt.runtime.steps import (
     StepRun,
     check_cancelled,
 )
-from rainfusion_trt.runtime.text_length import fit_text, most_packed, text_bounds
+from rainfusion_trt.runtime.text_length import fit_text, text_bounds
 from rainfusion_trt.step_cache.check import Caching
 
 logger = logging.getLogger("rainfusion_trt")
@@ -184,8 +184,10 @@ class Caller:
             text = text_bounds(model, self.denoiser.components)
             fit_text(model, pipe, text, arguments)
             model.check_call({**usual, **arguments}, text_tokens=text)
-            most = most_packed(model, self.denoiser.components)
-            model.check_conditions({**usual, **arguments}, most_tokens=most)
+            for exported in self.denoiser.components:
+                backend = getattr(exported, "backend", None)
+                profiles = () if backend is None else backend.profiles
+                model.check_conditions({**usual, **arguments}, profiles)
         say_stretch(pipe, arguments)
         return arguments
 

@@ -23,10 +23,10 @@ from rainfusion_trt.errors import BackendUnavailableError, EngineLoadError, Kern
 from rainfusion_trt.graph_file import BITS_INPUT
 from rainfusion_trt.hashing import file_sha256
 from rainfusion_trt.operator.native import Precision, load_library
-from rainfusion_trt.runtime.base import Backend, check_feed
+from rainfusion_trt.runtime.base import Backend, TensorInfo, check_feed
 from rainfusion_trt.runtime.cuda_graph import CapturedGraph, import_cudart
 from rainfusion_trt.runtime.engine_check import check_engine
-from rainfusion_trt.runtime.engine_io import Shape, select_profile, tensor_infos
+from rainfusion_trt.runtime.engine_io import Shape, profile_infos, select_profile, tensor_infos
 from rainfusion_trt.runtime.rtx_cache import RuntimeCache
 
 _log = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class TensorRTBackend(Backend):
         self.name = self._flavour.name
         self.inputs = tensor_infos(self.metadata.inputs)
         self.outputs = tensor_infos(self.metadata.outputs)
+        self._profiles = profile_infos(self.metadata)
         self._use_graph = cuda_graph
         if cuda_graph:
             import_cudart()
@@ -110,6 +111,11 @@ class TensorRTBackend(Backend):
         self._graph: CapturedGraph | None = None
         self._static_inputs: dict[str, Tensor] = {}
         self._static_outputs: dict[str, Tensor] = {}
+
+    @property
+    def profiles(self) -> tuple[Mapping[str, TensorInfo], ...]:
+        """One for each optimisation profile."""
+        return self._profiles
 
     def run(self, feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once; see `Backend.run`.

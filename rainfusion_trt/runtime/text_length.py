@@ -1,4 +1,4 @@
-"""How many tokens graphs take, and the argument of pipelines that says how many are of text."""
+"""How many tokens of text graphs take, and the argument of pipelines that says how many."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from rainfusion_trt.models.inputs import extent_of
 from rainfusion_trt.runtime.pipes import diffusers_classes, parameters_of
 
 _TEXT, _AXIS = "encoder_hidden_states", "text_tokens"
-_VIDEO, _PACKED = "hidden_states", "packed_tokens"
 _ARGUMENT = "max_sequence_length"
 
 
@@ -21,25 +20,15 @@ def text_bounds(model: VideoModel, transformers: Iterable[Any]) -> TextBounds:
 
     None stands for no bound.
     """
-    return _bounds(model, transformers, _TEXT, _AXIS)
-
-
-def most_packed(model: VideoModel, transformers: Iterable[Any]) -> int | None:
-    """The most tokens of video, with conditions beside it, that all of them take; None if any."""
-    return _bounds(model, transformers, _VIDEO, _PACKED)[1]
-
-
-def _bounds(model: VideoModel, transformers: Iterable[Any], name: str, named: str) -> TextBounds:
-    """The least and the most of an axis of an input."""
-    axes = next((given.axes for given in model.inputs if given.name == name), ())
+    axes = next((given.axes for given in model.inputs if given.name == _TEXT), ())
     low: int | None = None
     high: int | None = None
-    if named not in axes:
+    if _AXIS not in axes:
         return low, high
-    axis = axes.index(named)
+    axis = axes.index(_AXIS)
     for transformer in transformers:
         backend = getattr(transformer, "backend", None)
-        known = None if backend is None else backend.inputs.get(name)
+        known = None if backend is None else backend.inputs.get(_TEXT)
         if known is None or len(known.min_shape) <= axis:
             continue
         least, most = known.min_shape[axis], known.max_shape[axis]

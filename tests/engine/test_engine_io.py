@@ -21,7 +21,7 @@ from rainfusion_trt.engine.recipe import BuilderSettings, ShapeRange
 from rainfusion_trt.errors import BackendUnavailableError, EngineLoadError, InvalidInputError
 from rainfusion_trt.runtime.base import check_feed
 from rainfusion_trt.runtime.engine_check import check_engine
-from rainfusion_trt.runtime.engine_io import select_profile, tensor_infos
+from rainfusion_trt.runtime.engine_io import profile_infos, select_profile, tensor_infos
 from rainfusion_trt.runtime.tensorrt import TensorRTBackend, check_compatible
 
 PLAN = b"no engine at all"
@@ -86,6 +86,17 @@ def test_bounds_span_all_profiles():
     assert infos["x"].min_shape == (1, 4, 8) and infos["x"].max_shape == (2, 32, 8)
     assert infos["sparsity"].dtype is torch.float32
     assert tensor_infos(metadata().outputs)["sample"].max_shape == (None, None, 8)
+
+
+def test_bounds_of_each_profile():
+    small, large = profile_infos(metadata())
+    assert small["x"].dtype is torch.bfloat16
+    assert (small["x"].min_shape, small["x"].max_shape) == ((1, 4, 8), (2, 16, 8))
+    assert (large["x"].min_shape, large["x"].max_shape) == ((2, 8, 8), (2, 32, 8))
+    assert small["sparsity"].max_shape == large["sparsity"].max_shape == (1,)
+    record = TensorRecord(name="timestep", dtype="int64", shape=(2,))
+    (only,) = profile_infos(metadata(profiles=(), inputs=(record,)))
+    assert only["timestep"].min_shape == only["timestep"].max_shape == (2,)
 
 
 def test_bounds_of_a_fixed_engine():

@@ -203,7 +203,7 @@ def test_a_pipeline_with_later_conditions_runs_the_file(exported):
         shape = (2, 7 * 128 + 2 * 128, 8)
         inputs["hidden_states"] = replace(inputs["hidden_states"], max_shape=shape)
         pipe.vae.encode = None
-        with pytest.raises(UnsupportedError, match="1280 in all.* up to 1152: .*condition_frames"):
+        with pytest.raises(UnsupportedError, match="1280 in all.* up to 1152 .*condition_frames"):
             pipeline(**arguments_of(pipe, CLIP, CONDITIONS[-1]))
     assert max(errors([actual], [expected])) <= TOLERANCE
 

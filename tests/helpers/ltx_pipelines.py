@@ -13,6 +13,8 @@ from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 from PIL import Image
 from torch import Tensor, nn
 
+from rainfusion_trt.runtime.base import TensorInfo
+
 Conditions = tuple[tuple[int, int], ...]  # the latent frame, and how many pixel frames
 CHANNELS = 8  # of the tiny configurations' latents
 
@@ -70,6 +72,18 @@ def text(width: int, tokens: int = 128) -> dict[str, Tensor]:
         "prompt_attention_mask": mask,
         "negative_prompt_attention_mask": mask,
     }
+
+
+def taking(*rooms: tuple[tuple[int, int, int], int | None]) -> list[dict[str, TensorInfo]]:
+    """Profiles of a graph, by grid and the most tokens."""
+    kind = torch.float32
+    return [
+        {
+            "grid": TensorInfo("grid", kind, grid, grid),
+            "hidden_states": TensorInfo("hidden_states", kind, (1, 1, 8), (2, most, 8)),
+        }
+        for grid, most in rooms
+    ]
 
 
 def condition_pipeline(transformer: nn.Module) -> Any:

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from helpers.ltx_models import tiny
-from helpers.ltx_pipelines import Conditions, arguments_of, call_with_conditions, condition_pipeline
+from helpers.ltx_pipelines import (
+    Conditions,
+    arguments_of,
+    call_with_conditions,
+    condition_pipeline,
+    taking,
+)
 from rainfusion_trt.errors import UnsupportedError
 from rainfusion_trt.models import VideoSize
 
@@ -33,12 +39,12 @@ def test_frames_by_arguments_are_those_of_the_forward(name):
         arguments = arguments_of(pipe, SIZE, conditions)
         assert 6 * model.condition_frames(arguments) == beside, conditions
         found.add(beside)
-        model.check_conditions(arguments, most_tokens=30 + beside)
-        model.check_conditions(arguments, most_tokens=None)
+        for room in (None, 30 + beside):
+            model.check_conditions(arguments, taking(((5, 2, 3), room)))
         if beside:
             words = f"{beside} conditioning tokens .* {30 + beside} in all.* up to {29 + beside}"
             with pytest.raises(UnsupportedError, match=words):
-                model.check_conditions(arguments, most_tokens=29 + beside)
+                model.check_conditions(arguments, taking(((5, 2, 3), 29 + beside)))
     assert len(found) > 2
 
 

@@ -8,6 +8,7 @@ from diffusers import LTXConditionPipeline
 
 import rainfusion_trt
 from helpers.ltx_models import call_of, errors, run, tiny
+from helpers.ltx_pipelines import taking
 from rainfusion_trt.errors import DenseAttentionError, NotSparseError, UnsupportedError
 from rainfusion_trt.models import VideoSize, get_model
 from rainfusion_trt.models.ltx_tokens import PackedTokens, packed_tokens
@@ -91,10 +92,12 @@ def test_conditioning_tokens_are_attended_to_by_all(name, place):
     assert torch.isfinite(run(transformer, given)[0]).all() and routing.routed == 2
     inputs = model.graph_inputs(given)
     assert (inputs["hidden_states"].shape[1], inputs["grid"].shape) == (384, (5, 8, 8))
-    for most in (None, 384):
-        model.check_room(inputs, {"hidden_states": (1, most, 8)})
-    with pytest.raises(UnsupportedError, match=r"64 conditioning tokens .* up to 383.*--dynamic"):
-        model.check_room(inputs, {"hidden_states": (1, 383, 8)})
+    small, other = ((5, 8, 8), 383), ((9, 8, 8), 600)
+    for room in (None, 384):
+        model.check_room(inputs, taking(small, ((5, 8, 8), room)))
+    model.check_room(inputs, taking(other))  # which the clip does not fit whatever its conditions
+    with pytest.raises(UnsupportedError, match=r"64 conditioning tokens .* up to 383 .*--dynamic"):
+        model.check_room(inputs, taking(small, other))
 
 
 @pytest.mark.parametrize(("name", "side"), [("ltx-video-2b", "behind"), ("ltx-2", "before")])

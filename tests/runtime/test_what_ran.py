@@ -229,6 +229,7 @@ class EngineStandIn(GraphDenoiser):
         self.transformer, self.name, self.device = transformer, "tensorrt", torch.device("cpu")
         self.inputs = {"x": TensorInfo("x", torch.float32, (), ())}
         self.outputs = {"sample": TensorInfo("sample", torch.float32, (), ())}
+        self.profiles = (self.inputs,)
         super().__init__(self, get_model("cogvideox"), transformer.config)
         self.asked = []
         self.component.forward = self.forward
