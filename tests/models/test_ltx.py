@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch._dynamo
@@ -38,6 +40,7 @@ def test_full_size_is_the_published_one(name):
     assert model_of(transformer) is model
     extents = model.extents(transformer.config, model.defaults.size, 1)
     assert tuple(extents[f"grid_{axis}"] for axis in ("frames", "height", "width")) == grid
+    assert extents["packed_tokens"] == model.sequences["packed_tokens"] == math.prod(grid)
 
 
 @pytest.mark.parametrize("name", NAMES)
