@@ -21,8 +21,8 @@ import torch
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models.base import ConfigSize, GenerationDefaults, GraphInput, VideoSize
 from rainfusion_trt.models.examples import constant, prompt_masks
-from rainfusion_trt.models.graph import TextBounds
 from rainfusion_trt.models.hunyuan import Hunyuan
+from rainfusion_trt.models.model_clips import TextBounds
 from rainfusion_trt.models.token_cuts import TokenCuts
 
 _CONFIGS: dict[ConfigSize, dict[str, Any]] = {

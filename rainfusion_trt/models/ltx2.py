@@ -23,11 +23,11 @@ from rainfusion_trt.models.base import (
     VideoSize,
 )
 from rainfusion_trt.models.examples import constant, prompt_masks
-from rainfusion_trt.models.graph import TextBounds
 from rainfusion_trt.models.inputs import extent_of
 from rainfusion_trt.models.layout import token_grid
 from rainfusion_trt.models.ltx import PackedLtx, steps_from_zero
 from rainfusion_trt.models.ltx_conditions import frames_behind
+from rainfusion_trt.models.model_clips import TextBounds
 
 TEXT_TOKENS = 1024  # what LTX2Pipeline pads prompts to
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models.base import VideoModel
-from rainfusion_trt.models.graph import TextBounds
 from rainfusion_trt.models.inputs import extent_of
+from rainfusion_trt.models.model_clips import TextBounds
 from rainfusion_trt.runtime.pipes import diffusers_classes, parameters_of
 
 _TEXT, _AXIS = "encoder_hidden_states", "text_tokens"

@@ -34,6 +34,7 @@ CLIPS = {
     "one row": ((2, 1, 900), 0, "none", 0),
     "two frames": ((3, 45, 31), 3, "first", 1),
     "sinks at both ends": ((11, 17, 25), 226, "last", 1, 1),
+    "no text, said to be first": ((9, 17, 25), 0, "first", 1),
     "sinks at the end": ((10, 13, 19), 0, "none", 0, 2),
     "text first, sinks at both ends": ((14, 11, 13), 100, "first", 2, 3),
 }
