@@ -13,7 +13,7 @@ import torch.distributed as dist
 from rainfusion_trt.models.base import VideoModel
 from rainfusion_trt.operator.settings import Precision
 from rainfusion_trt.parallel.guidance import GuidanceGroups
-from rainfusion_trt.parallel.spread import spread, unspread
+from rainfusion_trt.parallel.spread import check_spread, spread, unspread
 from rainfusion_trt.parallel.team import Team
 from rainfusion_trt.routing.parallel import Ulysses
 from rainfusion_trt.routing.switch import routing_of
@@ -82,6 +82,9 @@ class ParallelDenoiser(Denoiser):
         self, before: Before, after: After, cache: StepCache | None = None
     ) -> Iterator[None]:
         """Hooks around the calls that this process computes; density is that of all heads."""
+        if self._spread:
+            for transformer in self._transformers:
+                check_spread(transformer)
         for group in self._groups:
             group.begin()
         with self.alone.observe(before, lambda report: after(self._of_all_heads(report)), cache):
@@ -93,11 +96,9 @@ class ParallelDenoiser(Denoiser):
         transformer = self._transformers[0]
         routing = routing_of(transformer)
         assert routing is not None
-        site = routing.sites[0]
-        assert site.processor is not None
-        ulysses = Ulysses.of(site.processor._parallel_config)
+        ulysses = Ulysses.of(transformer._parallel_config)
         assert ulysses is not None
-        heads = ulysses.sizes(site.attention.heads)
+        heads = ulysses.sizes(routing.sites[0].attention.heads)
         density = report.density * (heads[ulysses.rank] / sum(heads))
         dist.all_reduce(density, group=ulysses.group)
         return replace(report, density=density)

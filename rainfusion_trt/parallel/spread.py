@@ -14,6 +14,7 @@ import torch.distributed as dist
 from diffusers.hooks.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
+from rainfusion_trt.errors import UnsupportedError
 from rainfusion_trt.models.transformer import uncompiled
 from rainfusion_trt.routing.parallel import Ulysses
 from rainfusion_trt.routing.parallel_plan import cp_plan
@@ -54,11 +55,11 @@ def spread(routing: Routing, transformer: Any, mesh: DeviceMesh) -> None:
     config = ParallelConfig(context_parallel_config=context)
     device = torch.device(mesh.device_type)
     config.setup(dist.get_rank(), dist.get_world_size(), device, mesh=mesh)
+    cuts, ends = _parts(transformer)  # which may refuse the class, before anything is changed
     transformer._parallel_config = config
     for site in routing.sites:  # other attention has all of its keys on every process
-        if site.processor is not None:
-            site.processor._parallel_config = config
-    cuts, ends = _parts(transformer)
+        if hasattr(site.attention.processor, "_parallel_config"):
+            site.attention.processor._parallel_config = config
     apply_context_parallel(transformer, context, cuts)
     ulysses = Ulysses.of(config)
     assert ulysses is not None
@@ -70,6 +71,24 @@ def spread(routing: Routing, transformer: Any, mesh: DeviceMesh) -> None:
         hooks += [(patches, _Cut(ulysses), _CUT), (tables, _Keep(), _KEEP)]
     for module, hook, name in hooks:
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
+    transformer._rainfusion_cuts = [transformer.get_submodule(name) for name in _named(transformer)]
+
+
+def check_spread(transformer: Any) -> None:
+    """See that what cuts the tokens and puts them together is still in its place.
+
+    Raises
+    ------
+    UnsupportedError
+        A module was replaced since, as by a LoRA on it.
+    """
+    for name, module in zip(_named(transformer), transformer._rainfusion_cuts, strict=True):
+        if transformer.get_submodule(name) is not module:
+            raise UnsupportedError(
+                f"{name} of {type(transformer).__name__} was replaced after its tokens were "
+                "shared, and with it what cuts them: load or remove a LoRA of it before "
+                "Pipeline(parallel=...)"
+            )
 
 
 def unspread(transformer: Any) -> None:
@@ -88,6 +107,7 @@ def unspread(transformer: Any) -> None:
         if hasattr(processor, "_parallel_config"):
             processor._parallel_config = None
     transformer._parallel_config = None
+    transformer._rainfusion_cuts = []
 
 
 class _Gather(ModelHook):
@@ -142,3 +162,10 @@ def _parts(transformer: Any) -> tuple[dict[str, Any], list[nn.Module]]:
         del plan[names[1]]
     cuts = {name: part for name, part in plan.items() if isinstance(part, dict)}
     return cuts, [transformer.get_submodule(name) for name in plan if name not in cuts]
+
+
+def _named(transformer: Any) -> list[str]:
+    """Modules that hold hooks, those of lists left out, which nobody replaces."""
+    early = _EARLY.get(uncompiled(transformer).__class__.__name__, ())
+    names = [*cp_plan(transformer), *early]
+    return [name for name in dict.fromkeys(names) if name and not name.endswith(".*")]

@@ -15,7 +15,7 @@ rule of `torch.tensor_split`; nobody has to ask.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -194,21 +194,28 @@ def check_class(transformer: nn.Module) -> None:
         )
 
 
-def check_forward(routing: Routing, transformer: nn.Module) -> None:
+def context_of(routing: Routing, transformer: nn.Module) -> Any:
+    """Diffusers' ``ContextParallelConfig``; None where the sequence stays whole."""
+    configs = [getattr(transformer, "_parallel_config", None)]
+    configs += [s.processor._parallel_config for s in routing.sites if s.processor is not None]
+    parallel = next((config for config in configs if config is not None), None)
+    return None if parallel is None else parallel.context_parallel_config
+
+
+def check_forward(routing: Routing, transformer: nn.Module, call: Mapping[str, Any]) -> None:
     """Refuse, on all devices alike and before any of them waits, what cannot be cut into parts.
 
     Raises
     ------
     UnsupportedError
         A class that is not known to work, ring attention, blocks that count tokens from the first
-        one, or a cache that decides by the tokens that it sees.
+        one or get a timestep for each frame, a cache that decides by the tokens that it sees, or a
+        self-attention whose processor knows nothing of the other devices.
     InvalidInputError
         Fewer heads than devices, or tokens that their number does not divide.
     """
-    site = next((s for s in routing.sites if s.processor is not None), None)
-    parallel = None if site is None or site.processor is None else site.processor._parallel_config
-    context = None if parallel is None else parallel.context_parallel_config
-    if site is None or context is None:
+    context = context_of(routing, transformer)
+    if not routing.sites or context is None:
         return
     check_class(transformer)
     if context.ring_degree > 1:
@@ -223,15 +230,28 @@ def check_forward(routing: Routing, transformer: nn.Module) -> None:
             "first frame in every block, which a part of the video does not start with: run it on "
             "one device"
         )
+    if call.get("enable_diffusion_forcing"):
+        raise UnsupportedError(
+            f"{routing.kind} with enable_diffusion_forcing=True gives every block a timestep for "
+            "each frame, which is not cut into parts: run it on one device"
+        )
     for each in routing.sites:
+        processor = each.attention.processor
+        if getattr(processor, "_parallel_config", None) is None:
+            raise UnsupportedError(
+                f"{each.name} of {routing.kind} has {type(processor).__name__}, which does not "
+                "know that devices share the tokens and would attend to those of one: put back "
+                "what enable() set, or run it on one device"
+            )
         registry = getattr(each.block, "_diffusers_hook", None)
         if registry is not None and any(name in registry.hooks for name in _DIVERGING_HOOKS):
             raise UnsupportedError(
                 f"{each.name} of {routing.kind} has diffusers' first block cache, which decides by "
                 "the tokens of one device, so that devices would wait for each other in vain: use "
-                "PyramidAttentionBroadcastConfig or MagCacheConfig, or no cache"
+                "PyramidAttentionBroadcastConfig, or MagCacheConfig before the clip is shared, or "
+                "no cache"
             )
-    _check_numbers(routing.running_tokens(), site.attention.heads, context)
+    _check_numbers(routing.running_tokens(), routing.sites[0].attention.heads, context)
 
 
 def _check_numbers(tokens: Tokens, heads: int, context: Any) -> None:

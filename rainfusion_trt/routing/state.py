@@ -206,7 +206,7 @@ class Routing:
         try:
             layout = self.model.layout(transformer, call)
         except NotSparseError as error:
-            self._begin_dense(transformer, str(error))
+            self._begin_dense(transformer, call, str(error))
             return
         except KeyError as missing:
             raise UnsupportedError(
@@ -234,19 +234,19 @@ class Routing:
             self._scheduled = schedule.at(sigma)
         self._check_grid()
         self._check_sites()
-        check_forward(self, transformer)
+        check_forward(self, transformer, call)
         if self.by_tokens:
             self.model.check_lengths(layout, call)
             self._shapes = shapes_of(call)
             self._enter_route(layout)
 
-    def _begin_dense(self, transformer: nn.Module, message: str) -> None:
+    def _begin_dense(self, transformer: nn.Module, call: Mapping[str, Any], message: str) -> None:
         """A forward in which nothing can be sparse: every attention is diffusers' own."""
         if self.by_tokens or self._sparsity > 0:
             self._dense(message)
         self.tokens, self._scheduled, self._dense_grid = None, None, False
         self._check_sites()
-        check_forward(self, transformer)
+        check_forward(self, transformer, call)
         for site in self.sites:
             if site.processor is not None:
                 site.processor.dense = True

@@ -226,9 +226,10 @@ class Pipeline:
             compile=compile,
         )
         with self.sharing.together():
-            self.denoiser = self.sharing.denoiser(first_that_runs(names, load), self.model)
+            self.denoiser = first_that_runs(names, load)
         try:
             with self.sharing.together():
+                self.denoiser = self.sharing.denoiser(self.denoiser, self.model)
                 self.denoiser.keep_dense(() if dense_layers is None else dense_layers)
                 self.pipe = load_pipe(self.artifacts, self.denoiser, cpu_offload=cpu_offload)
             pipes = Pipes(

@@ -13,7 +13,7 @@ from torch import Tensor
 import rainfusion_trt
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models import VideoModel, VideoSize
-from rainfusion_trt.parallel.spread import spread, unspread
+from rainfusion_trt.parallel.spread import check_spread, spread, unspread
 from tests.helpers.live_memory import peak_bytes
 from tests.helpers.process_group import in_processes
 from tests.helpers.routed_models import CLASSES, call_of, run, tiny
@@ -234,6 +234,66 @@ def test_what_cannot_be_cut_is_refused():
     assert "ulysses_anything=True" in uneven
     text = _refusal("hunyuanvideo", ulysses_degree=2)
     assert "does not divide the" in text
+
+
+def _own_processors(rank: int) -> dict[str, Any]:
+    """A self-attention with a processor of its own; modules replaced after the clip was shared."""
+    from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+    from torch.distributed.device_mesh import init_device_mesh
+
+    class Knows(WanAttnProcessor):
+        pass
+
+    class Ignores:
+        def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+            raise AssertionError("is refused")
+
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("ring", "ulysses"))
+    found: dict[str, Any] = {}
+    model, transformer = _model("wan2.1-1.3b", num_layers=2)
+    call = _call(model, transformer, 1)
+    transformer.blocks[0].attn1.processor = Knows()
+    routing = rainfusion_trt.enable(
+        transformer, sparsity=0.6, model=model.name, allow_dense=True, method="rainfusion"
+    )
+    alone = run(transformer, call)
+    spread(routing, transformer, mesh)
+    found["knows"] = _compared(run(transformer, call), alone, alone + 1)
+    check_spread(transformer)
+    found["told of timesteps"] = _said(transformer, {**call, "enable_diffusion_forcing": True})
+    transformer.blocks[0].attn1.processor = Ignores()
+    found["ignores"] = _said(transformer, call)
+    patches = transformer.patch_embedding
+    transformer.patch_embedding = torch.nn.Sequential(patches)
+    with pytest.raises(UnsupportedError) as error:
+        check_spread(transformer)
+    found["replaced"] = str(error.value)
+    transformer.patch_embedding = patches
+    unspread(transformer)
+
+    model, transformer = _model("skyreels-v2-df-1.3b")
+    routing = rainfusion_trt.enable(transformer, model=model.name, method="rainfusion")
+    with pytest.raises(UnsupportedError):
+        spread(routing, transformer, mesh)
+    assert not hasattr(transformer, "_rainfusion_cuts")
+    assert all(site.processor._parallel_config is None for site in routing.sites)
+    return found
+
+
+def _said(transformer: Any, call: dict[str, Any]) -> str:
+    with pytest.raises(UnsupportedError) as error:
+        run(transformer, call)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_processors_of_others_know_of_the_processes_or_are_refused():
+    for found in in_processes(_own_processors, 2):
+        error, _, scale = found.pop("knows")
+        assert error <= _ROUNDINGS * max(1.0, scale)
+        assert "enable_diffusion_forcing=True" in found["told of timesteps"]
+        assert "blocks.0.attn1" in found["ignores"] and "Ignores" in found["ignores"]
+        assert "patch_embedding" in found["replaced"] and "LoRA" in found["replaced"]
 
 
 def test_a_timestep_for_every_frame_is_refused():
