@@ -169,7 +169,7 @@ def _check_operators(path: Path, model: ModelProto) -> None:
     ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in model.graph.value_info}
     for node in model.graph.node:
         if node.op_type == "ScatterElements" and ranks.get(node.output[0]) == 1:
-            continue  # one number a row, as of rewrites.row_copies_to_lookups
+            continue  # one number a row, as of partial_writes.row_copies_to_lookups
         if node.op_type in FORBIDDEN and node.domain == "":
             raise ExportError(
                 f"{path}: node {node.name!r} is {node.op_type}, which TensorRT runs badly or not "
