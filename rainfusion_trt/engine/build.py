@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rainfusion_trt.argument_types import typed
 from rainfusion_trt.engine.fingerprint import combined_sha256, digest, record_files
 from rainfusion_trt.engine.flavour import TensorRTFlavour
 from rainfusion_trt.engine.folder import check_replaceable, existing_engine, write_engine
@@ -37,6 +38,7 @@ from rainfusion_trt.operator.native import NativeLibrary, load_library
 _log = logging.getLogger(__name__)
 
 
+@typed
 def build_engine(
     onnx: str | Path,
     *,
@@ -123,7 +125,7 @@ def _one_recipe(
         if recipe is not None:
             raise InvalidInputError("recipe and profile are one argument: give recipe only")
         message = "build_engine(profile=...) is now recipe=..."
-        warnings.warn(message, FutureWarning, stacklevel=3)
+        warnings.warn(message, FutureWarning, stacklevel=4)  # of who calls `build_engine`
         recipe = profile
     if recipe is None:
         raise InvalidInputError("recipe is missing: give a YAML file, or a name: cogvideox-5b")

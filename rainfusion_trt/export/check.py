@@ -10,6 +10,7 @@ import onnx
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from rainfusion_trt.argument_types import typed
 from rainfusion_trt.errors import ExportError, InvalidInputError
 from rainfusion_trt.export.operator import DEFAULTS
 from rainfusion_trt.export.source import GraphSource, all_outputs
@@ -62,6 +63,7 @@ class GraphFacts:
     operators: dict[str, int]
 
 
+@typed
 def check_model(path: str | Path) -> GraphFacts:
     """Check an exported ONNX file on disk.
 

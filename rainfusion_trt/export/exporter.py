@@ -17,7 +17,8 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from rainfusion_trt import __version__
-from rainfusion_trt.errors import ExportError
+from rainfusion_trt.argument_types import shown, typed
+from rainfusion_trt.errors import ExportError, InvalidInputError
 from rainfusion_trt.export import finish, operator, step_precision, writer
 from rainfusion_trt.export.capture import attention_count, capture
 from rainfusion_trt.export.check import GraphFacts, check_comparable, check_model, compare
@@ -68,6 +69,7 @@ class ExportReport:
     loras: tuple[FusedLora, ...] = ()
 
 
+@typed
 def export_model(
     model: VideoModel,
     transformer: nn.Module,
@@ -124,6 +126,11 @@ def export_model(
     ExportError
         The model cannot be traced, or the file fails its checks.
     """
+    if not hasattr(transformer, "dtype") or not config_of(transformer):
+        raise InvalidInputError(
+            f"transformer={shown(transformer)} is none of diffusers, with a dtype and a "
+            "configuration: export_module takes modules of any kind"
+        )
     dtype = cast("torch.dtype", transformer.dtype)
     settings = settings or AttentionSettings()
     check_precision(settings.precision, model.head_size(config_of(transformer)))

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from rainfusion_trt.argument_types import typed
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.export.lora_change import Change, Full, LowRank, change_of
 from rainfusion_trt.export.lora_file import Adapter, LoraFile, read_adapter
@@ -21,6 +22,7 @@ from rainfusion_trt.models import VideoModel
 _RECORD = "_rainfusion_loras"
 
 
+@typed
 def fuse_loras(
     model: VideoModel, transformer: nn.Module, loras: Iterable[LoraFile | str | Path]
 ) -> tuple[FusedLora, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rainfusion_trt.argument_types import typed
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.export.exporter import ExportReport, Stage, check_request, export_source
 from rainfusion_trt.export.source import Axes, GraphSource, check_axes
@@ -26,6 +27,7 @@ _RESERVED = {
 }
 
 
+@typed
 def export_module(
     module: nn.Module,
     inputs: Call,

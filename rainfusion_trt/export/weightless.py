@@ -11,12 +11,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from rainfusion_trt.argument_types import typed
 from rainfusion_trt.export.writer import initial_values
 from rainfusion_trt.models import VideoModel
 
 CONSTANT_BYTES = 1 << 20  # constants of up to this size stay in the file
 
 
+@typed
 def fake_transformer(
     model: VideoModel, config: Mapping[str, Any], *, dtype: torch.dtype
 ) -> nn.Module:

@@ -9,11 +9,13 @@ cross-attention. The VAE of OpenSoraPlan is not in diffusers: decode the latents
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rainfusion_trt.argument_types import typed
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models.allegro_rotary import rotary_tables, rows_of_tokens, scales_of
 from rainfusion_trt.models.base import GenerationDefaults, GraphInput, VideoModel, VideoSize
@@ -166,11 +168,12 @@ class OpenSoraPlan(Allegro):
     def _has_scales(self, scales: tuple[float, float, float]) -> bool:
         return not super()._has_scales(scales)
 
+    @typed
     def load(
-        self, checkpoint: str, *, dtype: torch.dtype, component: str = "transformer"
+        self, checkpoint: str | Path, *, dtype: torch.dtype, component: str = "transformer"
     ) -> Transformer:
-        if is_original(checkpoint):
-            return load_original(self.diffusers_class(), checkpoint, dtype=dtype)
+        if is_original(str(checkpoint)):
+            return load_original(self.diffusers_class(), str(checkpoint), dtype=dtype)
         return super().load(checkpoint, dtype=dtype, component=component)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rainfusion_trt.argument_types import typed
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models.clip import GenerationDefaults, VideoSize
 from rainfusion_trt.models.graph import ModelGraph
@@ -125,6 +126,7 @@ class VideoModel(ModelGraph, ABC):
             config["num_layers"] = layers
         return config
 
+    @typed
     def create(
         self,
         config: Mapping[str, Any],
@@ -154,8 +156,9 @@ class VideoModel(ModelGraph, ABC):
             )
         return name
 
+    @typed
     def load(
-        self, checkpoint: str, *, dtype: torch.dtype, component: str = "transformer"
+        self, checkpoint: str | Path, *, dtype: torch.dtype, component: str = "transformer"
     ) -> Transformer:
         """One transformer of a diffusers checkpoint (a directory or a hub id), or of one file.
 
@@ -180,10 +183,10 @@ class VideoModel(ModelGraph, ABC):
                 dtype=dtype,
             )
         else:
-            transformer = load_transformer(cls, checkpoint, dtype=dtype, component=component)
+            transformer = load_transformer(cls, str(checkpoint), dtype=dtype, component=component)
         if not self.matches(transformer):
             raise UnsupportedError(
-                f"checkpoint {checkpoint!r} is not {self.name}: its transformer has "
+                f"checkpoint {str(checkpoint)!r} is not {self.name}: its transformer has "
                 f"{self._described(transformer.config)}; {self.remedy}"
             )
         return transformer

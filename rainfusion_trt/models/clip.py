@@ -7,6 +7,7 @@ from numbers import Integral
 
 import torch
 
+from rainfusion_trt.argument_types import shown
 from rainfusion_trt.errors import InvalidInputError
 
 
@@ -21,7 +22,7 @@ class VideoSize:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if isinstance(value, bool) or not isinstance(value, Integral):
-                raise InvalidInputError(f"{name}={value!r:.80}: give an integer")
+                raise InvalidInputError(f"{name}={shown(value)}: give an integer")
 
     def __str__(self) -> str:
         return f"{self.frames}x{self.height}x{self.width}"

@@ -17,7 +17,7 @@ from rainfusion_trt.models.layout import AttentionLayout, token_grid
 from rainfusion_trt.operator.settings import TextPlace, check_text
 
 Call = Mapping[str, Any]  # keyword arguments of the module's forward
-Grid = tuple[int, int, int] | str | Callable[[Call], Tensor | Sequence[int]]
+Grid = Sequence[int] | str | Callable[[Call], Tensor | Sequence[int]]
 TextTokens = int | Callable[[Call], int]
 KvLen = str | Callable[[Call], Tensor] | None
 

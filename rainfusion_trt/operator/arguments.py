@@ -2,22 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rainfusion_trt.argument_types import shown
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.operator.eight_bit import HEAD_SIZES
 from rainfusion_trt.operator.geometry import TokenLayout
 from rainfusion_trt.operator.settings import AttentionSettings, Precision
 
 
+def check_kinds(
+    tensors: dict[str, Any], kv_len: Any, grid: Any, sparsity: Any, *, return_lse: Any = False
+) -> None:
+    """Raise InvalidInputError for arguments of another type than the operator has.
+
+    Not `argument_types.typed`: torch.compile and torch.export trace this, and every attention of
+    every step runs it.
+    """
+    if kv_len is not None:
+        tensors = {**tensors, "kv_len": kv_len}
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise InvalidInputError(f"{name}={shown(value)} must be a torch tensor")
+    if not isinstance(grid, Tensor) and not _are_sizes(grid):
+        raise InvalidInputError(
+            f"grid={shown(grid)} must be three positive sizes (T, H, W), or a tensor of that shape"
+        )
+    if not isinstance(sparsity, Tensor) and not _is(sparsity, (float, int, Real)):
+        raise InvalidInputError(
+            f"sparsity={shown(sparsity)} must be a number in [0, 1), or a float32 tensor [1] of it"
+        )
+    if not isinstance(return_lse, bool):
+        raise InvalidInputError(f"return_lse={shown(return_lse)} must be True or False")
+
+
+def _are_sizes(grid: Any) -> bool:
+    if not isinstance(grid, Iterable):
+        return False
+    sizes = tuple(grid)
+    return len(sizes) == 3 and all(_is(size, (int, torch.SymInt, Integral)) for size in sizes)
+
+
+def _is(value: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
 def grid_tensor(grid: Sequence[int] | Tensor, q: Tensor) -> Tensor:
     """A tensor of shape `grid` without storage of its own."""
     if isinstance(grid, Tensor):
         return grid
-    if len(grid) != 3 or min(grid) < 1:
+    if min(grid) < 1:
         raise InvalidInputError(f"grid={tuple(grid)} must be three positive sizes (T, H, W)")
     return q.new_empty(1).expand(*grid)
 

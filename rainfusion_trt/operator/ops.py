@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rainfusion_trt.operator import cuda_ops, gradient, reference
-from rainfusion_trt.operator.arguments import check_call, grid_tensor, sparsity_tensor
+from rainfusion_trt.operator.arguments import check_call, check_kinds, grid_tensor, sparsity_tensor
 from rainfusion_trt.operator.plan import HeadPlan
 from rainfusion_trt.operator.settings import AttentionSettings, Method, Precision, TextPlace
 
@@ -137,6 +137,7 @@ def rainfusion_attention(  # type: ignore[misc]  # the overloads leave the setti
         precision=precision,
         last_sink_frames=last_sink_frames,
     )
+    check_kinds({"q": q, "k": k, "v": v}, kv_len, grid, sparsity, return_lse=return_lse)
     operator = torch.ops.rainfusion.attention_lse if return_lse else torch.ops.rainfusion.attention
     return operator(
         q, k, v, grid_tensor(grid, q), sparsity_tensor(sparsity, q), kv_len, *settings.flat()
@@ -176,6 +177,7 @@ def classify_heads(
         precision=precision,
         last_sink_frames=last_sink_frames,
     )
+    check_kinds({"q": q, "k": k}, kv_len, grid, sparsity)
     grid, sparsity = grid_tensor(grid, q), sparsity_tensor(sparsity, q)
     check_call(q, (k,), grid, sparsity, kv_len, settings)
     return _face_of(q).classify(q, k, tuple(grid.shape), sparsity, kv_len, settings)

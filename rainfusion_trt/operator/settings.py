@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from rainfusion_trt.argument_types import shown
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 
 __all__ = [
@@ -127,7 +128,7 @@ class AttentionSettings:
     @classmethod
     def of(cls, *, scale: float | None = None, **settings: Any) -> AttentionSettings:
         """Collect the keyword arguments of a public function, where no scale is None."""
-        return cls(scale=scale or 0.0, **settings)
+        return cls(scale=0.0 if scale is None else scale, **settings)
 
     def replace(self, **changes: Any) -> AttentionSettings:
         """These settings with some changed, checked again."""
@@ -220,7 +221,7 @@ def check_text(value: object) -> None:
 def check_sink_frames(value: object, name: str = "sink_frames") -> None:
     """Raise InvalidInputError for a number of sink frames there cannot be."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise InvalidInputError(f"{name}={value!r} must be a whole number")
+        raise InvalidInputError(f"{name}={shown(value)} must be a whole number")
     if value < 0:
         raise InvalidInputError(f"{name}={value} must be 0 or more")
     if int(value) > _MOST_SINK_FRAMES:
@@ -228,13 +229,13 @@ def check_sink_frames(value: object, name: str = "sink_frames") -> None:
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InvalidInputError(f"{name}={value!r} is not one of {', '.join(choices)}")
+    if not isinstance(value, str) or value not in choices:
+        raise InvalidInputError(f"{name}={shown(value)} is not one of {', '.join(choices)}")
 
 
 def _check_number(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise InvalidInputError(f"{name}={value!r} must be a number")
+        raise InvalidInputError(f"{name}={shown(value)} must be a number")
 
 
 @functools.lru_cache(typed=True)

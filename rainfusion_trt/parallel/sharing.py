@@ -219,10 +219,6 @@ def sharing(
         The processes are not there, the engine is for another number, or another Pipeline of this
         process has the communicator that it would need.
     """
-    if config is not None and not isinstance(config, ParallelConfig):
-        raise InvalidInputError(
-            f"parallel={config!r:.80}: give a ParallelConfig, such as ParallelConfig(ulysses=2)"
-        )
     count = 1 if config is None else config.ulysses
     for name in backends:
         if name == "torch":

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from rainfusion_trt.argument_types import typed
 from rainfusion_trt.models.transformer import uncompiled
 
 Pair = tuple[Any, Any]  # query and key length; torch.SymInt where a traced extent varies
@@ -23,6 +24,7 @@ _PATCHES = ((1, 2, 2), (1, 1, 1), (2, 2, 2), (1, 4, 4))
 _MOST = 3
 
 
+@typed
 def survey(module: nn.Module, *args: Any, **kwargs: Any) -> str:
     """Run a forward and say how long its attentions are and which token grids fit that.
 

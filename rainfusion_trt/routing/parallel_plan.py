@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from rainfusion_trt.argument_types import typed
 from rainfusion_trt.errors import UnsupportedError
 from rainfusion_trt.models import VideoModel, model_of
 from rainfusion_trt.models.token_cuts import TokenCuts
@@ -14,6 +15,7 @@ from rainfusion_trt.routing.parallel import check_class
 from rainfusion_trt.routing.switch import routing_of
 
 
+@typed
 def cp_plan(transformer: nn.Module) -> dict[str, Any]:
     """The plan with which ``transformer.enable_parallelism`` runs an enabled transformer.
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rainfusion_trt.argument_types import shown
 from rainfusion_trt.errors import (
     DenseAttentionError,
     InvalidInputError,
@@ -114,7 +115,7 @@ class Routing:
         given: Any = value
         if not isinstance(given, Real) or not 0.0 <= float(given) < 1.0:
             raise InvalidInputError(
-                f"sparsity={given!r:.80} must be in [0, 1); 0 is dense attention"
+                f"sparsity={shown(given)} must be in [0, 1); 0 is dense attention"
             )
         self._sparsity = float(value)
         self._plan = self._scheduled = None
@@ -151,7 +152,7 @@ class Routing:
     def dense_layers(self, layers: Iterable[int]) -> None:
         if not isinstance(layers, Iterable):
             raise InvalidInputError(
-                f"dense_layers={layers!r:.80}: give numbers from 0 on in a row, such as (0, 1)"
+                f"dense_layers={shown(layers)}: give numbers from 0 on in a row, such as (0, 1)"
             )
         layers = tuple(layers)
         for layer in layers:

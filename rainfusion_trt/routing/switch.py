@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from rainfusion_trt.argument_types import typed
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models import VideoModel, get_model, model_of
 from rainfusion_trt.models.given import GivenPlace, Grid, KvLen, TextTokens
@@ -23,6 +24,7 @@ _HANDLE = "_rainfusion_routing"  # on a transformer
 _SITE = "_rainfusion_site"  # on a block
 
 
+@typed
 def enable(
     transformer: nn.Module,
     *,
@@ -211,6 +213,7 @@ def _plan(
     return 0.5 if sparsity is None else sparsity
 
 
+@typed
 def disable(transformer: nn.Module) -> None:
     """Put the transformer's own attention back.
 
@@ -232,6 +235,7 @@ def disable(transformer: nn.Module) -> None:
             site.attention.set_processor(site.processor.original)
 
 
+@typed
 def routing_of(transformer: nn.Module) -> Routing | None:
     """What :func:`enable` returned for a transformer, or its twin for a copy of one."""
     return uncompiled(transformer).__dict__.get(_HANDLE)

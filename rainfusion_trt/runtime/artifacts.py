@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rainfusion_trt.argument_types import shown
 from rainfusion_trt.errors import EngineLoadError, InvalidInputError, UnsupportedError
 from rainfusion_trt.models import component_names, get_model, model_names, model_of
 from rainfusion_trt.models.base import VideoModel, VideoSize
@@ -54,7 +55,7 @@ def files_by_component(form: str, first: Files, second: OptionalPath) -> dict[st
                 f"{form}= names {name!r}; transformers of a pipeline are {', '.join(names)}"
             )
         if not isinstance(path, (str, Path, type(None))):
-            raise InvalidInputError(f"{form}={path!r:.80}: give a path")
+            raise InvalidInputError(f"{form}={shown(path)}: give a path")
     return {name: Path(path) for name, path in first.items() if path is not None}
 
 
@@ -168,8 +169,10 @@ class Artifacts:
                 "give either checkpoint= (a diffusers directory or hub id) or pipe= (a loaded "
                 "diffusers pipeline): scheduler, text encoder and VAE come from it"
             )
-        if dtype is not None and not isinstance(dtype, torch.dtype):
-            raise InvalidInputError(f"dtype={dtype!r:.80}: give torch's, such as torch.bfloat16")
+        if pipe is not None and not any(hasattr(pipe, name) for name in component_names()):
+            raise InvalidInputError(
+                f"pipe={shown(pipe)}: give a loaded diffusers pipeline, which has a transformer"
+            )
         weights = weights or {}
         _check_weights(weights, pipe, exported=bool(engine or onnx))
         parts = [

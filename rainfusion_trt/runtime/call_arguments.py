@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
 import torch
 
+from rainfusion_trt.argument_types import shown
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models.base import VideoSize
 from rainfusion_trt.runtime.media import frames_of_video, size_of_image
@@ -26,7 +27,7 @@ def choose_generator(generator: Generators, seed: int | None) -> Generators:
     given = generator if isinstance(generator, (list, tuple)) else [generator]
     if generator is not None and not (given and all(isinstance(g, _GENERATOR) for g in given)):
         raise InvalidInputError(
-            f"generator={generator!r:.80}: give a torch.Generator, one for each clip, or a seed"
+            f"generator={shown(generator)}: give a torch.Generator, one for each clip, or a seed"
         )
     if seed is None:
         return generator
@@ -39,11 +40,13 @@ def choose_generator(generator: Generators, seed: int | None) -> Generators:
 def check_seed(seed: Any) -> None:
     """Raise InvalidInputError for what torch takes as no seed."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
-        raise InvalidInputError(f"seed is {seed!r}: give an integer from -2^63 to 2^64 - 1")
+        raise InvalidInputError(f"seed is {shown(seed)}: give an integer from -2^63 to 2^64 - 1")
 
 
 _FRAMES = ("num_frames", "segment_frame_length")  # what pipelines call the frames of a graph
-_SIZES = (*_FRAMES, "height", "width")
+_COUNTS = (*_FRAMES, "height", "width", "max_sequence_length", "num_videos_per_prompt")
+_TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+_ROWS = ("timesteps", "sigmas")  # instead of a number of steps
 _GUIDANCE = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")
 
 
@@ -53,38 +56,42 @@ def check_numbers(arguments: Mapping[str, Any]) -> None:
     Raises
     ------
     InvalidInputError
-        A size that is no integer from 1 on, a guidance scale that is not finite, or a strength
-        outside of [0, 1].
+        A size or count that is no integer from 1 on, a guidance scale that is not finite, or a
+        strength outside of [0, 1].
     """
-    for name in _SIZES:
+    for name in _COUNTS:
         value = arguments.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InvalidInputError(
-                f"{name} is {value!r}: give an integer from 1 on, or leave it out"
+                f"{name} is {shown(value)}: give an integer from 1 on, or leave it out"
             )
     for name in _GUIDANCE:
         value = arguments.get(name, 1.0)
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-            raise InvalidInputError(f"{name} is {value!r}: give a finite number")
+            raise InvalidInputError(f"{name} is {shown(value)}: give a finite number")
     for name in ("strength", "denoise_strength"):
         value = arguments.get(name, 1.0)
         of_each_condition = name == "strength" and isinstance(value, list)
         if not of_each_condition and not _is_share(value):
-            raise InvalidInputError(f"{name} is {value!r}: give a number in [0, 1]")
+            raise InvalidInputError(f"{name} is {shown(value)}: give a number in [0, 1]")
 
 
 def _check_kinds(arguments: Mapping[str, Any]) -> None:
     """Refuse what diffusers would find out after the work, or by an error of somewhere else."""
     form = arguments.get("output_type", _FORMS[0])
-    if form not in _FORMS:
-        raise InvalidInputError(f"output_type is {form!r}: give one of {', '.join(_FORMS)}")
+    if not isinstance(form, str) or form not in _FORMS:
+        raise InvalidInputError(f"output_type is {shown(form)}: give one of {', '.join(_FORMS)}")
     latents = arguments.get("latents")
     if latents is not None and not torch.is_tensor(latents):
         raise InvalidInputError(f"latents is of {type(latents).__name__}: give a tensor")
-    for name in ("prompt", "negative_prompt"):
-        texts = arguments.get(name)
-        if isinstance(texts, list) and not (texts and all(isinstance(t, str) for t in texts)):
-            raise InvalidInputError(f"{name} is {texts!r:.80}: give a text, or one for each clip")
+    for name in _TEXTS:
+        given = arguments.get(name, "")
+        texts = given if isinstance(given, list) else [given]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise InvalidInputError(f"{name} is {shown(given)}: give a text, or one for each clip")
+    for name in _ROWS:
+        if not isinstance(arguments.get(name, ()), Sized):
+            raise InvalidInputError(f"{name} is {shown(arguments[name])}: give one for each step")
 
 
 def _is_share(value: Any) -> bool:
@@ -186,8 +193,8 @@ def _intervals(pipe: Any, arguments: Mapping[str, Any]) -> int:
     known = parameters_of(type(pipe))
     steps = arguments.get("num_inference_steps", known["num_inference_steps"].default)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InvalidInputError(f"num_inference_steps is {steps!r}: give an integer from 1 on")
-    for name in ("timesteps", "sigmas"):
+        raise InvalidInputError(f"num_inference_steps is {shown(steps)}: give an integer from 1 on")
+    for name in _ROWS:
         if arguments.get(name) is not None:
             steps = len(arguments[name])
             break

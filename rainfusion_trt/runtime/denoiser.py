@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rainfusion_trt.argument_types import shown
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.graph_file import BITS, BITS_INPUT, OWN_INPUTS, PART_INPUT
 from rainfusion_trt.models.base import VideoModel
@@ -100,7 +101,7 @@ class Denoiser(ABC):
         given: Any = layers
         if not isinstance(given, Iterable) or tuple(given):
             raise UnsupportedError(
-                f"dense_layers={given!r:.80} cannot reach an exported graph, which has one "
+                f"dense_layers={shown(given)} cannot reach an exported graph, which has one "
                 f"sparsity for all its attentions, and the backend here is {self.name}: leave it "
                 "out, or use backend='torch'"
             )

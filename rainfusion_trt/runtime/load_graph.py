@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rainfusion_trt.argument_types import typed
 from rainfusion_trt.errors import DenseAttentionError, UnsupportedError
 from rainfusion_trt.models import get_model
 from rainfusion_trt.models.base import VideoModel
@@ -108,6 +109,7 @@ class LoadedGraph(GraphTransformer):
         self.close()
 
 
+@typed
 def load_graph(
     path: str | Path,
     *,

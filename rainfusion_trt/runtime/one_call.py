@@ -7,7 +7,6 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.parallel.sharing import Alone
 from rainfusion_trt.runtime.artifacts import Artifacts
 from rainfusion_trt.runtime.call_arguments import (
@@ -56,15 +55,6 @@ class Watch:
     progress: Progress | None = None
     cancel: Flag | None = None
     profile: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse what could not be called, before a step is run for it."""
-        called = {"callback_on_step_end": self.callback, "progress": self.progress}
-        for name, given in called.items():
-            if given is not None and not callable(given):
-                raise InvalidInputError(f"{name}={given!r:.80}: give a function")
-        if self.cancel is not None and not callable(getattr(self.cancel, "is_set", None)):
-            raise InvalidInputError(f"cancel={self.cancel!r:.80}: give a threading.Event")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rainfusion_trt.argument_types import typed
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models.base import VideoModel
 from rainfusion_trt.parallel.config import ParallelConfig
@@ -145,6 +146,7 @@ class Pipeline:
     >>> video = pipe("A panda plays the guitar", seed=0).frames[0]
     """
 
+    @typed
     def __init__(
         self,
         model: str | None = None,
@@ -269,6 +271,7 @@ class Pipeline:
         """
         return self._caller.pipes.takes(*media)
 
+    @typed
     def __call__(
         self,
         prompt: str | list[str] | None = None,

@@ -7,8 +7,9 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from rainfusion_trt.argument_types import shown
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.operator.settings import PRECISIONS, Precision
 from rainfusion_trt.runtime.schedule import runs_in_words
@@ -44,7 +45,8 @@ class PrecisionSchedule:
             is_number = isinstance(value, Real) and not isinstance(value, bool)
             if not is_number or not 0.0 <= float(value) <= 1.0:
                 raise InvalidInputError(
-                    f"{name}={value!r} must be a share of the steps in [0, 1] that run in 16 bits"
+                    f"{name}={shown(value)} must be a share of the steps in [0, 1] that run in 16 "
+                    "bits"
                 )
 
     def __call__(self, step: int, steps: int) -> Precision:
@@ -160,10 +162,9 @@ def in_words(precisions: Iterable[Precision]) -> str:
 
 
 def _checked(value: Any, name: str) -> Precision:
-    for precision in PRECISIONS:
-        if value == precision:
-            return value
-    raise InvalidInputError(f"{name} is {value!r}: give one of {', '.join(PRECISIONS)}")
+    if isinstance(value, str) and value in PRECISIONS:
+        return cast("Precision", value)
+    raise InvalidInputError(f"{name} is {shown(value)}: give one of {', '.join(PRECISIONS)}")
 
 
 def _shown(plan: PrecisionPlan) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from rainfusion_trt.argument_types import shown
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.presets import Preset
 from rainfusion_trt.sigma_schedule import NoiseLevels, SigmaSchedule
@@ -39,8 +40,8 @@ class SparsitySchedule:
         check_sparsity(self.sparsity, "sparsity")
         if not _is_number(self.dense_fraction) or not 0.0 <= self.dense_fraction <= 1.0:
             raise InvalidInputError(
-                f"dense_fraction is {self.dense_fraction!r}: give the share of dense steps, in "
-                "[0, 1]"
+                f"dense_fraction is {shown(self.dense_fraction)}: give the share of dense steps, "
+                "in [0, 1]"
             )
 
     @property
@@ -66,7 +67,7 @@ def check_sparsity(value: float, name: str) -> float:
         It is not a number or outside.
     """
     if not _is_number(value):
-        raise InvalidInputError(f"{name} is {value!r}: give a number in [0, 1), 0 being dense")
+        raise InvalidInputError(f"{name} is {shown(value)}: give a number in [0, 1), 0 being dense")
     if not 0.0 <= value < 1.0:  # also false for NaN
         raise InvalidInputError(f"{name} is {value}: it has to be in [0, 1), 0 being dense")
     return float(value)
@@ -129,7 +130,8 @@ def read_schedule(
     values: Any = schedule.tolist() if hasattr(schedule, "tolist") else schedule
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise InvalidInputError(
-            f"schedule is {schedule!r}: give one sparsity per step, or a function of (step, steps)"
+            f"schedule is {shown(schedule)}: give one sparsity per step, or a function of "
+            "(step, steps)"
         )
     checked = tuple(check_sparsity(v, f"sparsity of step {i}") for i, v in enumerate(values))
     if not checked:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -28,6 +28,7 @@ Progress = Callable[[int, int], None]
 segments, each in steps of its own, adds those of the next one when that begins."""
 
 
+@runtime_checkable
 class Flag(Protocol):
     """What says that a generation is to end, such as a `threading.Event`."""
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from rainfusion_trt.argument_types import shown
 from rainfusion_trt.errors import InvalidInputError
 
 _FORMAT = "rainfusion-trt cache ratios 1"
@@ -57,7 +58,7 @@ class MagnitudeRatios:
             return read_ratios(given)
         if given is not None and not isinstance(given, MagnitudeRatios):
             raise InvalidInputError(
-                f"cache_ratios={given!r:.80}: give the file that `rainfusion-trt calibrate-cache` "
+                f"cache_ratios={shown(given)}: give the file that `rainfusion-trt calibrate-cache` "
                 "wrote"
             )
         return given

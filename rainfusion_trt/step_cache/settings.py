@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
+from rainfusion_trt.argument_types import shown
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.step_cache.ratios import MagnitudeRatios
 
@@ -86,7 +87,7 @@ class CacheSettings:
 
     def __post_init__(self) -> None:
         if not _is_rule(self.rule):
-            raise InvalidInputError(f"cache={self.rule!r} is not one of {', '.join(CACHES)}")
+            raise InvalidInputError(f"cache={shown(self.rule)} is not one of {', '.join(CACHES)}")
         usual = RULES[self.rule]
         for name in ("threshold", "first"):
             if getattr(self, name) is None:
@@ -94,16 +95,16 @@ class CacheSettings:
         check_threshold(self.threshold)
         if not _is_number(self.first) or not 0.0 <= self.first <= 1.0:
             raise InvalidInputError(
-                f"first={self.first!r}: give the share of the steps that always run, in [0, 1]"
+                f"first={shown(self.first)}: give the share of the steps that always run, in [0, 1]"
             )
         for name, least in (("last", 0), ("max_skips", 1)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
-                raise InvalidInputError(f"{name}={value!r}: give an integer from {least} on")
+                raise InvalidInputError(f"{name}={shown(value)}: give an integer from {least} on")
         if self.reuse not in REUSES:
-            raise InvalidInputError(f"reuse={self.reuse!r} is not one of {', '.join(REUSES)}")
+            raise InvalidInputError(f"reuse={shown(self.reuse)} is not one of {', '.join(REUSES)}")
         if self.ratios is not None and not isinstance(self.ratios, MagnitudeRatios):
-            raise InvalidInputError(f"ratios={self.ratios!r:.80}: read the file with read_ratios")
+            raise InvalidInputError(f"ratios={shown(self.ratios)}: read the file with read_ratios")
         if self.ratios is not None and self.ratios.reuse != self.reuse:
             raise InvalidInputError(
                 f"cache_ratios are of the {self.ratios.reuse}, and reuse={self.reuse!r}: calibrate "
@@ -161,15 +162,15 @@ def read_cache(
     elif cache == OFF:
         settings = None
     elif not _is_rule(cache):
-        raise InvalidInputError(f"cache={cache!r} is not one of {', '.join(CACHES)}")
+        raise InvalidInputError(f"cache={shown(cache)} is not one of {', '.join(CACHES)}")
     else:
         settings = CacheSettings(cache, ratios=ratios if cache == "mag" else None)
     if threshold is None:
         return settings
     if settings is None:
         raise InvalidInputError(
-            f"cache_threshold={threshold!r} without a cache: give cache='easy' or cache='mag', or "
-            "leave it out"
+            f"cache_threshold={shown(threshold)} without a cache: give cache='easy' or "
+            "cache='mag', or leave it out"
         )
     return replace(settings, threshold=check_threshold(threshold))
 
@@ -184,7 +185,7 @@ def check_threshold(value: Any) -> float:
     """
     if not _is_number(value) or not (math.isfinite(value) and value >= 0.0):
         raise InvalidInputError(
-            f"cache_threshold={value!r}: give a number from 0 on, 0 skipping no step"
+            f"cache_threshold={shown(value)}: give a number from 0 on, 0 skipping no step"
         )
     return float(value)
 
