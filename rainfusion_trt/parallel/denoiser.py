@@ -74,6 +74,10 @@ class ParallelDenoiser(Denoiser):
     def set_precision(self, value: Precision) -> None:
         self.alone.set_precision(value)
 
+    @property
+    def dense_layers(self) -> tuple[int, ...]:
+        return self.alone.dense_layers
+
     def keep_dense(self, layers: Sequence[int]) -> None:
         self.alone.keep_dense(layers)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,7 +46,11 @@ class Alone:
         return contextlib.nullcontext()
 
     def prepare(
-        self, pipe: Any, arguments: dict[str, Any], callback: Callback | None, plan: str = ""
+        self,
+        pipe: Any,
+        arguments: dict[str, Any],
+        callback: Callback | None,
+        plan: Mapping[str, Any],
     ) -> Callback | None:
         """Make the arguments of a generation those of all; returns the callback to use."""
         return callback
@@ -101,23 +106,29 @@ class Shared(Alone):
         return self.team.together()
 
     def prepare(
-        self, pipe: Any, arguments: dict[str, Any], callback: Callback | None, plan: str = ""
+        self,
+        pipe: Any,
+        arguments: dict[str, Any],
+        callback: Callback | None,
+        plan: Mapping[str, Any],
     ) -> Callback | None:
         """One seed, one set of arguments and one callback, the first process's.
 
-        `plan` names how the steps run, which has to be alike too.
+        `plan` is how the steps run, whoever said so, which has to be alike too.
 
         Raises
         ------
         InvalidInputError
-            The processes were called with different arguments.
+            The processes were called with different arguments; the message names them.
         """
         self.team.meet()
-        mine = _digest({**arguments, "callback": callback is not None, "plan": plan})
-        if self.team.agree(lambda: mine) != mine:
+        mine = digests_of_call(pipe, arguments, callback, plan)
+        first = self.team.agree(lambda: mine)
+        differ = [name for name in sorted({*mine, *first}) if mine.get(name) != first.get(name)]
+        if differ:
             raise InvalidInputError(
-                f"process {self.team.rank} was called with other arguments than process 0: all of "
-                "them have to make the same clip"
+                f"process {self.team.rank} was called with other arguments than process 0 "
+                f"({', '.join(differ)}): all of them have to make the same clip"
             )
         arguments["generator"] = self._same_noise(arguments.get("generator"))
         if not self.first:
@@ -243,12 +254,30 @@ def _is(value: Any) -> bool:
     return torch.is_tensor(value)
 
 
-def _digest(arguments: dict[str, Any]) -> str:
-    """Of arguments that are plain values or tensors, which tells whether they are the same."""
+def digests_of_call(
+    pipe: Any,
+    arguments: Mapping[str, Any],
+    callback: Callback | None,
+    plan: Mapping[str, Any],
+) -> dict[str, str]:
+    """By name, a digest of all that decides a clip, by which processes tell whether it is the same.
+
+    Of plain values, tensors and pictures; of other things by their class. Weights are not in it.
+    """
+    config = getattr(pipe.scheduler, "config", {})
+    public = {name: value for name, value in config.items() if not name.startswith("_")}
+    said = {
+        **arguments,
+        **plan,
+        "scheduler": (type(pipe.scheduler).__name__, public),
+        "callback_on_step_end": callback is not None,
+    }
+    return {name: _digest(value) for name, value in said.items()}
+
+
+def _digest(value: Any) -> str:
     said = hashlib.sha256()
-    for name in sorted(arguments):
-        said.update(name.encode())
-        _add(said, arguments[name])
+    _add(said, value)
     return said.hexdigest()
 
 
@@ -261,6 +290,14 @@ def _add(said: Any, value: Any) -> None:
         said.update(f"{len(value)}".encode())
         for each in value:
             _add(said, each)
+    elif isinstance(value, Mapping):
+        said.update(f"{len(value)}".encode())
+        for name in sorted(value, key=str):
+            _add(said, str(name))
+            _add(said, value[name])
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        said.update(type(value).__name__.encode())
+        _add(said, {each.name: getattr(value, each.name) for each in dataclasses.fields(value)})
     elif hasattr(value, "tobytes"):  # an array, or an image of Pillow
         said.update(value.tobytes())
     elif value is None or isinstance(value, (str, bool, int, float)):

@@ -53,6 +53,11 @@ class Denoiser(ABC):
     component: Any
 
     @property
+    def dense_layers(self) -> tuple[int, ...]:
+        """Self-attentions, numbered from 0, that are dense whatever the sparsity."""
+        return ()
+
+    @property
     def components(self) -> tuple[Any, ...]:
         """What the pipeline's transformers are set to, in the order of the model's components."""
         return (self.component,)

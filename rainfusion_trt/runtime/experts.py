@@ -42,6 +42,10 @@ class ExpertsDenoiser(Denoiser):
         for expert in self.experts:
             expert.set_precision(value)
 
+    @property
+    def dense_layers(self) -> tuple[int, ...]:
+        return self.experts[0].dense_layers
+
     def keep_dense(self, layers: Sequence[int]) -> None:
         for expert in self.experts:
             expert.keep_dense(layers)

@@ -111,12 +111,19 @@ class Caller:
             if caching is not None:
                 caching.check_call(pipe, steps, denoiser.components, arguments)
             precisions = precision_per_step(precision, steps)
-            check_plan(schedule, precisions, pipe, steps, denoiser, allow_dense=self.allow_dense)
-            arguments.update(callback_tensors(callback))
-            callback = self.sharing.prepare(
-                pipe, arguments, callback, repr((caching and caching.settings, precisions))
+            planned = check_plan(
+                schedule, precisions, pipe, steps, denoiser, allow_dense=self.allow_dense
             )
+            arguments.update(callback_tensors(callback))
             model, settings = self.artifacts.model, self.artifacts.settings
+            plan = {
+                "sparsity": planned,
+                "precision": precisions,
+                "attention settings": settings,
+                "dense_layers": denoiser.dense_layers,
+                "cache": caching and (caching.settings, caching.rule),
+            }
+            callback = self.sharing.prepare(pipe, arguments, callback, plan)
             run = StepRun(
                 pipe,
                 schedule,

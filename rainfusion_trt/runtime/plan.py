@@ -16,6 +16,7 @@ from rainfusion_trt.runtime.choose import refuse_dense
 from rainfusion_trt.runtime.denoiser import Denoiser
 from rainfusion_trt.runtime.precision import in_words
 from rainfusion_trt.runtime.schedule import Schedule, foreseen, summary
+from rainfusion_trt.sigma_schedule import SigmaSchedule
 
 logger = logging.getLogger("rainfusion_trt")
 
@@ -28,8 +29,13 @@ def check_plan(
     denoiser: Denoiser,
     *,
     allow_dense: bool,
-) -> None:
+) -> tuple[float, ...] | SigmaSchedule:
     """Check the sparsity of every step against scheduler and backend; say it, and its precision.
+
+    Returns
+    -------
+    tuple of float or SigmaSchedule
+        What is going to be asked of the steps.
 
     Raises
     ------
@@ -38,7 +44,7 @@ def check_plan(
     BackendUnavailableError
         The backend has dense attention only, and nobody allowed that.
     """
-    peak, shown = foreseen(schedule, pipe, steps)
+    planned, peak, shown = foreseen(schedule, pipe, steps)
     if not denoiser.sparse:
         if peak > 0.0:
             refuse_dense(denoiser.name, allow_dense=allow_dense)
@@ -46,6 +52,7 @@ def check_plan(
     logger.info("%s on %s, sparsity per step: %s", denoiser.name, denoiser.device, shown)
     if "8bit" in precisions:
         logger.info("precision per step: %s", in_words(precisions))
+    return planned
 
 
 def why_dense(

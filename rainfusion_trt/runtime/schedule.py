@@ -153,8 +153,12 @@ def planned_sparsity(
     return sparsity_per_step(schedule, pipe.num_timesteps)
 
 
-def foreseen(schedule: Schedule, pipe: Any, steps: int) -> tuple[float, str]:
-    """The largest sparsity of a run of `steps` steps, and its plan in few words.
+def foreseen(
+    schedule: Schedule, pipe: Any, steps: int
+) -> tuple[tuple[float, ...] | SigmaSchedule, float, str]:
+    """The sparsity of a run of `steps` steps, the largest of it, and all of it in few words.
+
+    A schedule by sigma is its own plan: timesteps are known later.
 
     Raises
     ------
@@ -163,9 +167,9 @@ def foreseen(schedule: Schedule, pipe: Any, steps: int) -> tuple[float, str]:
     """
     if isinstance(schedule, SigmaSchedule):
         NoiseLevels.of(pipe.scheduler)
-        return schedule.peak, str(schedule)
+        return schedule, schedule.peak, str(schedule)
     planned = sparsity_per_step(schedule, steps)
-    return max(planned, default=0.0), summary(planned)
+    return planned, max(planned, default=0.0), summary(planned)
 
 
 def shortfall(schedule: Schedule, planned: Sequence[float]) -> str | None:

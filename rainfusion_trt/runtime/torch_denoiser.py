@@ -69,6 +69,10 @@ class TorchDenoiser(OneDenoiser):
         super().set_precision(value)
         self._handle.precision = value
 
+    @property
+    def dense_layers(self) -> tuple[int, ...]:
+        return self._handle.dense_layers
+
     def keep_dense(self, layers: Sequence[int]) -> None:
         self._handle.dense_layers = layers
 

@@ -95,8 +95,8 @@ def test_which_schedule_is_chosen():
 
 def test_the_plan_is_said_and_the_scheduler_checked(pipe):
     schedule = PRESETS["balanced"].schedule
-    assert foreseen(schedule, pipe, 4) == (0.8, "0.8, dense above sigma 0.9")
-    assert foreseen([0.0, 0.5], pipe, 2) == (0.5, "1 x 0, 1 x 0.5")
+    assert foreseen(schedule, pipe, 4) == (schedule, 0.8, "0.8, dense above sigma 0.9")
+    assert foreseen([0.0, 0.5], pipe, 2) == ((0.0, 0.5), 0.5, "1 x 0, 1 x 0.5")
     pipe.scheduler.alphas_cumprod = None
     with (
         Pipeline(pipe=pipe, preset="balanced") as pipeline,
