@@ -12,8 +12,6 @@ nothing may be compiled again. Writes ``compile_<model>.json`` whenever a part i
 
 from __future__ import annotations
 
-import copy
-import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from typing import Annotated, Any
 import torch
 import torch._dynamo
 import typer
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo.utils import counters
 
 from benchmarks.engine.cases import Case
@@ -33,6 +31,7 @@ from benchmarks.engine.kept import measured
 from benchmarks.engine.measure import (
     TOLERANCE,
     Forward,
+    MeasureOptions,
     Row,
     error_row,
     failed_row,
@@ -80,24 +79,15 @@ class Run:
     routing: Routing | None
 
 
-def sharing_weights(transformer: nn.Module) -> nn.Module:
-    """A second transformer of the same tensors, for what is to be enabled."""
-    tensors = itertools.chain(transformer.parameters(), transformer.buffers())
-    return copy.deepcopy(transformer, {id(tensor): tensor for tensor in tensors})
-
-
-def measure(
-    case: Case, save: Callable[[list[Row]], None], *, rounds: int, compiler: str, seconds: float
-) -> list[Row]:
+def measure(case: Case, save: Callable[[list[Row]], None], options: MeasureOptions) -> list[Row]:
     """All rows of a case; `save` gets those so far whenever a part is done."""
     torch._dynamo.reset()
     eager = Eager(case)
     eager.settle()
     padded = eager.valid != eager.tokens
-    routed = Eager(case, sharing_weights(eager.transformer))
-    routed._masks_by_cudnn = eager._masks_by_cudnn
+    routed = eager.twin()
     routing = enable(routed.transformer, sparsity=SPARSITY, model=case.model, method=case.method)
-    compiled: Any = partial(torch.compile, backend=compiler, dynamic=False)
+    compiled: Any = partial(torch.compile, backend=options.compiler, dynamic=False)
     dense = eager.without_padding if padded else eager
     candidates = {
         EAGER: Run(dense, None),
@@ -113,7 +103,7 @@ def measure(
     for name, run in candidates.items():
         release()
         try:
-            with time_limit(seconds):
+            with time_limit(options.seconds):
                 rows += _first(name, run, outputs)
                 rows += _steps(name, run, case.blocks)
         except Exception as error:  # whatever a compiler raises: the row says it
@@ -127,7 +117,7 @@ def measure(
     timed: dict[tuple[str, float], Forward] = {
         (name, 0.0 if run.routing is None else SPARSITY): run.forward for name, run in runs.items()
     }
-    rows += time_in_turn(timed, rounds, case.blocks)
+    rows += time_in_turn(timed, options.rounds, case.blocks)
     rows += _shares(rows)
     save(rows)
     return rows
@@ -244,11 +234,12 @@ def main(
     gpu = torch.cuda.is_available()
     device = "cuda" if gpu or not tiny else "cpu"
     dtype = torch.bfloat16 if gpu else torch.float32
+    options = MeasureOptions(rounds=rounds, compiler=compiler, seconds=compile_seconds)
     wrong: list[Row] = []
     for name in models or LAYERS:
         case = Case.standard(name, layers=LAYERS[name], tiny=tiny, device=device, dtype=dtype)
         name = f"compile_{case.model.name}"
-        run = partial(measure, case, rounds=rounds, compiler=compiler, seconds=compile_seconds)
+        run = partial(measure, case, options=options)
         wrong += wrong_rows(
             measured(name, case, run, file=name, note=NOTE, output=output or RESULTS)
         )

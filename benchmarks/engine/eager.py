@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -55,6 +56,14 @@ class Eager:
             self._masks_by_cudnn = False
             release()
             self.without_padding()
+
+    def twin(self) -> Eager:
+        """The same weights and inputs in a transformer of its own, which can be enabled."""
+        tensors = itertools.chain(self.transformer.parameters(), self.transformer.buffers())
+        shared = copy.deepcopy(self.transformer, {id(tensor): tensor for tensor in tensors})
+        other = Eager(self.case, shared)
+        other._masks_by_cudnn = self._masks_by_cudnn
+        return other
 
     def at(self, size: VideoSize) -> Eager:
         """The same weights with inputs of another size."""

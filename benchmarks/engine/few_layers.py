@@ -12,12 +12,13 @@ import torch._dynamo
 from torch import Tensor
 
 from benchmarks.engine.cases import Case
-from benchmarks.engine.compiled import COMPILED_SPARSE, sharing_weights
+from benchmarks.engine.compiled import COMPILED_SPARSE
 from benchmarks.engine.eager import Eager, kernel_row
 from benchmarks.engine.engines import Engine, load, prepare
 from benchmarks.engine.kept import Save
 from benchmarks.engine.measure import (
     Forward,
+    MeasureOptions,
     Row,
     error_row,
     failed_row,
@@ -42,27 +43,18 @@ COMPILED_AT = 0.8  # and there as well, as torch.compile with RainFusion
 _FLOAT32_FLOPS = 5e13
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of a measurement.
+@dataclass(frozen=True, kw_only=True)
+class Options(MeasureOptions):
+    """Options of a measurement that has an engine.
 
     Attributes
     ----------
-    rounds
-        Timings of each run.
-    compiler
-        Backend of torch.compile.
-    compile_seconds
-        When to give up on it.
     target
         Target of the engine; None runs the file in ONNX Runtime, whose attention is dense.
     keep
         Leave the exported file and the engine.
     """
 
-    rounds: int = 5
-    compiler: str = "inductor"
-    compile_seconds: float = 180.0
     target: str | None = "native"
     keep: bool = False
 
@@ -169,7 +161,7 @@ def compiled_baseline(eager: Eager, wanted: Tensor, options: Options) -> Baselin
     padded = eager.valid != eager.tokens
     forward = partial(eager.without_padding if padded else eager, module=module)
     try:
-        with time_limit(options.compile_seconds):
+        with time_limit(options.seconds):
             _add(baselines, eager, COMPILED, forward)
     except Exception as failure:  # whatever the compiler raises: the row says it
         release()
@@ -182,8 +174,7 @@ def compiled_baseline(eager: Eager, wanted: Tensor, options: Options) -> Baselin
 def compiled_sparse(eager: Eager, options: Options) -> Baselines:
     """torch.compile's forward with RainFusion, or a row that says why there is none."""
     wanted = eager.routed(COMPILED_AT)
-    routed = Eager(eager.case, sharing_weights(eager.transformer))
-    routed._masks_by_cudnn = eager._masks_by_cudnn
+    routed = eager.twin()
     case = eager.case
     enable(
         routed.transformer,
@@ -195,7 +186,7 @@ def compiled_sparse(eager: Eager, options: Options) -> Baselines:
     module: Any = torch.compile(routed.transformer, backend=options.compiler, dynamic=False)
     forward = partial(routed, module=module)
     try:
-        with time_limit(options.compile_seconds):
+        with time_limit(options.seconds):
             error = relative_error(forward(), wanted)
     except Exception as failure:  # whatever the compiler raises: the row says it
         release()

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,25 @@ Runs = Mapping[tuple[str, float], Forward]  # by name and sparsity
 
 # Engine against eager: both round every activation to bfloat16, in other places.
 TOLERANCE = 2e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions:
+    """Options of every measurement that compiles.
+
+    Attributes
+    ----------
+    rounds
+        Timings of each run.
+    compiler
+        Backend of torch.compile.
+    seconds
+        When to give up on it, in the first forward of one run.
+    """
+
+    rounds: int = 5
+    compiler: str = "inductor"
+    seconds: float = 180.0
 
 
 def synchronize() -> None:

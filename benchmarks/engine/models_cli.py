@@ -168,7 +168,7 @@ def main(
     options = Options(
         rounds=rounds,
         compiler=compiler,
-        compile_seconds=compile_seconds,
+        seconds=compile_seconds,
         target=target or ("native" if device == "cuda" else None),
         keep=keep,
     )

@@ -25,7 +25,6 @@ import typer
 from torch import Tensor, nn
 
 from benchmarks.engine.cases import Case
-from benchmarks.engine.compiled import sharing_weights
 from benchmarks.engine.eager import Eager
 from benchmarks.engine.measure import (
     Row,
@@ -82,7 +81,7 @@ def measure(tiny: bool, device: str, rounds: int, compiler: str) -> list[Row]:
     else:
         case = Case.standard(MODEL, layers=LAYERS)
     dense = Eager(case)
-    sparse = Eager(case, sharing_weights(dense.transformer))
+    sparse = dense.twin()
     options: dict[str, Any] = {"model": case.model, "method": case.method}
     routings = [enable(sparse.transformer, sparsity=SPARSITY, **options)]
     alone: dict[str, Run] = {"dense": dense, "rainfusion": sparse}
@@ -90,7 +89,7 @@ def measure(tiny: bool, device: str, rounds: int, compiler: str) -> list[Row]:
 
     spread_out: dict[str, Run] = {}
     for name, eager in (("dense", dense), ("rainfusion", sparse)):
-        other = Eager(case, sharing_weights(dense.transformer))
+        other = dense.twin()
         if name == "rainfusion":
             routings.append(enable(other.transformer, sparsity=SPARSITY, **options))
         parallelise(other.transformer, device)

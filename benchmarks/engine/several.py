@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from benchmarks.engine.cases import Case
-from benchmarks.engine.compiled import sharing_weights
 from benchmarks.engine.eager import Eager
 from benchmarks.engine.measure import (
     Row,
@@ -104,7 +103,7 @@ def measure(case: Case, sparsity: float, rounds: int) -> list[Row]:
     world = dist.get_world_size()
     mesh = init_device_mesh(case.device, (1, world), mesh_dim_names=("ring", "ulysses"))
     alone = Eager(case)
-    together = Eager(case, sharing_weights(alone.transformer))
+    together = alone.twin()
     routings: dict[str, Routing] = {}
     for name, eager in ((ONE, alone), (ALL, together)):
         routings[name] = enable(

@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from benchmarks.engine.cases import Case
-from benchmarks.engine.compiled import sharing_weights
 from benchmarks.engine.eager import Eager
 from benchmarks.engine.kept import Save, measured
 from benchmarks.engine.measure import (
+    MeasureOptions,
     Row,
     failed_row,
     milliseconds,
@@ -69,27 +69,18 @@ NOTE = (
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of a measurement.
+@dataclass(frozen=True, kw_only=True)
+class Options(MeasureOptions):
+    """Options of a measurement of whole clips.
 
     Attributes
     ----------
-    rounds
-        Timings of each forward.
-    compiler
-        Backend of torch.compile.
-    seconds
-        When to give up on the first forward of one.
     steps
         Denoising steps; 0 for none.
     skipped
         Those that a cache skips.
     """
 
-    rounds: int = 3
-    compiler: str = "inductor"
-    seconds: float = 180.0
     steps: int = 0
     skipped: tuple[int, ...] | None = None
 
@@ -150,13 +141,13 @@ def _makers(eager: Eager, options: Options) -> dict[str, Callable[[], Contender]
     padded = eager.valid != eager.tokens
 
     def dense(compiled: bool) -> Contender:
-        one = _copy(eager) if compiled else eager
+        one = eager.twin() if compiled else eager
         if compiled:
             _compile_blocks(one.transformer, options.compiler)
         return Contender(one, one.without_padding if padded else one)
 
     def sparse(precision: Precision, fp8: bool = False) -> Contender:
-        one = _copy(eager)
+        one = eager.twin()
         if fp8:
             quantise_ffns(one.transformer)
         case = eager.case
@@ -177,13 +168,6 @@ def _makers(eager: Eager, options: Options) -> dict[str, Callable[[], Contender]
         EIGHT: partial(sparse, "8bit"),
         FFN: partial(sparse, "8bit", fp8=True),
     }
-
-
-def _copy(eager: Eager) -> Eager:
-    """The same weights and inputs in a transformer of its own."""
-    other = Eager(eager.case, sharing_weights(eager.transformer))
-    other._masks_by_cudnn = eager._masks_by_cudnn
-    return other
 
 
 def _compile_blocks(transformer: nn.Module, compiler: str) -> None:
@@ -369,7 +353,13 @@ def main(
         raise InvalidInputError("--tiny measures nothing real: give --output for its files")
     if skipped is not None and not steps:
         raise InvalidInputError("--skipped needs --steps, how many steps there are")
-    options = Options(rounds, compiler, seconds, steps, skipped_steps(skipped, steps))
+    options = Options(
+        rounds=rounds,
+        compiler=compiler,
+        seconds=seconds,
+        steps=steps,
+        skipped=skipped_steps(skipped, steps),
+    )
     gpu = torch.cuda.is_available()
     device = "cuda" if gpu or not tiny else "cpu"
     dtype = torch.bfloat16 if gpu else torch.float32

@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks.engine import compiled
+from benchmarks.engine.eager import Eager
 from rainfusion_trt.errors import InvalidInputError
 
 
@@ -34,10 +35,9 @@ def test_rehearsal(name, tmp_path):
 
 
 def test_what_is_enabled_shares_the_weights():
-    transformer = compiled.Case.standard(
-        "cogvideox-5b", tiny=True, device="cpu", dtype=torch.float32
-    ).transformer()
-    twin = compiled.sharing_weights(transformer)
+    settings = {"tiny": True, "device": "cpu", "dtype": torch.float32}
+    eager = Eager(compiled.Case.standard("cogvideox-5b", **settings))
+    transformer, twin = eager.transformer, eager.twin().transformer
     for a, b in zip(transformer.parameters(), twin.parameters(), strict=True):
         assert a is b
     assert twin.transformer_blocks[0].attn1 is not transformer.transformer_blocks[0].attn1
