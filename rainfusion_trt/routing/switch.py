@@ -142,6 +142,12 @@ def enable(
         routing.sparsity = plan
     routing.sites = _sites(transformer, routing)
     routing.dense_layers = dense_layers
+    _attach(routing, transformer)
+    return routing
+
+
+def _attach(routing: Routing, transformer: nn.Module) -> None:
+    """Put processors and hooks in their places, from which `disable` takes them."""
     for site in routing.sites:
         if site.processor is not None:
             site.attention.set_processor(site.processor)
@@ -153,7 +159,6 @@ def enable(
         transformer.register_forward_hook(_end, always_call=routing.by_tokens),
     ]
     setattr(transformer, _HANDLE, routing)
-    return routing
 
 
 def _place(
