@@ -419,10 +419,10 @@ def test_images_are_those_of_diffusers(pipe):
     ("call", "words"),
     [
         ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
-        ({"guidance_scale": "6"}, "guidance_scale is '6'"),
+        ({"guidance_scale": "6"}, "guidance_scale='6': give a number"),
         ({"height": 0}, "height is 0: give an integer from 1 on"),
         ({"num_frames": 0}, "num_frames is 0"),
-        ({"width": 96.0}, "width is 96.0"),
+        ({"width": 96.0}, "width=96.0: give an integer"),
         ({"height": 60}, "CogVideoXPipeline: `height` and `width` have to be divisible by 8"),
         ({"schedule": []}, "no values"),
         ({"schedule": iter([0.5])}, "1 values for 2 steps"),
