@@ -83,7 +83,7 @@ def usual(pipe):
         ({}, {"attention_kwargs": {"scale": 0.5}}, {"attention_kwargs"}),
         ({}, {"callback_on_step_end": print}, {"callback_on_step_end"}),
     ],
-    ids=lambda value: str(value)[:40],
+    ids=lambda value: "-".join(map(str, sorted(value))) or "nothing",  # no address of an object
 )
 def test_what_differs_is_named(pipe, usual, made, call, differ):
     other = told(pipe, made, call)
