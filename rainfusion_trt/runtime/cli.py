@@ -155,7 +155,15 @@ def _check_cache(caching: dict[str, Any], call: dict[str, Any], video: Path | No
     ratios = MagnitudeRatios.read(caching["cache_ratios"])
     settings = read_cache(caching["cache"], caching["cache_threshold"], ratios)
     steps = call["num_inference_steps"]
-    if ratios is None or settings is None or settings.rule != "mag" or steps is None:
+    if ratios is None:
+        return
+    if settings is None or settings.rule != "mag":
+        cache = "there is none" if settings is None else f"this one is {settings.rule}"
+        raise InvalidInputError(
+            f"--cache-ratios {caching['cache_ratios']} is for a cache that is mag, and {cache}: "
+            "give --cache mag, or leave it out"
+        )
+    if steps is None:
         return
     scheduler = getattr(diffusers, ratios.scheduler, None)
     if scheduler is not None and video is None and call["strength"] is None:

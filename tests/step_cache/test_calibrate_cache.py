@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import rainfusion_trt
@@ -172,6 +173,8 @@ def test_arguments_that_cannot_be(tmp_path):
         (["--cache", "mag"], "needs calibrated ratios"),
         (["--cache", "mag", "--cache-ratios", str(missing)], "cannot be read"),
         (["--cache", "mag", "--cache-ratios", str(heun), "--steps", "7"], "give --steps 4, or"),
+        (["--cache-ratios", str(heun)], "that is mag, and there is none: give --cache mag"),
+        (["--cache", "easy", "--cache-ratios", str(heun)], "and this one is easy: give --cache"),
     )
     for more, said in cases:
         result = CliRunner().invoke(app, [*common, *more])
@@ -224,3 +227,16 @@ def test_runs_that_they_are_not_of():
     for other in ((3.0, 2.1, 1.0), (3.0, 2.0)):
         with pytest.raises(InvalidInputError, match="that lie up to"):
             RATIOS.check_timesteps(other)
+
+
+def test_what_can_be_run_can_be_calibrated():
+    """But for what has no part in the steps: the video file, the cache, processes, precision."""
+    group = get_command(app)
+    of_run, of_calibrate = (
+        {parameter.name for parameter in group.commands[name].params}
+        for name in ("run", "calibrate-cache")
+    )
+    cache = {"cache", "cache_threshold", "cache_ratios"}
+    steps = {"attention_precision", "first_16bit", "last_16bit", "dense_layer"}
+    others = {"fps", "vae_tiling", "profile", "gpus", "split_guidance", "timeout", "allow_fallback"}
+    assert of_run - of_calibrate == cache | steps | others
