@@ -170,7 +170,14 @@ def class_that_takes(model: VideoModel, first: Any, names: Iterable[str], *, fix
         raise InvalidInputError(f"{said}; {remedy}")
     if set(unknown) & set(MEDIA) and not fixed:
         classes = ", ".join(dict.fromkeys(c.__name__ for c in (first, *others)))
-        asked = " with ".join(name for name in names if name in MEDIA)
+        media = [name for name in names if name in MEDIA]
+        asked = " with ".join(media)
+        near = next((other for other in others if not unknown_arguments(other, media)), None)
+        if near is not None:
+            beside = " and no ".join(unknown_arguments(near, names))
+            raise InvalidInputError(
+                f"{near.__name__}, which takes {asked}, takes no {beside}: leave that out"
+            )
         raise InvalidInputError(
             f"{model.name} takes no {asked}: no pipeline of it does ({classes}); leave it out, or "
             "use a model that takes it"

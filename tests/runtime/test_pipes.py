@@ -132,7 +132,7 @@ def test_strength_leaves_out_steps(pipeline):
         ({"strength": 0.5}, "CogVideoXVideoToVideoPipeline starts from video: give video="),
         ({"negativ_prompt": "x"}, "CogVideoXPipeline takes no negativ_prompt"),
         ({"video": CLIP[:7]}, r"frames=7 must be 4k \+ 1 for cogvideox-5b"),
-        ({"video": CLIP, "num_frames": 9}, "takes no video"),
+        ({"video": CLIP, "num_frames": 9}, "which takes video, takes no num_frames: leave"),
         ({"video": "/no/such.mp4"}, "video /no/such.mp4 does not exist"),
         ({"video": [CLIP, CLIP[:5]]}, "clips of 5 and 9 frames"),
         ({"video": []}, "video has no frames"),
