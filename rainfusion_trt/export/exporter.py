@@ -32,6 +32,9 @@ from rainfusion_trt.models import VideoModel, VideoSize
 from rainfusion_trt.models.transformer import config_of
 from rainfusion_trt.operator.arguments import check_precision
 from rainfusion_trt.operator.settings import AttentionSettings
+from rainfusion_trt.operator.sparse_grid import describe_obstacle, obstacle_to_sparsity
+
+logger = logging.getLogger("rainfusion_trt")
 
 OPSET = 20  # the newest that every supported runtime has
 
@@ -144,6 +147,8 @@ def export_model(
         component=component,
         parallel=parallel,
     )
+    if not source.axes.keys() - set(SHAPE_INPUTS):
+        _say_if_dense(model, transformer, size, settings)
     return export_source(
         source,
         output=Path(output),
@@ -152,6 +157,19 @@ def export_model(
         stage=stage,
         progress=progress,
     )
+
+
+def _say_if_dense(
+    model: VideoModel, transformer: nn.Module, size: VideoSize, settings: AttentionSettings
+) -> None:
+    """Warn of a graph of one clip size whose attention is dense there at any sparsity."""
+    config = config_of(transformer)
+    extents = model.extents(config, size, 1)
+    grid = tuple(extents[axis] for axis in ("grid_frames", "grid_height", "grid_width"))
+    obstacle = obstacle_to_sparsity(grid, settings, model.head_size(config))
+    if obstacle is not None:
+        why = describe_obstacle(obstacle, grid, settings)
+        logger.warning("a graph of %s alone runs dense at any sparsity: %s", size, why)
 
 
 def check_request(

@@ -57,23 +57,28 @@ def explain_obstacle(
     obstacle: Obstacle, grid: Sequence[int], settings: AttentionSettings, sparsity: float
 ) -> str:
     """The obstacle to a sparsity and its remedies in one line."""
+    return f"sparsity={sparsity:g} has no effect: {describe_obstacle(obstacle, grid, settings)}"
+
+
+def describe_obstacle(obstacle: Obstacle, grid: Sequence[int], settings: AttentionSettings) -> str:
+    """The obstacle to any sparsity and its remedies, as the end of a line."""
     if obstacle == "frames":
         names = ["sink_frames"]
         if settings.last_sink_frames > 0:
             names.append("last_sink_frames")
         sinks = " and ".join(f"{name}={getattr(settings, name)}" for name in names)
         return (
-            f"sparsity={sparsity:g} has no effect: the clip has {grid[0]} latent frames, {sinks} "
-            "of them are always attended to, and at least two others are needed; use a longer "
-            f"clip, fewer {' and '.join(names)} or sparsity=0"
+            f"the clip has {grid[0]} latent frames, {sinks} of them are always attended to, and "
+            f"at least two others are needed; use a longer clip, fewer {' and '.join(names)} or "
+            "sparsity=0"
         )
     if obstacle == "windows":
         return (
-            f"sparsity={sparsity:g} has no effect: of {' x '.join(map(str, grid))} tokens every "
-            "query window of method 'piecewise' shares some with every key window, which it always "
-            "attends to; use a larger clip, another method or sparsity=0"
+            f"of {' x '.join(map(str, grid))} tokens every query window of method 'piecewise' "
+            "shares some with every key window, which it always attends to; use a larger clip, "
+            "another method or sparsity=0"
         )
     return (
-        f"sparsity={sparsity:g} has no effect: one window of method 'piecewise' holds all tokens "
-        "of this clip beside its sinks; use a larger clip, another method or sparsity=0"
+        "one window of method 'piecewise' holds all tokens of this clip beside its sinks; use a "
+        "larger clip, another method or sparsity=0"
     )
