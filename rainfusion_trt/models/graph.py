@@ -225,6 +225,36 @@ class ModelGraph(ModelClips):
             inputs[given.name] = value.to(given.dtype or like.dtype)
         return inputs
 
+    def check_extents(self, inputs: Mapping[str, Tensor]) -> None:
+        """Refuse a call whose tensors disagree on an axis, such as the batch.
+
+        Each may be within what the graph takes by itself, and runtimes fail deep in the graph.
+
+        Parameters
+        ----------
+        inputs : mapping
+            What `graph_inputs` made of it.
+
+        Raises
+        ------
+        InvalidInputError
+            They do.
+        """
+        seen: dict[str, tuple[str, int]] = {}
+        for given in self.inputs:
+            shape = inputs[given.name].shape if given.name in inputs else ()
+            if len(shape) != len(given.axes):
+                continue  # which the runtime refuses with the shape that it takes
+            for axis, extent in zip(given.axes, shape, strict=True):
+                if axis not in CLIP_AXES and axis not in self.sequences:
+                    continue
+                first, size = seen.setdefault(str(axis), (given.name, extent))
+                if extent != size:
+                    raise InvalidInputError(
+                        f"{self.name}: {axis} is {size} in {first} and {extent} in {given.name}: "
+                        "give tensors of one call"
+                    )
+
     def check_room(  # noqa: B027
         self, inputs: Mapping[str, Tensor], profiles: Profiles
     ) -> None:

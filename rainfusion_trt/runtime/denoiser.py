@@ -264,6 +264,7 @@ class GraphTransformer(nn.Module):
                 f"{self.model.name}: the graph takes {', '.join(wanted)}, the diffusers pipeline "
                 f"gave no {', '.join(missing)}: was it exported from another model?"
             )
+        self.model.check_extents(feed)
         self.model.check_room(feed, self.backend.profiles)
         return {name: feed[name] for name in wanted}
 

@@ -6,6 +6,7 @@ For what `Pipeline` does not drive, such as diffusers' modular blocks, or a loop
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,8 @@ def load_graph(
 ) -> LoadedGraph:
     """Load an engine or ONNX file as a module that stands for the diffusers transformer.
 
-    It takes the keyword arguments of the transformer's forward and gives what that gives. The
-    model's ``no_pipeline`` does not matter: whoever calls it drives it.
+    It takes the arguments of the transformer's forward and gives what that gives. The model's
+    ``no_pipeline`` does not matter: whoever calls it drives it.
 
     Parameters
     ----------
@@ -173,8 +174,14 @@ def _kind(model: VideoModel) -> type[LoadedGraph]:
     By that signature diffusers' modular blocks choose what they pass.
     """
 
-    @functools.wraps(model.diffusers_class().forward)
-    def forward(self: LoadedGraph, **forward_kwargs: Any) -> Any:
-        return LoadedGraph.forward(self, **forward_kwargs)
+    of_transformer = model.diffusers_class().forward
+    signature = inspect.signature(of_transformer)
+
+    @functools.wraps(of_transformer)
+    def forward(self: LoadedGraph, *args: Any, **kwargs: Any) -> Any:
+        # By the signature too an unknown argument is a TypeError, and none goes unnoticed.
+        given = signature.bind_partial(self, *args, **kwargs).arguments
+        del given["self"]
+        return LoadedGraph.forward(self, **given)
 
     return type(LoadedGraph.__name__, (LoadedGraph,), {"forward": forward})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 
 import pytest
@@ -220,3 +221,21 @@ def test_a_graph_by_itself_runs_in_what_it_was_exported_in(
     with load_graph(exported["8bit"], sparsity=0.0, device="cpu") as graph:
         assert graph.precision == "16bit"
     assert "is of 8 bits, and onnxruntime has 16 alone" in caplog.text
+
+
+def test_a_graph_by_itself_takes_what_the_transformer_takes(exported):
+    """In order or by name; neither an argument that it has not nor tensors of two calls."""
+    transformer = MODEL.create(MODEL.config("tiny"), dtype=torch.float32, seed=0)
+    call = MODEL.forward_kwargs(MODEL.example_inputs(transformer, SIZE, batch=1))
+    names = list(inspect.signature(transformer.forward).parameters)
+    first = names[: names.index("timestep") + 1]
+    rest = {name: value for name, value in call.items() if name not in first}
+    with load_graph(exported["16bit"], sparsity=0.0, device="cpu") as graph:
+        by_name = graph(**call, return_dict=False)[0]
+        assert torch.equal(graph(*(call[n] for n in first), **rest).sample, by_name)
+        with pytest.raises(TypeError, match="'guidence'"):
+            graph(**call, guidence=torch.ones(1))
+        clips = call["hidden_states"].repeat(2, 1, 1, 1, 1)
+        text = "batch is 2 in hidden_states and 1 in encoder_hidden_states"
+        with pytest.raises(InvalidInputError, match=text):
+            graph(**{**call, "hidden_states": clips})
