@@ -14,12 +14,12 @@ WIDE = VideoSize(frames=37, height=96, width=128)  # with windows that do not al
 SINKS = {"sink_frames": 1, "last_sink_frames": 8}
 
 
-class Enough(Exception):
+class WorkBeginsError(Exception):
     """Raised as the work begins."""
 
 
 def begin(_name: str) -> None:
-    raise Enough
+    raise WorkBeginsError
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_a_graph_of_one_size_that_is_dense_there(size, settings, words, tmp_path
     transformer = MODEL.create(MODEL.config("tiny"), dtype=torch.float32, seed=0)
     for dynamic in (False, True):  # whose size is only an example
         caplog.clear()
-        with pytest.raises(Enough):
+        with pytest.raises(WorkBeginsError):
             export_model(
                 MODEL,
                 transformer,
