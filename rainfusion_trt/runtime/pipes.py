@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import logging
 import sys
@@ -184,7 +185,18 @@ def class_that_takes(model: VideoModel, first: Any, names: Iterable[str], *, fix
         )
     if unknown == ["guidance_scale"] and "guider" in inspect.signature(first.__init__).parameters:
         said += ": set pipe.guider of this pipeline instead"
-    raise InvalidInputError(said)
+    raise InvalidInputError(said + _meant(first, unknown[0]))
+
+
+def _meant(pipeline_class: Any, name: str) -> str:
+    """What may be meant by an argument that no call takes; empty if nothing is like it."""
+    from rainfusion_trt.runtime.pipeline import Pipeline
+
+    if name in inspect.signature(Pipeline).parameters:
+        return f": {name} is of all calls, give it to Pipeline(...)"
+    known = {*parameters_of(pipeline_class), *parameters_of(Pipeline)} - {"self", "kwargs", name}
+    like = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
+    return f": is {like[0]} meant?" if like else ""
 
 
 class Pipes:
