@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from rainfusion_trt.argument_types import typed
-from rainfusion_trt.errors import DenseAttentionError, UnsupportedError
+from rainfusion_trt.errors import DenseAttentionError, InvalidInputError, UnsupportedError
 from rainfusion_trt.models import get_model
 from rainfusion_trt.models.base import VideoModel
 from rainfusion_trt.operator.settings import OPERATOR_V1_DEFAULTS, AttentionSettings, Precision
@@ -76,12 +76,26 @@ class LoadedGraph(GraphTransformer):
         UnsupportedError
             It is none of `precisions`.
         """
-        if value not in self.precisions:
+        self.precision = value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As of a module; a sparsity is set by `set_sparsity`, a precision is one that it has.
+
+        Raises
+        ------
+        InvalidInputError, UnsupportedError
+            Another sparsity or precision, as `Routing` takes them by assignment.
+        """
+        if name == "sparsity" and not isinstance(value, torch.Tensor):
+            raise InvalidInputError(
+                f"sparsity={value!r:.80} is no attribute to set here: call set_sparsity(...)"
+            )
+        if name == "precision" and value not in self.precisions:
             raise UnsupportedError(
-                f"precision={value!r} cannot be set: {self.backend.name} has "
+                f"precision={value!r:.80} cannot be set: {self.backend.name} has "
                 f"{', '.join(self.precisions)} of this file"
             )
-        self.precision = value
+        super().__setattr__(name, value)
 
     def forward(self, *, return_dict: bool = True, **forward_kwargs: Any) -> Any:
         """As of `GraphTransformer`; a clip that can only be dense is refused unless allowed.

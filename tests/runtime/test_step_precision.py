@@ -239,3 +239,8 @@ def test_a_graph_by_itself_takes_what_the_transformer_takes(exported):
         text = "batch is 2 in hidden_states and 1 in encoder_hidden_states"
         with pytest.raises(InvalidInputError, match=text):
             graph(**{**call, "hidden_states": clips})
+        with pytest.raises(InvalidInputError, match=r"sparsity=0\.5 is no .* set_sparsity"):
+            graph.sparsity = 0.5
+        with pytest.raises(UnsupportedError, match="'8bit' cannot be set"):
+            graph.precision = "8bit"
+        assert torch.equal(graph(**call).sample, by_name)
