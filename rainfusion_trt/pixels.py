@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,9 @@ def grey_levels(array: np.ndarray, name: str) -> np.ndarray:
 def _as_array(frames: Any) -> np.ndarray:
     """The frames of any form, stacked; channels last where they came from a tensor."""
     if not hasattr(frames, "detach") and not isinstance(frames, np.ndarray):
+        if not isinstance(frames, Iterable):
+            hint = " (the first process alone has frames)" if frames is None else ""
+            raise InvalidInputError(f"the clip is {frames!r:.80}: give frames{hint}")
         frames = list(frames)
         if not frames:
             raise InvalidInputError("the clip has no frames")

@@ -98,6 +98,7 @@ def test_side_by_side():
     [
         ([], "no frames"),
         (np.zeros((1, 9, 8, 8, 3)), r"shape \[1, 9, 8, 8, 3\].*output.frames\[0\]"),
+        (None, "the clip is None: give frames .the first process alone"),
         (np.full((2, 8, 8, 3), np.nan), "not finite"),
         (np.full((2, 8, 8, 3), np.inf), "not finite"),
         (torch.full((2, 3, 8, 8), float("nan")), "not finite"),
