@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -145,9 +146,9 @@ class NativeLibrary:
             )
         try:
             self._library = ctypes.CDLL(str(self.path))
-            for name, (restype, argtypes) in {**_SIGNATURES, **PARALLEL_SIGNATURES}.items():
-                function = getattr(self._library, name)
-                function.restype, function.argtypes = restype, argtypes
+            self._declare(["rainfusion_abi_version"])
+            if self.abi_version == ABI_VERSION:  # another one may lack what this one has
+                self._declare([*_SIGNATURES, *PARALLEL_SIGNATURES])
         except (OSError, AttributeError) as error:
             raise LibraryNotFoundError(
                 f"{self.path} is not a RainFusion library: {error}; "
@@ -158,6 +159,12 @@ class NativeLibrary:
                 f"{self.path} has ABI version {self.abi_version}, this package needs "
                 f"{ABI_VERSION}; rebuild it with `rainfusion-trt build-plugin`"
             )
+
+    def _declare(self, names: Iterable[str]) -> None:
+        known = {**_SIGNATURES, **PARALLEL_SIGNATURES}
+        for name in names:
+            function = getattr(self._library, name)
+            function.restype, function.argtypes = known[name]
 
     @property
     def abi_version(self) -> int:

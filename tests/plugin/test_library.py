@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 
 import numpy as np
@@ -251,3 +253,13 @@ def test_missing_build_names_the_command(monkeypatch, tmp_path):
     monkeypatch.setattr("rainfusion_trt.places.CHECKOUT", tmp_path)
     with pytest.raises(LibraryNotFoundError, match="`rainfusion-trt build-plugin`"):
         find_library()
+
+
+def test_a_library_of_another_version_is_named_by_it(tmp_path):
+    """Also where it lacks functions of this one."""
+    source, path = tmp_path / "old.cc", tmp_path / "librainfusion_trt.so"
+    source.write_text('extern "C" int rainfusion_abi_version() { return 3; }\n')
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    subprocess.run([compiler, "-shared", "-fPIC", source, "-o", path], check=True)
+    with pytest.raises(LibraryNotFoundError, match=rf"ABI version 3, .* {native.ABI_VERSION}; re"):
+        native.NativeLibrary(path)
