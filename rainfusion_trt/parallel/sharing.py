@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from rainfusion_trt.parallel.team import Team
     from rainfusion_trt.runtime.artifacts import Part
 
+NO_ONNXRUNTIME = (
+    "parallel= is for engines and the PyTorch transformer; the backend here is onnxruntime: build "
+    "an engine, or use backend='torch' with checkpoint= or pipe="
+)
 Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 
 
@@ -239,10 +243,7 @@ def sharing(
     if config is None or config.processes == 1:
         return Alone()
     if "onnxruntime" in backends:
-        raise UnsupportedError(
-            "parallel= is for engines and the PyTorch transformer; the backend here is "
-            "onnxruntime: build an engine, or use backend='torch' with checkpoint= or pipe="
-        )
+        raise UnsupportedError(NO_ONNXRUNTIME)
     if count > 1 and backends[0] != "torch":  # before engines are loaded, and the others asked
         from rainfusion_trt.parallel.exchange import Exchange
 

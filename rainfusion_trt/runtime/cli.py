@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.parallel.config import ParallelConfig
 from rainfusion_trt.parallel.launch import is_first, is_started, launch, reporting
 from rainfusion_trt.runtime import options
@@ -111,6 +111,7 @@ def main(
     chosen["transformer"] = weights
     chosen |= {**place, **faster, "parallel": _parallel(gpus, split_guidance, timeout)}
     if gpus > 1 and not is_started():
+        _check_shared(backend, engine, onnx)
         launch((sys.executable, "-m", "rainfusion_trt.cli", *sys.argv[1:]), gpus)
         return
     with reporting(), _pipeline(model, vae_tiling=vae_tiling, **chosen) as pipeline:
@@ -132,6 +133,14 @@ def _parallel(gpus: int, split_guidance: bool, timeout: float) -> ParallelConfig
         )
     config = ParallelConfig(ulysses=gpus // guidance, guidance=guidance, timeout=timeout)
     return None if gpus == 1 else config
+
+
+def _check_shared(backend: str, engine: Path | None, onnx: Path | None) -> None:
+    """Refuse before processes are started what each of them would refuse."""
+    if backend == "onnxruntime" or (backend == "auto" and engine is None and onnx is not None):
+        from rainfusion_trt.parallel.sharing import NO_ONNXRUNTIME
+
+        raise UnsupportedError(NO_ONNXRUNTIME)
 
 
 def _check(output: Path, fps: int | None, call: dict[str, Any], *, overwrite: bool) -> None:

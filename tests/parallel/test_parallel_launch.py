@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rainfusion_trt.errors import ParallelError
+from rainfusion_trt.errors import ParallelError, UnsupportedError
 from rainfusion_trt.parallel.launch import launch
 from tests.helpers.parallel_pipelines import wan
 
@@ -122,3 +122,19 @@ def test_a_bad_number_of_gpus_is_said_at_once():
     arguments = ["run", "--prompt", "x", "--checkpoint", "no", "--gpus", "3", "--split-guidance"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2 and "--split-guidance" in result.output
+
+
+def test_onnx_runtime_is_refused_before_processes_are_started(monkeypatch):
+    from typer.testing import CliRunner
+
+    from rainfusion_trt.cli import app
+    from rainfusion_trt.runtime import cli
+
+    monkeypatch.setattr(cli, "launch", lambda command, gpus: pytest.fail("were started"))
+    arguments = ["run", "--prompt", "x", "--checkpoint", "no", "--gpus", "2"]
+    result = CliRunner().invoke(app, [*arguments, "--backend", "onnxruntime"])
+    assert result.exit_code == 2 and "the backend here is" in result.output
+    with pytest.raises(UnsupportedError, match="build an engine"):
+        cli._check_shared("auto", None, Path("m.onnx"))
+    cli._check_shared("auto", Path("m.engine"), Path("m.onnx"))
+    cli._check_shared("torch", None, Path("m.onnx"))
