@@ -7,7 +7,7 @@ takes the same plan and the same hooks for cutting, and one hook of its own for 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -25,10 +25,20 @@ if TYPE_CHECKING:
     from rainfusion_trt.routing.state import Routing
 
 _GATHER, _CUT, _KEEP = "rainfusion_gather", "rainfusion_cut", "rainfusion_keep"
-# By class: a convolution whose output is but flattened before the first block, that block, and what
-# makes the rotary tables. A plan cuts at the block, in whose call the forward still holds the whole
-# sequence: with Wan 14B at 720p, 0.7 of 4.4 GiB on every GPU, however many there are.
-_EARLY = {"WanTransformer3DModel": ("patch_embedding", "blocks.0", "rope")}
+
+
+class _Early(NamedTuple):
+    """Modules by name: a convolution, the first block, before which its output is but flattened,
+    and what makes the rotary tables."""
+
+    patches: str
+    block: str
+    tables: str
+
+
+# By class. A plan cuts at the block, in whose call the forward still holds the whole sequence:
+# with Wan 14B at 720p, 0.7 of 4.4 GiB on every GPU, however many there are.
+_EARLY = {"WanTransformer3DModel": _Early("patch_embedding", "blocks.0", "rope")}
 
 
 def spread(routing: Routing, transformer: Any, mesh: DeviceMesh) -> None:
@@ -55,7 +65,7 @@ def spread(routing: Routing, transformer: Any, mesh: DeviceMesh) -> None:
     config = ParallelConfig(context_parallel_config=context)
     device = torch.device(mesh.device_type)
     config.setup(dist.get_rank(), dist.get_world_size(), device, mesh=mesh)
-    cuts, ends = _parts(transformer)  # which may refuse the class, before anything is changed
+    cuts, ends, early = _places(transformer)  # which may refuse it, before anything is changed
     transformer._parallel_config = config
     for site in routing.sites:  # other attention has all of its keys on every process
         if hasattr(site.attention.processor, "_parallel_config"):
@@ -63,15 +73,21 @@ def spread(routing: Routing, transformer: Any, mesh: DeviceMesh) -> None:
     apply_context_parallel(transformer, context, cuts)
     ulysses = Ulysses.of(config)
     assert ulysses is not None
-    hooks: list[tuple[nn.Module, ModelHook, str]] = [
+    hooks: list[tuple[str, ModelHook, str]] = [
         (end, _Gather(routing, ulysses), _GATHER) for end in ends
     ]
-    if early := _early(transformer):
-        patches, tables = early
-        hooks += [(patches, _Cut(ulysses), _CUT), (tables, _Keep(), _KEEP)]
-    for module, hook, name in hooks:
+    if early is not None:
+        hooks += [(early.patches, _Cut(ulysses), _CUT), (early.tables, _Keep(), _KEEP)]
+    for place, hook, name in hooks:
+        module = transformer.get_submodule(place)
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
-    transformer._rainfusion_cuts = [transformer.get_submodule(name) for name in _named(transformer)]
+    # What holds hooks, but for the transformer and lists, of which nobody replaces a module.
+    places = [*cuts, *(place for place, _, _ in hooks)]
+    transformer._rainfusion_cuts = {
+        place: transformer.get_submodule(place)
+        for place in places
+        if place and not place.endswith(".*")
+    }
 
 
 def check_spread(transformer: Any) -> None:
@@ -82,7 +98,7 @@ def check_spread(transformer: Any) -> None:
     UnsupportedError
         A module was replaced since, as by a LoRA on it.
     """
-    for name, module in zip(_named(transformer), transformer._rainfusion_cuts, strict=True):
+    for name, module in transformer._rainfusion_cuts.items():
         if transformer.get_submodule(name) is not module:
             raise UnsupportedError(
                 f"{name} of {type(transformer).__name__} was replaced after its tokens were "
@@ -95,19 +111,16 @@ def unspread(transformer: Any) -> None:
     """Undo `spread`."""
     from diffusers.hooks.context_parallel import remove_context_parallel
 
-    cuts, ends = _parts(transformer)
-    remove_context_parallel(transformer, cuts)
-    hooks = [(end, _GATHER) for end in ends]
-    if early := _early(transformer):
-        hooks += list(zip(early, (_CUT, _KEEP), strict=True))
-    for module, name in hooks:
-        HookRegistry.check_if_exists_or_initialize(module).remove_hook(name)
+    remove_context_parallel(transformer, _places(transformer)[0])
+    for module in transformer._rainfusion_cuts.values():
+        for name in (_GATHER, _CUT, _KEEP):
+            HookRegistry.check_if_exists_or_initialize(module).remove_hook(name)
     for module in transformer.modules():
         processor: Any = getattr(module, "processor", None)
         if hasattr(processor, "_parallel_config"):
             processor._parallel_config = None
     transformer._parallel_config = None
-    transformer._rainfusion_cuts = []
+    transformer._rainfusion_cuts = {}
 
 
 class _Gather(ModelHook):
@@ -146,26 +159,11 @@ class _Keep(ModelHook):
         return tuple(part.clone() for part in output)
 
 
-def _early(transformer: Any) -> tuple[nn.Module, nn.Module] | None:
-    """What makes the tokens and the rotary tables, of a class that is cut there."""
-    names = _EARLY.get(uncompiled(transformer).__class__.__name__)
-    if names is None:
-        return None
-    patches, _, tables = names
-    return transformer.get_submodule(patches), transformer.get_submodule(tables)
-
-
-def _parts(transformer: Any) -> tuple[dict[str, Any], list[nn.Module]]:
-    """Where the plan cuts, and the modules behind which it puts together."""
+def _places(transformer: Any) -> tuple[dict[str, Any], list[str], _Early | None]:
+    """Where the plan cuts, the modules behind which it puts together, and what is cut earlier."""
     plan = cp_plan(transformer)
-    if names := _EARLY.get(uncompiled(transformer).__class__.__name__):
-        del plan[names[1]]
+    early = _EARLY.get(uncompiled(transformer).__class__.__name__)
+    if early is not None:
+        del plan[early.block]
     cuts = {name: part for name, part in plan.items() if isinstance(part, dict)}
-    return cuts, [transformer.get_submodule(name) for name in plan if name not in cuts]
-
-
-def _named(transformer: Any) -> list[str]:
-    """Modules that hold hooks, those of lists left out, which nobody replaces."""
-    early = _EARLY.get(uncompiled(transformer).__class__.__name__, ())
-    names = [*cp_plan(transformer), *early]
-    return [name for name in dict.fromkeys(names) if name and not name.endswith(".*")]
+    return cuts, [name for name in plan if name not in cuts], early
