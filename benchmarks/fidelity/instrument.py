@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from benchmarks.film.pooled import Estimate, Trainings
 from benchmarks.tables import Row, markdown, sources
 
 Record = dict[str, Any]
+Makers = dict[str, tuple[str, Callable[[Mapping[str, Record]], str]]]
 BASE = "rainfusion2"
 FOLDER = "../benchmarks/results/fidelity"
 
@@ -33,11 +35,11 @@ def sections(
     ``block`` is of :func:`caching`.
     """
     texts = {}
-    for name, (prefix, make) in SECTIONS.items():
+    makers: Makers = {**SECTIONS, "film-caching": ("caching", partial(caching, block=block))}
+    for name, (prefix, make) in makers.items():
         mine = {k: r for k, r in records.items() if k == prefix or k.startswith(f"{prefix}_")}
         if mine:
-            text = caching(mine, block) if make is caching else make(mine)
-            texts[name] = f"{sources(mine, FOLDER)}\n{text}"
+            texts[name] = f"{sources(mine, FOLDER)}\n{make(mine)}"
     return texts
 
 
@@ -232,7 +234,7 @@ def bits(records: Mapping[str, Record]) -> str:
     return "\n".join(parts)
 
 
-SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Record]], str]]] = {
+SECTIONS: Makers = {
     "film-fixed": ("fixed", fixed),
     "film-videos": ("videos", videos),
     "film-caching": ("caching", caching),
