@@ -106,7 +106,12 @@ def milliseconds(run: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def time_in_turn(runs: Runs, rounds: int, blocks: int | None = None) -> list[Row]:
+def time_in_turn(
+    runs: Runs,
+    rounds: int,
+    blocks: int | None = None,
+    save: Callable[[list[Row]], None] = lambda _rows: None,
+) -> list[Row]:
     """Milliseconds of each run, all in turn, so that a card that heats slows all of them.
 
     Parameters
@@ -115,18 +120,26 @@ def time_in_turn(runs: Runs, rounds: int, blocks: int | None = None) -> list[Row
         Warm already.
     blocks
         If given, rows also hold the time of a forward call over its number of blocks.
+    save
+        Gets the rows after each round, so that one that is cut off leaves those before it.
     """
     times: dict[tuple[str, float], list[float]] = {key: [] for key in runs}
+    rows: list[Row] = []
     for _ in range(rounds):
         for key, run in runs.items():
             times[key].append(milliseconds(run))
-    rows = []
-    for (name, sparsity), values in times.items():
-        row = {"what": "time of one forward", "run": name, "sparsity": sparsity, **spread(values)}
-        if blocks is not None:
-            row["ms_per_block"] = round(statistics.median(values) / blocks, 2)
-        rows.append(row)
+        rows = [_time_row(key, values, blocks) for key, values in times.items()]
+        save(rows)
     return rows
+
+
+def _time_row(key: tuple[str, float], values: list[float], blocks: int | None) -> Row:
+    name, sparsity = key
+    row = {"what": "time of one forward", "run": name, "sparsity": sparsity, **spread(values)}
+    row["rounds"] = len(values)
+    if blocks is not None:
+        row["ms_per_block"] = round(statistics.median(values) / blocks, 2)
+    return row
 
 
 def spread(values: list[float]) -> Row:

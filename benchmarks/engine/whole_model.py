@@ -79,10 +79,13 @@ class Options(MeasureOptions):
         Denoising steps; 0 for none.
     skipped
         Those that a cache skips.
+    ffns
+        Feed-forward networks in FP8 too, whose compilation takes minutes.
     """
 
     steps: int = 0
     skipped: tuple[int, ...] | None = None
+    ffns: bool = True
 
 
 @dataclass
@@ -127,7 +130,9 @@ def measure(case: Case, options: Options, save: Save) -> list[Row]:
         save(rows)
     release()
     runs = {(name, _sparsity(one)): one.forward for name, one in ready.items()}
-    rows += time_in_turn(runs, options.rounds, case.blocks)
+    rows += time_in_turn(
+        runs, options.rounds, case.blocks, save=lambda times: save([*rows, *times])
+    )
     rows += _speed_ups(rows)
     save(rows)
     if options.steps:
@@ -161,13 +166,15 @@ def _makers(eager: Eager, options: Options) -> dict[str, Callable[[], Contender]
         _compile_blocks(one.transformer, options.compiler)
         return Contender(one, one, routing)
 
-    return {
+    makers: dict[str, Callable[[], Contender]] = {
         EAGER: partial(dense, compiled=False),
         COMPILED: partial(dense, compiled=True),
         SPARSE: partial(sparse, "16bit"),
         EIGHT: partial(sparse, "8bit"),
-        FFN: partial(sparse, "8bit", fp8=True),
     }
+    if options.ffns:
+        makers[FFN] = partial(sparse, "8bit", fp8=True)
+    return makers
 
 
 def _compile_blocks(transformer: nn.Module, compiler: str) -> None:
@@ -213,15 +220,15 @@ def quantise_ffns(transformer: nn.Module) -> list[str]:
 
 
 def _first(name: str, contender: Contender) -> Row:
-    """The first forward, which compiles, and the memory of one after it."""
+    """The first forward, which compiles, and time and memory of one after it."""
     before = counters["stats"]["unique_graphs"]
     seconds = milliseconds(contender.forward) / 1e3
     row: Row = {"what": "first forward", "run": name, "seconds": round(seconds, 1)}
     row["graphs"] = counters["stats"]["unique_graphs"] - before
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-        contender.forward()
-        synchronize()
+    row["second_ms"] = round(milliseconds(contender.forward), 2)
+    if torch.cuda.is_available():
         row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
     if contender.routing is not None:
         routed, blocks = contender.routing.routed, contender.owner.case.blocks
@@ -345,6 +352,9 @@ def main(
     ] = None,
     compiler: Annotated[str, typer.Option(help="Backend of torch.compile.")] = "inductor",
     seconds: Annotated[float, typer.Option(help="When to give up on a first forward.")] = 180.0,
+    ffns: Annotated[
+        bool, typer.Option(help="Also with feed-forward networks in FP8: minutes of compilation.")
+    ] = True,
     tiny: Annotated[bool, typer.Option("--tiny", help="Rehearse with tiny networks.")] = False,
     output: Annotated[Path | None, typer.Option(help="Folder of the JSON files.")] = None,
 ) -> None:
@@ -359,6 +369,7 @@ def main(
         seconds=seconds,
         steps=steps,
         skipped=skipped_steps(skipped, steps),
+        ffns=ffns,
     )
     gpu = torch.cuda.is_available()
     device = "cuda" if gpu or not tiny else "cpu"

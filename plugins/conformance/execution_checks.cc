@@ -142,6 +142,22 @@ std::vector<uint16_t> run(Layer& layer, float sparsity) {
   return layer.output();
 }
 
+// Where two outputs differ first and how often, for a reader; empty if nowhere.
+std::string first_difference(const std::vector<uint16_t>& found,
+                             const std::vector<uint16_t>& expected, const Size& size) {
+  size_t count = 0;
+  std::string first;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    if (found[i] == expected[i]) continue;
+    if (count++ > 0) continue;
+    const size_t row = i / static_cast<size_t>(size.head_size);
+    const auto tokens = static_cast<size_t>(size.tokens());
+    first = "head " + std::to_string(row / tokens) + ", token " + std::to_string(row % tokens) +
+            ": bits " + std::to_string(found[i]) + ", not " + std::to_string(expected[i]);
+  }
+  return count == 0 ? first : std::to_string(count) + " elements differ; " + first;
+}
+
 void expect_near(Report& report, const Layer& layer, const std::vector<uint16_t>& output,
                  const std::vector<float>& expected, const std::string& what) {
   const double error =
@@ -366,7 +382,11 @@ void check_eight_bit(trt_host::PluginLibrary& library, Report& report) {
       Layer wide = layer(16);
       Layer narrow = layer(8);
       for (const float sparsity : {0.0F, 0.7F}) {
-        report.expect(run(wide, sparsity) == run(plain, sparsity), "16 bits of an 8-bit engine");
+        const auto expected = run(plain, sparsity);
+        const std::string differs = first_difference(run(wide, sparsity), expected, size);
+        report.expect(differs.empty(), "16 bits of an 8-bit engine, D=" +
+                                           std::to_string(head_size) + (cut ? ", kv_len" : "") +
+                                           " at " + std::to_string(sparsity) + ": " + differs);
       }
       const auto keep = [&](int64_t batch, int64_t, int64_t, int64_t key) {
         return lengths.empty() || key < lengths[batch];

@@ -94,11 +94,30 @@ class WindowProducer {
     const int pseudo = limit_ > 0 ? p_.k_windows.windows() : 0;
     work.tiles =
         tiles(0, before) + count_chosen(mask) + tiles(cut.free_end, limit_) + tiles(0, pseudo);
+    if (!cleared_) clear_behind_windows();
     if (leads()) publish(work, &origin);
     load_run(0, before, work);
     load_chosen(mask, work);
     load_run(cut.free_end, limit_, work);
     for (int first = 0; first < pseudo; first += kKeys) load_pseudo(mask, first, work);
+  }
+
+  // By the warp, before its first window: query rows behind a window become zeros, and stay so, as
+  // runs of sinks come before windows. The rows of a warp move their references together
+  // (sm90/softmax.cuh): with rows of whatever block was here before, the last bits of a result
+  // would depend on which CTA took what.
+  __device__ void clear_behind_windows() {
+    if (leads()) barrier_wait(shared_.q_empty, q_phase_ ^ 1);
+    __syncwarp();
+    const int end = Queries::kRows * Queries::kChunks;
+    for (int i = p_.q_windows.box.volume() * Queries::kChunks + threadIdx.x % 32; i < end;
+         i += 32) {
+      *reinterpret_cast<uint4*>(
+          shared_.q + Queries::offset(i / Queries::kChunks, i % Queries::kChunks)) = uint4{};
+    }
+    fence_async_proxy();
+    __syncwarp();
+    cleared_ = true;
   }
 
   static __device__ __forceinline__ int tiles(int start, int stop) {
@@ -321,6 +340,7 @@ class WindowProducer {
   RingPlace<Shape::kStages> bias_place_;
   uint32_t q_phase_ = 0;
   int limit_ = 0;  // kv_len
+  bool cleared_ = false;
 };
 
 }  // namespace rainfusion::tma
