@@ -214,7 +214,11 @@ def quantise_ffns(transformer: nn.Module) -> list[str]:
 
     names = ffn_layers(transformer)
     chosen = frozenset(names)
-    config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
+    # torchao's settings of the compiler hold for all that is compiled afterwards, and search for
+    # minutes: without them all forwards are compiled by the same ones.
+    config = Float8DynamicActivationFloat8WeightConfig(
+        granularity=PerRow(), set_inductor_config=False
+    )
     quantize_(transformer, config, filter_fn=lambda _module, name: name in chosen)
     return names
 
