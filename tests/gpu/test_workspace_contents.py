@@ -10,23 +10,22 @@ import pytest
 import torch
 
 from rainfusion_trt import rainfusion_attention
-from rainfusion_trt.operator.geometry import TokenLayout
 
 pytestmark = pytest.mark.gpu
 
 GRID, TEXT_TOKENS = (13, 9, 11), 37
 TOKENS = 13 * 9 * 11 + TEXT_TOKENS
-FILLS = (0x00, 0xFF, 0x7F, 0x3C, None)  # zeros, NaN, huge numbers, ones in float16, noise
+FILLS = (0x00, 0xFF, 0x7F, 0x3C, None)  # zeros, NaN, huge numbers, small ones, noise
 
 
 class Fill:
-    """`torch.empty` and `torch.empty_like` whose memory holds chosen bytes."""
+    """Empty tensors whose memory holds chosen bytes."""
 
     def __init__(self, monkeypatch):
         self.byte: int | None = 0
         self.count = 0
-        for name in ("empty", "empty_like"):
-            monkeypatch.setattr(torch, name, self.filled(getattr(torch, name)))
+        for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+            monkeypatch.setattr(owner, name, self.filled(getattr(owner, name)))
 
     def filled(self, make):
         def wrapped(*args, **kwargs):
@@ -47,43 +46,46 @@ CASES = [
     (method, precision, head_size)
     for method, precision in [
         ("rainfusion", "16bit"),
+        ("rainfusion_two_way", "16bit"),
         ("rainfusion_plus", "16bit"),
         ("rainfusion2", "16bit"),
+        ("rainfusion2", "8bit"),
         ("piecewise", "16bit"),
         ("piecewise", "8bit"),
     ]
     for head_size in (64, 96, 128)
     if (precision, head_size) != ("8bit", 96)  # has no kernel
 ]
+HEADS = 64  # in two clips: several blocks for every multiprocessor
 
 
-def layer(method, precision, head_size, lengths=None, sparsity=0.7):
-    """A function that computes out and lse, [B, N, S, D] and [B, N, S], of q times a factor."""
+def skip_without_a_kernel(precision):
     if precision == "8bit" and torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("8-bit kernels are for compute capability 9.0")
-    layout = TokenLayout(GRID, TOKENS, "last", 1, 1)
+
+
+def tensors(head_size, heads=2):
+    """q, k and v, bfloat16 [2, N, S, D]."""
     generator = torch.Generator("cuda").manual_seed(3)
-    shape = (3, 2, 2, TOKENS, head_size)
-    q, k, v = torch.randn(shape, generator=generator, device="cuda").to(torch.bfloat16).unbind(0)
-    kv_len = None if lengths is None else torch.tensor(lengths, dtype=torch.int32, device="cuda")
+    shape = (3, 2, heads, TOKENS, head_size)
+    return torch.randn(shape, generator=generator, device="cuda").to(torch.bfloat16).unbind(0)
 
-    def compute(factor=1.0):
-        return rainfusion_attention(
-            q * factor,
-            k,
-            v,
-            layout.grid,
-            method=method,
-            precision=precision,
-            sparsity=sparsity,
-            kv_len=kv_len,
-            text="last",
-            sink_frames=1,
-            last_sink_frames=1,
-            return_lse=True,
-        )
 
-    return compute
+def compute(q, k, v, method, precision, sparsity=0.7, **arguments):
+    return rainfusion_attention(
+        q,
+        k,
+        v,
+        GRID,
+        method=method,
+        precision=precision,
+        sparsity=sparsity,
+        text="last",
+        sink_frames=1,
+        last_sink_frames=1,
+        return_lse=True,
+        **arguments,
+    )
 
 
 def assert_same_bits(found, expected):
@@ -95,18 +97,58 @@ def assert_same_bits(found, expected):
 @pytest.mark.parametrize("lengths", [None, (TOKENS, TOKENS - 300), (0, 40)])
 @pytest.mark.parametrize(("method", "precision", "head_size"), CASES)
 def test_contents_of_device_memory(monkeypatch, method, precision, head_size, lengths, sparsity):
-    compute = layer(method, precision, head_size, lengths, sparsity)
+    skip_without_a_kernel(precision)
+    q, k, v = tensors(head_size)
+    kv_len = None if lengths is None else torch.tensor(lengths, dtype=torch.int32, device="cuda")
     fill = Fill(monkeypatch)
-    expected = compute()
+    outputs = []
     for fill.byte in FILLS:
-        assert_same_bits(compute(), expected)
-    assert fill.count >= 2 * len(FILLS)  # the workspace and the output
+        outputs.append(compute(q, k, v, method, precision, sparsity, kv_len=kv_len))
+    assert fill.count >= 3 * len(FILLS)  # the workspace, the output and the log-sum-exp
+    for output in outputs[1:]:
+        assert_same_bits(output, outputs[0])
+
+
+# Not of ARM alone: alpha = 0 makes heads temporal or spatial, whose masks are read.
+@pytest.mark.parametrize("alpha", [0.0, 0.9])
+@pytest.mark.parametrize("method", ["rainfusion", "rainfusion_two_way"])
+def test_contents_of_device_memory_for_kinds_of_heads(monkeypatch, method, alpha):
+    q, k, v = tensors(128)
+    fill = Fill(monkeypatch)
+    outputs = []
+    for fill.byte in FILLS:
+        outputs.append(compute(q, k, v, method, "16bit", alpha=alpha))
+    for output in outputs[1:]:
+        assert_same_bits(output, outputs[0])
 
 
 @pytest.mark.parametrize(("method", "precision", "head_size"), CASES)
 def test_what_other_calls_leave_in_multiprocessors(method, precision, head_size):
-    compute = layer(method, precision, head_size)
-    expected = compute()
-    for factor in (30.0, float("nan"), 0.0, 1e-3, 300.0) * 3:
-        compute(factor)
-        assert_same_bits(compute(), expected)
+    """The same kernel, with as many blocks as to reach every one, leaves what it computed with."""
+    skip_without_a_kernel(precision)
+    q, k, v = tensors(head_size, HEADS)
+
+    def leave(value):
+        x = torch.full_like(q, value)
+        compute(x, x, x, method, precision, sparsity=0.0)
+
+    leave(0.0)
+    expected = compute(q, k, v, method, precision)
+    for value in (float("nan"), 30.0, 1e4, 0.0) * 3:
+        leave(value)
+        assert_same_bits(compute(q, k, v, method, precision), expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("lengths", [None, (TOKENS, TOKENS - 300)])
+@pytest.mark.parametrize(("method", "precision", "head_size"), CASES)
+def test_what_one_clip_holds_stays_there(method, precision, head_size, lengths, value):
+    skip_without_a_kernel(precision)
+    q, k, v = tensors(head_size, HEADS)
+    kv_len = None if lengths is None else torch.tensor(lengths, dtype=torch.int32, device="cuda")
+    expected = [x[1] for x in compute(q, k, v, method, precision, kv_len=kv_len)]
+    assert all(x.isfinite().all() for x in expected if lengths is None)
+    q[0, 5:9] = k[0] = v[0] = value
+    for _ in range(3):
+        found = [x[1] for x in compute(q, k, v, method, precision, kv_len=kv_len)]
+        assert_same_bits(found, expected)

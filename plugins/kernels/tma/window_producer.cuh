@@ -45,6 +45,7 @@ class WindowProducer {
   using Keys = KeyTile<Shape>;
   static constexpr int kKeys = Shape::kKeys;
   static constexpr int kWords = Storage::kRowWords;
+  static constexpr uint32_t kStaleQueries = 1u << 31;
 
   __device__ WindowProducer(const WindowParams& params, Storage& shared)
       : params_(params), p_(params.attention), shared_(shared) {}
@@ -94,7 +95,7 @@ class WindowProducer {
     const int pseudo = limit_ > 0 ? p_.k_windows.windows() : 0;
     work.tiles =
         tiles(0, before) + count_chosen(mask) + tiles(cut.free_end, limit_) + tiles(0, pseudo);
-    if (!cleared_) clear_behind_windows();
+    if (stale_ & kStaleQueries) clear_behind_queries();
     if (leads()) publish(work, &origin);
     load_run(0, before, work);
     load_chosen(mask, work);
@@ -106,7 +107,8 @@ class WindowProducer {
   // runs of sinks come before windows. The rows of a warp move their references together
   // (sm90/softmax.cuh): with rows of whatever block was here before, the last bits of a result
   // would depend on which CTA took what.
-  __device__ void clear_behind_windows() {
+  __device__ void clear_behind_queries() {
+    stale_ &= ~kStaleQueries;
     if (leads()) barrier_wait(shared_.q_empty, q_phase_ ^ 1);
     __syncwarp();
     const int end = Queries::kRows * Queries::kChunks;
@@ -117,7 +119,6 @@ class WindowProducer {
     }
     fence_async_proxy();
     __syncwarp();
-    cleared_ = true;
   }
 
   static __device__ __forceinline__ int tiles(int start, int stop) {
@@ -186,6 +187,7 @@ class WindowProducer {
   __device__ void load_run(int start, int stop, const Work& work) {
     for (; start < stop; start += kKeys) {
       if (leads()) load_rows(params_.k, params_.v, start, min(stop - start, kKeys), work);
+      stale_ |= 1u << place_.stage;
       next_stage();
     }
   }
@@ -227,6 +229,7 @@ class WindowProducer {
     const int frames = min(cut.box.t, cut.grid.t - origin.t);
     const int keys = frames * cut.box.h * cut.box.w;
     int valid = keys == kKeys ? kKeys : keys | kTileClean;
+    if (stale_ >> place_.stage & 1 && cut.box.volume() < kKeys) clear_behind_keys();
     if (ragged || limit_ < cut.free_end) valid = hand_over_rows(origin);
     if (leads()) {
       const int stage = place_.stage;
@@ -242,6 +245,26 @@ class WindowProducer {
     next_stage();
   }
 
+  // By the warp: rows behind the next tile's window, which were a whole tile's, become zeros. They
+  // are no keys, but a NaN there, perhaps another clip's, would reach the products.
+  __device__ void clear_behind_keys() {
+    const int stage = place_.stage;
+    stale_ &= ~(1u << stage);
+    if (leads()) {
+      barrier_wait(shared_.k_empty[stage], place_.phase ^ 1);
+      barrier_wait(shared_.v_empty[stage], place_.phase ^ 1);
+    }
+    __syncwarp();
+    const int end = Keys::kRows * Keys::kChunks;
+    for (int i = p_.k_windows.box.volume() * Keys::kChunks + threadIdx.x % 32; i < end; i += 32) {
+      const uint32_t place = Keys::offset(i / Keys::kChunks, i % Keys::kChunks);
+      *reinterpret_cast<uint4*>(shared_.k[stage] + place) = uint4{};
+      *reinterpret_cast<uint4*>(shared_.v[stage] + place) = uint4{};
+    }
+    fence_async_proxy();
+    __syncwarp();
+  }
+
   // By the warp: which rows of the next tile, a window at the edge of the grid or of kv_len, are
   // keys. Returns its `valid`.
   __device__ __forceinline__ int hand_over_rows(const Extents& origin) {
@@ -255,8 +278,8 @@ class WindowProducer {
       bias[i] = rows[i] >> threadIdx.x % 32 & 1 ? 0.f : -INFINITY;
     }
     hand_over(bias);
-    // Rows outside the grid are zeros. Those behind a window that does not fill its tile are of an
-    // earlier tile, whose values were cleared where they were no keys.
+    // Rows outside the grid are zeros, and so are those behind a window that does not fill its
+    // tile.
     const bool padded = limit_ < cut.free_end;
     if (padded && leads()) {
       barrier_wait(shared_.v_empty[place_.stage], place_.phase ^ 1);
@@ -311,6 +334,7 @@ class WindowProducer {
       load_rows(params_.gathered_k, params_.gathered_v, first, kKeys | kTileBias | kTileClean,
                 work);
     }
+    stale_ |= 1u << place_.stage;
     next_stage();
   }
 
@@ -340,7 +364,8 @@ class WindowProducer {
   RingPlace<Shape::kStages> bias_place_;
   uint32_t q_phase_ = 0;
   int limit_ = 0;  // kv_len
-  bool cleared_ = false;
+  // Where rows behind a window's are not zeros yet: a bit a stage, and one for the query tile.
+  uint32_t stale_ = kStaleQueries;
 };
 
 }  // namespace rainfusion::tma
