@@ -164,6 +164,7 @@ def test_numbers_are_checked_before_anything_is_loaded(tmp_path, option, value, 
         ("--alpha", "nan", "alpha=nan"),
         ("--sink-frames", str(2**31), "sink_frames=2147483648"),
         ("--last-sink-frames", "-1", "last_sink_frames=-1"),
+        ("--exact-frames", "4-6", "exact_frames '4-6' is neither a latent frame"),
         ("--dtype", "int4", "dtype 'int4'"),
     ],
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 from rainfusion_trt.integrations.comfyui import Wanted, patch
 from rainfusion_trt.integrations.comfyui_engine import replace
+from rainfusion_trt.operator.exact_frames import frames_of_text
 from rainfusion_trt.operator.settings import METHODS, PRECISIONS, AttentionSettings
 
 
@@ -67,6 +68,13 @@ class RainFusionAttention:
                         "tooltip": "The same at the end: 1 for a model that gets a last picture",
                     },
                 ),
+                "exact_frames": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "tooltip": "Latent frames of pictures in the middle: 12, or 12 24:26",
+                    },
+                ),
             },
         }
 
@@ -80,13 +88,15 @@ class RainFusionAttention:
         allow_dense: bool,
         precision: Any = AttentionSettings.precision,
         last_sink_frames: int = AttentionSettings.last_sink_frames,
+        exact_frames: str = "",
     ) -> tuple[Any]:
         """A patched clone of the model."""
-        settings = AttentionSettings(
+        settings = AttentionSettings.of(
             method=method,
             sink_frames=sink_frames,
             precision=precision,
             last_sink_frames=last_sink_frames,
+            exact_frames=frames_of_text(exact_frames.replace(",", " ").split()),
         )
         return (patch(model, Wanted(settings, sparsity, dense_steps, allow_dense)),)
 

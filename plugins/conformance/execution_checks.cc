@@ -37,7 +37,8 @@ class Layer {
  public:
   Layer(trt_host::PluginLibrary& library, const Size& size, DataType type, const std::string& text,
         const std::string& method, const std::vector<int32_t>& lengths, uint32_t seed,
-        float late_gain = 1.0F, int64_t bits = 0, int32_t last_sink_frames = 0)
+        float late_gain = 1.0F, int64_t bits = 0, int32_t last_sink_frames = 0,
+        const std::vector<int32_t>& exact_frames = {})
       : size(size),
         type(type),
         lengths(lengths),
@@ -61,6 +62,7 @@ class Layer {
       shapes.push_back({1, {bits}});
     }
     if (last_sink_frames > 0) attributes.number("last_sink_frames", last_sink_frames);
+    if (!exact_frames.empty()) attributes.integers("exact_frames", exact_frames);
     Builder builder(rainfusion_creator(library), attributes);
     Engine engine;
     const std::string step = builder.build(inputs, &engine);
@@ -224,6 +226,27 @@ std::vector<int64_t> blocks_of_tokens(const rainfusion::BlockCut& cut) {
 // Sinks at the end of the clip: where there are some is tested at one head size.
 int32_t last_sinks_of(int64_t head_size) { return head_size == 96 ? 2 : 0; }
 
+// Exact frames of 13: where there are some is tested at another head size. The first is a sink.
+std::vector<int32_t> exact_frames_of(int64_t head_size) {
+  return head_size == 128 ? std::vector<int32_t>{0, 1, 6, 7} : std::vector<int32_t>{};
+}
+
+rainfusion::ExactFrames set_exact_frames(RainfusionProblem& problem,
+                                         const std::vector<int32_t>& numbers) {
+  rainfusion::ExactFrames frames{};
+  for (size_t i = 0; i < numbers.size() / 2; ++i) {
+    problem.exact_frames[i] = {numbers[2 * i], numbers[2 * i + 1]};
+    frames.ranges[i] = {numbers[2 * i], numbers[2 * i + 1]};
+  }
+  return frames;
+}
+
+// Whether a token is one of an exact frame and no sink.
+bool is_exact_token(const rainfusion::TokenLayout& layout, int64_t token) {
+  return token >= layout.free_begin() && token < layout.free_end() &&
+         layout.has_exact(token, token + 1);
+}
+
 // Methods without textural heads: what the block mask says is all there is.
 void check_sparse(trt_host::PluginLibrary& library, Report& report) {
   report.begin("sparse");
@@ -237,13 +260,14 @@ void check_sparse(trt_host::PluginLibrary& library, Report& report) {
       size.head_size = head_size;
       const DataType type = head_size == 96 ? DataType::kHALF : DataType::kBF16;
       const int32_t last = last_sinks_of(head_size);
-      Layer layer(library, size, type, "first", method, {}, 11, 1.0F, 0, last);
+      const std::vector<int32_t> exact = exact_frames_of(head_size);
+      Layer layer(library, size, type, "first", method, {}, 11, 1.0F, 0, last, exact);
       const auto output = run(layer, 0.7F);
       const auto dtype = type == DataType::kBF16 ? RAINFUSION_BFLOAT16 : RAINFUSION_FLOAT16;
       RainfusionProblem problem = size.problem(RAINFUSION_TEXT_FIRST, code, dtype);
       problem.last_sink_frames = last;
       const rainfusion::TokenLayout layout(size.tokens(), size.grid_t, size.grid_h, size.grid_w, 1,
-                                           last, true);
+                                           last, true, set_exact_frames(problem, exact));
       const auto shape = rainfusion::block_shape(static_cast<int32_t>(head_size));
       const rainfusion::BlockCut q_cut(layout, shape.q);
       const rainfusion::BlockCut k_cut(layout, shape.k);
@@ -257,6 +281,14 @@ void check_sparse(trt_host::PluginLibrary& library, Report& report) {
       };
       report.expect(std::find(mask.begin(), mask.end(), uint8_t{0}) != mask.end(),
                     method + " skips blocks");
+      bool whole = true;
+      for (int64_t token = 0; token < size.tokens(); ++token) {
+        if (!is_exact_token(layout, token)) continue;
+        for (int64_t other = 0; other < size.tokens(); ++other) {
+          whole = whole && keep(0, 0, token, other) && keep(0, 0, other, token);
+        }
+      }
+      report.expect(whole, method + " keeps exact frames");
       expect_near(report, layer, output,
                   attention(size, layer.q.values, layer.k.values, layer.v.values, keep),
                   method + " D=" + std::to_string(head_size));
@@ -319,14 +351,15 @@ void check_windows(trt_host::PluginLibrary& library, Report& report) {
       const std::vector<int32_t> lengths{tokens, tokens - 300};
       const int32_t last = last_sinks_of(head_size);
       Layer layer(library, size, type, first ? "first" : "last", "piecewise", lengths, 61, 1.0F, 0,
-                  last);
+                  last, exact_frames_of(head_size));
       const auto output = run(layer, 0.7F);
       RainfusionProblem problem = size.problem(first ? RAINFUSION_TEXT_FIRST : RAINFUSION_TEXT_LAST,
                                                RAINFUSION_METHOD_PIECEWISE,
                                                first ? RAINFUSION_FLOAT16 : RAINFUSION_BFLOAT16);
       problem.last_sink_frames = last;
       const rainfusion::TokenLayout layout(tokens, size.grid_t, size.grid_h, size.grid_w, 1, last,
-                                           first);
+                                           first,
+                                           set_exact_frames(problem, exact_frames_of(head_size)));
       const auto shape = rainfusion::block_shape(static_cast<int32_t>(head_size));
       const rainfusion::WindowCut q_cut(layout, shape.q);
       const rainfusion::WindowCut k_cut(layout, shape.k);
@@ -349,6 +382,16 @@ void check_windows(trt_host::PluginLibrary& library, Report& report) {
       };
       report.expect(std::find(mask.begin(), mask.end(), uint8_t{0}) != mask.end(),
                     "windows are skipped");
+      bool whole = true;
+      for (int64_t token = 0; token < lengths[1]; ++token) {
+        if (!is_exact_token(layout, token)) continue;
+        for (int64_t other = 0; other < lengths[1]; ++other) {
+          if (k_window[other] < 0) continue;
+          whole = whole && chosen(size.heads, token, k_window[other]) &&
+                  chosen(size.heads, other, k_window[token]);
+        }
+      }
+      report.expect(whole, "windows of exact frames are kept");
       expect_near(
           report, layer, output,
           biased_attention(size, tokens + k_cut.windows(), layer.q.values,

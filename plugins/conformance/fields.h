@@ -45,6 +45,11 @@ class Fields {
                static_cast<int32_t>(values.size()));
   }
 
+  Fields& integers(const std::string& name, const std::vector<int32_t>& values) {
+    return add(name, nvinfer1::PluginFieldType::kINT32, values.data(),
+               static_cast<int32_t>(values.size()));
+  }
+
   // Another value for a number of that name.
   template <typename Number>
   Fields& replace(const std::string& name, Number value) {

@@ -54,6 +54,7 @@ void check_fields(Suite& suite) {
     const std::string timing = build->getTimingCacheID();
     suite.report.expect(timing.find("bit") == std::string::npos, "nor does the timing cache");
     suite.report.expect(timing.find("last_sink") == std::string::npos, "nor does it these");
+    suite.report.expect(timing.find("exact") == std::string::npos, "nor exact frames");
   }
 }
 

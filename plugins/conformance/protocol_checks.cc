@@ -33,7 +33,8 @@ void check_creator(Suite& suite) {
   std::string found;
   for (int32_t i = 0; i < names->nbFields; ++i) found += std::string(names->fields[i].name) + " ";
   suite.report.expect(
-      found == "text method alpha sink_frames scale parallel precision last_sink_frames ",
+      found ==
+          "text method alpha sink_frames scale parallel precision last_sink_frames exact_frames ",
       "attributes are " + found);
 
   const Fields none;
@@ -56,6 +57,12 @@ void check_attributes(Suite& suite) {
       {"'last_sink_frames' is -1", [](Fields& f) { f.number("last_sink_frames", int32_t{-1}); }},
       {"'last_sink_frames' must be an integer",
        [](Fields& f) { f.number("last_sink_frames", 1.0F); }},
+      {"'exact_frames' has 3 numbers", [](Fields& f) { f.integers("exact_frames", {3, 4, 6}); }},
+      {"'exact_frames' has 10 numbers; it takes the begin and the end of at most 4 ranges",
+       [](Fields& f) { f.integers("exact_frames", {0, 1, 2, 3, 4, 5, 6, 7, 8, 9}); }},
+      {"'exact_frames' is -1", [](Fields& f) { f.integers("exact_frames", {-1, 2}); }},
+      {"'exact_frames' must be an integer",
+       [](Fields& f) { f.numbers("exact_frames", {1.0F, 2.0F}); }},
       {"'scale' is -2", [](Fields& f) { f.number("scale", -2.0F); }},
       {"'sparsity' is unknown", [](Fields& f) { f.number("sparsity", 0.5F); }},
       {"'alpha' must be a float", [](Fields& f) { f.text("alpha", "0.9"); }},

@@ -10,6 +10,7 @@
 namespace conformance {
 namespace {
 
+using rainfusion::ExactFrames;
 using rainfusion::Extents;
 using rainfusion::most_windows;
 using rainfusion::TokenLayout;
@@ -33,8 +34,23 @@ class Random {
 TokenLayout random_layout(Random& random) {
   const Extents grid = random.extents(24, 20, 20);
   const int32_t text = random.in(0, 1) * random.in(1, 300);
+  ExactFrames exact{};
+  if (random.in(0, 1) == 1) {
+    const int32_t begin = random.in(0, grid.t - 1);
+    exact.ranges[0] = {begin, random.in(begin + 1, grid.t)};
+    if (exact.ranges[0].end < grid.t) exact.ranges[1] = {grid.t - 1, grid.t};
+  }
   return {int64_t{grid.volume()} + text, grid.t, grid.h, grid.w, random.in(0, 3), random.in(0, 3),
-          random.in(0, 1) == 1};
+          random.in(0, 1) == 1,          exact};
+}
+
+bool is_exact_token(const TokenLayout& layout, int64_t token) {
+  const int64_t frame = (token - layout.video_begin) / layout.frame;
+  bool found = false;
+  for (const auto& range : layout.exact.ranges) {
+    found = found || (frame >= range.begin && frame < range.end);
+  }
+  return found;
 }
 
 // Every token is in one block, blocks ascend, and the tokens of a window ascend in its raster.
@@ -89,25 +105,30 @@ void check_cuts(Report& report) {
     std::vector<int32_t> below(static_cast<size_t>(k_cut.windows()), 0);
     const int32_t limit = random.in(0, k_cut.tokens);
     std::set<std::pair<int32_t, int32_t>> shared;
+    std::set<int32_t> exact;
     for (int32_t token = 0; token < k_cut.tokens; ++token) {
       const int32_t window = k_blocks[token] - k_cut.leading_sinks;
       const bool sink = token < k_cut.free_begin || token >= k_cut.free_end;
       sound = sound && sink == k_cut.is_sink(k_blocks[token]);
       if (sink) continue;
       below[window] += token < limit ? 1 : 0;
+      if (is_exact_token(layout, token)) exact.insert(window);
       shared.emplace(q_blocks[token] - q_cut.leading_sinks, window);
     }
     report.expect(sound, "sinks of " + what);
     bool counts = true;
     bool meetings = true;
+    bool exactness = true;
     for (int32_t k = 0; k < k_cut.windows(); ++k) {
       counts = counts && k_cut.count_below(k, limit) == below[k];
+      exactness = exactness && rainfusion::is_exact(layout, k_cut, k) == (exact.count(k) == 1);
       const int32_t q = random.in(0, q_cut.windows() - 1);
       meetings = meetings && windows_meet(q_cut, k_cut, q, k) == (shared.count({q, k}) == 1);
     }
     for (const auto& [q, k] : shared) meetings = meetings && windows_meet(q_cut, k_cut, q, k);
     report.expect(counts, "tokens below " + std::to_string(limit) + " of " + what);
     report.expect(meetings, "shared tokens of " + what);
+    report.expect(exactness, "exact frames of " + what);
   }
 }
 
@@ -120,15 +141,17 @@ void check_bound(Report& report) {
         random.in(0, 2) == 0 ? largest : random.extents(largest.t, largest.h, largest.w);
     const int32_t size = random.size();
     const int64_t tokens = grid.volume() + random.in(0, 1) * random.in(0, 5000);
-    const WindowCut cut({tokens, grid.t, grid.h, grid.w, 0, 0, false}, size);
-    const int64_t most = most_windows(largest, tokens, size);
+    // With an exact frame, whose windows are short, and without.
+    const ExactFrames exact{{{0, random.in(0, 1)}}};
+    const WindowCut cut({tokens, grid.t, grid.h, grid.w, 0, 0, false, exact}, size);
+    const int64_t most = most_windows(largest, tokens, size, most_frames(exact));
     report.expect(cut.windows() <= most, std::to_string(cut.windows()) + " windows of " +
                                              std::to_string(size) + " are more than " +
                                              std::to_string(most));
   }
   // Extents that no clip has together.
   constexpr int32_t kHuge = INT32_MAX;
-  const int64_t most = most_windows({kHuge, kHuge, kHuge}, 7200, 80);
+  const int64_t most = most_windows({kHuge, kHuge, kHuge}, 7200, 80, rainfusion::kMostFrames);
   report.expect(most > 0 && most >= WindowCut({7200, 2, 60, 60, 0, 0, false}, 80).windows(),
                 "extents without an end: " + std::to_string(most));
 }

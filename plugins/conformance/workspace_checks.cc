@@ -73,9 +73,10 @@ void check_engine(Suite& suite) {
   suite.report.begin("engine");
   Engine engine;
   Fields attributes;
-  attributes.text("text", "first").text("method", "rainfusion_plus").number("alpha", 0.75F);
+  attributes.text("text", "first").text("method", "rainfusion2").number("alpha", 0.75F);
   attributes.number("sink_frames", int32_t{2}).number("scale", 0.125F);
   attributes.number("parallel", int32_t{0}).number("last_sink_frames", int32_t{3});
+  attributes.integers("exact_frames", {1, 2, 3, 5});
   {
     Builder builder(suite.creator(), attributes);
     builder.build(make_inputs(kSmall, kClip, kLarge, DataType::kBF16, false), &engine);

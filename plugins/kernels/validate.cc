@@ -114,6 +114,10 @@ Result validate_attributes(const RainfusionProblem& p) {
   return {};
 }
 
+std::string range_text(const RainfusionFrames& range) {
+  return "[" + to_string(range.begin) + ", " + to_string(range.end) + ")";
+}
+
 // A shape belongs to the problem and not to a GPU: it must be one that the portable kernel
 // computes.
 Result validate_blocks(const RainfusionProblem& p) {
@@ -177,6 +181,31 @@ Result validate_head_size(int32_t head_size) {
                      head_sizes_text());
 }
 
+Result validate_exact_frames(const RainfusionProblem& p) {
+  int32_t behind = 0;  // the range before
+  bool ended = false;
+  for (const RainfusionFrames& range : p.exact_frames) {
+    const bool none = range.begin == 0 && range.end == 0;
+    if (!none && (ended || range.begin < behind || range.end <= range.begin)) {
+      return invalid("exact_frames has " + range_text(range) +
+                     ", which is empty, out of order or behind a {0, 0}; give ranges [begin, end) "
+                     "in their order");
+    }
+    if (range.end > p.grid_t) {
+      return invalid("exact_frames has " + range_text(range) + ", and the clip " +
+                     to_string(p.grid_t) + " latent frames; give frames of the clip");
+    }
+    ended = none;
+    behind = range.end;
+  }
+  if (p.exact_frames[0].end > 0 && kMethods[p.method].traits.textural) {
+    return unsupported(std::string("method ") + kMethods[p.method].name +
+                       " has no exact_frames: textural heads have none; use piecewise, "
+                       "rainfusion2 or rainfusion_two_way");
+  }
+  return {};
+}
+
 Result validate_grid_extents(const RainfusionProblem& p) {
   if (p.grid_t >= 1 && p.grid_h >= 1 && p.grid_w >= 1) return {};
   return invalid("grid (T, H, W) = " + grid_text(p) +
@@ -195,6 +224,7 @@ Result validate_problem(const RainfusionProblem& p) {
   Result result = validate_enums(p);
   if (result.ok()) result = validate_grid(p);
   if (result.ok()) result = validate_attributes(p);
+  if (result.ok()) result = validate_exact_frames(p);
   if (result.ok()) result = validate_blocks(p);
   if (result.ok()) result = validate_precision(p);
   if (!result.ok()) return result;

@@ -1,5 +1,7 @@
 #include "workspace.h"
 
+#include <algorithm>
+
 #include "common/element.h"
 #include "validate.h"
 
@@ -144,8 +146,9 @@ Sizes largest_sizes(const RainfusionProblem& largest) {
   const int64_t sinks = largest.text != RAINFUSION_TEXT_NONE
                             ? largest.tokens
                             : largest.tokens * sink_frames / (sink_frames + 2);
-  const int64_t q_windows = most_windows(grid, largest.tokens, size.q);
-  const int64_t k_windows = min64(kMaxKeyBlocks, most_windows(grid, largest.tokens, size.k));
+  const int32_t most = most_frames(exact_frames(largest));
+  const int64_t q_windows = most_windows(grid, largest.tokens, size.q, most);
+  const int64_t k_windows = min64(kMaxKeyBlocks, most_windows(grid, largest.tokens, size.k, most));
   const int64_t q_blocks = q_windows + ceil_div(sinks, size.q) + 1;
   const int64_t k_blocks = min64(kMaxKeyBlocks, k_windows + ceil_div(sinks, size.k) + 1);
   sizes.mask_words = sizes.heads * q_blocks * ceil_div(k_blocks, 32);
@@ -174,7 +177,9 @@ Result bound_workspace(const RainfusionProblem& largest, size_t* bytes) {
   frame.grid_t = 1;
   frame.grid_h = 1;
   frame.grid_w = largest.tokens;
+  std::fill_n(frame.exact_frames, RAINFUSION_EXACT_RANGES, RainfusionFrames{});
   result = validate_problem(frame);
+  if (result.ok()) result = validate_exact_frames(largest);  // of all frames
   if (!result.ok()) return result;
   if (kMethods[largest.method].traits.by_windows()) {
     *bytes = lay_out(largest_sizes(largest), nullptr, nullptr);

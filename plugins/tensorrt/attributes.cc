@@ -54,18 +54,38 @@ float read_float(const PluginField& field) {
   return static_cast<float>(value);
 }
 
+// The number at a place of an integer field.
 template <typename Int>
-Int read_int(const PluginField& field) {
+Int read_int_at(const PluginField& field, int32_t place) {
   const bool wide = field.type == PluginFieldType::kINT64;
   if (!wide && field.type != PluginFieldType::kINT32) reject(field, "must be an integer");
-  if (field.length != 1) reject(field, "must be one number");
-  const int64_t value =
-      wide ? *static_cast<const int64_t*>(field.data) : *static_cast<const int32_t*>(field.data);
+  const int64_t value = wide ? static_cast<const int64_t*>(field.data)[place]
+                             : static_cast<const int32_t*>(field.data)[place];
   if (value < 0) reject(field, "is " + std::to_string(value) + "; it must not be negative");
   if (value > std::numeric_limits<Int>::max()) {
     reject(field, "is " + std::to_string(value) + "; it is too large");
   }
   return static_cast<Int>(value);
+}
+
+template <typename Int>
+Int read_int(const PluginField& field) {
+  const auto value = field.length == 1 ? read_int_at<Int>(field, 0) : Int{-1};
+  if (value < 0) reject(field, "must be one number");
+  return value;
+}
+
+// Begins and ends of at most as many ranges of frames as a problem has; whether they are in order,
+// the problem's check says.
+std::vector<int32_t> read_ranges(const PluginField& field) {
+  if (field.length < 0 || field.length % 2 != 0 || field.length > 2 * RAINFUSION_EXACT_RANGES) {
+    reject(field, "has " + std::to_string(field.length) + " numbers; it takes the begin and the " +
+                      "end of at most " + std::to_string(RAINFUSION_EXACT_RANGES) +
+                      " ranges of frames");
+  }
+  std::vector<int32_t> numbers;
+  for (int32_t i = 0; i < field.length; ++i) numbers.push_back(read_int_at<int32_t>(field, i));
+  return numbers;
 }
 
 // The value of that name; `name_of` names all values from 0 on, then nullptr.
@@ -107,6 +127,10 @@ struct Value {
 
 Value value_of(const char* text) { return {text, static_cast<int32_t>(std::strlen(text))}; }
 
+Value value_of(const std::vector<int32_t>& numbers) {
+  return {numbers.data(), static_cast<int32_t>(numbers.size())};
+}
+
 template <typename Number>
 Value value_of(const Number& number) {
   return {&number, 1};
@@ -122,7 +146,7 @@ struct Attribute {
   bool (*told)(const Attributes& attributes) = nullptr;
 };
 
-constexpr std::array<Attribute, 8> kAttributes{{
+constexpr std::array<Attribute, 9> kAttributes{{
     {"text", PluginFieldType::kCHAR,
      [](const PluginField& f, Attributes& a) { a.text = read_choice(f, text_name); },
      [](const Attributes& a) { return value_of(text_name(a.text)); }},
@@ -149,6 +173,10 @@ constexpr std::array<Attribute, 8> kAttributes{{
      [](const PluginField& f, Attributes& a) { a.last_sink_frames = read_int<int32_t>(f); },
      [](const Attributes& a) { return value_of(a.last_sink_frames); },
      [](const Attributes& a) { return a.last_sink_frames != 0; }},
+    {"exact_frames", PluginFieldType::kINT32,
+     [](const PluginField& f, Attributes& a) { a.exact_frames = read_ranges(f); },
+     [](const Attributes& a) { return value_of(a.exact_frames); },
+     [](const Attributes& a) { return !a.exact_frames.empty(); }},
 }};
 
 bool is_told(const Attribute& attribute, const Attributes& attributes) {
@@ -240,7 +268,8 @@ std::string describe(const Attributes& attributes) {
     if (attribute.type == PluginFieldType::kCHAR) {
       text.write(static_cast<const char*>(value.data), value.length);
     } else if (attribute.type == PluginFieldType::kINT32) {
-      text << *static_cast<const int32_t*>(value.data);
+      const auto* const numbers = static_cast<const int32_t*>(value.data);
+      for (int32_t i = 0; i < value.length; ++i) text << (i == 0 ? "" : ",") << numbers[i];
     } else {
       text << *static_cast<const float*>(value.data);
     }

@@ -20,6 +20,7 @@ struct Attributes {
   // 8 bits: the layer has an input `bits`, whose length says in each call whether it is 8 or 16.
   RainfusionPrecision precision = RAINFUSION_PRECISION_16BIT;
   int32_t last_sink_frames = 0;
+  std::vector<int32_t> exact_frames;  // begin and end of each range, in their order
 
   bool eight_bit() const { return precision == RAINFUSION_PRECISION_8BIT; }
 };

@@ -135,6 +135,9 @@ RainfusionProblem make_problem(const Attributes& attributes, const Dims& query, 
   problem.dtype = type == DataType::kBF16 ? RAINFUSION_BFLOAT16 : RAINFUSION_FLOAT16;
   problem.precision = precision;
   problem.last_sink_frames = attributes.last_sink_frames;
+  for (size_t i = 0; i < attributes.exact_frames.size() / 2; ++i) {
+    problem.exact_frames[i] = {attributes.exact_frames[2 * i], attributes.exact_frames[2 * i + 1]};
+  }
   return problem;
 }
 

@@ -10,6 +10,7 @@ import typer
 
 from rainfusion_trt.console import OneLineCommand
 from rainfusion_trt.export import options
+from rainfusion_trt.operator.exact_frames import frames_of_text
 from rainfusion_trt.operator.settings import AttentionSettings, check_text
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def main(
     alpha: options.Alpha = AttentionSettings.alpha,
     sink_frames: options.SinkFrames = AttentionSettings.sink_frames,
     last_sink_frames: options.LastSinkFrames = AttentionSettings.last_sink_frames,
+    exact_frames: options.ExactFrames = None,
     attention_precision: options.AttentionPrecision = AttentionSettings.precision,
     output: options.Output = None,
     compare: options.Compare = False,
@@ -71,12 +73,13 @@ def main(
 
     check_kind(model, module, _given(context))
     check_text(text)
-    settings = AttentionSettings(
-        method,  # type: ignore[arg-type]
-        alpha,
-        sink_frames,
-        precision=attention_precision,  # type: ignore[arg-type]
+    settings = AttentionSettings.of(
+        method=method,
+        alpha=alpha,
+        sink_frames=sink_frames,
+        precision=attention_precision,
         last_sink_frames=last_sink_frames,
+        exact_frames=frames_of_text(exact_frames or ()),
     )
     if model is not None:
         loras = lora_files(lora)

@@ -166,8 +166,13 @@ def describe(model: ir.Model, account: GraphAccount) -> None:
     passes.ClearMetadataAndDocStringPass()(model)
     bits = any(value.name == BITS_INPUT for value in model.graph.inputs)
     has_kv_len = any(len(n.inputs) > 5 + bits for n in model.graph if is_attention(n))
-    last_sinks = any("last_sink_frames" in n.attributes for n in model.graph if is_attention(n))
-    kinds = {"parallel": account.parallel, "bits": bits, "last_sinks": last_sinks}
+    named = {name for n in model.graph if is_attention(n) for name in n.attributes}
+    kinds = {
+        "parallel": account.parallel,
+        "bits": bits,
+        "last_sinks": "last_sink_frames" in named,
+        "exact": "exact_frames" in named,
+    }
     functions = [operator.dense_function(kv_len=has_kv_len, **kinds)]
     if account.parallel:
         functions += token_nodes.functions()

@@ -15,6 +15,9 @@ from onnxscript.values import Op, Opset
 from rainfusion_trt.graph_file import DOMAIN, OP_TYPE, OP_VERSION, PLUGIN_ATTRIBUTES
 from rainfusion_trt.operator.settings import OPERATOR_V1_DEFAULTS, AttentionSettings
 
+Value = str | float | int | list[int]
+"""Of an attribute."""
+
 DEFAULTS = {**OPERATOR_V1_DEFAULTS.node_attributes(), **PLUGIN_ATTRIBUTES}
 """Attributes of the node and their values where a node does not name them."""
 
@@ -27,6 +30,7 @@ _MEANINGS = {
     "parallel": "1 where query, key and value are of one of several GPUs",
     "precision": "16bit, or 8bit where an input bits says the precision of a call",
     "last_sink_frames": "frames at the end that all tokens attend to",
+    "exact_frames": "begin and end of every range of frames that are exact",
     "axis": "axis of the tokens",
 }
 _FLOATS = ["tensor(float16)", "tensor(bfloat16)", "tensor(float)"]
@@ -43,12 +47,18 @@ EIGHT_BIT = {"precision": "8bit"}
 LAST_SINKS = {"last_sink_frames": OPERATOR_V1_DEFAULTS.last_sink_frames}
 """The attribute that a node has besides, if frames at the end of the clip are sinks."""
 
+EXACT: dict[str, Value] = {"exact_frames": []}
+"""The attribute that a node has besides, if frames anywhere in the clip are exact."""
+
 
 def attributes_of(
-    *, parallel: bool = False, bits: bool = False, last_sinks: bool = False
-) -> dict[str, str | float | int]:
+    *, parallel: bool = False, bits: bool = False, last_sinks: bool = False, exact: bool = False
+) -> dict[str, Value]:
     """Attributes of the nodes of such a graph, and what they are where a node names none."""
-    extras = ((parallel, PARALLEL), (bits, EIGHT_BIT), (last_sinks, LAST_SINKS))
+    extras: tuple[tuple[bool, Mapping[str, Value]], ...] = (
+        *((parallel, PARALLEL), (bits, EIGHT_BIT)),
+        *((last_sinks, LAST_SINKS), (exact, EXACT)),
+    )
     more = {name: value for has, extra in extras if has for name, value in extra.items()}
     return {**DEFAULTS, **more}
 
@@ -57,7 +67,7 @@ def schema_of(
     name: str,
     inputs: list[Any],
     output: Any,
-    attributes: Mapping[str, str | float | int],
+    attributes: Mapping[str, Value],
     types: list[str],
 ) -> onnx.defs.OpSchema:
     """The schema of an operator of ours; "T" is one of `types`, "G" any element type."""
@@ -70,15 +80,19 @@ def schema_of(
         outputs=[output],
         type_constraints=[("T", types, ""), ("G", ANY_TYPE, "")],
         attributes=[
-            attribute(name, onnx.helper.make_attribute(name, value), _MEANINGS.get(name, ""))
+            attribute(name, _attribute(name, value), _MEANINGS.get(name, ""))
             for name, value in attributes.items()
         ],
     )
 
 
-def _schema(
-    attributes: Mapping[str, str | float | int], *, kv_len: bool | None = None
-) -> onnx.defs.OpSchema:
+def _attribute(name: str, value: Value) -> onnx.AttributeProto:
+    # Of an empty list onnx does not know the type.
+    kind = onnx.AttributeProto.INTS if isinstance(value, list) else None
+    return onnx.helper.make_attribute(name, value, attr_type=kind)
+
+
+def _schema(attributes: Mapping[str, Value], *, kv_len: bool | None = None) -> onnx.defs.OpSchema:
     """Of a node with `kv_len`, without, or where that is None, either; the former two have bits."""
     option = onnx.defs.OpSchema.FormalParameterOption
     inputs = [
@@ -145,6 +159,7 @@ def _translated(
         bits_and_kv_len=None if bits is None else kv_len is not None,
         parallel=parallel,
         last_sinks=settings.last_sink_frames > 0,
+        exact=bool(settings.exact_frames),
     )
     given = [value for value in (*inputs, kv_len, bits) if value is not None]
     more = PARALLEL if parallel else {}
@@ -234,9 +249,9 @@ def function_of(text: str) -> ir.Function:
     return ir.serde.deserialize_function(onnx.parser.parse_function(text))
 
 
-def declared(attributes: Mapping[str, str | float | int]) -> str:
+def declared(attributes: Mapping[str, Value]) -> str:
     """Write attributes and their defaults in the syntax of onnx's parser."""
-    kinds = {str: "string", float: "float", int: "int"}
+    kinds = {str: "string", float: "float", int: "int", list: "ints"}
     return ", ".join(
         f"{name}: {kinds[type(value)]} = {json.dumps(value)}" for name, value in attributes.items()
     )

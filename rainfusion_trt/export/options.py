@@ -95,6 +95,14 @@ SinkFrames = Annotated[int, typer.Option(help="Leading frames that all tokens at
 LastSinkFrames = Annotated[
     int, typer.Option(help="Frames at the end that all tokens attend to, for a last picture.")
 ]
+ExactFrames = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FRAME or BEGIN:END",
+        help="Latent frames anywhere in the clip that are exact, for pictures in the middle; "
+        "may be given several times.",
+    ),
+]
 AttentionPrecision = Annotated[
     str,
     typer.Option(

@@ -9,7 +9,14 @@ import onnx_ir as ir
 from onnxscript.values import Op, Opset
 
 from rainfusion_trt.export import shared_ops
-from rainfusion_trt.export.operator import ANY_TYPE, declared, formal, function_of, schema_of
+from rainfusion_trt.export.operator import (
+    ANY_TYPE,
+    Value,
+    declared,
+    formal,
+    function_of,
+    schema_of,
+)
 from rainfusion_trt.graph_file import (
     DOMAIN,
     GATHER_OP_TYPE,
@@ -18,7 +25,7 @@ from rainfusion_trt.graph_file import (
     SPLIT_OP_TYPE,
 )
 
-_DEFAULTS: dict[str, str | float | int] = {"axis": 0, **PLUGIN_ATTRIBUTES}
+_DEFAULTS: dict[str, Value] = {"axis": 0, **PLUGIN_ATTRIBUTES}
 
 
 def _op(name: str, tokens: Any, sizes: Any, output: Any) -> Op:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.graph_file.names import BITS_INPUT, OP_TYPE, PLUGIN_ATTRIBUTES
+from rainfusion_trt.operator.exact_frames import check_within, frames_of_flat
 from rainfusion_trt.operator.settings import (
     ATTRIBUTES,
     NODE_ATTRIBUTES,
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
 _INPUTS, _QUERY, _GRID = (5, 6), 0, 3  # how many, and which; of 8 bits one more, the last
 # A scale that is missing is 1 / sqrt(D) everywhere; the others say what is computed.
 _REQUIRED = tuple(name for name in NODE_ATTRIBUTES if name != "scale")
-_TYPES = dict.fromkeys(("text", "method", "precision"), "STRING") | dict.fromkeys(
-    ("sink_frames", "last_sink_frames"), "INT"
-)
+_TYPES = {
+    **dict.fromkeys(("text", "method", "precision"), "STRING"),
+    **dict.fromkeys(("sink_frames", "last_sink_frames"), "INT"),
+    "exact_frames": "INTS",
+}
 Shape = tuple[int | str | None, ...]
 
 
@@ -76,7 +79,7 @@ def check_attention(
         TensorRT would not find the plugin; an attribute is missing, of another type or out of
         range; or text and grid do not fit the sequence.
     UnsupportedError
-        8 bits with a method that makes heads textural.
+        8 bits or exact frames with a method that makes heads textural.
     """
     place = f"{origin}: node {name_of(node)!r}"
     attributes = {text_of(attribute.name): attribute for attribute in node.attribute}
@@ -89,12 +92,19 @@ def check_attention(
         )
     values = {n: _value(attributes[n], n, place) for n in ATTRIBUTES if n in attributes}
     try:
+        if "exact_frames" in values:
+            values["exact_frames"] = frames_of_flat(values["exact_frames"])
         settings = OPERATOR_V1_DEFAULTS.replace(**values)
     except (InvalidInputError, UnsupportedError) as error:
         raise type(error)(f"{place}: {error}; export the model again") from error
     _check_inputs(node, settings, place)
     query, grid = (shapes.get(node.input[index], ()) for index in (_QUERY, _GRID))
     _check_tokens(settings, query, grid, place)
+    if grid and isinstance(grid[0], int):
+        try:
+            check_within(settings.exact_frames, grid[0])
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{place}: {error}; export the model again") from error
     return settings
 
 

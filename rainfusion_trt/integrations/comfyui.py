@@ -216,6 +216,7 @@ def _sparse(attention: _Attention, forward: _Forward, wanted: Wanted) -> Tensor:
         alpha=settings.alpha,
         sink_frames=settings.sink_frames,
         last_sink_frames=settings.last_sink_frames,
+        exact_frames=settings.exact_frames,
         scale=attention.scale,
         precision=settings.precision,
     )

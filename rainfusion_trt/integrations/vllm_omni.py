@@ -142,6 +142,7 @@ def attention(
         alpha=settings.alpha,
         sink_frames=settings.sink_frames,
         last_sink_frames=settings.last_sink_frames,
+        exact_frames=settings.exact_frames,
         scale=settings.scale,
         precision=settings.precision,
     ).transpose(1, 2)

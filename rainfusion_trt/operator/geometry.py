@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.operator.exact_frames import FrameRanges, check_within
 from rainfusion_trt.operator.settings import METHODS as METHODS  # these were defined here once
 from rainfusion_trt.operator.settings import TEXT_PLACES as TEXT_PLACES
 from rainfusion_trt.operator.settings import AttentionSettings, check_sink_frames, check_text
@@ -112,6 +113,8 @@ class TokenLayout:
         Place of the L text tokens.
     sink_frames, last_sink_frames
         Latent frames at the begin and at the end of the clip whose tokens are sinks.
+    exact_frames
+        Ranges of latent frames, of which blocks and windows with a token are exact.
     """
 
     grid: tuple[int, int, int]
@@ -119,12 +122,14 @@ class TokenLayout:
     text: TextPlace = AttentionSettings.text
     sink_frames: int = AttentionSettings.sink_frames
     last_sink_frames: int = AttentionSettings.last_sink_frames
+    exact_frames: FrameRanges = AttentionSettings.exact_frames
 
     @classmethod
     def of(cls, grid: Sequence[int], tokens: int, settings: AttentionSettings) -> TokenLayout:
         """The layout of a call's `tokens` under its settings."""
         sizes: Any = tuple(grid)  # three, or the check that follows says so
-        return cls(sizes, tokens, settings.text, settings.sink_frames, settings.last_sink_frames)
+        sinks = settings.sink_frames, settings.last_sink_frames
+        return cls(sizes, tokens, settings.text, *sinks, settings.exact_frames)
 
     def __post_init__(self) -> None:
         check_text(self.text)
@@ -146,6 +151,7 @@ class TokenLayout:
                 f"grid {tuple(self.grid)}, but text='none'; say text='first' or text='last', or "
                 "correct the grid"
             )
+        check_within(self.exact_frames, self.grid[0])
 
     @property
     def video_tokens(self) -> int:
@@ -211,6 +217,14 @@ class TokenLayout:
         sink[self.free_begin : self.free_end] = False
         return sink
 
+    def is_exact(self) -> Tensor:
+        """bool [S]: tokens of exact frames, sinks among them."""
+        exact = torch.zeros(self.tokens, dtype=torch.bool)
+        frames = exact[self.video_begin : self.video_begin + self.video_tokens]
+        for begin, end in self.exact_frames:
+            frames.view(-1, self.frame)[begin:end] = True
+        return exact
+
     def local_sample(self) -> tuple[int, int]:
         """Step and count of ARM's local sample: places of the first non-sink frame."""
         step = -(-self.frame // SAMPLE_TOKENS)
@@ -228,19 +242,24 @@ class TokenLayout:
 def always_kept(
     layout: TokenLayout, shape: BlockShape, device: str | torch.device = "cpu"
 ) -> Tensor:
-    """Block pairs that every kind keeps: one of the two holds a sink token, or they share a token.
+    """Block pairs that every kind keeps.
+
+    One of the two holds a sink token or one of an exact frame, or they share a token.
 
     Returns
     -------
     Tensor
         bool [q_blocks, k_blocks], in memory order.
     """
+    exact_before = torch.nn.functional.pad(layout.is_exact().cumsum(0), (1, 0)).to(device)
     (q_begin, q_end, q_sink), (k_begin, k_end, k_sink) = (
         torch.tensor([(b.begin, b.end, b.sink) for b in layout.blocks(size)], device=device).T
         for size in shape
     )
+    q_whole = q_sink.bool() | (exact_before[q_begin] < exact_before[q_end])
+    k_whole = k_sink.bool() | (exact_before[k_begin] < exact_before[k_end])
     shares = (q_begin[:, None] < k_end) & (k_begin < q_end[:, None])
-    return shares | q_sink.bool()[:, None] | k_sink.bool()
+    return shares | q_whole[:, None] | k_whole
 
 
 def pair_mask(layout: TokenLayout, kind: Kind, parameter: int, a: Tensor, b: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from rainfusion_trt.operator.settings import AttentionSettings
 _ARGUMENTS = (
     "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor grid, Tensor sparsity, Tensor? kv_len, "
     "str text, str method, float alpha, SymInt sink_frames, float scale, str precision, "
-    "SymInt last_sink_frames)"
+    "SymInt last_sink_frames, int[] exact_frames)"
 )
 
 

@@ -54,7 +54,7 @@ __all__ = [
     "load_library",
 ]
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 """RAINFUSION_ABI_VERSION of the header these structs were written from."""
 
 _MESSAGE_BYTES = 1024

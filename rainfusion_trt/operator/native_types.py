@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.operator.exact_frames import MOST_RANGES, FrameRanges
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +54,12 @@ class Precision(enum.IntEnum):
     BITS_8 = 1
 
 
+class Frames(ctypes.Structure):
+    """RainfusionFrames: latent frames [begin, end)."""
+
+    _fields_ = [("begin", ctypes.c_int32), ("end", ctypes.c_int32)]
+
+
 class Problem(ctypes.Structure):
     """RainfusionProblem: shapes and attributes, known to the host before a launch."""
 
@@ -74,6 +81,7 @@ class Problem(ctypes.Structure):
         ("block_k", ctypes.c_int32),
         ("precision", ctypes.c_int),
         ("last_sink_frames", ctypes.c_int32),
+        ("exact_frames", Frames * MOST_RANGES),
     ]
 
     @classmethod
@@ -96,7 +104,13 @@ class Problem(ctypes.Structure):
             dtype=_member(Dtype, str(q.dtype).removeprefix("torch."), "dtype"),
             precision=Precision.BITS_8 if settings.precision == "8bit" else Precision.BITS_16,
             last_sink_frames=settings.last_sink_frames,
+            exact_frames=exact_frames(settings.exact_frames),
         )
+
+
+def exact_frames(ranges: FrameRanges) -> ctypes.Array[Frames]:
+    """`Problem.exact_frames` of such ranges."""
+    return (Frames * MOST_RANGES)(*(Frames(*each) for each in ranges))
 
 
 class Strides(ctypes.Structure):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rainfusion_trt.operator import cuda_ops, gradient, reference
 from rainfusion_trt.operator.arguments import check_call, check_kinds, grid_tensor, sparsity_tensor
+from rainfusion_trt.operator.exact_frames import ExactFrames
 from rainfusion_trt.operator.plan import HeadPlan
 from rainfusion_trt.operator.settings import AttentionSettings, Method, Precision, TextPlace
 
@@ -62,6 +63,7 @@ def rainfusion_attention(  # type: ignore[misc]  # the overloads leave the setti
     scale: float | None = None,
     precision: Precision = AttentionSettings.precision,
     last_sink_frames: int = AttentionSettings.last_sink_frames,
+    exact_frames: ExactFrames = AttentionSettings.exact_frames,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention in which every head skips what its kind does not need (arXiv 2505.21036).
@@ -100,6 +102,10 @@ def rainfusion_attention(  # type: ignore[misc]  # the overloads leave the setti
     last_sink_frames
         Latent frames at the end of the clip that are as those of `sink_frames`, for a clip whose
         last picture is given.
+    exact_frames
+        Latent frames anywhere in the clip that are exact, and ranges (begin, end) of them, at most
+        four ranges, such as ``(12, (24, 26))``: for a clip of which pictures in the middle are
+        given. Of methods without textural heads.
     return_lse
         Also return the log-sum-exp of every row, by which attention over parts of the keys (ring
         attention) is put together. Cannot be exported to ONNX.
@@ -136,6 +142,7 @@ def rainfusion_attention(  # type: ignore[misc]  # the overloads leave the setti
         scale=scale,
         precision=precision,
         last_sink_frames=last_sink_frames,
+        exact_frames=exact_frames,
     )
     check_kinds({"q": q, "k": k, "v": v}, kv_len, grid, sparsity, return_lse=return_lse)
     operator = torch.ops.rainfusion.attention_lse if return_lse else torch.ops.rainfusion.attention
@@ -158,6 +165,7 @@ def classify_heads(
     scale: float | None = None,
     precision: Precision = AttentionSettings.precision,
     last_sink_frames: int = AttentionSettings.last_sink_frames,
+    exact_frames: ExactFrames = AttentionSettings.exact_frames,
 ) -> HeadPlan:
     """Classify every head by ARM: its kind, the recalls behind it and how much is computed.
 
@@ -176,6 +184,7 @@ def classify_heads(
         scale=scale,
         precision=precision,
         last_sink_frames=last_sink_frames,
+        exact_frames=exact_frames,
     )
     check_kinds({"q": q, "k": k}, kv_len, grid, sparsity)
     grid, sparsity = grid_tensor(grid, q), sparsity_tensor(sparsity, q)
@@ -190,7 +199,7 @@ custom_operator = functools.partial(
 ARGUMENTS = (
     "(Tensor q, Tensor k, Tensor v, Tensor grid, Tensor sparsity, Tensor? kv_len, "
     "str text, str method, float alpha, SymInt sink_frames, float scale, str precision, "
-    "SymInt last_sink_frames)"
+    "SymInt last_sink_frames, int[] exact_frames)"
 )
 
 

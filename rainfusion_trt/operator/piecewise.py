@@ -28,7 +28,8 @@ class Windows:
     def __init__(self, layout: TokenLayout, shape: BlockShape, device: torch.device) -> None:
         self.q_cut, self.k_cut = (WindowCut(layout, size) for size in shape)
         self.q_tokens, self.k_tokens = (cut.tokens_of(device) for cut in (self.q_cut, self.k_cut))
-        self._meet = windows_meet(self.q_cut, self.k_cut, device)
+        q_exact, k_exact = (cut.is_exact(device) for cut in (self.q_cut, self.k_cut))
+        self._always = windows_meet(self.q_cut, self.k_cut, device) | q_exact[:, None] | k_exact
         self._k_window_of = self.k_cut.window_of(device)
 
     def choose(self, q: Tensor, k: Tensor, sparsity: float, scale: float, kv_len: int) -> Tensor:
@@ -45,7 +46,7 @@ class Windows:
         keep = kept_blocks(sparsity, self.k_cut.windows)
         best = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :keep]
         kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, True)
-        return (kept | self._meet) & candidates
+        return (kept | self._always) & candidates
 
     def counts(self, kv_len: int) -> Tensor:
         """int64 [key windows]: the tokens of each below `kv_len`."""

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from rainfusion_trt.argument_types import shown
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.operator.exact_frames import FrameRanges, flat_of, frames_of_flat, ranges_of
 
 __all__ = [
     "ATTRIBUTES",
@@ -42,7 +43,7 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 NODE_ATTRIBUTES = ("text", "method", "alpha", "sink_frames", "scale")
 """Settings in the order in which the ONNX node has them."""
 
-LATER_ATTRIBUTES = ("precision", "last_sink_frames")
+LATER_ATTRIBUTES = ("precision", "last_sink_frames", "exact_frames")
 """Settings that came later: nodes and records have them only where they are not the default, so
 that files stay as they were, and older readers refuse what they do not know."""
 
@@ -83,13 +84,17 @@ class AttentionSettings:
     last_sink_frames : int
         Latent frames at the end of the clip that are as those of `sink_frames`: 1 keeps exact what
         a given last picture fixes.
+    exact_frames : sequence of int or (int, int)
+        Latent frames anywhere in the clip, and ranges (begin, end) of them, that are exact
+        (docs/rainfusion.md): what pictures in the middle fix. Kept as ranges in their order. Of
+        methods without textural heads.
 
     Raises
     ------
     InvalidInputError
         A value of the wrong type or out of range.
     UnsupportedError
-        8 bits with a method that makes heads textural.
+        8 bits or exact frames with a method that makes heads textural.
     """
 
     method: Method = "piecewise"
@@ -99,6 +104,7 @@ class AttentionSettings:
     scale: float = 0.0
     precision: Precision = "16bit"
     last_sink_frames: int = 0
+    exact_frames: FrameRanges = ()
 
     def __post_init__(self) -> None:
         _check_choice("method", self.method, METHODS)
@@ -107,6 +113,13 @@ class AttentionSettings:
             raise UnsupportedError(
                 f"precision='8bit' has no kernel for the textural heads of method "
                 f"{self.method!r}; use 'piecewise' or 'rainfusion2', or precision='16bit'"
+            )
+        # As frozen as the rest, and one value for whatever way it was said in.
+        object.__setattr__(self, "exact_frames", ranges_of(self.exact_frames))
+        if self.exact_frames and self.method in _TEXTURAL:
+            raise UnsupportedError(
+                f"exact_frames={self.exact_frames} has no kernel for the textural heads of method "
+                f"{self.method!r}; use 'piecewise', 'rainfusion2' or 'rainfusion_two_way'"
             )
         _check_number("alpha", self.alpha)
         if not 0.0 <= self.alpha <= 1.0:
@@ -145,24 +158,28 @@ class AttentionSettings:
     def node_attributes(self) -> dict[str, Any]:
         """The settings of an ONNX node by name."""
         attributes = {name: getattr(self, name) for name in NODE_ATTRIBUTES}
-        return {**attributes, **self.later_attributes()}
+        attributes |= self.later_attributes()
+        if self.exact_frames:
+            attributes["exact_frames"] = flat_of(self.exact_frames)
+        return attributes
 
     def later_attributes(self) -> dict[str, Any]:
         """Those of `LATER_ATTRIBUTES` that are not the default, by name."""
         values = {name: getattr(self, name) for name in LATER_ATTRIBUTES}
         return {n: value for n, value in values.items() if value != getattr(AttentionSettings, n)}
 
-    def flat(self) -> tuple[str, str, float, int, float, str, int]:
+    def flat(self) -> tuple[str, str, float, int, float, str, int, list[int]]:
         """The values alone, as the torch operator takes them."""
         return (
             *(self.text, self.method, self.alpha, self.sink_frames, self.scale),
-            *(self.precision, self.last_sink_frames),
+            *(self.precision, self.last_sink_frames, flat_of(self.exact_frames)),
         )
 
     @staticmethod
     def from_flat(*values: Any) -> AttentionSettings:
         """The settings of a call of the torch operator; the reverse of :meth:`flat`."""
-        return _from_flat(*values)
+        *others, frames = values
+        return _from_flat(*others, tuple(frames))
 
     def check_model_wide(self) -> None:
         """Raise InvalidInputError for a text place or a scale, which no whole model has."""
@@ -183,7 +200,10 @@ class AttentionSettings:
             They have a text place or a scale, which would be lost.
         """
         self.check_model_wide()
-        return {**{name: getattr(self, name) for name in RECORDED}, **self.later_attributes()}
+        record = {name: getattr(self, name) for name in RECORDED} | self.later_attributes()
+        if self.exact_frames:
+            record["exact_frames"] = [list(each) for each in self.exact_frames]  # as JSON has them
+        return record
 
     @classmethod
     def from_record(cls, values: Mapping[str, Any]) -> AttentionSettings:
@@ -241,7 +261,9 @@ def _check_number(name: str, value: object) -> None:
 @functools.lru_cache(typed=True)
 def _from_flat(*values: Any) -> AttentionSettings:
     # Cached, so that the settings of a call are checked where they are made and not in each call.
-    return AttentionSettings(**dict(zip(ATTRIBUTES, values, strict=True)))
+    settings = dict(zip(ATTRIBUTES, values, strict=True))
+    settings["exact_frames"] = frames_of_flat(settings["exact_frames"])
+    return AttentionSettings(**settings)
 
 
 OPERATOR_V1_DEFAULTS = AttentionSettings(
@@ -252,6 +274,7 @@ OPERATOR_V1_DEFAULTS = AttentionSettings(
     scale=0.0,
     precision="16bit",
     last_sink_frames=0,
+    exact_frames=(),
 )
 """Values of attributes that a node of version 1 of the ONNX operator lacks.
 

@@ -14,28 +14,38 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rainfusion_trt.operator.exact_frames import FrameRanges
 from rainfusion_trt.operator.geometry import TokenLayout
 
 MOST_FRAMES = 16  # longer windows were not measured
+MOST_FRAMES_BESIDE_EXACT = 2  # so that what holds an exact frame is a small part of the clip
 MOST_STRETCH = 8  # of rows and columns before a window costs half as much again
 _UNIT = 720_720  # which every number of frames up to MOST_FRAMES divides
 
 Extents = tuple[int, int, int]  # frames, rows, columns
 
 
+def most_frames(exact_frames: FrameRanges) -> int:
+    """Frames of a window at most, where these frames of the clip are exact."""
+    return MOST_FRAMES_BESIDE_EXACT if exact_frames else MOST_FRAMES
+
+
 @functools.lru_cache(maxsize=256)
-def window_shape(grid: Extents, most: int) -> Extents:
-    """The box (t, h, w) of windows of at most `most` tokens in a grid of non-sink tokens."""
-    counts = _counts(grid, min(_boxes(most), key=lambda box: _rank(grid, box)))
+def window_shape(grid: Extents, most: int, frames: int = MOST_FRAMES) -> Extents:
+    """The box (t, h, w) of windows of at most `most` tokens in a grid of non-sink tokens.
+
+    At most `frames` of them long, which is :func:`most_frames`.
+    """
+    counts = _counts(grid, min(_boxes(most, frames), key=lambda box: _rank(grid, box)))
     t, h, w = (-(-extent // count) for extent, count in zip(grid, counts, strict=True))
     return t, h, w
 
 
 @functools.cache
-def _boxes(most: int) -> tuple[Extents, ...]:
+def _boxes(most: int, frames: int) -> tuple[Extents, ...]:
     return tuple(
         (t, h, w)
-        for t in range(1, min(MOST_FRAMES, most) + 1)
+        for t in range(1, min(frames, most) + 1)
         for h in range(1, most // t + 1)
         for w in range(1, most // (t * h) + 1)
     )
@@ -54,24 +64,54 @@ def _rank(grid: Extents, box: Extents) -> tuple[int, int, int, int]:
     return cost, h + w, -t, -w
 
 
-def single_window(free_frames: int, frame: int, most: int) -> bool:
+def single_window(free_frames: int, frame: int, most: int, frames: int = MOST_FRAMES) -> bool:
     """Whether one window of at most `most` tokens holds all non-sink tokens.
 
-    Says without a search, of two frames and more, what :func:`window_shape` comes to: the box that
-    holds all costs at most 1.225 * 1.5, two windows at least 2. The numbers may be symbolic.
+    Says without a search, of two frames and more, what :func:`window_shape` comes to for windows of
+    at most `frames` of them: the box that holds all costs at most 1.225 * 1.5, two windows at least
+    2. The numbers may be symbolic.
     """
-    return free_frames <= MOST_FRAMES and free_frames * frame <= most
+    return free_frames <= frames and free_frames * frame <= most
 
 
 @torch.compiler.assume_constant_result
-def windows_cross(free_frames: int, height: int, width: int, q_most: int, k_most: int) -> bool:
+def windows_cross(
+    free_frames: int,
+    height: int,
+    width: int,
+    q_most: int,
+    k_most: int,
+    frames: int = MOST_FRAMES,
+) -> bool:
     """Whether every query window shares a token with every key window, which are kept then.
 
     They do where no axis is cut by both: two windows of each along one axis do not all meet.
     """
     grid = (free_frames, height, width)
-    q_counts, k_counts = (_counts(grid, window_shape(grid, most)) for most in (q_most, k_most))
+    q_counts, k_counts = (
+        _counts(grid, window_shape(grid, most, frames)) for most in (q_most, k_most)
+    )
     return all(q == 1 or k == 1 for q, k in zip(q_counts, k_counts, strict=True))
+
+
+@torch.compiler.assume_constant_result
+def all_exact(
+    free_frames: int, height: int, width: int, exact: FrameRanges, budgets: tuple[int, ...]
+) -> bool:
+    """Whether a frame of `exact`, counted from the first non-sink one, is in every window.
+
+    In every query window or in every key window, of which `budgets` are the tokens. Without
+    budgets, whether all frames are exact.
+    """
+    grid = (free_frames, height, width)
+    lengths = [window_shape(grid, most, most_frames(exact))[0] for most in budgets] or [1]
+    return any(
+        all(
+            any(begin < first + length and first < end for begin, end in exact)
+            for first in range(0, free_frames, length)
+        )
+        for length in lengths
+    )
 
 
 @dataclass(frozen=True)
@@ -98,7 +138,9 @@ class WindowCut:
     @property
     def box(self) -> Extents:
         """Frames, rows and columns of a window that is not cut off."""
-        return window_shape(self.grid, self.size) if self.grid[0] else (1, 1, 1)
+        if not self.grid[0]:
+            return 1, 1, 1
+        return window_shape(self.grid, self.size, most_frames(self.layout.exact_frames))
 
     @property
     def counts(self) -> Extents:
@@ -154,6 +196,14 @@ class WindowCut:
         tokens = torch.full((self.windows, math.prod(self.box)), -1, device=device)
         tokens[window, place] = order
         return tokens
+
+    def is_exact(self, device: str | torch.device = "cpu") -> Tensor:
+        """bool [windows]: which have a token of an exact frame."""
+        window_of = self.window_of(device)
+        exact = self.layout.is_exact().to(device) & (window_of >= 0)
+        result = torch.zeros(self.windows, dtype=torch.bool, device=device)
+        result[window_of[exact]] = True
+        return result
 
     def spans(self, device: str | torch.device = "cpu") -> Tensor:
         """int64 [2, windows, 3]: first and last frame, row and column of every window."""

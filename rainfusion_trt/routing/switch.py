@@ -13,6 +13,7 @@ from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models import VideoModel, get_model, model_of
 from rainfusion_trt.models.given import GivenPlace, Grid, KvLen, TextTokens
 from rainfusion_trt.models.transformer import uncompiled
+from rainfusion_trt.operator.exact_frames import ExactFrames
 from rainfusion_trt.operator.settings import AttentionSettings, Method, Precision, TextPlace
 from rainfusion_trt.presets import Preset, preset_of
 from rainfusion_trt.routing.own_module import OwnModule
@@ -37,6 +38,7 @@ def enable(
     sink_frames: int = AttentionSettings.sink_frames,
     precision: Precision = AttentionSettings.precision,
     last_sink_frames: int = AttentionSettings.last_sink_frames,
+    exact_frames: ExactFrames = AttentionSettings.exact_frames,
     dense_layers: Sequence[int] | None = None,
     model: str | VideoModel | None = None,
     grid: Grid | None = None,
@@ -65,7 +67,7 @@ def enable(
         schedule where it is not dense.
     schedule
         Sparsity by the noise of each forward's timestep, instead of one for all.
-    method, alpha, sink_frames, precision, last_sink_frames
+    method, alpha, sink_frames, precision, last_sink_frames, exact_frames
         As :func:`rainfusion_trt.rainfusion_attention`.
     dense_layers
         Self-attentions, numbered from 0, that are dense whatever the sparsity.
@@ -128,12 +130,13 @@ def enable(
     if dense_layers is None:
         dense_layers = () if chosen is None else chosen.dense_layers
     plan = _plan(chosen, sparsity, schedule, scheduler)
-    settings = AttentionSettings(
+    settings = AttentionSettings.of(
         method=method,
         alpha=alpha,
         sink_frames=sink_frames,
         precision=precision,
         last_sink_frames=last_sink_frames,
+        exact_frames=exact_frames,
     )
     routing = Routing(described, settings, 0.0, transformer, allow_dense=allow_dense)
     if isinstance(plan, SigmaSchedule):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.operator.exact_frames import frames_of_text
 from rainfusion_trt.parallel.config import ParallelConfig
 from rainfusion_trt.parallel.launch import is_first, is_started, launch, reporting
 from rainfusion_trt.runtime import options
@@ -53,6 +54,7 @@ def main(
     preset: options.Preset = None,
     method: options.Method = None,
     last_sink_frames: options.LastSinkFrames = None,
+    exact_frames: options.ExactFrames = None,
     attention_precision: options.AttentionPrecision = None,
     first_16bit: options.First16bit = None,
     last_16bit: options.Last16bit = None,
@@ -96,6 +98,7 @@ def main(
     }
     schedule |= {"method": method, "dense_layers": dense_layer}
     schedule["last_sink_frames"] = last_sink_frames
+    schedule["exact_frames"] = frames_of_text(exact_frames) if exact_frames else None
     schedule["precision"] = precision_of_options(attention_precision, first_16bit, last_16bit)
     caching = {"cache": cache, "cache_threshold": cache_threshold, "cache_ratios": cache_ratios}
     allowed = {"allow_fallback": allow_fallback, "allow_dense": allow_dense}

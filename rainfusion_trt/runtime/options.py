@@ -64,6 +64,14 @@ LastSinkFrames = Annotated[
         "is fixed (default: engine's, else 0)."
     ),
 ]
+ExactFrames = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FRAME or BEGIN:END",
+        help="Latent frames anywhere in the clip that are exact, for pictures in the middle; may "
+        "be given several times; an engine's are fixed (default: engine's, else none).",
+    ),
+]
 AttentionPrecision = Annotated[
     str | None,
     typer.Option(

@@ -13,6 +13,7 @@ import torch
 from rainfusion_trt.argument_types import typed
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models.base import VideoModel
+from rainfusion_trt.operator.exact_frames import ExactFrames, ranges_of
 from rainfusion_trt.parallel.config import ParallelConfig
 from rainfusion_trt.parallel.sharing import sharing
 from rainfusion_trt.presets import preset_of
@@ -100,9 +101,10 @@ class Pipeline:
         at `sparsity` (default 0.5).
     schedule : callable, iterable of float or SigmaSchedule, optional
         Sparsity per step instead: ``schedule(step, steps)``, one value per step, or by sigma.
-    method, alpha, sink_frames, last_sink_frames : optional
+    method, alpha, sink_frames, last_sink_frames, exact_frames : optional
         Attention settings of the torch backend; in an exported file they are fixed. A model that is
-        given the last picture too keeps it exact with ``last_sink_frames=1``.
+        given the last picture too keeps it exact with ``last_sink_frames=1``, and pictures in the
+        middle with their latent frames, as in ``exact_frames=(4, (8, 10))``.
     precision : str, PrecisionSchedule, callable or iterable of str, optional
         "16bit", or "8bit" for products of 8-bit operands (docs/rainfusion.md) on Hopper: of all
         steps, or of each, as ``precision(step, steps)`` or one value per step. By default what a
@@ -170,6 +172,7 @@ class Pipeline:
         alpha: float | None = None,
         sink_frames: int | None = None,
         last_sink_frames: int | None = None,
+        exact_frames: ExactFrames | None = None,
         precision: GivenPrecision | None = None,
         dense_layers: Sequence[int] | None = None,
         cache: Cache = None,
@@ -208,6 +211,7 @@ class Pipeline:
                 "alpha": alpha,
                 "sink_frames": sink_frames,
                 "last_sink_frames": last_sink_frames,
+                "exact_frames": None if exact_frames is None else ranges_of(exact_frames),
                 "precision": _of_settings(asked),
             },
             dtype=dtype,

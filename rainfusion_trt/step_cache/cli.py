@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rainfusion_trt.operator.exact_frames import frames_of_text
 from rainfusion_trt.runtime import options
 
 Prompts = Annotated[list[str], typer.Option("--prompt", help="Of a generation, repeatable.")]
@@ -46,6 +47,7 @@ def main(
     preset: options.Preset = None,
     method: options.Method = None,
     last_sink_frames: options.LastSinkFrames = None,
+    exact_frames: options.ExactFrames = None,
     sparsity: options.Sparsity = None,
     dense_fraction: options.DenseFraction = None,
     seed: options.Seed = 0,
@@ -72,6 +74,7 @@ def main(
     chosen |= {"engine_2": engine_2, "onnx_2": onnx_2}
     chosen["transformer"] = {"transformer": transformer, "transformer_2": transformer_2}
     chosen |= {"last_sink_frames": last_sink_frames, "dense_fraction": dense_fraction}
+    chosen["exact_frames"] = frames_of_text(exact_frames) if exact_frames else None
     chosen |= {"preset": preset, "method": method, "sparsity": sparsity, "backend": backend}
     made = {"device": device, "cuda_graph": cuda_graph, "compile": compile}
     made |= {"cpu_offload": cpu_offload, "allow_dense": allow_dense, "checkpoint": checkpoint}

@@ -27,6 +27,8 @@ def begin(_name: str) -> None:
     [
         (WIDE, {}, None),
         (WIDE, SINKS, "37x96x128 alone runs dense at any sparsity: the clip has 10 latent frames"),
+        (WIDE, {"exact_frames": (4,)}, None),
+        (WIDE, {"exact_frames": (2, 4, 6, (8, 10))}, r"no queries or no keys that are not exact"),
         (VideoSize(frames=9, height=32, width=32), {}, "one window of method 'piecewise'"),
     ],
 )

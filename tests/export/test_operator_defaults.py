@@ -119,8 +119,9 @@ def test_schema_has_version_1s_defaults():
         OPERATOR_V1_DEFAULTS,
         AttentionSettings("rainfusion_plus", 1, 0),
         AttentionSettings(last_sink_frames=2),
+        AttentionSettings(last_sink_frames=1, exact_frames=(0, 2)),
     ],
-    ids=["Python's", "version 1's", "others", "sinks at the end"],
+    ids=["Python's", "version 1's", "others", "sinks at the end", "exact frames"],
 )
 def test_every_node_carries_every_attribute(settings, tmp_path):
     """Also where a value is the default, which another reader may not know."""
@@ -128,7 +129,7 @@ def test_every_node_carries_every_attribute(settings, tmp_path):
     export_module(PlainDiT().eval(), example(), grid=GRID, output=path, settings=settings)
     found = nodes(path)
     assert len(found) == 2
-    later = ["last_sink_frames"] if settings and settings.last_sink_frames else []
+    later = [] if settings is None else list(settings.later_attributes())
     names = {*NODE_ATTRIBUTES, *operator.PLUGIN_ATTRIBUTES, *later}
     for node in found:
         assert {a.name for a in node.attribute} == names
@@ -138,7 +139,8 @@ def test_every_node_carries_every_attribute(settings, tmp_path):
     assert recorded == (settings or AttentionSettings()).record()
     # What a function does not declare its nodes must not have, and old files declare none of it.
     (body,) = onnx.load(path).functions
-    wanted = expected(OPERATOR_V1_DEFAULTS) | dict.fromkeys(later, 0)
+    wanted = expected(OPERATOR_V1_DEFAULTS)
+    wanted |= {name: [] if name == "exact_frames" else 0 for name in later}
     assert values(body.attribute_proto) == wanted
     assert read_for_build(path).account.settings == (settings or AttentionSettings())
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -172,12 +174,18 @@ def test_pythons_defaults_move_in_one_place_and_version_1s_stay(tmp_path):
     for name in ("rainfusion_attention", "classify_heads", "export"):
         assert {k: calls[name][k] for k in MOVED} == MOVED, name
     assert report["enabled"] == MOVED
-    assert calls["TokenLayout"] == {"text": "none", "sink_frames": 3, "last_sink_frames": 0}
+    assert calls["TokenLayout"] == {
+        "text": "none",
+        "sink_frames": 3,
+        "last_sink_frames": 0,
+        "exact_frames": [],
+    }
     assert calls["demo"] == {"method": "rainfusion2"}
     for node in nodes(path):
         assert values(node.attribute) == expected(OPERATOR_V1_DEFAULTS.replace(**MOVED))
 
-    assert report["frozen"] == OPERATOR_V1_DEFAULTS.attributes()
+    frozen = {**OPERATOR_V1_DEFAULTS.attributes(), "exact_frames": []}  # as JSON has it
+    assert report["frozen"] == frozen
     function = ir.serde.serialize_function(operator.dense_function(kv_len=False))
     assert report["function"] == {a.name: str(a) for a in function.attribute_proto}
     schema = operator.node_of().op_schema

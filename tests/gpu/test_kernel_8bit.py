@@ -43,6 +43,7 @@ CLIPS = {
     "sinks at both ends": ((11, 17, 25), 226, "last", 1, 1),
     "sinks at the end": ((10, 13, 19), 0, "none", 0, 2),
     "text first, sinks at both ends": ((14, 11, 13), 100, "first", 2, 3),
+    "exact frames and sinks": ((14, 13, 19), 100, "last", 1, 2, ((0, 2), (6, 7), (13, 14))),
 }
 
 
@@ -82,7 +83,7 @@ def lengths_of(layout, kv_len):
 
 def kernels_choice(layout, windows, q, k, arguments):
     """bool [B, N, query windows, key windows]: what the kernels chose."""
-    names = ("text", "sink_frames", "last_sink_frames", "method", "precision")
+    names = ("text", "sink_frames", "last_sink_frames", "exact_frames", "method", "precision")
     settings = AttentionSettings.of(**{name: arguments[name] for name in names})
     q_cut, k_cut = windows.q_cut, windows.k_cut
     mask = q.new_full((*q.shape[:2], q_cut.blocks, k_cut.blocks), 7, dtype=torch.uint8)

@@ -170,6 +170,6 @@ def test_operator_is_well_registered_on_cuda():
     grid, sparsity = q.new_empty(layout.grid), torch.tensor([0.5], device="cuda")
     torch.library.opcheck(
         torch.ops.rainfusion.attention_lse.default,
-        (q, k, v, grid, sparsity, None, "none", "rainfusion", 0.9, 1, 0.0, "16bit", 0),
+        (q, k, v, grid, sparsity, None, "none", "rainfusion", 0.9, 1, 0.0, "16bit", 0, []),
         test_utils=("test_schema", "test_faketensor"),
     )

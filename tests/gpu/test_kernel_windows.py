@@ -37,6 +37,8 @@ CLIPS = {
     "no text, said to be first": ((9, 17, 25), 0, "first", 1),
     "sinks at the end": ((10, 13, 19), 0, "none", 0, 2),
     "text first, sinks at both ends": ((14, 11, 13), 100, "first", 2, 3),
+    "exact frames": ((12, 17, 25), 226, "first", 1, 0, ((5, 6), (9, 11))),
+    "exact frames and sinks": ((14, 13, 19), 100, "last", 1, 2, ((0, 2), (6, 7), (13, 14))),
 }
 
 
@@ -198,7 +200,16 @@ def test_sparsities(monkeypatch, sparsity):
 @pytest.mark.parametrize(
     "lengths", [(0, 1), (425, 426), (650, 1900), (2100, 3825), (3800, 5000), (4300, 4700)]
 )
-@pytest.mark.parametrize("clip", ["text first", "text last, all axes ragged", "sinks at both ends"])
+@pytest.mark.parametrize(
+    "clip",
+    [
+        "text first",
+        "text last, all axes ragged",
+        "sinks at both ends",
+        "exact frames",
+        "exact frames and sinks",
+    ],
+)
 def test_kv_len(monkeypatch, clip, lengths, head_size):
     """In the text, in the sink frames, in windows; what is behind it is NaN."""
     layout, q, k, v = make(CLIPS[clip], head_size, torch.bfloat16)

@@ -36,8 +36,10 @@ def relative_error(out, wanted):
     return ((out - wanted).norm() / wanted.norm()).item()
 
 
-def make(grid, text_tokens, text, sink_frames, head_size, dtype, kinds=MIXED, seed=0, last=0):
-    layout = TokenLayout(grid, math.prod(grid) + text_tokens, text, sink_frames, last)
+def make(
+    grid, text_tokens, text, sink_frames, head_size, dtype, kinds=MIXED, seed=0, last=0, exact=()
+):
+    layout = TokenLayout(grid, math.prod(grid) + text_tokens, text, sink_frames, last, exact)
     q, k, v = synthetic_heads(layout, kinds, head_size, dtype=dtype, device="cuda", seed=seed)
     return layout, q, k, v
 
@@ -204,6 +206,37 @@ def test_kv_len_and_sinks_at_the_end(head_size, text, lengths):
     kv_len = torch.tensor(lengths, dtype=torch.int32, device="cuda")
     for method in ("rainfusion", "rainfusion2"):
         check(layout, q, k, v, sparsity=0.5, kv_len=kv_len, method=method)
+
+
+# Frames of a share of a block, of a block and of several; exact ones apart, beside sinks and among
+# them, in blocks that hold parts of others, and all that are no sinks.
+@pytest.mark.parametrize(
+    ("grid", "last", "exact"),
+    [
+        ((9, 19, 23), 0, ((4, 5),)),
+        ((11, 17, 25), 1, ((0, 2), (5, 7), (10, 11))),
+        ((12, 5, 7), 2, ((3, 4), (6, 9))),
+        ((8, 8, 24), 0, ((1, 2), (3, 4), (5, 6), (7, 8))),
+        ((5, 9, 15), 1, ((1, 4),)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("text", "text_tokens"), [("none", 0), ("first", 77), ("last", 226)])
+@pytest.mark.parametrize("head_size", [64, 96, 128])
+def test_exact_frames(head_size, text, text_tokens, grid, last, exact):
+    layout, q, k, v = make(
+        grid, text_tokens, text, 1, head_size, torch.bfloat16, seed=7, last=last, exact=exact
+    )
+    for method in ("rainfusion_two_way", "rainfusion2", "piecewise"):
+        plan = check(layout, q, k, v, sparsity=0.8, method=method)
+        rows = layout.is_exact().to(q.device)
+        arguments = {**places_of(layout), "method": method}
+        out = rainfusion_attention(q, k, v, grid, sparsity=0.8, **arguments)
+        dense = rainfusion_attention(q, k, v, grid, sparsity=0.0, **arguments)
+        error = relative_error(out[:, :, rows], dense[:, :, rows])
+        assert error < TOLERANCE[torch.bfloat16], (method, error)
+        if exact == ((1, 4),):
+            assert (plan.density == 1).all()
 
 
 def test_every_element_is_written_and_runs_are_bit_equal():

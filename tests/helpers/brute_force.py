@@ -32,6 +32,11 @@ def coordinates(grid, tokens, text, sinks):
     return t, y, x, (t < 0) | (t < first) | (t >= grid[0] - last)
 
 
+def exact_tokens(grid, tokens, text, exact):
+    """bool [S]: tokens of the frames in `exact`, a list of them."""
+    return np.isin(coordinates(grid, tokens, text, (0, 0))[0], exact)
+
+
 def block_tables(grid, tokens, text, head_size):
     """bool [blocks, S] twice: which tokens each query block and each key block holds."""
     video = math.prod(grid)
@@ -45,7 +50,7 @@ def block_tables(grid, tokens, text, head_size):
 
 
 def always_kept(q_blocks, k_blocks, sink):
-    """Block pairs with a sink token in one of the two, or a token in both."""
+    """Block pairs with a sink or exact token, all in `sink`, in one of the two, or one in both."""
     kept = np.zeros((len(q_blocks), len(k_blocks)), bool)
     for i, queries in enumerate(q_blocks):
         for j, keys in enumerate(k_blocks):
@@ -74,7 +79,7 @@ def token_mask(kind, sparsity, grid, t, y, x, sinks):
     return np.broadcast_to((y - x) % tau == 0, (len(y), len(y)))
 
 
-def attended(kind, sparsity, grid, tokens, text, sinks, head_size):
+def attended(kind, sparsity, grid, tokens, text, sinks, head_size, exact=()):
     """bool [S, S]: which keys each query attends to."""
     t, y, x, sink = coordinates(grid, tokens, text, sinks)
     if kind == "dense":
@@ -84,7 +89,7 @@ def attended(kind, sparsity, grid, tokens, text, sinks, head_size):
     if kind == "textural":
         sink_block = np.array([sink[queries].any() for queries in q_blocks])
         return sink_block[q_blocks.argmax(0)][:, None] | sink[None, :] | pairs
-    kept = always_kept(q_blocks, k_blocks, sink)
+    kept = always_kept(q_blocks, k_blocks, sink | exact_tokens(grid, tokens, text, exact))
     for i, queries in enumerate(q_blocks):
         for j, keys in enumerate(k_blocks):
             kept[i, j] |= pairs[np.ix_(queries, keys)].mean() >= 0.5
@@ -128,7 +133,7 @@ def log_sum_exp(q, k, mask, scale):
     return np.logaddexp.reduce(np.where(mask, q @ k.T * scale, -np.inf), axis=1)
 
 
-def best_blocks(q, k, sparsity, grid, tokens, text, sinks, scale, kv_len):
+def best_blocks(q, k, sparsity, grid, tokens, text, sinks, scale, kv_len, exact=()):
     """bool [S, S]: which keys each query of a rainfusion2 head attends to, `kv_len` included."""
     *_, sink = coordinates(grid, tokens, text, sinks)
     q_blocks, k_blocks = block_tables(grid, tokens, text, q.shape[1])
@@ -142,7 +147,7 @@ def best_blocks(q, k, sparsity, grid, tokens, text, sinks, scale, kv_len):
     empty = [not (real & keys).any() for keys in k_blocks]
     count = len(k_blocks)
     keep = math.ceil(round(count * (1 - sparsity), 6))
-    kept = always_kept(q_blocks, k_blocks, sink)
+    kept = always_kept(q_blocks, k_blocks, sink | exact_tokens(grid, tokens, text, exact))
     for i in range(len(q_blocks)):
         order = sorted(range(count), key=lambda j: (empty[j], -scores[i, j], j))
         kept[i, order[:keep]] = True

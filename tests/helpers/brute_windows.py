@@ -12,12 +12,12 @@ from fractions import Fraction
 
 import numpy as np
 
-from helpers.brute_force import QUERY_BLOCK, coordinates, key_block
+from helpers.brute_force import QUERY_BLOCK, coordinates, exact_tokens, key_block
 
 
 @functools.cache
-def best_box(grid, most):
-    """(t, h, w) of windows of at most `most` tokens."""
+def best_box(grid, most, frames=16):
+    """(t, h, w) of windows of at most `most` tokens and `frames` frames."""
 
     def cost(box):
         t, h, w = box
@@ -27,7 +27,7 @@ def best_box(grid, most):
 
     boxes = (
         (t, h, w)
-        for t in range(1, 17)
+        for t in range(1, frames + 1)
         for h in range(1, most // t + 1)
         for w in range(1, most // (t * h) + 1)
     )
@@ -36,12 +36,12 @@ def best_box(grid, most):
     return tuple(math.ceil(Fraction(n, c)) for n, c in zip(grid, counts, strict=True))
 
 
-def windows_of(grid, tokens, text, sinks, most):
+def windows_of(grid, tokens, text, sinks, most, exact=()):
     """Lists of tokens of every window, in raster order of their places."""
     t, y, x, sink = coordinates(grid, tokens, text, sinks)
     first, last = sinks
     free = (grid[0] - first - last, grid[1], grid[2])
-    box = best_box(free, most)
+    box = best_box(free, most, 2 if len(exact) else 16)
     places = {}
     for token in np.flatnonzero(~sink):
         at = (t[token] - first, y[token], x[token])
@@ -51,15 +51,16 @@ def windows_of(grid, tokens, text, sinks, most):
     return [places[place] for place in sorted(places)]
 
 
-def piecewise(q, k, v, sparsity, grid, tokens, text, sinks, scale, kv_len, round_to):
+def piecewise(q, k, v, sparsity, grid, tokens, text, sinks, scale, kv_len, round_to, exact=()):
     """One head, q, k, v [S, D] float64: output, log-sum-exp, computed pairs, tiles.
 
-    `round_to` rounds a mean to the tensors' type.
+    `round_to` rounds a mean to the tensors' type; `exact` are the exact frames.
     """
     *_, sink = coordinates(grid, tokens, text, sinks)
     size = key_block(q.shape[1])
-    q_windows = windows_of(grid, tokens, text, sinks, QUERY_BLOCK)
-    k_windows = windows_of(grid, tokens, text, sinks, size)
+    q_windows = windows_of(grid, tokens, text, sinks, QUERY_BLOCK, exact)
+    k_windows = windows_of(grid, tokens, text, sinks, size, exact)
+    is_exact = exact_tokens(grid, tokens, text, exact)
     real_windows = [[token for token in window if token < kv_len] for window in k_windows]
     keep = math.ceil(round(len(k_windows) * (1 - sparsity), 6))
 
@@ -89,6 +90,7 @@ def piecewise(q, k, v, sparsity, grid, tokens, text, sinks, scale, kv_len, round
         order = [j for j in range(len(k_windows)) if real_windows[j]]
         order.sort(key=lambda j: (-scores[j], j))
         kept = set(order[:keep]) | {j for j in order if set(window) & set(k_windows[j])}
+        kept |= {j for j in order if is_exact[window].any() or is_exact[k_windows[j]].any()}
         rest = [j for j in order if j not in kept]
         keys = sinks + [token for j in kept for token in real_windows[j]]
         pairs += add(window, np.array(keys, int), rest)

@@ -284,12 +284,29 @@ def test_a_forward_whose_attention_is_not_found(node):
 
 def test_in_8_bits(node):
     """A choice that workflows of before do not have; the operator gets it."""
-    assert list(node.INPUT_TYPES()["optional"]) == ["precision", "last_sink_frames"]
+    optional = ["precision", "last_sink_frames", "exact_frames"]
+    assert list(node.INPUT_TYPES()["optional"]) == optional
     narrow = node.apply(Patcher(WanModel()), 0.5, "piecewise", 0, 1, False, "8bit")[0]
     with pytest.raises(UnsupportedError, match="no kernel for head size 16, only for 64 and 128"):
         narrow(LATENTS, CONTEXT)
     with pytest.raises(UnsupportedError, match="no kernel for the textural heads"):
         node.apply(Patcher(WanModel()), 0.5, "rainfusion", 0, 1, False, "8bit")
+
+
+def test_exact_frames(node):
+    """The operator gets them; of 5 latent frames the clip has no sixth."""
+    given = (0.5, "rainfusion2", 0, 1, False, "16bit", 0)
+    outputs = []
+    for frames in ("", "2", "3, 1:3"):
+        model = WanModel()
+        node.apply(Patcher(model), *given, frames)[0](LATENTS, CONTEXT)
+        outputs.append([out for _, _, out in model.seen])
+    for others in outputs[1:]:
+        assert not all(torch.equal(*pair) for pair in zip(outputs[0], others, strict=True))
+    with pytest.raises(InvalidInputError, match="names latent frame 5, and the clip has 5"):
+        node.apply(Patcher(WanModel()), *given, "5")[0](LATENTS, CONTEXT)
+    with pytest.raises(InvalidInputError, match="exact_frames '2-3' is neither a latent frame"):
+        node.apply(Patcher(WanModel()), *given, "2-3")
 
 
 def test_sinks_at_the_end(node):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import brute_force
-from helpers.layouts import sinks_of, token_layouts
+from helpers.layouts import exact_of, sinks_of, token_layouts
 from rainfusion_trt.operator import reference
 from rainfusion_trt.operator.geometry import BlockShape, Kind, TokenLayout, band_of, block_shape
 
@@ -37,6 +37,7 @@ def check(layout: TokenLayout, kind: Kind, sparsity: float, head_size: int) -> N
         layout.text,
         sinks_of(layout),
         head_size,
+        exact_of(layout),
     )
     np.testing.assert_array_equal(expanded(layout, mask, shape), wanted)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.layouts import token_layouts
-from rainfusion_trt.operator import native, reference
+from rainfusion_trt.operator import native, native_types, reference
 from rainfusion_trt.operator.geometry import BlockShape, Kind, TokenLayout, band_of, block_shape
 
 DEFAULT = BlockShape(0, 0)
@@ -35,6 +35,8 @@ def native_mask(
         text=native.Text[layout.text.upper()],
         block_q=blocks.q,
         block_k=blocks.k,
+        method=native.Method.RAINFUSION_TWO_WAY,
+        exact_frames=native_types.exact_frames(layout.exact_frames),
     )
     return library.block_mask_host(problem, kind, sparsity)
 

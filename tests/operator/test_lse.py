@@ -185,7 +185,7 @@ def test_operator_is_well_registered(kv_len):
     grid, sparsity = q.new_empty(4, 8, 8), torch.tensor([0.5])
     torch.library.opcheck(
         torch.ops.rainfusion.attention_lse.default,
-        (q, k, v, grid, sparsity, kv_len, "first", "rainfusion", 0.9, 1, 0.0, "16bit", 0),
+        (q, k, v, grid, sparsity, kv_len, "first", "rainfusion", 0.9, 1, 0.0, "16bit", 0, []),
         test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
     )
 
@@ -195,6 +195,6 @@ def test_strided_queries_give_the_strides_that_the_fake_says():
     grid, sparsity = q.new_empty(4, 8, 8), torch.tensor([0.5])
     torch.library.opcheck(
         torch.ops.rainfusion.attention_lse.default,
-        (q, k, v, grid, sparsity, None, "first", "rainfusion", 0.9, 1, 0.0, "16bit", 0),
+        (q, k, v, grid, sparsity, None, "first", "rainfusion", 0.9, 1, 0.0, "16bit", 0, []),
         test_utils=("test_schema", "test_faketensor"),
     )

@@ -10,7 +10,7 @@ from rainfusion_trt.operator import measured  # noqa: F401  (registers the opera
 from rainfusion_trt.operator.ops import classify_heads
 
 GRID = (7, 8, 8)
-FLAT = ("first", "rainfusion", 0.9, 1, 0.0, "16bit", 0)
+FLAT = ("first", "rainfusion", 0.9, 1, 0.0, "16bit", 0, [])
 
 
 def tensors(device: str, dtype: torch.dtype, sparsity: float) -> tuple:

@@ -11,16 +11,18 @@ import torch
 import rainfusion_trt
 from helpers import brute_windows
 from helpers.brute_force import QUERY_BLOCK, key_block
-from helpers.layouts import places_of, sinks_of
+from helpers.layouts import exact_of, places_of, sinks_of
 from rainfusion_trt.operator import reference
 from rainfusion_trt.operator.geometry import Kind, TokenLayout
 from rainfusion_trt.operator.windows import WindowCut
 
 D = 16
 # Ragged at every edge; one row, one column; two free frames; text of one token, of less and more
-# than a run; no sinks; more frames than a window has; sinks at the end, with and without text.
+# than a run; no sinks; more frames than a window has; sinks at the end, with and without text;
+# exact frames, between sinks, side by side with them and among them.
 CASES = [
-    # grid, text tokens, text, sink frames at the begin and, if there are some, at the end
+    # grid, text tokens, text, sink frames at the begin and, if there are some, at the end, and
+    # exact frames
     ((4, 9, 15), 0, "none", 1),
     ((4, 9, 15), 1, "first", 1),
     ((7, 1, 41), 30, "last", 1),
@@ -31,6 +33,9 @@ CASES = [
     ((5, 9, 15), 30, "last", 1, 1),
     ((7, 8, 11), 129, "first", 0, 3),
     ((4, 13, 17), 0, "none", 1, 1),
+    ((9, 9, 11), 0, "none", 1, 0, ((4, 5),)),
+    ((11, 5, 17), 30, "first", 1, 1, ((0, 2), (5, 6), (10, 11))),
+    ((10, 7, 13), 129, "last", 0, 2, ((3, 5), (9, 10))),
 ]
 # Head sizes of each block shape.
 HEAD_SIZES = [D, 96, 128]
@@ -83,6 +88,7 @@ def check(layout, q, k, v, sparsity, kv_len=None, scale=None, tolerance=TOLERANC
             scale,
             length,
             round_to,
+            exact_of(layout),
         )
         rows = slice(0, length)  # the rows behind hold nothing of meaning
         np.testing.assert_allclose(out[b, h, rows].double(), wanted[0][rows], atol=tolerance)
@@ -113,7 +119,8 @@ def test_means_are_rounded_to_the_tensors_type(case, dtype):
 @pytest.mark.parametrize(("text", "last"), [("first", 0), ("last", 0), ("last", 1)])
 @pytest.mark.parametrize("length", [0, 1, 29, 30, 100, 170, 300, 431, 569, 570])
 def test_kv_len_may_end_anywhere(text, last, length):
-    layout, qkv = draw(((4, 9, 15), 30, text, 1, last), batch=2, heads=1)
+    exact = ((2, 3),) if (text, last) == ("last", 0) else ()
+    layout, qkv = draw(((4, 9, 15), 30, text, 1, last, exact), batch=2, heads=1)
     kv_len = torch.tensor([length, layout.tokens], dtype=torch.int32)
     out, lse, _ = check(layout, *qkv, 0.7, kv_len)
     assert out.isfinite().all()

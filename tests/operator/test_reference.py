@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helpers import brute_force
-from helpers.layouts import places_of, sinks_of
+from helpers.layouts import exact_of, places_of, sinks_of
 from rainfusion_trt.operator import reference
 from rainfusion_trt.operator.geometry import (
     METHODS,
@@ -44,6 +44,11 @@ CASES = [
     ((4, 16, 16), 0, "none", 0, 2),
     ((8, 5, 7), 129, "first", 2, 3),
 ]
+# Exact frames among sinks, beside them and apart, in blocks that hold parts of several frames.
+EXACT_CASES = [
+    ((9, 9, 15), 130, "first", 1, 1, ((0, 2), (5, 6))),
+    ((11, 5, 7), 20, "last", 2, 0, ((4, 5), (7, 9))),
+]
 D = 16
 # A head size of each block shape; what does not depend on it is tested at the first, for speed.
 HEAD_SIZES = [D, 96, 128]
@@ -60,7 +65,7 @@ def heads(case, kinds, head_size=D, seed=0):
 
 def expected_head(q, k, v, layout, sparsity, kind, kv_len=None):
     places = (layout.grid, layout.tokens, layout.text, sinks_of(layout))
-    mask = brute_force.attended(NAMES[kind], sparsity, *places, q.shape[-1])
+    mask = brute_force.attended(NAMES[kind], sparsity, *places, q.shape[-1], exact_of(layout))
     if kv_len is not None:
         mask = mask & (np.arange(layout.tokens) < kv_len)
     q, k, v = (x.double().numpy() for x in (q, k, v))
@@ -170,6 +175,39 @@ def test_two_way_never_says_textural():
     assert torch.equal(plan.kind, wanted.int())
 
 
+@pytest.mark.parametrize("case", EXACT_CASES, ids=str)
+@pytest.mark.parametrize("sparsity", [0.5, 0.9])
+def test_two_way_keeps_exact_frames(case, sparsity):
+    layout, (q, k, v) = heads(case, [[Kind.SPATIAL, Kind.TEMPORAL]])
+    arguments = {**places_of(layout), "sparsity": sparsity, "method": "rainfusion_two_way"}
+    out = reference.rainfusion_attention(q, k, v, layout.grid, **arguments)
+    plan = reference.classify_heads(q, k, layout.grid, **arguments)
+    assert plan.kind.tolist() == [[Kind.SPATIAL, Kind.TEMPORAL]]
+    for h, kind in enumerate(Kind(code) for code in plan.kind[0].tolist()):
+        wanted, mask = expected_head(q[0, h], k[0, h], v[0, h], layout, sparsity, kind)
+        is_exact = np.isin(np.arange(layout.tokens), layout.is_exact().nonzero())
+        assert mask[is_exact].all() and mask[:, is_exact].all()
+        np.testing.assert_allclose(out[0, h], wanted, atol=2e-5)
+        np.testing.assert_allclose(plan.density[0, h], mask.mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["piecewise", "rainfusion2", "rainfusion_two_way"])
+def test_rows_of_exact_frames_are_those_of_dense_attention(method):
+    grid, exact = (12, 9, 15), (4, (7, 9))
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = torch.randn(3, 1, 1, math.prod(grid), D, generator=generator).unbind(0)
+    arguments = {"method": method, "sparsity": 0.9}
+    out = reference.rainfusion_attention(q, k, v, grid, exact_frames=exact, **arguments)
+    usual = reference.rainfusion_attention(q, k, v, grid, **arguments)
+    dense = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    rows = torch.tensor([4, 7, 8])
+    of_frames = [x[0, 0].unflatten(0, (grid[0], -1)) for x in (out, usual, dense)]
+    torch.testing.assert_close(of_frames[0][rows], of_frames[2][rows], atol=2e-5, rtol=0)
+    assert (of_frames[1][rows] - of_frames[2][rows]).abs().max() > 1e-2  # not so without them
+    others = torch.tensor([1, 2, 11])
+    assert (of_frames[0][others] - of_frames[2][others]).abs().max() > 1e-2
+
+
 def test_plus_takes_the_narrowest_band_that_recalls_enough():
     layout = TokenLayout((9, 12, 20), 9 * 240)
     kinds = [[Kind.SPATIAL, Kind.TEMPORAL, Kind.TEXTURAL]]
@@ -187,7 +225,7 @@ def test_plus_takes_the_narrowest_band_that_recalls_enough():
 
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.8])
-@pytest.mark.parametrize("case", CASES[:4], ids=str)
+@pytest.mark.parametrize("case", [*CASES[:4], *EXACT_CASES], ids=str)
 def test_rainfusion2_keeps_the_best_blocks(case, sparsity, head_size):
     layout, (q, k, v) = heads(case, [[Kind.TEXTURAL]] * 2, head_size)
     places = (layout.grid, layout.tokens, layout.text, sinks_of(layout))
@@ -205,7 +243,8 @@ def test_rainfusion2_keeps_the_best_blocks(case, sparsity, head_size):
         plan = reference.classify_heads(q, k, layout.grid, **arguments)
         for b, length in enumerate(lengths):
             query, key, value = (x[b, 0].double().numpy() for x in (q, k, v))
-            mask = brute_force.best_blocks(query, key, sparsity, *places, scale, length)
+            exact = exact_of(layout)
+            mask = brute_force.best_blocks(query, key, sparsity, *places, scale, length, exact)
             result = brute_force.attention(query, key, value, mask, scale)
             np.testing.assert_allclose(out[b, 0, :length], result[:length], atol=2e-5)
             density = mask.sum() / (layout.tokens * length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 import rainfusion_trt
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.operator import cuda_ops, native_types, ops, reference
+from rainfusion_trt.operator.exact_frames import frames_of_flat, frames_of_text, ranges_of
 from rainfusion_trt.operator.geometry import TokenLayout
 from rainfusion_trt.operator.settings import (
     ATTRIBUTES,
@@ -27,6 +29,7 @@ from rainfusion_trt.routing import RainFusionSettings
 OTHER = AttentionSettings("rainfusion2", 0.75, 3, "last", 0.125)
 EIGHT_BIT = OTHER.replace(precision="8bit")
 LAST = OTHER.replace(last_sink_frames=2)
+EXACT = OTHER.replace(exact_frames=(12, (24, 26)))
 RECORD = {"method": "rainfusion2", "alpha": 0.75, "sink_frames": 3}
 
 
@@ -50,7 +53,10 @@ def test_what_came_later_is_told_where_it_is_not_the_default():
     assert OTHER.later_attributes() == {}
     assert EIGHT_BIT.node_attributes() == {**OTHER.node_attributes(), "precision": "8bit"}
     assert LAST.node_attributes() == {**OTHER.node_attributes(), "last_sink_frames": 2}
-    assert tuple(LAST.replace(precision="8bit").later_attributes()) == LATER_ATTRIBUTES
+    exact = {**OTHER.node_attributes(), "exact_frames": [12, 13, 24, 26]}
+    assert EXACT.node_attributes() == exact
+    all_told = EXACT.replace(precision="8bit", last_sink_frames=2)
+    assert tuple(all_told.later_attributes()) == LATER_ATTRIBUTES
     assert all(
         getattr(OPERATOR_V1_DEFAULTS, name) == getattr(AttentionSettings, name)
         for name in LATER_ATTRIBUTES  # so that what is not told means one thing everywhere
@@ -74,6 +80,17 @@ def test_what_came_later_is_told_where_it_is_not_the_default():
         ("last_sink_frames", -1, "^last_sink_frames=-1 must be 0 or more"),
         ("last_sink_frames", 1.0, r"last_sink_frames=1\.0 must be a whole number"),
         ("last_sink_frames", 1 << 31, "last_sink_frames=2147483648 must be below"),
+        ("exact_frames", 12, r"exact_frames=12 must be a sequence of latent frames and of ranges"),
+        ("exact_frames", "12", "exact_frames='12' must be a sequence"),
+        ("exact_frames", None, "exact_frames=None must be a sequence"),
+        ("exact_frames", (1.0,), r"exact_frames has 1\.0, which is neither a latent frame nor"),
+        ("exact_frames", (True,), "exact_frames has True, which is neither"),
+        ("exact_frames", ("12",), "exact_frames has '12', which is neither"),
+        ("exact_frames", ((1, 2, 3),), r"exact_frames has \(1, 2, 3\), which is neither"),
+        ("exact_frames", (-1,), "exact_frames has -1: latent frames count from 0"),
+        ("exact_frames", ((5, 5),), r"exact_frames has \(5, 5\): .* ends behind its last frame"),
+        ("exact_frames", (1 << 31,), "exact_frames has 2147483648: latent frames"),
+        ("exact_frames", (1, 3, 5, 7, 9), r"\(1, 3, 5, 7, 9\) are 5 ranges .* kernels take 4"),
         ("scale", -1.0, r"scale=-1\.0 must be positive"),
         ("scale", float("inf"), "scale=inf must be positive"),
         ("scale", None, "scale=None must be a number"),
@@ -90,8 +107,49 @@ def test_numbers_have_the_types_of_a_nodes_attributes():
     numbers = {"sink_frames": np.int64(2), "last_sink_frames": np.int32(1)}
     settings = AttentionSettings(alpha=1, scale=np.float32(0.5), **numbers)
     kinds = [type(value) for value in settings.flat()]
-    assert kinds == [str, str, float, int, float, str, int]
-    assert settings.flat()[2:] == (1.0, 2, 0.5, "16bit", 1)
+    assert kinds == [str, str, float, int, float, str, int, list]
+    assert settings.flat()[2:] == (1.0, 2, 0.5, "16bit", 1, [])
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ((12, (24, 26)), ((12, 13), (24, 26))),
+        ([[24, 26], np.int64(12)], ((12, 13), (24, 26))),
+        (range(3), ((0, 3),)),
+        (((4, 9), 2, 5, (8, 11), 11), ((2, 3), (4, 12))),
+        ((9, 7, 3, 1, 2, 8), ((1, 4), (7, 10))),
+        ((), ()),
+    ],
+    ids=str,
+)
+def test_exact_frames_are_kept_in_one_form(given, kept):
+    assert AttentionSettings(exact_frames=given).exact_frames == kept
+    flat = [number for each in kept for number in each]
+    assert ranges_of(frames_of_flat(flat)) == kept
+
+
+def test_exact_frames_of_texts():
+    assert frames_of_text(["12", " 24:26 "]) == (12, (24, 26))
+    for text in ("-1", "1:2:3", "a", "", "1.5", "1-2"):
+        with pytest.raises(InvalidInputError, match=f"exact_frames '{text}' is neither"):
+            frames_of_text([text])
+
+
+@pytest.mark.parametrize("method", ["rainfusion", "rainfusion_plus"])
+def test_textural_heads_have_no_exact_frames(method):
+    words = f"exact_frames=.*textural heads of method '{method}'; use 'piecewise', 'rainfusion2'"
+    with pytest.raises(UnsupportedError, match=words):
+        AttentionSettings(method=method, exact_frames=(1,))
+
+
+def test_exact_frames_are_of_the_clip():
+    TokenLayout.of([13, 4, 4], 13 * 16 + 6, AttentionSettings(text="last", exact_frames=(12,)))
+    words = r"exact_frames=\(\(13, 14\),\) names latent frame 13, and the clip has 13, from 0 on"
+    with pytest.raises(InvalidInputError, match=words):
+        rainfusion_trt.rainfusion_attention(
+            *torch.zeros(3, 1, 1, 13 * 16, 16).unbind(0), (13, 4, 4), exact_frames=(13,)
+        )
 
 
 def test_settings_are_frozen():
@@ -103,9 +161,10 @@ def test_flat_is_the_order_of_the_torch_operators():
     for operator in (torch.ops.rainfusion.attention, torch.ops.rainfusion.attention_lse):
         names = [argument.name for argument in operator.default._schema.arguments]
         assert names == ["q", "k", "v", "grid", "sparsity", "kv_len", *ATTRIBUTES]
-    assert OTHER.flat() == tuple(OTHER.attributes().values())
+    assert OTHER.flat() == (*tuple(OTHER.attributes().values())[:-1], [])
+    assert EXACT.flat() == (*OTHER.flat()[:-1], [12, 13, 24, 26])
     assert list(OTHER.attributes()) == list(ATTRIBUTES)
-    for settings in (OTHER, EIGHT_BIT, LAST):
+    for settings in (OTHER, EIGHT_BIT, LAST, EXACT):
         assert AttentionSettings.from_flat(*settings.flat()) == settings
 
 
@@ -119,6 +178,10 @@ def test_a_record_is_what_older_files_hold():
     model_wide = LAST.replace(text="none", scale=0.0)
     assert model_wide.record() == {**RECORD, "last_sink_frames": 2}
     assert AttentionSettings.from_record(model_wide.record()) == model_wide
+    model_wide = EXACT.replace(text="none", scale=0.0)
+    assert model_wide.record() == {**RECORD, "exact_frames": [[12, 13], [24, 26]]}
+    again = json.loads(json.dumps(model_wide.record()))
+    assert again == model_wide.record() and AttentionSettings.from_record(again) == model_wide
 
 
 def test_a_record_without_a_setting_means_version_1():
@@ -162,6 +225,7 @@ def test_problem_of_settings():
     q = torch.zeros(2, 3, 5 * 4 * 4 + 6, 64, dtype=torch.bfloat16)
     problem = native_types.Problem.of(q, (5, 4, 4), OTHER)
     found = {name: getattr(problem, name) for name, _ in problem._fields_}
+    assert [(each.begin, each.end) for each in found.pop("exact_frames")] == [(0, 0)] * 4
     assert found == {
         "batch": 2,
         "heads": 3,
@@ -183,11 +247,15 @@ def test_problem_of_settings():
     }
     assert native_types.Problem.of(q, (5, 4, 4), LAST).last_sink_frames == 2
     assert native_types.Problem.of(q, (5, 4, 4), EIGHT_BIT).precision == 1
+    exact = native_types.Problem.of(q, (5, 4, 4), EXACT).exact_frames
+    assert [(each.begin, each.end) for each in exact] == [(12, 13), (24, 26), (0, 0), (0, 0)]
 
 
 def test_layout_of_settings():
     assert TokenLayout.of([5, 4, 4], 86, OTHER) == TokenLayout((5, 4, 4), 86, "last", 3)
     assert TokenLayout.of([5, 4, 4], 86, LAST) == TokenLayout((5, 4, 4), 86, "last", 3, 2)
+    wanted = TokenLayout((30, 4, 4), 480, "last", 3, 0, ((12, 13), (24, 26)))
+    assert TokenLayout.of([30, 4, 4], 480, EXACT) == wanted
 
 
 def test_softmax_scale():
@@ -236,7 +304,7 @@ def test_the_torch_operator_itself_refuses_bad_settings():
     q, k, v = qkv()
     given = (q, k, v, torch.empty(GRID), torch.tensor([0.5]), None)
     with pytest.raises(InvalidInputError, match=r"alpha=1\.5"):
-        torch.ops.rainfusion.attention(*given, "none", "rainfusion", 1.5, 1, 0.0, "16bit", 0)
+        torch.ops.rainfusion.attention(*given, "none", "rainfusion", 1.5, 1, 0.0, "16bit", 0, [])
 
 
 def test_faces_get_the_settings_whole(monkeypatch):

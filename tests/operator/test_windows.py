@@ -10,11 +10,12 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from helpers import brute_windows
-from helpers.layouts import sinks_of, token_layouts
+from helpers import brute_force, brute_windows
+from helpers.layouts import exact_of, sinks_of, token_layouts
 from rainfusion_trt.operator.geometry import TokenLayout, block_shape
 from rainfusion_trt.operator.windows import (
     WindowCut,
+    all_exact,
     single_window,
     window_shape,
     windows_cross,
@@ -23,13 +24,17 @@ from rainfusion_trt.operator.windows import (
 from rainfusion_trt.plugin.build import source_directory
 
 SIZES = (192, 128, 96, 80)
+layouts = token_layouts(9, 30).filter(lambda layout: layout.free_tokens > 0)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @settings(max_examples=25, deadline=None)
-@given(grid=st.tuples(st.integers(1, 40), st.integers(1, 70), st.integers(1, 70)))
-def test_shape_is_the_cheapest_box(size, grid):
-    assert window_shape(grid, size) == brute_windows.best_box(grid, size)
+@given(
+    grid=st.tuples(st.integers(1, 40), st.integers(1, 70), st.integers(1, 70)),
+    frames=st.sampled_from([2, 16]),
+)
+def test_shape_is_the_cheapest_box(size, grid, frames):
+    assert window_shape(grid, size, frames) == brute_windows.best_box(grid, size, frames)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -73,10 +78,11 @@ def test_the_documents_table_is_the_rule():
     frames=st.integers(2, 20),
     height=st.integers(1, 14),
     width=st.integers(1, 14),
+    most=st.sampled_from([2, 16]),
 )
-def test_a_single_window_is_told_without_the_search(size, frames, height, width):
-    box = window_shape((frames, height, width), size)
-    assert single_window(frames, height * width, size) == (box == (frames, height, width))
+def test_a_single_window_is_told_without_the_search(size, frames, height, width, most):
+    box = window_shape((frames, height, width), size, most)
+    assert single_window(frames, height * width, size, most) == (box == (frames, height, width))
 
 
 @pytest.mark.parametrize("head_size", [64, 96, 128])
@@ -85,13 +91,34 @@ def test_a_single_window_is_told_without_the_search(size, frames, height, width)
 @example(frames=6, height=8, width=8)
 @example(frames=16, height=13, width=7)
 def test_windows_that_all_meet_are_told_without_pairs(head_size, frames, height, width):
-    layout = TokenLayout((frames, height, width), frames * height * width, "none", 0)
     shape = block_shape(head_size)
-    meet = windows_meet(WindowCut(layout, shape.q), WindowCut(layout, shape.k))
-    assert windows_cross(frames, height, width, shape.q, shape.k) == bool(meet.all())
+    for exact, most in (((), 16), (((0, 1),), 2)):
+        layout = TokenLayout((frames, height, width), frames * height * width, "none", 0, 0, exact)
+        meet = windows_meet(WindowCut(layout, shape.q), WindowCut(layout, shape.k))
+        assert windows_cross(frames, height, width, *shape, most) == bool(meet.all())
 
 
-layouts = token_layouts(9, 30).filter(lambda layout: layout.free_tokens > 0)
+@settings(max_examples=60, deadline=None)
+@given(layout=layouts, head_size=st.sampled_from([64, 96, 128]))
+def test_exact_windows_hold_an_exact_token(layout, head_size):
+    shape = block_shape(head_size)
+    of_cuts = []
+    for size in shape:
+        cut = WindowCut(layout, size)
+        windows = brute_windows.windows_of(
+            layout.grid, layout.tokens, layout.text, sinks_of(layout), size, exact_of(layout)
+        )
+        is_exact = brute_force.exact_tokens(
+            layout.grid, layout.tokens, layout.text, exact_of(layout)
+        )
+        wanted = [bool(is_exact[window].any()) for window in windows]
+        assert cut.is_exact().tolist() == wanted
+        of_cuts.append(wanted)
+    first = layout.sink_frames
+    exact = tuple((begin - first, end - first) for begin, end in layout.exact_frames)
+    if exact:
+        told = all_exact(layout.free_frames, *layout.grid[1:], exact, tuple(shape))
+        assert told == any(map(all, of_cuts))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -108,7 +135,7 @@ def test_runs_and_windows_hold_every_token_once(size, layout):
     held = [t for begin, end in runs for t in range(begin, end)] + tokens[tokens >= 0].tolist()
     assert sorted(held) == list(range(layout.tokens))
     wanted = brute_windows.windows_of(
-        layout.grid, layout.tokens, layout.text, sinks_of(layout), size
+        layout.grid, layout.tokens, layout.text, sinks_of(layout), size, exact_of(layout)
     )
     assert [row[row >= 0].tolist() for row in tokens] == wanted
     of = cut.window_of()

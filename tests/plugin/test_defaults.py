@@ -29,6 +29,7 @@ needs_rtx = pytest.mark.skipif(
 OPTIONAL = ("parallel", *LATER_ATTRIBUTES)  # that a node has where they are not the default
 OTHER = AttentionSettings("rainfusion_plus", 0.25, 3, "first", 0.5)
 LAST = OTHER.replace(last_sink_frames=2)
+EXACT = LAST.replace(method="piecewise", exact_frames=(1, (3, 5)))
 
 # The attributes of every plugin layer that TensorRT's parser makes of an ONNX file.
 PARSE = """
@@ -63,8 +64,8 @@ def with_attributes(settings: AttentionSettings | None) -> onnx.ModelProto:
         for name, value in {**given, **operator.PLUGIN_ATTRIBUTES}.items()
     )
     del model.functions[:]
-    last_sinks = settings is not None and settings.last_sink_frames > 0
-    body = operator.dense_function(kv_len=False, last_sinks=last_sinks)
+    kinds = {"last_sinks": "last_sink_frames" in given, "exact": "exact_frames" in given}
+    body = operator.dense_function(kv_len=False, **kinds)
     model.functions.append(ir.serde.serialize_function(body))
     return model
 
@@ -88,20 +89,23 @@ def parsed(settings: list[AttentionSettings | None], library: Path, folder: Path
 
 
 def as_text(settings: AttentionSettings) -> dict[str, str]:
-    said = {
-        name: f"{value:g}" if isinstance(value, float) else str(value)
-        for name, value in settings.node_attributes().items()
-    }
+    def one(value: object) -> str:
+        if isinstance(value, list):
+            return ",".join(map(str, value))
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    said = {name: one(value) for name, value in settings.node_attributes().items()}
     return {**said, "parallel": "0"}  # and what came later, where it is not the default
 
 
 @needs_rtx
 @pytest.mark.tensorrt
 def test_a_node_without_attributes_has_version_1s(plugin_library, tmp_path):
-    given = [None, OPERATOR_V1_DEFAULTS, OTHER, LAST]
-    bare, explicit, other, last = parsed(given, plugin_library, tmp_path)
+    given = [None, OPERATOR_V1_DEFAULTS, OTHER, LAST, EXACT]
+    bare, explicit, other, last, exact = parsed(given, plugin_library, tmp_path)
     # So that what the plugin says is what it was given.
-    assert other == as_text(OTHER) and last == as_text(LAST)
+    assert other == as_text(OTHER) and last == as_text(LAST) and exact == as_text(EXACT)
+    assert exact["exact_frames"] == "1,2,3,5"
     assert bare == explicit == as_text(OPERATOR_V1_DEFAULTS)
 
 

@@ -45,7 +45,7 @@ def test_registry(plugin_library, major, folder):
     assert answer["version"].startswith(f"{major}.")
     assert sorted(map(tuple, answer["creators"])) == sorted(PLUGINS)
     kinds = {"text": "CHAR", "method": "CHAR", "alpha": "FLOAT32", "scale": "FLOAT32"}
-    kinds |= dict.fromkeys(("sink_frames", "parallel", "last_sink_frames"), "INT32")
+    kinds |= dict.fromkeys(("sink_frames", "parallel", "last_sink_frames", "exact_frames"), "INT32")
     kinds["precision"] = "CHAR"
     assert {name: kind for name, kind, _ in answer["fields"]} == kinds
     assert answer["made"] == [True, True, True], log

@@ -14,7 +14,7 @@ import yaml
 
 from rainfusion_trt import __version__
 from rainfusion_trt.errors import InvalidInputError, LibraryNotFoundError, UnsupportedError
-from rainfusion_trt.operator import native, reference
+from rainfusion_trt.operator import native, native_types, reference
 from rainfusion_trt.operator.geometry import METHODS, Kind, TokenLayout, band_of, block_shape
 from rainfusion_trt.operator.settings import LATER_ATTRIBUTES, NODE_ATTRIBUTES, PRECISIONS
 from rainfusion_trt.plugin.build import (
@@ -104,6 +104,20 @@ def test_links_neither_tensorrt_nor_a_shared_cuda_runtime(plugin_library):
         ({"alpha": 1.5}, InvalidInputError, r"alpha = 1\.5"),
         ({"sink_frames": -1}, InvalidInputError, r"^sink_frames = -1"),
         ({"last_sink_frames": -1}, InvalidInputError, r"^last_sink_frames = -1"),
+        (
+            {"exact_frames": ((3, 3),)},
+            InvalidInputError,
+            r"^exact_frames has \[3, 3\), .* their",
+        ),
+        ({"exact_frames": ((2, 4), (3, 5))}, InvalidInputError, r"^exact_frames has \[3, 5\), "),
+        ({"exact_frames": ((2, 3), (0, 0), (4, 5))}, InvalidInputError, r"has \[4, 5\), .* behind"),
+        ({"exact_frames": ((-1, 2),)}, InvalidInputError, r"^exact_frames has \[-1, 2\), "),
+        ({"exact_frames": ((4, 6),)}, InvalidInputError, r"has \[4, 6\), and the clip 5 latent"),
+        (
+            {"exact_frames": ((2, 3),), "method": native.Method.RAINFUSION_PLUS},
+            UnsupportedError,
+            r"method rainfusion_plus has no exact_frames.*use piecewise",
+        ),
         ({"method": 9}, InvalidInputError, r"method = 9"),
         ({"dtype": 7}, UnsupportedError, r"dtype = 7"),
         ({"grid_w": 0}, InvalidInputError, r"\(5, 9, 0\)"),
@@ -116,6 +130,9 @@ def test_links_neither_tensorrt_nor_a_shared_cuda_runtime(plugin_library):
 )
 def test_check_names_value_and_remedy(library, changes, error, words):
     library.check(problem())
+    if "exact_frames" in changes:
+        frames = native_types.exact_frames(changes["exact_frames"])
+        changes = {"method": native.Method.PIECEWISE, **changes, "exact_frames": frames}
     with pytest.raises(error, match=words):
         library.check(problem(**changes))
     with pytest.raises(error, match=words):  # by which PyTorch's calls learn of it

@@ -11,7 +11,7 @@ from fractions import Fraction
 import pytest
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
-from rainfusion_trt.operator import native
+from rainfusion_trt.operator import native, native_types
 from rainfusion_trt.operator.geometry import Kind
 from rainfusion_trt.plugin.build import source_directory
 
@@ -50,11 +50,11 @@ def cost(grid, box):
     return math.prod(counts_of(grid, box)) * (1 + Fraction(9, 20 * t)) * stretch
 
 
-def best_box(grid, budget):
+def best_box(grid, budget, frames=16):
     """By trying every box, in fractions."""
     boxes = [
         (t, h, w)
-        for t in range(1, min(budget, 16) + 1)
+        for t in range(1, min(budget, frames) + 1)
         for h in range(1, budget // t + 1)
         for w in range(1, budget // (t * h) + 1)
     ]
@@ -76,12 +76,13 @@ def random_clips(count):
         text = generator.choice(list(native.Text))
         text_tokens = 0 if text == native.Text.NONE else generator.randint(0, 300)
         sinks = generator.randint(0, 2), generator.randint(0, 2)
-        yield grid, text, text_tokens, sinks, generator.choice([64, 96, 128])
+        exact = generator.choice([(), ((0, 1),), ((grid[0] - 1, grid[0]),)])
+        yield grid, text, text_tokens, sinks, exact, generator.choice([64, 96, 128])
 
 
 @pytest.mark.parametrize("clip", list(random_clips(12)), ids=str)
 def test_counts_of_blocks(library, clip):
-    grid, text, text_tokens, (sink_frames, last_sink_frames), head_size = clip
+    grid, text, text_tokens, (sink_frames, last_sink_frames), exact, head_size = clip
     free = (max(0, grid[0] - sink_frames - last_sink_frames), *grid[1:])
     frame = grid[1] * grid[2]
     before = min(grid[0], sink_frames) * frame
@@ -92,10 +93,12 @@ def test_counts_of_blocks(library, clip):
         behind += text_tokens
     wanted = []
     for budget in BUDGETS[head_size]:
-        windows = math.prod(counts_of(free, best_box(free, budget))) if free[0] else 0
+        box = best_box(free, budget, 2 if exact else 16) if free[0] else None
+        windows = math.prod(counts_of(free, box)) if box else 0
         wanted.append(windows + runs(before, budget) + runs(behind, budget))
     sinks = {"sink_frames": sink_frames, "last_sink_frames": last_sink_frames}
-    clip = problem(grid, head_size, text_tokens, text=text, **sinks)
+    frames = native_types.exact_frames(exact)
+    clip = problem(grid, head_size, text_tokens, text=text, exact_frames=frames, **sinks)
     assert library.block_counts(clip) == tuple(wanted)
 
 

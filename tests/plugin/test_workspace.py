@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rainfusion_trt.errors import InvalidInputError, KernelError, UnsupportedError
-from rainfusion_trt.operator import native
+from rainfusion_trt.operator import native, native_types
 from rainfusion_trt.plugin.build import source_directory
 
 HEAD_SIZES = (64, 96, 128)
@@ -147,6 +147,9 @@ def largest_problems(draw: st.DrawFn) -> native.Problem:
     precision = draw(st.sampled_from(native.Precision))
     eight_bit = precision == native.Precision.BITS_8
     methods = [native.Method[name] for name in EIGHT_BIT_METHODS]
+    method = draw(st.sampled_from(methods if eight_bit else native.Method))
+    # A frame that every clip has; windows are short then.
+    exact = draw(st.sampled_from([(), ((0, 1),)])) if method in methods else ()
     return native.Problem(
         batch=draw(st.integers(1, 4)),
         heads=draw(st.integers(1, 5)),
@@ -159,11 +162,12 @@ def largest_problems(draw: st.DrawFn) -> native.Problem:
         last_sink_frames=draw(st.sampled_from([0, 0, 1, 2, (1 << 31) - 1])),
         alpha=0.9,
         text=draw(st.sampled_from(native.Text)),
-        method=draw(st.sampled_from(methods if eight_bit else native.Method)),
+        method=method,
         dtype=draw(st.sampled_from(native.Dtype)),
         block_q=draw(st.sampled_from([0, 64, 128] if eight_bit else [0, 64, 128, 256])),
         block_k=draw(st.sampled_from([0, 0, 64, 90] if eight_bit else [0, 0, 64, 100, 1000])),
         precision=precision,
+        exact_frames=native_types.exact_frames(exact),
     )
 
 

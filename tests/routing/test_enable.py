@@ -65,6 +65,7 @@ def test_operator_gets_layout_settings_and_tensors(monkeypatch):
         alpha=0.8,
         sink_frames=2,
         last_sink_frames=3,
+        exact_frames=(4, (1, 3)),
     )
     forward()
     assert len(seen) == 2
@@ -72,7 +73,7 @@ def test_operator_gets_layout_settings_and_tensors(monkeypatch):
         assert q.shape == k.shape == v.shape == (2, 2, 16 + 7 * 8 * 8, 64)
         assert grid.shape == (7, 8, 8) and text == "first" and kv_len is None
         assert sparsity.dtype is torch.float32 and sparsity.tolist() == [0.25]
-        assert attributes == ["rainfusion2", 0.8, 2, 0.0, "16bit", 3]
+        assert attributes == ["rainfusion2", 0.8, 2, 0.0, "16bit", 3, [1, 3, 4, 5]]
 
 
 def test_eight_bits_are_asked_for_and_recorded():
@@ -137,6 +138,7 @@ def test_twice_and_not_at_all():
         ({"alpha": 1.5}, "alpha=1.5"),
         ({"sink_frames": -1}, "sink_frames=-1"),
         ({"last_sink_frames": -1}, "last_sink_frames=-1"),
+        ({"exact_frames": (-1,)}, "exact_frames has -1"),
         ({"model": "sora"}, "'sora'"),
     ],
 )

@@ -78,6 +78,22 @@ def test_a_file_without_sinks_at_the_end_has_none():
         graph.check_settings({"last_sink_frames": 1})
 
 
+def test_exact_frames_of_a_file_are_fixed(tmp_path, monkeypatch):
+    """However a caller says them."""
+    pipe = tiny_pipeline(get_model("cogvideox-5b"))
+    settings = AttentionSettings(exact_frames=(2, (4, 6)))
+    account = GraphAccount(
+        model="cogvideox-5b", config=dict(pipe.transformer.config), settings=settings
+    )
+    monkeypatch.setattr(artifacts_module, "graph_of_onnx", lambda path: Graph("the file", account))
+    given = {"pipe": pipe, "onnx": {"transformer": tmp_path / "x.onnx"}, "backend": "torch"}
+    with rainfusion_trt.Pipeline(**given, exact_frames=[5, (2, 3), 4], device="cpu") as pipeline:
+        assert pipeline.artifacts.settings == settings
+    words = r"exact_frames=\(\(2, 3\),\) was asked for, but the file was exported with exact_frames"
+    with pytest.raises(InvalidInputError, match=words):
+        rainfusion_trt.Pipeline(**given, exact_frames=[2])
+
+
 def test_without_a_file_it_is_the_default():
     with rainfusion_trt.Pipeline(
         pipe=tiny_pipeline(get_model("cogvideox-5b")), backend="torch", device="cpu"

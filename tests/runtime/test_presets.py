@@ -110,15 +110,15 @@ def test_dense_layers_and_sinks_reach_the_transformer(pipe, monkeypatch):
     operator = torch.ops.rainfusion.attention_measured
 
     def record(*arguments):
-        seen.append((float(arguments[4]), arguments[-1]))
+        seen.append((float(arguments[4]), *arguments[-2:]))
         return operator(*arguments)
 
     monkeypatch.setattr(torch.ops.rainfusion, "attention_measured", record)
     given = {"dense_fraction": 0.0, "dense_layers": (1,)}
-    given |= {"sink_frames": 0, "last_sink_frames": 1}
+    given |= {"sink_frames": 0, "last_sink_frames": 1, "exact_frames": (1,)}
     with Pipeline(pipe=pipe, **given) as pipeline:
         output = pipeline(**CALL)
-    assert seen == [(0.5, 1), (0.0, 1)] * 4  # two layers, four steps
+    assert seen == [(0.5, 1, [1, 2]), (0.0, 1, [1, 2])] * 4  # two layers, four steps
     assert output.sparsity == (0.5,) * 4
     with pytest.raises(InvalidInputError, match="dense_layers has 5"):
         Pipeline(pipe=pipe, dense_layers=(5,))

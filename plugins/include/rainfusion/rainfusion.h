@@ -25,7 +25,7 @@ extern "C" {
 #endif
 
 /* Bumped whenever a struct or a signature below changes. */
-#define RAINFUSION_ABI_VERSION 5
+#define RAINFUSION_ABI_VERSION 6
 
 /* How a workspace must be aligned, in bytes. */
 #define RAINFUSION_WORKSPACE_ALIGNMENT 256
@@ -79,6 +79,15 @@ typedef enum {
   RAINFUSION_KIND_WINDOWS = 5
 } RainfusionKind;
 
+/* Latent frames [begin, end); {0, 0} is none. */
+typedef struct {
+  int32_t begin;
+  int32_t end;
+} RainfusionFrames;
+
+/* How many ranges of exact frames a problem may have. */
+#define RAINFUSION_EXACT_RANGES 4
+
 /* What the host knows before a launch: shapes and attributes. */
 typedef struct {
   int32_t batch;
@@ -98,6 +107,9 @@ typedef struct {
   int32_t block_k; /* tokens in a key block; 0 = the default of head size and precision */
   RainfusionPrecision precision;
   int32_t last_sink_frames; /* last frames that are as those of sink_frames */
+  /* Frames anywhere in the clip that keep every block or window which holds one of them exact, for
+   * methods without textural heads: ascending, disjoint, none behind the first {0, 0}. */
+  RainfusionFrames exact_frames[RAINFUSION_EXACT_RANGES];
 } RainfusionProblem;
 
 /* Elements between neighbours; the head dimension itself is always contiguous. */

@@ -48,6 +48,21 @@ RAINFUSION_HOST_DEVICE constexpr int64_t pairs_within(int64_t x0, int64_t nx, in
 enum Axis { kSpatial, kTemporal };
 constexpr int kAxes = 2;
 
+// Frames that are exact wherever they are in the clip, as ranges that are empty where there are
+// fewer.
+constexpr int kExactRanges = 4;
+
+struct FrameRange {
+  int32_t begin;
+  int32_t end;
+};
+
+struct ExactFrames {
+  FrameRange ranges[kExactRanges];
+
+  RAINFUSION_HOST_DEVICE constexpr bool any() const { return ranges[0].end > 0; }
+};
+
 // Where the tokens of a problem stand.
 struct TokenLayout {
   int64_t tokens;       // S
@@ -61,10 +76,12 @@ struct TokenLayout {
   int64_t first_sink_tokens;  // of the sink frames before them
   int64_t last_sink_tokens;   // and of those behind them
   bool text_first;
+  ExactFrames exact;
 
   RAINFUSION_HOST_DEVICE constexpr TokenLayout(int64_t tokens_, int64_t grid_t, int64_t grid_h,
                                                int64_t grid_w, int64_t sink_frames,
-                                               int64_t last_sink_frames, bool text_first_)
+                                               int64_t last_sink_frames, bool text_first_,
+                                               const ExactFrames& exact_ = {})
       : tokens(tokens_),
         text_tokens(tokens_ - grid_t * grid_h * grid_w),
         video_begin(text_first_ ? tokens_ - grid_t * grid_h * grid_w : 0),
@@ -75,7 +92,8 @@ struct TokenLayout {
         free_tokens(free_frames * frame),
         first_sink_tokens(min64(grid_t, sink_frames) * frame),
         last_sink_tokens(video_tokens - first_sink_tokens - free_tokens),
-        text_first(text_first_) {}
+        text_first(text_first_),
+        exact(exact_) {}
 
   // Heads of a clip with fewer than two non-sink frames stay dense.
   RAINFUSION_HOST_DEVICE constexpr bool always_dense() const { return free_frames < 2; }
@@ -85,6 +103,16 @@ struct TokenLayout {
     return video_begin + first_sink_tokens;
   }
   RAINFUSION_HOST_DEVICE constexpr int64_t free_end() const { return free_begin() + free_tokens; }
+
+  // Whether one of the tokens [begin, end) is of an exact frame.
+  RAINFUSION_HOST_DEVICE constexpr bool has_exact(int64_t begin, int64_t end) const {
+    if (!exact.any()) return false;
+    for (const FrameRange& range : exact.ranges) {
+      const int64_t first = max64(begin, video_begin + range.begin * frame);
+      if (first < min64(end, video_begin + range.end * frame)) return true;
+    }
+    return false;
+  }
 
   // Places along an axis, of which a band is a share: raster indices, or places in a frame.
   RAINFUSION_HOST_DEVICE constexpr int64_t extent(Axis axis) const {
@@ -177,13 +205,27 @@ RAINFUSION_HOST_DEVICE constexpr bool blocks_meet(const BlockCut& q_cut, const B
   return q_cut.begin(q_index) < k_cut.end(k_index) && k_cut.begin(k_index) < q_cut.end(q_index);
 }
 
-// The block rule: kept if one is a sink, if they share a token, or if at least half of the pairs
-// are in the mask.
+// Whether a block has a token of an exact frame.
+RAINFUSION_HOST_DEVICE constexpr bool is_exact(const TokenLayout& layout, const BlockCut& cut,
+                                               int32_t block) {
+  return layout.has_exact(cut.begin(block), cut.end(block));
+}
+
+// Block pairs that every kind keeps: one is a sink or has a token of an exact frame, or they share
+// a token.
+RAINFUSION_HOST_DEVICE constexpr bool always_keeps(const TokenLayout& layout, const BlockCut& q_cut,
+                                                   const BlockCut& k_cut, int32_t q_index,
+                                                   int32_t k_index) {
+  return q_cut.is_sink(q_index) || k_cut.is_sink(k_index) ||
+         blocks_meet(q_cut, k_cut, q_index, k_index) || is_exact(layout, q_cut, q_index) ||
+         is_exact(layout, k_cut, k_index);
+}
+
+// The block rule: kept if always kept, or if at least half of the pairs are in the mask.
 RAINFUSION_HOST_DEVICE constexpr bool keeps_block(const TokenLayout& layout, const BlockCut& q_cut,
                                                   const BlockCut& k_cut, Axis axis, int64_t band,
                                                   int32_t q_index, int32_t k_index) {
-  if (q_cut.is_sink(q_index) || k_cut.is_sink(k_index)) return true;
-  if (blocks_meet(q_cut, k_cut, q_index, k_index)) return true;
+  if (always_keeps(layout, q_cut, k_cut, q_index, k_index)) return true;
   const int64_t q_begin = q_cut.begin(q_index);
   const int64_t k_begin = k_cut.begin(k_index);
   const int64_t q_tokens = q_cut.end(q_index) - q_begin;

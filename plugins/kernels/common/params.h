@@ -26,6 +26,16 @@ inline BlockShape block_shape(const RainfusionProblem& problem) {
           problem.block_k != 0 ? problem.block_k : usual.k};
 }
 
+static_assert(kExactRanges == RAINFUSION_EXACT_RANGES, "as many as a problem may have");
+
+inline ExactFrames exact_frames(const RainfusionProblem& problem) {
+  ExactFrames frames{};
+  for (int i = 0; i < kExactRanges; ++i) {
+    frames.ranges[i] = {problem.exact_frames[i].begin, problem.exact_frames[i].end};
+  }
+  return frames;
+}
+
 // A problem as the kernels see it.
 struct Geometry {
   TokenLayout layout;
@@ -46,7 +56,8 @@ struct Geometry {
 
   explicit Geometry(const RainfusionProblem& problem)
       : layout(problem.tokens, problem.grid_t, problem.grid_h, problem.grid_w, problem.sink_frames,
-               problem.last_sink_frames, problem.text == RAINFUSION_TEXT_FIRST),
+               problem.last_sink_frames, problem.text == RAINFUSION_TEXT_FIRST,
+               exact_frames(problem)),
         q_cut(layout, block_shape(problem).q),
         k_cut(layout, block_shape(problem).k),
         samples{arm_sample(layout, kSpatial), arm_sample(layout, kTemporal)},

@@ -21,12 +21,22 @@ struct Extents {
   RAINFUSION_HOST_DEVICE constexpr int32_t volume() const { return t * h * w; }
 };
 
-// The box of windows of at most `most` tokens in a grid. Host code: a search over all boxes.
-Extents window_shape(const Extents& grid, int32_t most);
+// Frames of a window at most: longer ones were not measured. With exact frames they are short, so
+// that what holds one of them is a small part of the clip.
+constexpr int32_t kMostFrames = 16;
+constexpr int32_t kMostFramesBesideExact = 2;
+
+constexpr int32_t most_frames(const ExactFrames& exact) {
+  return exact.any() ? kMostFramesBesideExact : kMostFrames;
+}
+
+// The box of windows of at most `most` tokens and `frames` frames in a grid. Host code: a search
+// over all boxes.
+Extents window_shape(const Extents& grid, int32_t most, int32_t frames);
 
 // At least as many windows as window_shape makes of any grid with these extents or less, and at
 // most `tokens` tokens.
-int64_t most_windows(const Extents& largest, int64_t tokens, int32_t most);
+int64_t most_windows(const Extents& largest, int64_t tokens, int32_t most, int32_t frames);
 
 // Blocks of piecewise in memory order: runs of the sinks before the first non-sink token, windows,
 // runs of the sinks behind the last. No block holds both a sink and another token.
@@ -134,6 +144,14 @@ RAINFUSION_HOST_DEVICE constexpr bool windows_meet(const WindowCut& q_cut, const
   return extents_meet(q.t, q_cut.box.t, k.t, k_cut.box.t) &&
          extents_meet(q.h, q_cut.box.h, k.h, k_cut.box.h) &&
          extents_meet(q.w, q_cut.box.w, k.w, k_cut.box.w);
+}
+
+// Whether a window has a token of an exact frame.
+RAINFUSION_HOST_DEVICE constexpr bool is_exact(const TokenLayout& layout, const WindowCut& cut,
+                                               int32_t window) {
+  if (!layout.exact.any()) return false;
+  const Extents at = cut.origin(window);
+  return layout.has_exact(cut.token(at.t, 0, 0), cut.token(at.t + cut.clipped(at).t, 0, 0));
 }
 
 }  // namespace rainfusion

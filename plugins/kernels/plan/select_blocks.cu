@@ -80,8 +80,7 @@ __global__ void __launch_bounds__(kSelectThreads)
       static_cast<int>(min64(candidates, kept_blocks(clamp_sparsity(*p.sparsity), g.k_cut.blocks)));
   const int q_block = first + row;
   const auto always = [&](int k) {
-    return k < g.k_cut.blocks && (g.k_cut.is_sink(k) || g.q_cut.is_sink(q_block) ||
-                                  blocks_meet(g.q_cut, g.k_cut, q_block, k));
+    return k < g.k_cut.blocks && always_keeps(g.layout, g.q_cut, g.k_cut, q_block, k);
   };
   const auto scored = [&](int k) { return k < candidates; };
   write_mask_row(scores + row * candidates, candidates, keep, 0, scored, always, g.mask_words,

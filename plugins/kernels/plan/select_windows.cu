@@ -85,10 +85,13 @@ __device__ void select_row(const Geometry& g, float sparsity, const uint32_t* sc
   const auto scored = [&](int block) {
     return block >= cut.leading_sinks && block < cut.leading_sinks + windows;
   };
+  const bool all = is_exact(g.layout, g.q_windows, q_window);
   const auto always = [&](int block) {
     if (!scored(block)) return block < cut.blocks;  // sinks
     const int window = block - cut.leading_sinks;
-    return cut.first_token(window) < keys && windows_meet(g.q_windows, cut, q_window, window);
+    return cut.first_token(window) < keys &&
+           (all || windows_meet(g.q_windows, cut, q_window, window) ||
+            is_exact(g.layout, cut, window));
   };
   write_mask_row(scores, windows, keep, cut.leading_sinks, scored, always, g.mask_words, row);
 }
