@@ -143,8 +143,9 @@ void check_bound(Report& report) {
     const int64_t tokens = grid.volume() + random.in(0, 1) * random.in(0, 5000);
     // With an exact frame, whose windows are short, and without.
     const ExactFrames exact{{{0, random.in(0, 1)}}};
-    const WindowCut cut({tokens, grid.t, grid.h, grid.w, 0, 0, false, exact}, size);
-    const int64_t most = most_windows(largest, tokens, size, most_frames(exact));
+    const TokenLayout layout{tokens, grid.t, grid.h, grid.w, 0, 0, false, exact};
+    const WindowCut cut(layout, size);
+    const int64_t most = most_windows(largest, tokens, size, most_frames(layout));
     report.expect(cut.windows() <= most, std::to_string(cut.windows()) + " windows of " +
                                              std::to_string(size) + " are more than " +
                                              std::to_string(most));

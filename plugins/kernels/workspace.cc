@@ -146,9 +146,13 @@ Sizes largest_sizes(const RainfusionProblem& largest) {
   const int64_t sinks = largest.text != RAINFUSION_TEXT_NONE
                             ? largest.tokens
                             : largest.tokens * sink_frames / (sink_frames + 2);
-  const int32_t most = most_frames(exact_frames(largest));
-  const int64_t q_windows = most_windows(grid, largest.tokens, size.q, most);
-  const int64_t k_windows = min64(kMaxKeyBlocks, most_windows(grid, largest.tokens, size.k, most));
+  const auto most = [&](int32_t block) {
+    const int64_t usual = most_windows(grid, largest.tokens, block, kMostFrames);
+    if (!exact_frames(largest).any()) return usual;  // else whether they are sinks the clip says
+    return max64(usual, most_windows(grid, largest.tokens, block, kMostFramesBesideExact));
+  };
+  const int64_t q_windows = most(size.q);
+  const int64_t k_windows = min64(kMaxKeyBlocks, most(size.k));
   const int64_t q_blocks = q_windows + ceil_div(sinks, size.q) + 1;
   const int64_t k_blocks = min64(kMaxKeyBlocks, k_windows + ceil_div(sinks, size.k) + 1);
   sizes.mask_words = sizes.heads * q_blocks * ceil_div(k_blocks, 32);

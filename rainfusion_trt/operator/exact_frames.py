@@ -17,6 +17,7 @@ __all__ = [
     "MOST_RANGES",
     "ExactFrames",
     "FrameRanges",
+    "beside_sinks",
     "check_within",
     "flat_of",
     "frames_of_flat",
@@ -117,6 +118,14 @@ def frames_of_text(texts: Sequence[str]) -> ExactFrames:
         numbers = tuple(int(part) for part in text.split(":"))
         frames.append(numbers if len(numbers) == 2 else numbers[0])
     return tuple(frames)
+
+
+def beside_sinks(ranges: FrameRanges, first: int, last: int) -> FrameRanges:
+    """Ranges with a frame in [first, last), which are no sinks, counted from `first`.
+
+    They may begin and end outside. `first` and `last` may be symbolic.
+    """
+    return tuple((b - first, e - first) for b, e in ranges if b < last and first < e)
 
 
 def check_within(ranges: FrameRanges, frames: int) -> None:

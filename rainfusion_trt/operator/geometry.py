@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.operator.exact_frames import FrameRanges, check_within
+from rainfusion_trt.operator.exact_frames import FrameRanges, beside_sinks, check_within
 from rainfusion_trt.operator.settings import METHODS as METHODS  # these were defined here once
 from rainfusion_trt.operator.settings import TEXT_PLACES as TEXT_PLACES
 from rainfusion_trt.operator.settings import AttentionSettings, check_sink_frames, check_text
@@ -193,6 +193,12 @@ class TokenLayout:
     def free_end(self) -> int:
         """First token in memory order behind the non-sink tokens."""
         return self.free_begin + self.free_tokens
+
+    @property
+    def free_exact_frames(self) -> FrameRanges:
+        """Those of the exact frames that are no sinks, counted from the first other frame."""
+        last = self.grid[0] - self.last_sink_frames
+        return beside_sinks(self.exact_frames, self.sink_frames, last)
 
     @property
     def always_dense(self) -> bool:

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from rainfusion_trt.operator.exact_frames import check_within
+from rainfusion_trt.operator.exact_frames import beside_sinks, check_within
 from rainfusion_trt.operator.geometry import block_shape
 from rainfusion_trt.operator.settings import AttentionSettings
-from rainfusion_trt.operator.windows import (
-    all_exact,
-    most_frames,
-    single_window,
-    windows_cross,
-)
+from rainfusion_trt.operator.windows import most_frames, single_window, windows_cross
 
 Obstacle = Literal["frames", "exact", "window", "windows"]
-# Of grids of more tokens, query and key windows are cut along one axis, and some do not meet.
+# Of grids of more tokens, query and key windows are cut along one axis, and some do not meet; which
+# of them have exact frames is asked of all.
 _SMALL = 4096
 # A number of tokens looked up here is no symbol of torch.compile any more.
 _NUMBERS = tuple(range(_SMALL + 1))
@@ -41,9 +37,9 @@ def obstacle_to_sparsity(
     Returns
     -------
     "frames", "exact", "window", "windows" or None
-        Fewer than two frames beside the sinks; exact frames in every window, or all others of a
-        method without windows; one window of piecewise that holds all of them; or windows of which
-        each query's meets each key's, and what meets is always kept.
+        Fewer than two frames beside the sinks; nothing else than exact frames beside them; one
+        window of piecewise that holds all of them; or windows of which each query's meets each
+        key's, and what meets is always kept, as are windows with an exact frame ("exact").
 
     Raises
     ------
@@ -52,35 +48,28 @@ def obstacle_to_sparsity(
     """
     frames, height, width = grid
     check_within(settings.exact_frames, frames)
-    free_frames = frames - settings.sink_frames - settings.last_sink_frames
+    first, last = settings.sink_frames, frames - settings.last_sink_frames
+    free_frames = last - first
     if free_frames < 2:
         return "frames"
-    if settings.exact_frames and _all_exact(free_frames, height, width, settings, head_size):
+    exact = beside_sinks(settings.exact_frames, first, last)
+    if any(begin <= 0 and free_frames <= end for begin, end in exact):
         return "exact"
     if settings.method != "piecewise" or head_size is None:
         return None
     shape = block_shape(head_size, settings.precision)
-    longest = most_frames(settings.exact_frames)
-    if single_window(free_frames, height * width, shape.k, longest):
+    if single_window(free_frames, height * width, shape.k, most_frames(exact)):
         return "window"
-    if free_frames * height * width > _SMALL:
+    if exact:
+        known = max(free_frames, height, width) <= _SMALL  # else of some million tokens
+    else:
+        known = free_frames * height * width <= _SMALL
+    if not known:
         return None
     free = _NUMBERS[free_frames], _NUMBERS[height], _NUMBERS[width]
-    return "windows" if windows_cross(*free, shape.q, shape.k, longest) else None
-
-
-def _all_exact(
-    free_frames: int, height: int, width: int, settings: AttentionSettings, head_size: int | None
-) -> bool:
-    if max(free_frames, height, width) > _SMALL:  # of some million tokens; nobody looks them up
-        return False
-    free = _NUMBERS[free_frames], _NUMBERS[height], _NUMBERS[width]
-    first = settings.sink_frames
-    exact = tuple((begin - first, end - first) for begin, end in settings.exact_frames)
-    budgets: tuple[int, ...] = ()
-    if settings.method == "piecewise" and head_size is not None:
-        budgets = tuple(block_shape(head_size, settings.precision))
-    return all_exact(*free, exact, budgets)
+    if not windows_cross(*free, *shape, exact):
+        return None
+    return "exact" if exact else "windows"
 
 
 def explain_obstacle(
@@ -110,7 +99,7 @@ def describe_obstacle(obstacle: Obstacle, grid: Sequence[int], settings: Attenti
         )
     if obstacle == "windows":
         return (
-            f"of {' x '.join(map(str, grid))} tokens every query window of method 'piecewise' "
+            f"of {grid[0]} x {grid[1]} x {grid[2]} tokens every query window of method 'piecewise' "
             "shares some with every key window, which it always attends to; use a larger clip, "
             "another method or sparsity=0"
         )

@@ -25,9 +25,9 @@ _UNIT = 720_720  # which every number of frames up to MOST_FRAMES divides
 Extents = tuple[int, int, int]  # frames, rows, columns
 
 
-def most_frames(exact_frames: FrameRanges) -> int:
-    """Frames of a window at most, where these frames of the clip are exact."""
-    return MOST_FRAMES_BESIDE_EXACT if exact_frames else MOST_FRAMES
+def most_frames(free_exact_frames: FrameRanges) -> int:
+    """Frames of a window at most, where these frames beside the sinks are exact."""
+    return MOST_FRAMES_BESIDE_EXACT if free_exact_frames else MOST_FRAMES
 
 
 @functools.lru_cache(maxsize=256)
@@ -81,37 +81,28 @@ def windows_cross(
     width: int,
     q_most: int,
     k_most: int,
-    frames: int = MOST_FRAMES,
+    exact: FrameRanges = (),
 ) -> bool:
-    """Whether every query window shares a token with every key window, which are kept then.
+    """Whether every query window keeps every key window, whatever the sparsity.
 
-    They do where no axis is cut by both: two windows of each along one axis do not all meet.
+    It keeps those with which it shares a token, and all where one of the two holds a frame of
+    `exact`. These count from the first non-sink frame; some may lie beside the others.
     """
     grid = (free_frames, height, width)
-    q_counts, k_counts = (
-        _counts(grid, window_shape(grid, most, frames)) for most in (q_most, k_most)
+    q_box, k_box = (window_shape(grid, most, most_frames(exact)) for most in (q_most, k_most))
+    q_frames, k_frames = (
+        [
+            (first, first + box[0])
+            for first in range(0, free_frames, box[0])
+            if not any(begin < first + box[0] and first < end for begin, end in exact)
+        ]
+        for box in (q_box, k_box)
     )
-    return all(q == 1 or k == 1 for q, k in zip(q_counts, k_counts, strict=True))
-
-
-@torch.compiler.assume_constant_result
-def all_exact(
-    free_frames: int, height: int, width: int, exact: FrameRanges, budgets: tuple[int, ...]
-) -> bool:
-    """Whether a frame of `exact`, counted from the first non-sink one, is in every window.
-
-    In every query window or in every key window, of which `budgets` are the tokens. Without
-    budgets, whether all frames are exact.
-    """
-    grid = (free_frames, height, width)
-    lengths = [window_shape(grid, most, most_frames(exact))[0] for most in budgets] or [1]
-    return any(
-        all(
-            any(begin < first + length and first < end for begin, end in exact)
-            for first in range(0, free_frames, length)
-        )
-        for length in lengths
-    )
+    # Two windows of each along one axis do not all meet.
+    counts = zip(_counts(grid, q_box)[1:], _counts(grid, k_box)[1:], strict=True)
+    if not all(q == 1 or k == 1 for q, k in counts):
+        return not q_frames or not k_frames
+    return all(q[0] < k[1] and k[0] < q[1] for q in q_frames for k in k_frames)
 
 
 @dataclass(frozen=True)
@@ -140,7 +131,7 @@ class WindowCut:
         """Frames, rows and columns of a window that is not cut off."""
         if not self.grid[0]:
             return 1, 1, 1
-        return window_shape(self.grid, self.size, most_frames(self.layout.exact_frames))
+        return window_shape(self.grid, self.size, most_frames(self.layout.free_exact_frames))
 
     @property
     def counts(self) -> Extents:

@@ -51,6 +51,9 @@ def attribute(model, name: str, value=None, node: int = 0) -> None:
         ("sink_frames", 2**31, "sink_frames=2147483648 must be below"),
         ("sink_frames", 2**62, "must be below"),
         ("sink_frames", 1.0, "sink_frames of type FLOAT instead of INT"),
+        ("exact_frames", 1, "exact_frames of type INT instead of INTS"),
+        ("exact_frames", [0, 1, 1], "exact_frames=[0, 1, 1] has 3 numbers"),
+        ("exact_frames", [1, 1], "exact_frames has (1, 1): latent frames count from 0"),
         ("alpha", 1, "alpha of type INT instead of FLOAT"),
         ("alpha", 1.5, r"alpha=1.5 must be in [0, 1]"),
         ("alpha", float("nan"), "alpha=nan must be in"),
@@ -68,6 +71,16 @@ def test_attributes_that_cannot_be(model, tmp_path, name, value, words):
     attribute(model, name, value)
     line = refusal(model, tmp_path)
     assert "node 'attn_first'" in line and words in line
+
+
+def test_exact_frames_that_the_grid_lacks(model, tmp_path):
+    attribute(model, "method", "piecewise")
+    attribute(model, "exact_frames", [1, 2])
+    onnx.save(model, tmp_path / "m.onnx")
+    read_for_build(tmp_path / "m.onnx")
+    attribute(model, "exact_frames", [1, 3])
+    line = refusal(model, tmp_path)
+    assert "'attn_first': exact_frames=((1, 3),) names latent frame 2, and the clip has 2" in line
 
 
 @pytest.mark.parametrize("name", ["text", "method", "alpha", "sink_frames"])

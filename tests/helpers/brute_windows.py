@@ -41,7 +41,8 @@ def windows_of(grid, tokens, text, sinks, most, exact=()):
     t, y, x, sink = coordinates(grid, tokens, text, sinks)
     first, last = sinks
     free = (grid[0] - first - last, grid[1], grid[2])
-    box = best_box(free, most, 2 if len(exact) else 16)
+    short = any(first <= frame < grid[0] - last for frame in exact)
+    box = best_box(free, most, 2 if short else 16)
     places = {}
     for token in np.flatnonzero(~sink):
         at = (t[token] - first, y[token], x[token])

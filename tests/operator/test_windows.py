@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from helpers import brute_force, brute_windows
 from helpers.layouts import exact_of, sinks_of, token_layouts
+from rainfusion_trt.operator.exact_frames import ranges_of
 from rainfusion_trt.operator.geometry import TokenLayout, block_shape
 from rainfusion_trt.operator.windows import (
     WindowCut,
-    all_exact,
     single_window,
     window_shape,
     windows_cross,
@@ -87,38 +87,34 @@ def test_a_single_window_is_told_without_the_search(size, frames, height, width,
 
 @pytest.mark.parametrize("head_size", [64, 96, 128])
 @settings(max_examples=60, deadline=None)
-@given(frames=st.integers(2, 20), height=st.integers(1, 24), width=st.integers(1, 24))
-@example(frames=6, height=8, width=8)
-@example(frames=16, height=13, width=7)
-def test_windows_that_all_meet_are_told_without_pairs(head_size, frames, height, width):
+@given(
+    frames=st.integers(2, 20),
+    height=st.integers(1, 24),
+    width=st.integers(1, 24),
+    exact=st.one_of(st.just([]), st.lists(st.integers(0, 19), max_size=4)),
+)
+@example(frames=6, height=8, width=8, exact=[])
+@example(frames=16, height=13, width=7, exact=[])
+@example(frames=4, height=8, width=8, exact=[0])
+@example(frames=5, height=24, width=24, exact=[0, 2, 4])
+def test_windows_that_are_all_kept_are_told_without_pairs(head_size, frames, height, width, exact):
     shape = block_shape(head_size)
-    for exact, most in (((), 16), (((0, 1),), 2)):
-        layout = TokenLayout((frames, height, width), frames * height * width, "none", 0, 0, exact)
-        meet = windows_meet(WindowCut(layout, shape.q), WindowCut(layout, shape.k))
-        assert windows_cross(frames, height, width, *shape, most) == bool(meet.all())
+    grid = (frames, height, width)
+    ranges = ranges_of([frame for frame in exact if frame < frames])
+    layout = TokenLayout(grid, math.prod(grid), "none", 0, 0, ranges)
+    q_cut, k_cut = (WindowCut(layout, size) for size in shape)
+    kept = windows_meet(q_cut, k_cut) | q_cut.is_exact()[:, None] | k_cut.is_exact()
+    assert windows_cross(*grid, *shape, ranges) == bool(kept.all())
 
 
 @settings(max_examples=60, deadline=None)
-@given(layout=layouts, head_size=st.sampled_from([64, 96, 128]))
-def test_exact_windows_hold_an_exact_token(layout, head_size):
-    shape = block_shape(head_size)
-    of_cuts = []
-    for size in shape:
-        cut = WindowCut(layout, size)
-        windows = brute_windows.windows_of(
-            layout.grid, layout.tokens, layout.text, sinks_of(layout), size, exact_of(layout)
-        )
-        is_exact = brute_force.exact_tokens(
-            layout.grid, layout.tokens, layout.text, exact_of(layout)
-        )
-        wanted = [bool(is_exact[window].any()) for window in windows]
-        assert cut.is_exact().tolist() == wanted
-        of_cuts.append(wanted)
-    first = layout.sink_frames
-    exact = tuple((begin - first, end - first) for begin, end in layout.exact_frames)
-    if exact:
-        told = all_exact(layout.free_frames, *layout.grid[1:], exact, tuple(shape))
-        assert told == any(map(all, of_cuts))
+@given(layout=layouts, size=st.sampled_from(SIZES))
+def test_exact_windows_hold_an_exact_token(layout, size):
+    places = (layout.grid, layout.tokens, layout.text)
+    windows = brute_windows.windows_of(*places, sinks_of(layout), size, exact_of(layout))
+    is_exact = brute_force.exact_tokens(*places, exact_of(layout))
+    wanted = [bool(is_exact[window].any()) for window in windows]
+    assert WindowCut(layout, size).is_exact().tolist() == wanted
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -91,9 +91,10 @@ def test_counts_of_blocks(library, clip):
         before += text_tokens
     else:
         behind += text_tokens
+    short = any(end > sink_frames and begin < grid[0] - last_sink_frames for begin, end in exact)
     wanted = []
     for budget in BUDGETS[head_size]:
-        box = best_box(free, budget, 2 if exact else 16) if free[0] else None
+        box = best_box(free, budget, 2 if short else 16) if free[0] else None
         windows = math.prod(counts_of(free, box)) if box else 0
         wanted.append(windows + runs(before, budget) + runs(behind, budget))
     sinks = {"sink_frames": sink_frames, "last_sink_frames": last_sink_frames}

@@ -114,7 +114,7 @@ WindowCut::WindowCut(const TokenLayout& layout, int32_t size_)
       trailing_sinks(static_cast<int32_t>(ceil_div(layout.tokens - layout.free_end(), size_))),
       blocks(0) {
   if (grid.t > 0) {
-    box = window_shape(grid, size, most_frames(layout.exact));
+    box = window_shape(grid, size, most_frames(layout));
     counts = {static_cast<int32_t>(ceil_div(grid.t, box.t)),
               static_cast<int32_t>(ceil_div(grid.h, box.h)),
               static_cast<int32_t>(ceil_div(grid.w, box.w))};

@@ -21,13 +21,14 @@ struct Extents {
   RAINFUSION_HOST_DEVICE constexpr int32_t volume() const { return t * h * w; }
 };
 
-// Frames of a window at most: longer ones were not measured. With exact frames they are short, so
-// that what holds one of them is a small part of the clip.
+// Frames of a window at most: longer ones were not measured. With exact frames that are no sinks
+// they are short, so that what holds one of them is a small part of the clip.
 constexpr int32_t kMostFrames = 16;
 constexpr int32_t kMostFramesBesideExact = 2;
 
-constexpr int32_t most_frames(const ExactFrames& exact) {
-  return exact.any() ? kMostFramesBesideExact : kMostFrames;
+constexpr int32_t most_frames(const TokenLayout& layout) {
+  return layout.has_exact(layout.free_begin(), layout.free_end()) ? kMostFramesBesideExact
+                                                                  : kMostFrames;
 }
 
 // The box of windows of at most `most` tokens and `frames` frames in a grid. Host code: a search
