@@ -67,6 +67,7 @@ def obstacle_to_sparsity(
     if not known:
         return None
     free = _NUMBERS[free_frames], _NUMBERS[height], _NUMBERS[width]
+    exact = tuple((_NUMBERS[max(0, b)], _NUMBERS[min(e, free_frames)]) for b, e in exact)
     if not windows_cross(*free, *shape, exact):
         return None
     return "exact" if exact else "windows"

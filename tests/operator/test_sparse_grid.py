@@ -10,7 +10,11 @@ import torch
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.operator import reference
 from rainfusion_trt.operator.settings import AttentionSettings
-from rainfusion_trt.operator.sparse_grid import describe_obstacle, obstacle_to_sparsity
+from rainfusion_trt.operator.sparse_grid import (
+    describe_obstacle,
+    explain_obstacle,
+    obstacle_to_sparsity,
+)
 
 GRID = (9, 12, 16)  # without exact frames, and with some elsewhere, its windows do not all meet
 
@@ -46,3 +50,33 @@ def test_exact_frames_that_leave_nothing(settings, obstacle):
 def test_frames_that_the_clip_does_not_have():
     with pytest.raises(InvalidInputError, match="names latent frame 9, and the clip has 9"):
         obstacle_to_sparsity(GRID, AttentionSettings(exact_frames=(9,)), 64)
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, {"window", "windows", None}),
+        ({"exact_frames": (2, 4)}, {"exact", None}),
+        ({"exact_frames": (4,), "method": "rainfusion2"}, {None}),
+    ],
+    ids=str,
+)
+def test_sizes_may_be_symbols(settings, wanted):
+    """As of clips of several sizes under torch.compile, those without a choice among them."""
+    collected = AttentionSettings(**settings)
+    said = []
+
+    def look_at(x: torch.Tensor) -> torch.Tensor:
+        obstacle = obstacle_to_sparsity(x.shape, collected, 64)
+        if obstacle is not None:
+            explain_obstacle(obstacle, x.shape, collected, 0.5)
+            return x + 1
+        return x
+
+    torch._dynamo.reset()
+    compiled = torch.compile(look_at, backend="eager", fullgraph=True, dynamic=True)
+    for grid in ((6, 4, 4), (6, 4, 6), (7, 6, 4), GRID, (21, 30, 52)):
+        x = torch.zeros(grid)
+        assert torch.equal(compiled(x), look_at(x))
+        said.append(obstacle_to_sparsity(grid, collected, 64))
+    assert set(said) == wanted

@@ -146,17 +146,6 @@ def test_other_sizes_make_few_graphs():
     assert graphs() <= 4
 
 
-@pytest.mark.parametrize("exact_frames", [(), (2,)], ids=str)
-def test_clips_without_a_choice_compile_too(exact_frames):
-    """Whether windows leave a choice is asked of every size, and said of sizes that vary."""
-    model, transformer = tiny("wan2.1-1.3b")
-    rainfusion_trt.enable(transformer, sparsity=0.5, exact_frames=exact_frames, allow_dense=True)
-    compiled = torch.compile(transformer, backend="eager", fullgraph=True)
-    for size in [(17, 64, 64), (21, 64, 96), (25, 96, 64)]:
-        call = call_of(model, transformer, rainfusion_trt.models.VideoSize(*size))
-        torch.testing.assert_close(run(compiled, call), run(transformer, call))
-
-
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_inductor():
     model, transformer = tiny("wan2.1-1.3b", num_layers=1)
