@@ -20,6 +20,7 @@ from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models import AttentionLayout
 from rainfusion_trt.operator.ops import rainfusion_attention
 from rainfusion_trt.operator.settings import AttentionSettings
+from rainfusion_trt.routing.autocast import under_autocast
 
 
 class AttentionRoute(TorchFunctionMode):
@@ -164,15 +165,15 @@ class AttentionRoute(TorchFunctionMode):
             sparsity = torch.zeros_like(sparsity)
         self.count += 1
         self.head_size = query.shape[-1]
-        return self._operator(
-            query,
-            key,
-            value,
-            self._layout.grid,
-            sparsity=sparsity,
-            kv_len=self._layout.kv_len,
-            **self._settings.replace(scale=scale or 0.0).attributes(),
-        )
+        settings = self._settings.replace(scale=scale or 0.0).attributes()
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            layout = self._layout
+            return self._operator(
+                q, k, v, layout.grid, sparsity=sparsity, kv_len=layout.kv_len, **settings
+            )
+
+        return under_autocast(attend, query, key, value)
 
     def _check_kv_len(self, query: Tensor) -> None:
         """A traced graph would broadcast another number of lengths; extents that vary are equal."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rainfusion_trt.errors import RainFusionError
+from rainfusion_trt.routing.autocast import under_autocast
 
 if TYPE_CHECKING:
     from rainfusion_trt.routing.state import Routing
@@ -61,19 +62,15 @@ def sequence_attention(
     sparsity = routing.sparsity_tensor.to(query.device)
     if exact:
         sparsity = torch.zeros_like(sparsity)
-    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    arguments = (
-        query,
-        key,
-        value,
-        query.new_empty(1).expand(tokens.grid.shape),
-        sparsity,
-        kv_len,
-        *settings.flat(),
-    )
-    if routing.meter is None:
-        output = torch.ops.rainfusion.attention(*arguments)
-    else:
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        grid = q.new_empty(1).expand(tokens.grid.shape)
+        arguments = (q, k, v, grid, sparsity, kv_len, *settings.flat())
+        if routing.meter is None:
+            return torch.ops.rainfusion.attention(*arguments)
         output, density = torch.ops.rainfusion.attention_measured(*arguments)
         routing.meter.add(density)
-    return output.transpose(1, 2)
+        return output
+
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return under_autocast(attend, query, key, value).transpose(1, 2)

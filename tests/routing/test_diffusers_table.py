@@ -42,6 +42,7 @@ TESTS = {
     "transformer.load_lora_adapter": "survives: test_lora_comes_and_goes",
     "transformer.load_lora_adapter(hotswap=True)": "diffusers_features: test_hot_swap_of_a_lora",
     "torch.compile": "compile: test_whole_transformer_is_one_graph_for_all_steps",
+    "torch.autocast": "autocast: test_sparsity_0_equals_eager_under_autocast",
     "copy.deepcopy": "survives: test_copies_have_their_own_weights_and_sparsity",
 }
 # Functions and methods of diffusers whose line has another name.

@@ -1,0 +1,28 @@
+"""The operator under ``torch.autocast``, which knows PyTorch's own attention and not ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def under_autocast(
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor], query: Tensor, key: Tensor, value: Tensor
+) -> Tensor:
+    """Call `attend` as autocast calls ``F.scaled_dot_product_attention``.
+
+    Queries and keys often leave a norm in float32 while values are of 16 bits: all three get
+    autocast's type, float64 excepted. Inside, autocast is off, since the operator has float32
+    where it needs it.
+    """
+    kind = query.device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return attend(query, key, value)
+    dtype = torch.get_autocast_dtype(kind)
+    query, key, value = (
+        x if x.dtype == torch.float64 else x.to(dtype) for x in (query, key, value)
+    )
+    with torch.autocast(kind, enabled=False):
+        return attend(query, key, value)
