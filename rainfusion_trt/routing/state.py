@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
@@ -21,6 +22,7 @@ from rainfusion_trt.errors import (
     DenseAttentionError,
     InvalidInputError,
     NotSparseError,
+    RainFusionError,
     UnsupportedError,
 )
 from rainfusion_trt.models import AttentionLayout, VideoModel, get_model, model_names
@@ -81,6 +83,7 @@ class Routing:
         self._route: AttentionRoute | None = None  # of the latest forward, where it is by tokens
         self._shapes: dict[str, tuple[int, ...]] = {}  # of its arguments
         self._dense_grid = False
+        self._thread: int | None = None  # whose forward runs; None where a graph has begun it
         self._logged: set[str] = set()
         # While diffusers loads a checkpoint parameters are on the meta device, and factories too.
         device = next(iter(transformer.parameters()), torch.empty(0, device="cpu")).device
@@ -93,7 +96,7 @@ class Routing:
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles of the transformer; a model of the registry goes by its name."""
-        state = {**self.__dict__, "_route": None, "_scheduled": None}
+        state = {**self.__dict__, "_route": None, "_scheduled": None, "_thread": None}
         if self.model.name in model_names() and get_model(self.model.name) is self.model:
             state["model"] = self.model.name
         return state
@@ -202,6 +205,9 @@ class Routing:
         self, transformer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
         """Read what a forward attends over and see that all its self-attentions are ours."""
+        if self._route is not None and self._route.entered:
+            self._check_thread(begins=True)
+        self._thread = None if torch.compiler.is_compiling() else threading.get_ident()
         call = dict(zip(self._parameters, args, strict=False))
         call.update(kwargs)
         try:
@@ -254,6 +260,7 @@ class Routing:
 
     def end(self, transformer: nn.Module) -> None:
         """See that every self-attention of the blocks that ran was RainFusion attention."""
+        self._check_thread()
         if self.by_tokens and self.leave_route():
             self._check_route(transformer)
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
@@ -289,7 +296,7 @@ class Routing:
 
     def leave_route(self) -> bool:
         """End what :meth:`begin` entered, also where the forward has failed; False without that."""
-        if self._route is None or not self._route.entered:
+        if self._route is None or not self._route.entered or self._is_of_another_thread():
             return False
         self._route.__exit__(None, None, None)
         return True
@@ -353,6 +360,23 @@ class Routing:
         agree = all(name == names[0] for name in names)
         return names[0] if names and agree else "native"
 
+    def _check_thread(self, *, begins: bool = False) -> None:
+        """Refuse a forward beside that of another thread: what they are told is kept here.
+
+        Where gradients are on, a backward pass may run checkpointed blocks again, on a GPU in a
+        thread of its own.
+        """
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and not begins):
+            return
+        if self._is_of_another_thread():
+            raise RainFusionError(
+                f"two threads call one {self.kind} with RainFusion at the same time; let them take "
+                "turns, by a lock around each generation, or give each a copy.deepcopy of it"
+            )
+
+    def _is_of_another_thread(self) -> bool:
+        return self._thread is not None and self._thread != threading.get_ident()
+
     @staticmethod
     def _is_ours(site: Site) -> bool:
         return site.processor is not None and site.attention.processor is site.processor
@@ -370,6 +394,7 @@ class Routing:
 
     def running_tokens(self) -> Tokens:
         """What the forward that runs attends over."""
+        self._check_thread()
         if self.tokens is None:
             raise UnsupportedError(
                 f"an attention of {self.kind} ran outside of the transformer's forward, so that "
