@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,9 +46,9 @@ def fuse_loras(
     Raises
     ------
     InvalidInputError
-        A file is missing or unreadable, belongs to another model, has keys or shapes this
-        transformer has not, or the transformer has no weights or more than weights (offloading,
-        a cache). Files before it are fused already.
+        A file is missing or unreadable, was fused with that scale before, belongs to another
+        model, has keys or shapes this transformer has not, changes nothing, or the transformer has
+        no weights or more than weights (offloading, a cache). Files before it are fused already.
     UnsupportedError
         A DoRA, or another method whose files are not read.
     """
@@ -62,11 +62,12 @@ def fuse_loras(
         )
     check_plain(transformer)
     names = known_names(transformer)
-    for file in files:
+    hashes = _hashes(files, fused_loras(transformer))
+    for file, sha256 in zip(files, hashes, strict=True):
         updates = _updates(file.path, transformer, names, read_adapter(file))
         _fuse(file, transformer, updates)
         layers = len({update.place.owner for update in updates})
-        fused = FusedLora(file.path.name, file.scale, file.sha256(), layers)
+        fused = FusedLora(file.path.name, file.scale, sha256, layers)
         setattr(transformer, _RECORD, (*fused_loras(transformer), fused))
     return fused_loras(transformer)
 
@@ -76,10 +77,31 @@ def fused_loras(transformer: nn.Module) -> tuple[FusedLora, ...]:
     return getattr(transformer, _RECORD, ())
 
 
+def _hashes(files: Sequence[LoraFile], before: Sequence[FusedLora]) -> list[str]:
+    """Of all files, none of which is fused with the same scale twice.
+
+    As by a cell of a notebook that is run again; another scale adds to, or takes back, the first.
+    """
+    known = {(lora.sha256, lora.scale) for lora in before}
+    hashes = []
+    for file in files:
+        sha256 = file.sha256()
+        if (sha256, file.scale) in known:
+            raise InvalidInputError(
+                f"LoRA {file.path} with scale {file.scale:g} is given twice or fused already, so "
+                f"that it would count twice: give it once (with {2 * file.scale:g} if that is "
+                "meant), to weights without it"
+            )
+        known.add((sha256, file.scale))
+        hashes.append(sha256)
+    return hashes
+
+
 @dataclass(frozen=True)
 class _Update:
-    """What is added to part of one parameter."""
+    """What a layer of the file adds to part of one parameter."""
 
+    layer: str
     parameter: str
     place: Place
     change: Change
@@ -113,6 +135,11 @@ def _updates(path: Path, transformer: nn.Module, names: Names, adapter: Adapter)
     updates: list[_Update] = []
     for layer, tensors in adapter.layers.items():
         for part, tensor in tensors.items():
+            if tensor.numel() == 0 and part != "alpha":
+                raise InvalidInputError(
+                    f"LoRA {path}: {adapter.keys[layer][part]} of shape {list(tensor.shape)} has "
+                    "no values; the file is damaged"
+                )
             if not tensor.isfinite().all():
                 raise InvalidInputError(
                     f"LoRA {path}: {adapter.keys[layer][part]} has values that are not finite"
@@ -122,7 +149,26 @@ def _updates(path: Path, transformer: nn.Module, names: Names, adapter: Adapter)
         except InvalidInputError as error:
             raise InvalidInputError(f"LoRA {path}: {error}") from error
         updates.extend(found)
+    _check_once(path, updates, parameters, adapter)
     return updates
+
+
+def _check_once(
+    path: Path, updates: list[_Update], parameters: dict[str, nn.Parameter], adapter: Adapter
+) -> None:
+    """Refuse two layers of a file that are one place here, by two of its names."""
+    taken: dict[str, dict[int, str]] = {}
+    for update in updates:
+        rows = taken.setdefault(update.parameter, {})
+        count = parameters[update.parameter].shape[0]
+        for row in range(*update.place.target.indices(count)):
+            other = rows.setdefault(row, update.layer)
+            if other != update.layer:
+                keys = [next(iter(adapter.keys[layer].values())) for layer in (other, update.layer)]
+                raise InvalidInputError(
+                    f"LoRA {path} changes {update.parameter} twice, by {' and '.join(keys)}; keep "
+                    "one of the two names in it"
+                )
 
 
 def _bare(adapter: Adapter) -> str:
@@ -187,12 +233,13 @@ def _placed(
             f"{what} not fit a {kind} of {list(expected)}; it was trained for a model of another "
             "size"
         )
-    return [_Update(name, place, change) for name, place in named]
+    return [_Update(layer, name, place, change) for name, place in named]
 
 
 def _fuse(file: LoraFile, transformer: nn.Module, updates: list[_Update]) -> None:
     """In float32, rounded once to the parameter's own type."""
     parameters = dict(transformer.named_parameters())
+    changed = False
     with torch.no_grad():
         for update in updates:
             part = parameters[update.parameter][update.place.target]
@@ -204,4 +251,10 @@ def _fuse(file: LoraFile, transformer: nn.Module, updates: list[_Update]) -> Non
                     f"finite in {str(part.dtype).removeprefix('torch.')}; load the transformer "
                     "again, which is changed in part"
                 )
+            changed = changed or not torch.equal(part, result)
             part.copy_(result)
+    if not changed:
+        raise InvalidInputError(
+            f"LoRA {file.path} with scale {file.scale:g} changes no weight: its factors or its "
+            "alpha are 0, or too small to count in the transformer's type; leave it out"
+        )

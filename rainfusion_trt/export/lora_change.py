@@ -198,4 +198,6 @@ def _alpha(layer: str, tensors: Mapping[str, Tensor]) -> float | None:
         return None
     if alpha.numel() != 1:
         raise InvalidInputError(f"{layer}.alpha has {alpha.numel()} values, expected one")
+    if alpha.is_complex():
+        raise InvalidInputError(f"{layer}.alpha is {str(alpha.dtype)[6:]}, expected a number")
     return float(alpha)

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rainfusion_trt.argument_types import shown
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.export.lora_names import without_prefix
 from rainfusion_trt.hashing import file_sha256
@@ -251,9 +252,23 @@ def _config(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
             f"LoRA {path} is a {'DoRA' if config.get('use_dora') else method} ({origin} says so), "
             "which is not supported"
         )
-    numbers = {"lora_alpha": config.get("lora_alpha"), **(config.get("alpha_pattern") or {})}
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, Mapping) or not all(map(_is_pattern, patterns)):
+        raise InvalidInputError(
+            f"LoRA {path}: {origin} has alpha_pattern {shown(patterns)}, expected regular "
+            "expressions with a number for each"
+        )
+    numbers = {"lora_alpha": config.get("lora_alpha"), **patterns}
     for name, value in numbers.items():
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if value is not None and not (is_number and math.isfinite(value)):
             raise InvalidInputError(f"LoRA {path}: {origin} has alpha {value!r} for {name}")
     return config
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True

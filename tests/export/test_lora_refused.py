@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helpers.lora_subject import RANK, Subject
+from helpers.lora_subject import RANK, SCALE, Subject
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.export import fuse_loras
 
@@ -46,6 +46,11 @@ def good(one: Subject) -> None:
             "two tensors for one place",
         ),
         (f"{Q}.lora_A.other.weight", (3, 256), InvalidInputError, "two tensors for one"),
+        # By another name of the same layer, each of which alone would be right.
+        ("blocks.0.self_attn.q.diff", (256, 256), InvalidInputError, r"changes .*weight twice, by"),
+        ("lora_unet_blocks_0_self_attn_q.diff", (256, 256), InvalidInputError, "twice, by .* and"),
+        ("blocks.0.attn1.to_k.lora_A.weight", (0, 256), InvalidInputError, "has no values"),
+        ("blocks.0.attn1.to_k.lokr_w1_a", (16, 0), InvalidInputError, "has no values"),
     ],
 )
 def test_one_tensor_that_has_no_place_is_named(subject, key, shape, error, match):
@@ -108,6 +113,8 @@ def test_integers_are_quantised(subject):
         ('{"lora_alpha": "much"}', InvalidInputError, "alpha 'much'"),
         ("[", InvalidInputError, "no configuration of an adapter"),
         ("[]", InvalidInputError, "no configuration of an adapter"),
+        ('{"alpha_pattern": [1]}', InvalidInputError, "alpha_pattern .1., expected regular"),
+        ('{"alpha_pattern": {"(": 2}}', InvalidInputError, "alpha_pattern .*expected regular"),
     ],
 )
 def test_a_configuration_of_peft_that_says_something_else(subject, tmp_path, config, error, match):
@@ -126,3 +133,47 @@ def test_what_overflows_the_weights_is_refused(subject):
     half = one.model.create(one.model.config("tiny", layers=1), dtype=torch.float16, seed=3)
     with pytest.raises(InvalidInputError, match=r"to_q\.weight not finite in float16"):
         fuse_loras(one.model, half, [one.file])
+
+
+def test_rows_of_one_layer_by_the_names_of_two(subject):
+    """HunyuanVideo's own code has q, k and v in one layer, of which diffusers' to_q is a part."""
+    one = subject("hunyuanvideo")
+    name = "transformer_blocks.0.attn.to_{}"
+    one.low_rank("double_blocks.0.img_attn_qkv", *(name.format(x) for x in "qkv"))
+    one.low_rank(name.format("v"), name.format("v"))
+    with pytest.raises(InvalidInputError, match=r"to_v\.weight twice, by double_blocks.* and"):
+        one.fuse()
+    torch.testing.assert_close(one.transformer.state_dict(), one.before, rtol=0, atol=0)
+
+
+def test_the_same_lora_twice(subject, tmp_path):
+    """Given twice, by another name too, or fused again as a notebook's cell that is run twice."""
+    one = subject("wan2.1-1.3b")
+    good(one)
+    one.check()
+    copied = tmp_path / "copy.safetensors"
+    copied.write_bytes(one.file.read_bytes())
+    other = subject("wan2.1-1.3b")
+    same = f"{copied}:{SCALE}"
+    for transformer, files in ((one.transformer, [same]), (other.transformer, [one.file] * 2)):
+        before = {name: t.clone() for name, t in transformer.state_dict().items()}
+        with pytest.raises(InvalidInputError, match="given twice or fused already"):
+            fuse_loras(one.model, transformer, files)
+        torch.testing.assert_close(transformer.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("lost", ["alpha", "lora_B.weight"])
+def test_a_lora_that_changes_nothing(subject, lost):
+    one = subject("wan2.1-1.3b")
+    one.low_rank(Q, Q, spelling=("lora_A", "lora_B"), alpha=2.0)
+    one.tensors[f"{Q}.{lost}"] *= 0
+    with pytest.raises(InvalidInputError, match="changes no weight"):
+        one.fuse()
+
+
+def test_a_complex_alpha(subject):
+    one = subject("wan2.1-1.3b")
+    good(one)
+    one.tensors[f"{Q}.alpha"] = torch.tensor(1j)
+    with pytest.raises(InvalidInputError, match="alpha is complex64, expected a number"):
+        one.fuse()

@@ -158,6 +158,10 @@ def another_model(one: Subject) -> None:
     one.tensors["diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight"] = torch.ones(2, 2)
 
 
+def no_change(one: Subject) -> None:
+    one.low_rank(Q[0], Q[1], alpha=0.0)
+
+
 K = "blocks.0.self_attn.k"
 REFUSED: dict[str, tuple[Callable[[Subject], None], str]] = {
     "DoRA": (beside(f"{K}.dora_scale", 256), "is a DoRA"),
@@ -172,6 +176,8 @@ REFUSED: dict[str, tuple[Callable[[Subject], None], str]] = {
     "another model": (another_model, "matches no layer"),
     "layers that are not there": (beside("lora_te_text.lora_down.weight", 3, 4), "fit no layer"),
     "half a change": (beside(f"{K}.lora_A.weight", 3, 256), "no .*lora_B.weight: incomplete"),
+    "one place twice": (beside(f"{Q[1]}.diff", 256, 256), "to_q.weight twice, by"),
+    "no change at all": (no_change, "changes no weight"),
 }
 
 
