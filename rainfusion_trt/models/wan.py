@@ -123,6 +123,24 @@ class Wan(VideoModel):
             arguments["", "timestep"] = 1
         return TokenCuts(arguments, outputs={"rope": 1})
 
+    def check_media(self, arguments: Mapping[str, Any], *, exported: bool) -> None:
+        """Its image embeddings are of so many pictures; PyTorch and graphs alike have no others."""
+        super().check_media(arguments, exported=exported)
+        if "last_image" not in arguments or arguments.get("image_embeds") is not None:
+            return
+        count = self.image_tokens // IMAGE_TOKENS
+        given = [name for name in ("image", "last_image") if arguments.get(name) is not None]
+        if count and len(given) > count:
+            raise InvalidInputError(
+                f"{self.name} starts from one picture: leave last_image out, or take "
+                "wan2.1-flf2v-14b or wan2.2-i2v-a14b, which have a last one"
+            )
+        if given and len(given) < count:
+            raise InvalidInputError(
+                f"{self.name} goes from a first picture to a last one: give image and last_image, "
+                "or take wan2.1-i2v-14b"
+            )
+
     def _has_config(self, config: Mapping[str, Any]) -> bool:
         return any(
             all(config[key] == known[key] for key in self.distinctive)

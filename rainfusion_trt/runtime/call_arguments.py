@@ -17,7 +17,7 @@ from rainfusion_trt.models.base import VideoSize
 from rainfusion_trt.runtime.media import frames_of_video, size_of_image
 from rainfusion_trt.runtime.pipes import parameters_of
 
-Generators = torch.Generator | list[torch.Generator] | None
+Generators = torch.Generator | list[torch.Generator] | tuple[torch.Generator, ...] | None
 _GENERATOR = torch.Generator
 _FORMS = ("np", "pt", "pil", "latent")  # of frames, in every video pipeline of diffusers
 
@@ -30,7 +30,7 @@ def choose_generator(generator: Generators, seed: int | None) -> Generators:
             f"generator={shown(generator)}: give a torch.Generator, one for each clip, or a seed"
         )
     if seed is None:
-        return generator
+        return list(generator) if isinstance(generator, tuple) else generator  # as diffusers tells
     if generator is not None:
         raise InvalidInputError("give generator or seed, not both")
     check_seed(seed)
@@ -94,6 +94,35 @@ def _check_kinds(arguments: Mapping[str, Any]) -> None:
             raise InvalidInputError(f"{name} is {shown(arguments[name])}: give one for each step")
 
 
+def _check_counts(known: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Refuse texts and generators of another number than the clips, found after much of the work.
+
+    Raises
+    ------
+    InvalidInputError
+        The message names both numbers.
+    """
+    if "prompt_segments" in known:  # a list of prompts is of one clip there
+        return
+    prompt, embeds = arguments.get("prompt"), arguments.get("prompt_embeds")
+    count = len(prompt) if isinstance(prompt, list) else 1
+    if prompt is None and torch.is_tensor(embeds):
+        count = embeds.shape[0]
+    for name in _TEXTS[1:]:
+        texts = arguments.get(name)
+        if isinstance(texts, list) and (len(texts) != count or isinstance(prompt, str)):
+            of = "one prompt" if isinstance(prompt, str) else f"{count} prompts"
+            raise InvalidInputError(
+                f"{name} is a list of {len(texts)} for {of}: give a text, or as many as prompts"
+            )
+    clips = count * arguments.get("num_videos_per_prompt", 1)
+    generators = arguments.get("generator")
+    if isinstance(generators, list) and len(generators) != clips:
+        raise InvalidInputError(
+            f"generator is a list of {len(generators)} for {clips} clips: give one, or one for each"
+        )
+
+
 def _is_share(value: Any) -> bool:
     number = isinstance(value, Real) and not isinstance(value, bool)
     return number and 0.0 <= float(value) <= 1.0
@@ -114,7 +143,8 @@ def refusals_of(pipe: Any) -> Iterator[None]:
         frames = traceback.extract_tb(error.__traceback__)
         if frames[-1].name != "check_inputs":
             raise
-        raise InvalidInputError(f"{type(pipe).__name__}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise InvalidInputError(f"{type(pipe).__name__}: {reason}") from error
 
 
 def complete_arguments(
@@ -134,6 +164,7 @@ def complete_arguments(
         defaults["max_sequence_length"] = text_length
     check_numbers(given)
     _check_kinds(given)
+    _check_counts(known, given)
     arguments = {**{name: value for name, value in defaults.items() if name in known}, **given}
     if "negative_prompt_embeds" in given:  # AllegroPipeline's default, an empty text, would clash
         arguments.setdefault("negative_prompt", None)

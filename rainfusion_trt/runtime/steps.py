@@ -11,7 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from rainfusion_trt.errors import DenseAttentionError, GenerationCancelled
+from rainfusion_trt.argument_types import shown
+from rainfusion_trt.errors import DenseAttentionError, GenerationCancelled, InvalidInputError
 from rainfusion_trt.operator.settings import Precision
 from rainfusion_trt.runtime.finite import check_latents
 from rainfusion_trt.runtime.precision import PrecisionPlan, precision_per_step
@@ -315,12 +316,17 @@ class StepRun:
         result = tensors
         if self._callback is not None:
             result = self._callback(pipe, step, timestep, tensors)
+            if not isinstance(result, dict):
+                raise InvalidInputError(
+                    f"callback_on_step_end returned {shown(result)}: return its last argument, the "
+                    "dictionary of tensors, changed or not"
+                )
         self._tell(step + 1)
         if self._clock is not None:
             self._ends[self._before + step] = self._clock.mark()
         self._step = step + 1
         if self._planned is not None and self._step == len(self._planned):
-            check_latents((result or {}).get("latents", tensors.get("latents")))
+            check_latents(result.get("latents", tensors.get("latents")))
         check_cancelled(self._cancel, self._done)
         return result
 

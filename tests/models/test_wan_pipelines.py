@@ -12,6 +12,7 @@ import torch
 
 import rainfusion_trt
 from helpers.wan_pipeline import tiny_pipeline
+from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models import get_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -189,3 +190,28 @@ def test_animate_segment_by_segment():
     # Frame 0 is the reference image; the frame behind it is given from the second segment on.
     masks = [given["hidden_states"][0, 16:20, :, 0, 0].mean(0).tolist() for given in inputs]
     assert masks[0] == [1, 0, 0, 0] and masks[4] == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("wan2.1-i2v-14b", ("image", "last_image"), "starts from one picture: leave last_image"),
+        ("wan2.1-flf2v-14b", ("image",), "first picture to a last one: give image and last_image"),
+        ("wan2.2-i2v-a14b", ("image", "last_image"), None),
+    ],
+)
+def test_as_many_pictures_as_the_transformer_embeds(name, given, words):
+    """Found in diffusers by sizes that do not match, after text and pictures were encoded."""
+    _, pipe = pipeline(name)
+    texts = torch.zeros(1, 512, pipe.transformer.config.text_dim)
+    with rainfusion_trt.Pipeline(
+        name, pipe=pipe, backend="torch", device="cpu", sparsity=0.0
+    ) as made:
+        pictures = {name: picture(seed) for seed, name in enumerate(given)}
+        call = {**CLIP, **CALL, **pictures, "prompt_embeds": texts, "guidance_scale": 1.0}
+        if words is None:
+            assert made(**call).frames.shape[2] == 3
+            return
+        pipe.image_encoder.register_forward_pre_hook(lambda *_: pytest.fail("encoded"))
+        with pytest.raises(InvalidInputError, match=words):
+            made(**call)

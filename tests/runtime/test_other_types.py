@@ -84,9 +84,37 @@ def test_of_a_call(pipeline, given):
     assert "\n" not in str(error.value)
 
 
-def test_generators_are_taken_as_before(pipeline):
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"prompt": ["a", "b"], "negative_prompt": ["c"]},
+        {"prompt": "a", "negative_prompt": ["c"]},
+        {"prompt": "a", "generator": 2},
+        {"prompt": ["a", "b"], "generator": 3},
+        {"prompt": ["a", "b"], "num_videos_per_prompt": 2, "generator": 2},
+    ],
+    ids=str,
+)
+def test_lists_of_another_length_than_the_clips(pipeline, monkeypatch, given):
+    """Before the text is encoded; some pipelines would take the first of them for all."""
+    monkeypatch.setattr(pipeline.pipe, "encode_prompt", lambda **_: pytest.fail("encoded"))
+    arguments = {**CALL, "seed": None, **given}
+    if "generator" in given:
+        arguments["generator"] = [torch.Generator() for _ in range(given["generator"])]
+    with pytest.raises(InvalidInputError, match="is a list of . for") as error:
+        pipeline(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_callback_that_returns_nothing(pipeline):
+    with pytest.raises(InvalidInputError, match="callback_on_step_end returned None: return"):
+        pipeline("a", callback_on_step_end=lambda *_: None, **CALL)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_generators_are_taken_as_before(pipeline, kind):
     arguments = {**CALL, "seed": None, "num_inference_steps": 1, "output_type": "latent"}
-    generators = [torch.Generator().manual_seed(i) for i in (1, 2)]
+    generators = kind(torch.Generator().manual_seed(i) for i in (1, 2))
     made = pipeline(["a", "b"], generator=generators, guidance_scale=1.0, **arguments)
     assert made.frames.shape[0] == 2
 
