@@ -143,7 +143,15 @@ def _without_prefix(file: File) -> File:
         )
     prefixes = (*experts, *_PREFIXES)
     prefix = next((p for p in prefixes if any(name.startswith(p) for name in names)), "")
-    return file.renamed({name: name.removeprefix(prefix) for name in whole})
+    bare = {name: name.removeprefix(prefix) for name in whole}
+    twice = [name for name in whole if bare[name] != name and bare[name] in bare]
+    if twice:
+        raise InvalidInputError(
+            f"checkpoint {file.origin!r} holds two transformers ({twice[0]} and {bare[twice[0]]}, "
+            "and so on), such as weights and their average: save the one to take in a file of its "
+            "own"
+        )
+    return file.renamed(bare)
 
 
 def _configuration(

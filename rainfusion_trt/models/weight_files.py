@@ -83,7 +83,8 @@ class WeightFiles:
         Raises
         ------
         InvalidInputError
-            There are none, several variants, a shard is missing, or a file cannot be read.
+            There are none, several variants, a shard is missing, a file cannot be read, or two
+            hold a tensor of one name.
         """
         names = sorted(path.name for path in folder.iterdir())
         plain = [name for name in (f"{_INDEX}.json", f"{_STEM}.safetensors") if name in names]
@@ -146,6 +147,12 @@ class WeightFiles:
             try:
                 with safe_open(folder / file, "pt") as content:
                     for name in content.keys():  # noqa: SIM118  (no dict)
+                        if name in found.places:
+                            raise InvalidInputError(
+                                f"checkpoint {found.origin!r} has {name} twice, in "
+                                f"{found.places[name][0]} and {file}, of which one is not its own: "
+                                "download it again"
+                            )
                         part = content.get_slice(name)
                         found.shapes[name] = tuple(part.get_shape())
                         found.dtypes[name] = part.get_dtype()

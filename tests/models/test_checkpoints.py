@@ -336,6 +336,15 @@ def test_a_missing_shard_and_a_damaged_index_are_named(original, tmp_path):
     one_line(tmp_path, InvalidInputError, f"{INDEX} is no index")
 
 
+def test_a_tensor_in_two_shards_is_named(original, tmp_path):
+    """As shards of two downloads beside each other; the last one would count."""
+    original.save_pretrained(tmp_path, max_shard_size="1MB")
+    first, *_, last = sorted(tmp_path.glob("*.safetensors"))
+    name, value = next(iter(load_file(first).items()))
+    save_file({**load_file(last), name: value + 1}, last)
+    one_line(tmp_path, InvalidInputError, f"{name} twice, in {first.name} and {last.name}")
+
+
 def test_another_format_is_named(folder):
     (folder / FILE).rename(folder / "wan2.1_t2v_fp8_scaled.safetensors")
     message = one_line(folder, InvalidInputError, r"only wan2\.1_t2v_fp8_scaled\.safetensors")

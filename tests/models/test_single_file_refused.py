@@ -66,6 +66,11 @@ def both_of_diffusers(tensors):
             for n, t in tensors.items()}  # fmt: skip
 
 
+def with_and_without_prefix(tensors):
+    average = {n: t + 1 for n, t in tensors.items()}
+    return {**authors(tensors, "model.diffusion_model."), **authors(average)}
+
+
 def one_lost(tensors):
     return {n: t for n, t in authors(tensors).items() if n != "blocks.0.self_attn.q.weight"}
 
@@ -100,6 +105,7 @@ def infinite_scale(tensors):
         (peft, InvalidInputError, "is a LoRA .*--lora"),
         (both, InvalidInputError, r"two transformers \(high_noise_model\., low_noise_model\."),
         (both_of_diffusers, InvalidInputError, r"two transformers \(transformer_2\."),
+        (with_and_without_prefix, InvalidInputError, r"two transformers \(model\.diffusion_model"),
         (one_lost, InvalidInputError, r"lack blocks\.0\.attn1\.to_q\.weight"),
         (one_more, InvalidInputError, r"have, unknown to it, vace_blocks"),
         (strange, InvalidInputError, "does not fit"),
