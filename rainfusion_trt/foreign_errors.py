@@ -10,6 +10,7 @@ Told by the names of modules, so that nothing is imported for it. Three kinds:
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from types import TracebackType
@@ -62,12 +63,13 @@ _REFUSALS = (
     _TRACER,
 )
 _GENERAL = (ValueError, RuntimeError, NotImplementedError, OSError, ImportError, Exception)
-_MEMORY = ("OutOfMemoryError", "MemoryError")
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # of torch, in a RuntimeError
 
 
 def explain_other(error: BaseException) -> str | None:
     """Cause and remedy of an exception that is not ours; None if it is a bug."""
-    if type(error).__name__ in _MEMORY:
+    if _is_memory(error):
         where = _said(error) if str(error) else "on the host"
         remedy = "ask for a smaller clip, or try --cpu-offload and --vae-tiling"
         return f"out of memory ({where}): {remedy}"
@@ -83,14 +85,28 @@ def explain_other(error: BaseException) -> str | None:
     refusal = _refusal(error)
     if refusal is not None or not isinstance(error, OSError):
         return refusal
+    if error.errno in _NO_SPACE:
+        file = "a file" if error.filename is None else str(error.filename)
+        return f"{file} cannot be written ({error.strerror}): make room there, or write elsewhere"
     if error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return _said(error)
 
 
+def _is_memory(error: BaseException) -> bool:
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (type(error) is RuntimeError and _NO_MEMORY in str(error))
+    )
+
+
 def _refusal(error: BaseException) -> str | None:
-    """What another package says in a general exception that it raised itself."""
-    if type(error) not in _GENERAL:
+    """What another package says in a general exception that it raised itself.
+
+    What has an errno is the operating system's, whoever called it.
+    """
+    if type(error) not in _GENERAL or getattr(error, "errno", None) is not None:
         return None
     *_, place = ("", *_modules(error.__traceback__))
     for kind in _REFUSALS:

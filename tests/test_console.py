@@ -93,9 +93,19 @@ def untraceable(path: Path):
     torch.export.export(Module(), (torch.ones(2),))
 
 
+def full_disk(path: Path):
+    """Written by another package, in whose frame the system refuses it."""
+    tensor = onnx.numpy_helper.from_array(np.zeros(1 << 16, np.float32), "w")
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], [tensor]))
+    onnx.save(model, "/dev/full")
+
+
 @pytest.mark.parametrize(
     ("fail", "words"),
     [
+        (full_disk, "cannot be written (No space left on device): make room there"),
+        (lambda path: torch.empty(1 << 55, dtype=torch.uint8), "out of memory (["),
+        (lambda path: np.empty(1 << 55, np.uint8), "out of memory (Unable to allocate"),
         (damaged_safetensors, "a safetensors file cannot be read"),
         (lambda path: onnx.checker.check_model(onnx.ModelProto()), "an ONNX file cannot be read"),
         (lambda path: onnx.load_model_from_string(b"\xff" * 9), "an ONNX file cannot be read"),
