@@ -18,6 +18,12 @@ NO_GPU = re.compile(
 )
 """TensorRT's remark that there is no driver or no device, where it needs neither."""
 
+LEFT_OUT = re.compile(
+    r"Attribute (scale|last_sink_frames|precision|parallel) not found in plugin node"
+)
+"""TensorRT's remark, to which it adds that the engine may fail to build, on an attribute that a node
+of ours may leave out: the plugin has its default."""
+
 
 class ProcessLogger:
     """TensorRT's logger for this process: into Python's logging, with the last lines kept.
@@ -49,7 +55,7 @@ def process_logger(trt: Any) -> ProcessLogger:
 
 
 class HeldLog:
-    """A build's log on its way to `emit`, which can be held until it is known to matter.
+    """A build's log on its way to `emit`, without what is no matter, and held where it may be none.
 
     Parameters
     ----------
@@ -65,6 +71,8 @@ class HeldLog:
         self._lines: list[LogLine] | None = None
 
     def __call__(self, line: LogLine) -> None:
+        if LEFT_OUT.search(line.text):
+            return
         if self._without_gpu:
             text = NO_GPU.sub("", line.text).strip()
             if not text:

@@ -13,6 +13,7 @@ import threading
 from rainfusion_trt.engine.messages import BuildRequest, Event, Failed
 from rainfusion_trt.engine.network import build
 from rainfusion_trt.errors import RainFusionError
+from rainfusion_trt.foreign_errors import explain_other
 
 
 def main() -> int:
@@ -29,8 +30,11 @@ def main() -> int:
     request = BuildRequest.model_validate_json(sys.stdin.read())
     try:
         emit(build(request, emit))
-    except (RainFusionError, OSError, MemoryError) as error:
-        emit(Failed(text=str(error) or type(error).__name__))
+    except RainFusionError as error:
+        emit(Failed(text=str(error)))
+        return 1
+    except (OSError, MemoryError) as error:
+        emit(Failed(text=explain_other(error) or repr(error)))
         return 1
     return 0
 

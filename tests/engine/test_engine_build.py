@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,7 @@ def test_builds_only_when_something_matters(tmp_path, plugin_library, recipe, ca
         assert folder == tmp_path / "m.engine"
         up_to_date = "up to date" in caplog.text
         assert up_to_date != ("plugin layers" in caplog.text)
+        assert "may fail" not in caplog.text  # attributes that are left out have defaults
         return not up_to_date
 
     assert builds()
@@ -175,6 +177,21 @@ def test_failed_build_leaves_the_old_engine(tmp_path, plugin_library, recipe):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("m.engine", "m.onnx", "recipe.yaml")
     ]
+
+
+def test_a_full_disk_is_told_alone(tmp_path, plugin_library, recipe):
+    """By the smallest file that a process may write, which the worker inherits."""
+    onnx = write_model(tmp_path / "m.onnx")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (onnx.stat().st_size, before[1]))
+    try:
+        with pytest.raises(EngineBuildError) as error:
+            build_engine(onnx, recipe=recipe, plugin=plugin_library)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    line = "a file cannot be written (File too large): make room there, or write elsewhere"
+    assert str(error.value) == line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "recipe.yaml"]
 
 
 def test_folder_that_is_no_engine_is_left_alone(tmp_path, plugin_library, recipe):
