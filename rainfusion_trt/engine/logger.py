@@ -21,8 +21,8 @@ NO_GPU = re.compile(
 LEFT_OUT = re.compile(
     r"Attribute (scale|last_sink_frames|precision|parallel) not found in plugin node"
 )
-"""TensorRT's remark, to which it adds that the engine may fail to build, on an attribute that a node
-of ours may leave out: the plugin has its default."""
+"""TensorRT's remark, to which it adds that the engine may fail to build, on an attribute that a
+node of ours may leave out: the plugin has its default."""
 
 
 class ProcessLogger:
