@@ -309,7 +309,7 @@ def test_run_writes_an_mp4(tmp_path: Path):
         ("--guidance", "inf"): "guidance_scale is inf",
         ("--frames", "0"): "num_frames is 0",
         ("--height", "0"): "height is 0",
-        ("--height", "60"): "have to be divisible by 8",
+        ("--height", "60"): "height=60 must be a multiple of 16",
         ("--frames", "5"): "allow_dense",
         ("--method", "piecewise"): "one window of method 'piecewise'",
     }.items():

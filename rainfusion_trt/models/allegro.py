@@ -153,6 +153,11 @@ class Allegro(VideoModel):
             )
         return rows_of_tokens(tables, [position[0] for position in positions])
 
+    def check_media(self, arguments: Mapping[str, Any], *, exported: bool) -> None:
+        """Also that height and width are of whole tokens, which the pipeline leaves to chance."""
+        super().check_media(arguments, exported=exported)
+        self._check_pixels(arguments)
+
     def _latent_frames(self, frames: int) -> int:
         """Rounded as the pipeline does: any number of frames is a clip."""
         if frames < 1:

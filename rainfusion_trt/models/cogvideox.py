@@ -138,6 +138,11 @@ class CogVideoX(VideoModel):
             return size
         return replace(size, frames=(self._latent_frames(size.frames) - 1) * self.vae_frames + 1)
 
+    def check_media(self, arguments: Mapping[str, Any], *, exported: bool) -> None:
+        """Also that height and width are of whole tokens, which the pipeline leaves to chance."""
+        super().check_media(arguments, exported=exported)
+        self._check_pixels(arguments)
+
     def check_frames(self, frames: int) -> None:
         """Also that a video has whole tokens: latents are padded to them from text alone."""
         super().check_frames(frames)

@@ -46,11 +46,7 @@ class ModelClips:
             The model makes no clip of that size.
         """
         frames = self._latent_frames(size.frames)
-        unit = self.vae_pixels * self.patch_pixels
-        for name in ("height", "width"):
-            pixels = getattr(size, name)
-            if pixels < unit or pixels % unit:
-                raise self._bad_size(name, pixels, f"a multiple of {unit}")
+        self._check_pixels({"height": size.height, "width": size.width})
         return frames, size.height // self.vae_pixels, size.width // self.vae_pixels
 
     def clip_of_graph(self, size: VideoSize, arguments: Mapping[str, Any]) -> VideoSize:
@@ -135,6 +131,14 @@ class ModelClips:
         InvalidInputError
             One does not fit; said before any work.
         """
+
+    def _check_pixels(self, sides: Mapping[str, Any]) -> None:
+        """Raise InvalidInputError for a height or width that is not of whole tokens."""
+        unit = self.vae_pixels * self.patch_pixels
+        for name in ("height", "width"):
+            pixels = sides.get(name)
+            if pixels is not None and (pixels < unit or pixels % unit):
+                raise self._bad_size(name, pixels, f"a multiple of {unit}")
 
     def check_frames(self, frames: int) -> None:
         """Raise InvalidInputError if the model makes no clip of that many frames."""

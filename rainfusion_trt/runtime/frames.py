@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from rainfusion_trt.runtime.call_arguments import output_type, refusals_of, takes_callback
 from rainfusion_trt.runtime.denoiser import Denoiser
 from rainfusion_trt.runtime.finite import check_audio, check_frames
 from rainfusion_trt.runtime.steps import StepRun
 from rainfusion_trt.step_cache.cache import StepCache
+
+logger = logging.getLogger("rainfusion_trt")
 
 
 class Made(NamedTuple):
@@ -17,6 +23,37 @@ class Made(NamedTuple):
     frames: Any
     audio: Any = None
     audio_rate: int | None = None
+
+
+def say_other_size(pipe: Any, asked: Mapping[str, Any], frames: Any) -> None:
+    """Warn of a clip of another size than was asked for: pipelines round, not all of them say it.
+
+    Parameters
+    ----------
+    pipe
+        What made it.
+    asked : mapping
+        Arguments of the call that were given.
+    frames
+        As `Made` has them; of latents nothing is known.
+    """
+    if isinstance(frames, list):
+        image = frames[0][0]
+        found = {"num_frames": len(frames[0]), "height": image.height, "width": image.width}
+    elif getattr(frames, "ndim", 0) == 5 and 3 in (frames.shape[2], frames.shape[-1]):
+        sides = frames.shape[2:4] if isinstance(frames, np.ndarray) else frames.shape[3:]
+        found = dict(zip(("num_frames", "height", "width"), (frames.shape[1], *sides), strict=True))
+    else:
+        return
+    other = [name for name in found if asked.get(name, found[name]) != found[name]]
+    for name in other:
+        logger.warning(
+            "%s=%d was asked for, and %s has made %d",
+            name,
+            asked[name],
+            type(pipe).__name__,
+            found[name],
+        )
 
 
 def make_frames(

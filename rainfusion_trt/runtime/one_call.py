@@ -13,10 +13,11 @@ from rainfusion_trt.runtime.call_arguments import (
     callback_tensors,
     check_size,
     complete_arguments,
+    output_type,
     step_count,
 )
 from rainfusion_trt.runtime.denoiser import Denoiser
-from rainfusion_trt.runtime.frames import make_frames
+from rainfusion_trt.runtime.frames import make_frames, say_other_size
 from rainfusion_trt.runtime.media import frames_of_video, read_media, say_stretch
 from rainfusion_trt.runtime.output import PipelineOutput
 from rainfusion_trt.runtime.pipes import Pipes, check_media, check_packages, parameters_of
@@ -147,6 +148,8 @@ class Caller:
             made = make_frames(
                 pipe, denoiser, run, arguments, cache=cache, wanted=self.sharing.first
             )
+        if made.frames is not None and output_type(pipe, arguments) != "latent":
+            say_other_size(pipe, given, made.frames)
         output = PipelineOutput(
             made.frames,
             run.reports(),
