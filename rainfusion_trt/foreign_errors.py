@@ -86,8 +86,8 @@ def explain_other(error: BaseException) -> str | None:
     if refusal is not None or not isinstance(error, OSError):
         return refusal
     if error.errno in _NO_SPACE:
-        file = "a file" if error.filename is None else str(error.filename)
-        return f"{file} cannot be written ({error.strerror}): make room there, or write elsewhere"
+        file = error.filename or "a file cannot be written"
+        return f"{file}: {error.strerror} (make room there, or write elsewhere)"
     if error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return _said(error)

@@ -103,7 +103,7 @@ def full_disk(path: Path):
 @pytest.mark.parametrize(
     ("fail", "words"),
     [
-        (full_disk, "cannot be written (No space left on device): make room there"),
+        (full_disk, "cannot be written: No space left on device (make room there"),
         (lambda path: torch.empty(1 << 55, dtype=torch.uint8), "out of memory (["),
         (lambda path: np.empty(1 << 55, np.uint8), "out of memory (Unable to allocate"),
         (damaged_safetensors, "a safetensors file cannot be read"),

@@ -189,7 +189,7 @@ def test_a_full_disk_is_told_alone(tmp_path, plugin_library, recipe):
             build_engine(onnx, recipe=recipe, plugin=plugin_library)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    line = "a file cannot be written (File too large): make room there, or write elsewhere"
+    line = "a file cannot be written: File too large (make room there, or write elsewhere)"
     assert str(error.value) == line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "recipe.yaml"]
 
