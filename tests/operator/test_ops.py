@@ -62,7 +62,7 @@ def test_grid_may_be_a_tensor_of_that_shape(qkv):
 
 def test_operator_is_well_registered(qkv):
     grid, sparsity = qkv[0].new_empty(GRID), torch.tensor([0.5])
-    arguments = (*qkv, grid, sparsity, None, "first", "rainfusion", 0.9, 1, 0.0, "16bit", 1)
+    arguments = (*qkv, grid, sparsity, None, "first", "rainfusion", 0.9, 1, 0.0, "16bit", 1, [])
     torch.library.opcheck(
         torch.ops.rainfusion.attention.default,
         arguments,
