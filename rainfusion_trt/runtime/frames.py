@@ -26,7 +26,9 @@ class Made(NamedTuple):
 
 
 def say_other_size(pipe: Any, asked: Mapping[str, Any], frames: Any) -> None:
-    """Warn of a clip of another size than was asked for: pipelines round, not all of them say it.
+    """Warn of clips of another size or number than was asked for.
+
+    Pipelines round, and several have one video for a prompt whatever is asked; not all say it.
 
     Parameters
     ----------
@@ -37,14 +39,17 @@ def say_other_size(pipe: Any, asked: Mapping[str, Any], frames: Any) -> None:
     frames
         As `Made` has them; of latents nothing is known.
     """
+    prompt = asked.get("prompt")
+    prompts = len(prompt) if isinstance(prompt, list) else 1
+    found: dict[str, int] = {}
+    if "prompt_embeds" not in asked:
+        found["num_videos_per_prompt"] = len(frames) // prompts
     if isinstance(frames, list):
         image = frames[0][0]
-        found = {"num_frames": len(frames[0]), "height": image.height, "width": image.width}
+        found |= {"num_frames": len(frames[0]), "height": image.height, "width": image.width}
     elif getattr(frames, "ndim", 0) == 5 and 3 in (frames.shape[2], frames.shape[-1]):
         sides = frames.shape[2:4] if isinstance(frames, np.ndarray) else frames.shape[3:]
-        found = dict(zip(("num_frames", "height", "width"), (frames.shape[1], *sides), strict=True))
-    else:
-        return
+        found |= zip(("num_frames", "height", "width"), (frames.shape[1], *sides), strict=True)
     other = [name for name in found if asked.get(name, found[name]) != found[name]]
     for name in other:
         logger.warning(

@@ -43,3 +43,12 @@ def test_frames_that_the_pipeline_rounds_are_said(pipeline, caplog, form):
     assert len(made.frames[0]) == 9
     (line,) = (r.getMessage() for r in caplog.records if "asked for" in r.getMessage())
     assert line == "num_frames=11 was asked for, and CogVideoXPipeline has made 9"
+
+
+def test_clips_that_the_pipeline_leaves_out_are_said(pipeline, caplog):
+    """Diffusers' CogVideoX pipelines set the number to 1, whatever is asked for."""
+    with caplog.at_level(logging.WARNING, logger="rainfusion_trt"):
+        made = pipeline(["a", "b"], **CALL, num_videos_per_prompt=2)
+    assert len(made.frames) == 2
+    words = "num_videos_per_prompt=2 was asked for, and CogVideoXPipeline has made 1"
+    assert words in caplog.text
