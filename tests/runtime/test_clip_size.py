@@ -15,9 +15,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CALL = {"num_frames": 9, "height": 64, "width": 96, "num_inference_steps": 1, "seed": 0}
 
 
-@pytest.fixture(scope="module", params=["cogvideox-5b", "cogvideox1.5-5b"])
-def pipeline(request):
-    model = get_model(request.param)
+@pytest.fixture(scope="module")
+def pipeline():
+    model = get_model("cogvideox1.5-5b")
     with rainfusion_trt.Pipeline(
         model.name, pipe=tiny_pipeline(model), backend="torch", device="cpu", sparsity=0.0
     ) as pipeline:
