@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,25 +83,58 @@ def _starts(coordinates: Tensor, tokens: int) -> Tensor:
     return first.detach().cpu()
 
 
+class _Run(NamedTuple):
+    """A grid at one end of the tokens."""
+
+    grid: Grid
+    first: bool  # whether at their beginning
+    at_start: bool  # whether it begins at time 0, as clips do, and conditions beside them seldom
+
+    @classmethod
+    def at(cls, starts: Tensor, *, first: bool) -> _Run:
+        grid = _leading(starts if first else starts.flip(1))
+        begins = starts[0, 0 if first else -math.prod(grid)]
+        return cls(grid, first, bool(begins == 0))
+
+    def fits(self, numbers: Grid) -> bool:
+        """Tokens of a later frame beside the grid may look like one frame more of it."""
+        return self.grid[1:] == numbers[1:] and self.grid[0] >= numbers[0]
+
+    def beside(self, grid: Grid, tokens: int) -> PackedTokens:
+        rest = tokens - math.prod(grid)
+        return PackedTokens(grid, *((0, rest) if self.first else (rest, 0)))
+
+
 @torch.compiler.disable  # values of a tensor are no part of a graph
 def _found(starts: Tensor, numbers: Grid | None) -> PackedTokens:
-    """The grid of those numbers at either end, else the larger one that is most of the tokens."""
+    """The grid of those numbers at either end, else the one that begins at time 0, else the larger.
+
+    Pictures one after the other look like a clip too, and may be more than its frames.
+    """
     tokens = starts.shape[1]
-    leading, trailing = _leading(starts), _leading(starts.flip(1))
-    for grid in (leading, trailing):
-        # Tokens of a later frame beside the grid may look like one frame more of it.
-        if numbers is not None and grid[1:] == numbers[1:] and grid[0] >= numbers[0]:
-            rest = tokens - math.prod(numbers)
-            return PackedTokens(numbers, *((0, rest) if grid is leading else (rest, 0)))
-    grid = max(leading, trailing, key=math.prod)
-    if 2 * math.prod(grid) <= tokens:
+    runs = [_Run.at(starts, first=True), _Run.at(starts, first=False)]
+    runs.sort(key=lambda run: run.at_start, reverse=True)
+    for run in runs:
+        if numbers is not None and run.fits(numbers):
+            return run.beside(numbers, tokens)
+    best, other = sorted(runs, key=lambda run: (run.at_start, math.prod(run.grid)), reverse=True)
+    is_clip = best.at_start and not other.at_start and _whole_frames(starts, best.grid)
+    if 2 * math.prod(best.grid) <= tokens and not is_clip:
         raise NotSparseError(
             f"video_coords place {tokens} tokens in no grid of frames, rows and columns in order, "
             f"with conditioning tokens on one side of it; the largest found is "
-            f"{' x '.join(map(str, grid))}"
+            f"{' x '.join(map(str, max((run.grid for run in runs), key=math.prod)))}"
         )
-    rest = tokens - math.prod(grid)
-    return PackedTokens(grid, *((0, rest) if grid is leading else (rest, 0)))
+    return best.beside(best.grid, tokens)
+
+
+def _whole_frames(starts: Tensor, grid: Grid) -> bool:
+    """Whether all tokens are frames of the rows and columns of a grid, as its conditions are."""
+    area = grid[1] * grid[2]
+    if starts.shape[1] % area:
+        return False
+    places = starts[1:].unflatten(1, (-1, area))
+    return bool((places == places[:, :1]).all())
 
 
 def _leading(starts: Tensor) -> Grid:

@@ -48,9 +48,23 @@ def test_tokens_of_frames_stand_before_or_behind_the_grid(grid):
     assert packed_tokens(call(behind, grid)) == PackedTokens(grid, after=3 * area)
 
 
+@pytest.mark.parametrize("count", [4, 5, 8])
+def test_pictures_that_follow_each_other_are_not_the_clip(count):
+    """As many as the clip has frames, fewer and more: the clip is what begins at time 0."""
+    pictures = [ids(1, 4, 6, at=4 * place) for place in range(1, count + 1)]
+    before = torch.cat([*pictures, ids(5, 4, 6)], dim=2)
+    expected = PackedTokens((5, 4, 6), before=count * 24)
+    assert packed_tokens(call(before)) == expected
+    assert packed_tokens(call(before, (5, 4, 6))) == expected
+    behind = torch.cat([ids(5, 4, 6), *pictures], dim=2)
+    assert packed_tokens(call(behind, (5, 4, 6))) == PackedTokens((5, 4, 6), after=count * 24)
+
+
 def test_a_reference_of_another_size_stands_behind():
     coordinates = torch.cat([ids(4, 4, 6), ids(4, 2, 3)], dim=2)
     assert packed_tokens(call(coordinates, (4, 4, 6))) == PackedTokens((4, 4, 6), after=24)
+    longer = torch.cat([ids(4, 4, 6), ids(6, 4, 6)], dim=2)
+    assert packed_tokens(call(longer, (4, 4, 6))) == PackedTokens((4, 4, 6), after=144)
 
 
 def test_what_is_no_grid_is_refused():
