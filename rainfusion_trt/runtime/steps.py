@@ -15,12 +15,15 @@ from rainfusion_trt.argument_types import shown
 from rainfusion_trt.errors import DenseAttentionError, GenerationCancelled, InvalidInputError
 from rainfusion_trt.operator.settings import Precision
 from rainfusion_trt.runtime.finite import check_latents
+from rainfusion_trt.runtime.pipes import parameters_of
 from rainfusion_trt.runtime.precision import PrecisionPlan, precision_per_step
 from rainfusion_trt.runtime.report import CallReport, Moment, StepReport
 from rainfusion_trt.runtime.schedule import Schedule, planned_sparsity, shortfall, summary
 from rainfusion_trt.sigma_schedule import SigmaSchedule
 
 logger = logging.getLogger("rainfusion_trt")
+
+_LEAVES_OUT = "skip_steps_sigma_threshold"
 
 Call = Mapping[str, Any]
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
@@ -194,9 +197,10 @@ class StepRun:
             self._precisions = precision_per_step(self._precision, len(planned))
             self._planned = self._possible(planned, call)
             self._timesteps = self._scheduled()
+            self._step = self._left_out(len(planned))
             if not self._before:
                 self._say_plan()
-            self._tell(0)
+            self._tell(self._step)
         if self._same_calls:
             check_cancelled(self._cancel, self._done)
         if self._prepared != self._step:
@@ -235,6 +239,17 @@ class StepRun:
 
     def _scheduled(self) -> Any:
         return getattr(getattr(self._pipe, "scheduler", None), "timesteps", None)
+
+    def _left_out(self, steps: int) -> int:
+        """How many steps the pipeline has left out before its first call, and told nobody of.
+
+        That of long LTX-Videos does so while sigma is above a threshold of the call.
+        """
+        if _LEAVES_OUT not in parameters_of(type(self._pipe)):
+            return 0
+        timesteps = torch.as_tensor(self._timesteps)
+        places = (timesteps == self._pipe.current_timestep).nonzero()
+        return max(0, int(places[0]) - (len(timesteps) - steps)) if len(places) else 0
 
     def _begins_segment(self) -> bool:
         """Whether a call is the first one of another segment than the one that was planned.

@@ -171,9 +171,11 @@ class StepCache:
         """
         is_other = transformer is not self._transformer
         is_new = is_other or self._moment is None or moment.done != self._moment.done
-        if is_new and moment.step == 0 and self._timesteps is not None:
+        # A pipeline may leave out the first steps of a segment, so that it begins with a later one.
+        begins = self._moment is None or (is_new and moment.step <= self._moment.step)
+        if begins and self._timesteps is not None:
             self._rule.scheduled(functools.partial(self._timesteps, moment.steps))
-        if is_other or (is_new and moment.step == 0):
+        if is_other or begins:
             self._begin(transformer)
         if is_new and self._moment is not None and moment.done > self._moment.done + 1:
             self._kept.clear()  # another process made a step's calls, who knows if they ran

@@ -153,6 +153,38 @@ def test_every_segment_of_a_clip_has_the_schedule(left_out):
     assert told == first + [(steps + done, steps + 3) for done in range(steps + 1)]
 
 
+class _LongVideo:
+    """Takes steps as LTXI2VLongMultiPromptPipeline does, which leaves out those above a sigma."""
+
+    num_timesteps = 4
+    scheduler = SimpleNamespace()
+
+    def __call__(self, skip_steps_sigma_threshold=1):
+        """Its calls have this argument."""
+
+    def run(self, run, left_out):
+        self.scheduler.timesteps = torch.tensor([1000.0, 900.0, 600.0, 300.0])
+        for step, timestep in enumerate(self.scheduler.timesteps[:-1]):
+            if step < left_out:
+                continue
+            self.current_timestep = timestep
+            moment = run.before_call(CALL)
+            assert (moment.step, moment.steps) == (step, 4)
+            run.after_call(CallReport(routed=2))
+            run.on_step_end(self, step, timestep, {"latents": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("left_out", [0, 1, 2])
+def test_steps_that_are_left_out_at_the_start_of_a_segment_count(left_out):
+    seen, pipe = [], _LongVideo()
+    run = StepRun(pipe, [0.1, 0.2, 0.3, 0.4], seen.append, clock=StepClock(torch.device("cpu")))
+    for _ in range(2):
+        pipe.run(run, left_out)
+    assert seen == [0.1, 0.2, 0.3][left_out:] * 2
+    made = [*range(left_out, 3), *range(3 + left_out, 6)]
+    assert [ran.step for ran in run.reports()] == [row.step for row in run.timings()] == made
+
+
 def test_dense_backends_are_recorded_as_dense():
     pipe = SimpleNamespace(num_timesteps=2)
     run = StepRun(pipe, [0.1, 0.5], lambda value: None, sparse=False)

@@ -379,3 +379,18 @@ def test_one_process_decides_for_all():
         loop.call(Moment(i, 8, i), twice, hidden_states=even(i))
     assert loop.ran == [0, 1, 2, 4, 6, 7]
     assert asked == [1, 2, 3, 4, 5, 6]  # not about steps that always run
+
+
+def test_a_segment_whose_first_steps_are_left_out_begins_anew():
+    """Its noise is another, and nothing of the segment before is an answer in it."""
+    asked = []
+    loop = Loop(
+        residual("mag", threshold=9.0, first=0.0, max_skips=9, ratios=ratios(*[1.0] * 8)),
+        timesteps=lambda steps: asked.append(steps) or tuple(map(float, range(8, 0, -1))),
+    )
+    for before in (0, 7):
+        for step in range(3, 7):
+            moment = Moment(step, 8, before + step)
+            loop.call(moment, bent, hidden_states=torch.full((1, 4), float(step)))
+    assert asked == [8, 8]
+    assert loop.ran == [3, 10]
