@@ -20,11 +20,14 @@ class Moment(NamedTuple):
         Of the segment that runs, from 0, and how many it has.
     done : int
         Steps of all segments that are done.
+    never : int
+        How many of `steps`, at the end, the pipeline has timesteps for and does not run.
     """
 
     step: int
     steps: int
     done: int
+    never: int = 0
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,7 @@ class StepRun:
         self._progress = progress
         self._cancel = cancel
         self._same_calls = same_calls
+        self._never = int(_LEAVES_OUT in parameters_of(type(pipe)))
         self._planned: tuple[float, ...] | None = None  # of this segment
         self._precisions: tuple[Precision, ...] = ()
         self._timesteps: Any = None  # of the scheduler, as it was planned
@@ -194,10 +195,12 @@ class StepRun:
         if self._planned is None:
             # Only now known for sure: custom timesteps and `strength` change the number of steps.
             planned = planned_sparsity(self._schedule, self._pipe, from_sigmas=self._from_sigmas)
-            self._precisions = precision_per_step(self._precision, len(planned))
-            self._planned = self._possible(planned, call)
+            steps, ran = len(planned), len(planned) - self._never
+            counted = ran if callable(self._precision) else steps  # values are one for each
+            self._precisions = precision_per_step(self._precision, counted)[:ran]
+            self._planned = self._possible(planned[:ran], call)
             self._timesteps = self._scheduled()
-            self._step = self._left_out(len(planned))
+            self._step = self._left_out(steps)
             if not self._before:
                 self._say_plan()
             self._tell(self._step)
@@ -211,7 +214,8 @@ class StepRun:
             self._prepared = self._step
         if self._clock is not None:
             self._calls.append([self._done, self._clock.mark(), None])
-        return Moment(self._step, len(self._planned), self._done)
+        steps = len(self._planned) + self._never
+        return Moment(self._step, steps, self._done, self._never)
 
     def after_call(self, report: CallReport) -> None:
         """Right after a call of the transformer.
@@ -243,9 +247,10 @@ class StepRun:
     def _left_out(self, steps: int) -> int:
         """How many steps the pipeline has left out before its first call, and told nobody of.
 
-        That of long LTX-Videos does so while sigma is above a threshold of the call.
+        That of long LTX-Videos does so while sigma is above a threshold of the call. It also runs
+        no step of the last timestep.
         """
-        if _LEAVES_OUT not in parameters_of(type(self._pipe)):
+        if not self._never:
             return 0
         timesteps = torch.as_tensor(self._timesteps)
         places = (timesteps == self._pipe.current_timestep).nonzero()

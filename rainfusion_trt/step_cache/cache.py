@@ -215,7 +215,7 @@ class StepCache:
         # Copied, as a pipeline may go on to compute in the place of its latents.
         latents = None if first is None else tuple(x.clone() for x in first.latents(call))
         self._latents = latents
-        if self._settings.always(moment.step, moment.steps):
+        if self._settings.always(moment.step, moment.steps - moment.never):
             skip = False  # in every process, so that none need say it
         else:
             skip = self._decide(moment.done, lambda: self._would_skip(moment.step, latents))

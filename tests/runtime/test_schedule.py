@@ -11,7 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rainfusion_trt.errors import DenseAttentionError, GenerationCancelled, InvalidInputError
+from rainfusion_trt.errors import (
+    DenseAttentionError,
+    GenerationCancelled,
+    InvalidInputError,
+    NotFiniteError,
+)
+from rainfusion_trt.runtime.precision import PrecisionSchedule
 from rainfusion_trt.runtime.report import CallReport, StepReport
 from rainfusion_trt.runtime.schedule import (
     SparsitySchedule,
@@ -162,27 +168,43 @@ class _LongVideo:
     def __call__(self, skip_steps_sigma_threshold=1):
         """Its calls have this argument."""
 
-    def run(self, run, left_out):
+    def run(self, run, left_out, latent=0.0):
         self.scheduler.timesteps = torch.tensor([1000.0, 900.0, 600.0, 300.0])
         for step, timestep in enumerate(self.scheduler.timesteps[:-1]):
             if step < left_out:
                 continue
             self.current_timestep = timestep
             moment = run.before_call(CALL)
-            assert (moment.step, moment.steps) == (step, 4)
+            assert moment[:2] == (step, 4) and moment.never == 1
             run.after_call(CallReport(routed=2))
-            run.on_step_end(self, step, timestep, {"latents": torch.zeros(1)})
+            run.on_step_end(self, step, timestep, {"latents": torch.full((1,), latent)})
 
 
 @pytest.mark.parametrize("left_out", [0, 1, 2])
 def test_steps_that_are_left_out_at_the_start_of_a_segment_count(left_out):
     seen, pipe = [], _LongVideo()
-    run = StepRun(pipe, [0.1, 0.2, 0.3, 0.4], seen.append, clock=StepClock(torch.device("cpu")))
+    told = []
+    run = StepRun(
+        pipe,
+        [0.1, 0.2, 0.3, 0.4],
+        seen.append,
+        precision=PrecisionSchedule(last=0.3),
+        set_precision=told.append,
+        clock=StepClock(torch.device("cpu")),
+    )
     for _ in range(2):
         pipe.run(run, left_out)
+    assert told == ["8bit", "8bit", "16bit"][left_out:] * 2  # the last is the last that runs
     assert seen == [0.1, 0.2, 0.3][left_out:] * 2
     made = [*range(left_out, 3), *range(3 + left_out, 6)]
     assert [ran.step for ran in run.reports()] == [row.step for row in run.timings()] == made
+
+
+def test_latents_are_looked_at_after_the_last_step_that_runs():
+    pipe = _LongVideo()
+    run = StepRun(pipe, [0.1, 0.2, 0.3, 0.4], lambda value: None)
+    with pytest.raises(NotFiniteError):
+        pipe.run(run, 0, latent=torch.nan)
 
 
 def test_dense_backends_are_recorded_as_dense():

@@ -394,3 +394,10 @@ def test_a_segment_whose_first_steps_are_left_out_begins_anew():
             loop.call(moment, bent, hidden_states=torch.full((1, 4), float(step)))
     assert asked == [8, 8]
     assert loop.ran == [3, 10]
+
+
+def test_the_last_step_is_the_last_that_runs():
+    loop = Loop(residual("mag", threshold=9.0, first=0.0, max_skips=9, ratios=ratios(*[1.0] * 8)))
+    for step in range(7):
+        loop.call(Moment(step, 8, step, never=1), bent, hidden_states=torch.zeros(1, 4))
+    assert loop.ran == [0, 6]
