@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -186,6 +187,7 @@ class GraphTransformer(nn.Module):
         self.dtype = next(
             info.dtype for info in backend.inputs.values() if info.dtype.is_floating_point
         )
+        self._arguments = dict(inspect.signature(model.diffusers_class().forward).parameters)
         self.closed = False
         self.exchange: Exchange | None = None
         self.precision: Precision = "16bit"
@@ -227,7 +229,8 @@ class GraphTransformer(nn.Module):
         Raises
         ------
         InvalidInputError
-            A shape outside what the graph takes, tensors on another device, or it is closed.
+            A shape outside what the graph takes, tensors on another device, an argument that the
+            transformer's class does not have, or it is closed.
         UnsupportedError
             `attention_kwargs`, which only reach PyTorch modules.
         """
@@ -241,6 +244,7 @@ class GraphTransformer(nn.Module):
                 "attention_kwargs cannot reach an exported transformer: leave them out, or use "
                 "backend='torch'"
             )
+        self._check_names(forward_kwargs)
         feed = {name: self._fit(name, t) for name, t in self._graph_inputs(forward_kwargs).items()}
         feed["sparsity"] = self.sparsity
         if PART_INPUT in self.backend.inputs:
@@ -254,6 +258,16 @@ class GraphTransformer(nn.Module):
         # Copied, because guidance by two calls keeps the first result over the second call.
         copies = tuple(outputs[name].clone() for name in self.model.outputs)
         return self.model.result(copies) if return_dict else copies
+
+    def _check_names(self, forward_kwargs: Mapping[str, Any]) -> None:
+        """Refuse what the transformer's class would: nothing here would read it."""
+        kinds = [argument.kind for argument in self._arguments.values()]
+        unknown = [name for name in forward_kwargs if name not in self._arguments]
+        if unknown and inspect.Parameter.VAR_KEYWORD not in kinds:
+            raise InvalidInputError(
+                f"{self.model.name}: an exported transformer takes no {', '.join(unknown)}, as "
+                f"{self.model.diffusers_class().__name__} does not; leave it out"
+            )
 
     def _graph_inputs(self, forward_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         feed = self.model.graph_inputs(forward_kwargs)
@@ -347,8 +361,6 @@ class GraphDenoiser(OneDenoiser):
 
 def complete_config(model: VideoModel, config: Mapping[str, Any]) -> dict[str, Any]:
     """The transformer's configuration with the defaults of its diffusers class filled in."""
-    import inspect
-
     import diffusers
 
     signature = inspect.signature(getattr(diffusers, model.transformer_class).__init__)

@@ -59,7 +59,7 @@ def test_frames_that_the_clip_does_not_have():
         ({"exact_frames": (2, 4)}, {"exact", None}),
         ({"exact_frames": (4,), "method": "rainfusion2"}, {None}),
     ],
-    ids=str,
+    ids=["none", "exact frames", "rainfusion2"],
 )
 def test_sizes_may_be_symbols(settings, wanted):
     """As of clips of several sizes under torch.compile, those without a choice among them."""

@@ -114,6 +114,8 @@ def test_a_gpu_gets_a_part_of_the_tokens():
     assert len(exchange.kinds) == 1
     transformer(**call | {"hidden_states": torch.zeros(1, 16, 3, 10, 16, dtype=torch.float16)})
     assert len(exchange.kinds) == 2  # other shapes
+    with pytest.raises(InvalidInputError, match="takes no speed, colour, as WanTransformer3DModel"):
+        transformer(**call, speed=1, colour=None)
     other = GraphTransformer(backend, model, model.config("tiny"))
     other.share_tokens(exchange)
     other(**call)
