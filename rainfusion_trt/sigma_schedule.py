@@ -74,7 +74,8 @@ class SigmaSchedule:
 
         sigma = sigma.float()
         levels, values = (
-            torch.tensor(column, device=sigma.device) for column in zip(*self.points, strict=True)
+            torch.tensor(column, dtype=torch.float32, device=sigma.device)
+            for column in zip(*self.points, strict=True)
         )
         if len(self.points) == 1:
             sparsity = values.expand_as(sigma)
@@ -166,7 +167,7 @@ class NoiseLevels:
         timestep = timestep.float()
         if self.table is None:
             return timestep / self.timesteps
-        table = torch.tensor(self.table, device=timestep.device)
+        table = torch.tensor(self.table, dtype=torch.float32, device=timestep.device)
         place = timestep.clamp(0, len(self.table) - 1)
         left = place.floor().long()
         right = place.ceil().long()

@@ -36,6 +36,25 @@ def test_one_point_is_a_constant():
     assert values(SigmaSchedule(((0.3, 0.5),), dense_above=1.0), [0.0, 1.0]) == [0.5, 0.5]
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64], ids=str)
+def test_the_default_type_of_torch_does_not_matter(kind):
+    """Which loaders of checkpoints set, and some programs leave so."""
+    schedule = SigmaSchedule(((0.2, 0.64), (0.9, 0.9)), dense_above=0.95)
+    levels = NoiseLevels.of(diffusers.CogVideoXDPMScheduler())
+    timesteps = torch.tensor([999, 500.5, 0.0])
+
+    def both():
+        return [schedule.at(levels.sigma(timesteps)), levels.sigma(timesteps)]
+
+    expected = both()
+    torch.set_default_dtype(kind)
+    try:
+        actual = both()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

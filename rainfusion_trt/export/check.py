@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper
@@ -215,7 +216,7 @@ def compare(path: Path, source: GraphSource) -> float:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feed = {name: tensor.cpu().numpy() for name, tensor in source.inputs.items()}
-    feed["sparsity"] = torch.zeros(1).numpy()
+    feed["sparsity"] = np.zeros(1, np.float32)
     largest = 0.0
     actual = session.run(list(source.outputs), feed)
     for name, array, right in zip(source.outputs, actual, expected, strict=True):

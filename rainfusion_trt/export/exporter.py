@@ -179,6 +179,10 @@ def check_request(
     writer.check_output(Path(output))
     check_plain(module)
     check_finite(module)
+    if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
+        raise InvalidInputError(
+            "torch.autocast is on, which would put casts into the graph: export outside of it"
+        )
     if run_compare:
         check_comparable(dtype, has_weights=not is_fake(module))
 
@@ -222,7 +226,8 @@ def export_source(
 def _graph(source: GraphSource, settings: AttentionSettings, stage: Stage) -> tuple[ir.Model, int]:
     """Trace the module; give it as ONNX, with the number of its self-attentions."""
     stage("trace")
-    sparsity = torch.zeros(1, device=next(source.module.parameters()).device)
+    device = next(source.module.parameters()).device
+    sparsity = torch.zeros(1, dtype=torch.float32, device=device)
     with _quiet():
         program = capture(source, sparsity, settings)
         rewrite(program)

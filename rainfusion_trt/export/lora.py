@@ -240,7 +240,9 @@ def _fuse(file: LoraFile, transformer: nn.Module, updates: list[_Update]) -> Non
     """In float32, rounded once to the parameter's own type."""
     parameters = dict(transformer.named_parameters())
     changed = False
-    with torch.no_grad():
+    # Weights that were made under inference_mode are written under it.
+    made_in_it = any(parameters[update.parameter].is_inference() for update in updates)
+    with torch.inference_mode(made_in_it), torch.no_grad():
         for update in updates:
             part = parameters[update.parameter][update.place.target]
             added = file.scale * update.change.rows(update.place.source).to(part.device)

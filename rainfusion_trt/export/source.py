@@ -121,7 +121,8 @@ def source_of_model(
     if parallel:
         # As many tokens as there are, so that the graph can be compared on one processor.
         tokens = model.extents(config, size, batch)["video_tokens"]
-        inputs[PART_INPUT] = torch.zeros(tokens, device=cast("torch.device", transformer.device))
+        device = cast("torch.device", transformer.device)
+        inputs[PART_INPUT] = torch.zeros(tokens, dtype=torch.float32, device=device)
         axes[PART_INPUT] = {0: PART_AXIS}
 
     return GraphSource(

@@ -85,9 +85,10 @@ def with_bits(source: GraphSource) -> GraphSource:
         return source.arguments({n: t for n, t in inputs.items() if n != BITS_INPUT})
 
     device = next(source.module.parameters()).device
+    bits = torch.zeros(BITS["16bit"], dtype=torch.float32, device=device)
     return dataclasses.replace(
         source,
-        inputs={**source.inputs, BITS_INPUT: torch.zeros(BITS["16bit"], device=device)},
+        inputs={**source.inputs, BITS_INPUT: bits},
         axes={**source.axes, BITS_INPUT: {0: BITS_AXIS}},
         arguments=arguments,
     )

@@ -221,6 +221,8 @@ class ModelGraph(ModelClips):
         for given in self.inputs:
             value = forward_kwargs[given.name]
             if given.axes == ("batch",):
+                if isinstance(value, float):  # else it is rounded to torch's default type
+                    value = torch.tensor(value, dtype=torch.float32)
                 value = torch.as_tensor(value, device=like.device).expand(like.shape[0])
             inputs[given.name] = value.to(given.dtype or like.dtype)
         return inputs

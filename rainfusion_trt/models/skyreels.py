@@ -190,7 +190,8 @@ class _Float32Timesteps(nn.Module):
 
     def forward(self, timesteps: Tensor) -> Tensor:
         half = self.channels // 2
-        rates = torch.tensor([10000.0 ** (-i / half) for i in range(half)], device=timesteps.device)
+        values = [10000.0 ** (-i / half) for i in range(half)]
+        rates = torch.tensor(values, dtype=torch.float32, device=timesteps.device)
         angles = timesteps.float()[..., None] * rates
         return torch.cat([angles.cos(), angles.sin()], dim=-1)
 

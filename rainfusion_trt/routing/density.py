@@ -20,11 +20,11 @@ class DensityMeter:
     """
 
     def __init__(self) -> None:
-        self.total = torch.zeros(1)
+        self.total = torch.zeros(1, dtype=torch.float32)
 
     def begin(self, like: Tensor) -> None:
         """A forward with inputs on the device of `like`."""
-        self.total = torch.zeros(1, device=like.device)
+        self.total = torch.zeros(1, dtype=torch.float32, device=like.device)
 
     def add(self, density: Tensor) -> None:
         """An attention whose heads have these densities."""

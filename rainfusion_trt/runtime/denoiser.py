@@ -250,7 +250,8 @@ class GraphTransformer(nn.Module):
         if PART_INPUT in self.backend.inputs:
             feed[PART_INPUT] = self._own_part(forward_kwargs)
         if BITS_INPUT in self.backend.inputs:
-            feed[BITS_INPUT] = torch.zeros(BITS[self.precision], device=self.device)
+            bits = BITS[self.precision]
+            feed[BITS_INPUT] = torch.zeros(bits, dtype=torch.float32, device=self.device)
         feed = {name: feed[name] for name in self.backend.inputs}
         kind = (id(self), *(tensor.shape for tensor in feed.values()))
         with nullcontext() if self.exchange is None else self.exchange.call(kind):
@@ -293,7 +294,7 @@ class GraphTransformer(nn.Module):
             share = self.exchange.share
             tokens = (tokens + share.parts - 1 - share.rank) // share.parts
         if self._part is None or self._part.numel() != tokens:
-            self._part = torch.zeros(tokens, device=self.device)
+            self._part = torch.zeros(tokens, dtype=torch.float32, device=self.device)
         return self._part
 
     def _fit(self, name: str, tensor: Tensor) -> Tensor:

@@ -149,3 +149,24 @@ def test_graph_without_weights_is_the_same_graph(exported, tmp_path):
     assert [offset for offset, _ in sorted(places)] == [0, *ends[:-1]]
     small = exported("cogvideox-5b").report.facts
     assert report.facts.operators == small.operators
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64], ids=str)
+def test_the_default_type_of_torch_does_not_matter(transformer, tmp_path, kind):
+    """It was that of the input `sparsity`, which the plugin reads as float32."""
+    torch.set_default_dtype(kind)
+    try:
+        report = export_model(
+            MODEL, transformer, MODEL.tiny_size, output=tmp_path / "m.onnx", run_compare=True
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
+    kinds = {i.name: i.type.tensor_type.elem_type for i in onnx.load(report.path).graph.input}
+    assert set(kinds.values()) <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+    assert kinds["sparsity"] == onnx.TensorProto.FLOAT
+
+
+def test_autocast_is_refused_before_work_starts(transformer, tmp_path):
+    refused = pytest.raises(InvalidInputError, match="autocast is on")
+    with torch.autocast("cpu", torch.bfloat16), refused:
+        export_model(MODEL, transformer, MODEL.tiny_size, output=tmp_path / "m.onnx")

@@ -156,3 +156,10 @@ def test_pefts_own_patterns_count(subject, tmp_path, rslora):
         one.tensors[f"base_model.model.{layer}.lora_B.weight"] = up
         one.change(layer, by=alpha / (RANK**0.5 if rslora else RANK) * (up @ down))
     one.check()
+
+
+def test_weights_that_were_made_under_inference_mode(subject):
+    with torch.inference_mode():
+        one = subject("wan2.1-1.3b")
+        one.low_rank("blocks.0.attn1.to_q", "blocks.0.attn1.to_q")
+    one.check()
