@@ -43,7 +43,7 @@ class RowTokens(NamedTuple):
 
 @functools.cache
 def _hadamard(size: int, device: torch.device) -> Tensor:
-    matrix = torch.ones(1, 1, device=device)
+    matrix = torch.ones(1, 1, dtype=torch.float32, device=device)
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     return matrix

@@ -67,7 +67,7 @@ class Windows:
             the logarithms of how many tokens they stand for [key windows].
         """
         key, value = (means(x, self.k_tokens, kv_len).to(x.dtype).float() for x in (k, v))
-        return key, value, self.counts(kv_len).log()
+        return key, value, self.counts(kv_len).float().log()
 
 
 def valid(tokens: Tensor, kv_len: int) -> Tensor:

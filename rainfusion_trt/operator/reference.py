@@ -6,9 +6,10 @@ something independent to be compared with. ``docs/rainfusion.md`` is the definit
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from rainfusion_trt.operator.choice import Call, Head, block_mask, choose
 from rainfusion_trt.operator.geometry import Kind, TokenLayout, block_shape
 from rainfusion_trt.operator.plan import HeadPlan
 from rainfusion_trt.operator.settings import AttentionSettings
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 __all__ = ["attention", "block_mask", "classify", "classify_heads", "rainfusion_attention"]
 
@@ -146,6 +150,20 @@ def _lengths(q: Tensor, kv_len: Tensor | None) -> list[int]:
     return kv_len.clamp(0, q.shape[2]).tolist()
 
 
+def _without_autocast(function: Callable[P, R]) -> Callable[P, R]:
+    """What is rounded, and when, is the definition's: not that of a region around the call."""
+
+    @functools.wraps(function)
+    def exact(*args: P.args, **kwargs: P.kwargs) -> R:
+        q = args[0]
+        assert isinstance(q, Tensor)
+        with torch.autocast(q.device.type, enabled=False):
+            return function(*args, **kwargs)
+
+    return exact
+
+
+@_without_autocast
 def attention(
     q: Tensor,
     k: Tensor,
@@ -169,6 +187,7 @@ def attention(
     return out, lse if return_lse else None
 
 
+@_without_autocast
 def classify(
     q: Tensor,
     k: Tensor,
