@@ -6,6 +6,8 @@ reads what nobody wrote gives the right numbers until the memory is used a secon
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -13,8 +15,9 @@ from rainfusion_trt import rainfusion_attention
 
 pytestmark = pytest.mark.gpu
 
-GRID, TEXT_TOKENS = (13, 9, 11), 37
-TOKENS = 13 * 9 * 11 + TEXT_TOKENS
+TEXT_TOKENS = 37
+GRIDS = {"rows cut": (13, 9, 11), "frames cut": (19, 9, 11)}  # what cuts windows off there
+grids = pytest.mark.parametrize("grid", GRIDS.values(), ids=list(GRIDS))
 FILLS = (0x00, 0xFF, 0x7F, 0x3C, None)  # zeros, NaN, huge numbers, small ones, noise
 
 
@@ -64,19 +67,30 @@ def skip_without_a_kernel(precision):
         pytest.skip("8-bit kernels are for compute capability 9.0")
 
 
-def tensors(head_size, heads=2):
+def tokens_of(grid):
+    return math.prod(grid) + TEXT_TOKENS
+
+
+def tensors(grid, head_size, heads=2):
     """q, k and v, bfloat16 [2, N, S, D]."""
     generator = torch.Generator("cuda").manual_seed(3)
-    shape = (3, 2, heads, TOKENS, head_size)
+    shape = (3, 2, heads, tokens_of(grid), head_size)
     return torch.randn(shape, generator=generator, device="cuda").to(torch.bfloat16).unbind(0)
 
 
-def compute(q, k, v, method, precision, sparsity=0.7, **arguments):
+def lengths(grid, short):
+    """kv_len of two clips, whose second ends so many tokens early."""
+    if short is None:
+        return None
+    return torch.tensor([tokens_of(grid), tokens_of(grid) - short], dtype=torch.int32).cuda()
+
+
+def compute(q, k, v, grid, method, precision, sparsity=0.7, **arguments):
     return rainfusion_attention(
         q,
         k,
         v,
-        GRID,
+        grid,
         method=method,
         precision=precision,
         sparsity=sparsity,
@@ -94,16 +108,17 @@ def assert_same_bits(found, expected):
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.7])
-@pytest.mark.parametrize("lengths", [None, (TOKENS, TOKENS - 300), (0, 40)])
+@pytest.mark.parametrize("short", [None, 300, 1290])
 @pytest.mark.parametrize(("method", "precision", "head_size"), CASES)
-def test_contents_of_device_memory(monkeypatch, method, precision, head_size, lengths, sparsity):
+def test_contents_of_device_memory(monkeypatch, method, precision, head_size, short, sparsity):
     skip_without_a_kernel(precision)
-    q, k, v = tensors(head_size)
-    kv_len = None if lengths is None else torch.tensor(lengths, dtype=torch.int32, device="cuda")
+    grid = GRIDS["rows cut"]
+    q, k, v = tensors(grid, head_size)
+    kv_len = lengths(grid, short)
     fill = Fill(monkeypatch)
     outputs = []
     for fill.byte in FILLS:
-        outputs.append(compute(q, k, v, method, precision, sparsity, kv_len=kv_len))
+        outputs.append(compute(q, k, v, grid, method, precision, sparsity, kv_len=kv_len))
     assert fill.count >= 3 * len(FILLS)  # the workspace, the output and the log-sum-exp
     for output in outputs[1:]:
         assert_same_bits(output, outputs[0])
@@ -113,42 +128,45 @@ def test_contents_of_device_memory(monkeypatch, method, precision, head_size, le
 @pytest.mark.parametrize("alpha", [0.0, 0.9])
 @pytest.mark.parametrize("method", ["rainfusion", "rainfusion_two_way"])
 def test_contents_of_device_memory_for_kinds_of_heads(monkeypatch, method, alpha):
-    q, k, v = tensors(128)
+    grid = GRIDS["rows cut"]
+    q, k, v = tensors(grid, 128)
     fill = Fill(monkeypatch)
     outputs = []
     for fill.byte in FILLS:
-        outputs.append(compute(q, k, v, method, "16bit", alpha=alpha))
+        outputs.append(compute(q, k, v, grid, method, "16bit", alpha=alpha))
     for output in outputs[1:]:
         assert_same_bits(output, outputs[0])
 
 
+@grids
 @pytest.mark.parametrize(("method", "precision", "head_size"), CASES)
-def test_what_other_calls_leave_in_multiprocessors(method, precision, head_size):
+def test_what_other_calls_leave_in_multiprocessors(grid, method, precision, head_size):
     """The same kernel, with as many blocks as to reach every one, leaves what it computed with."""
     skip_without_a_kernel(precision)
-    q, k, v = tensors(head_size, HEADS)
+    q, k, v = tensors(grid, head_size, HEADS)
 
     def leave(value):
         x = torch.full_like(q, value)
-        compute(x, x, x, method, precision, sparsity=0.0)
+        compute(x, x, x, grid, method, precision, sparsity=0.0)
 
     leave(0.0)
-    expected = compute(q, k, v, method, precision)
+    expected = compute(q, k, v, grid, method, precision)
     for value in (float("nan"), 30.0, 1e4, 0.0) * 3:
         leave(value)
-        assert_same_bits(compute(q, k, v, method, precision), expected)
+        assert_same_bits(compute(q, k, v, grid, method, precision), expected)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("lengths", [None, (TOKENS, TOKENS - 300)])
+@pytest.mark.parametrize("short", [None, 300])
+@grids
 @pytest.mark.parametrize(("method", "precision", "head_size"), CASES)
-def test_what_one_clip_holds_stays_there(method, precision, head_size, lengths, value):
+def test_what_one_clip_holds_stays_there(grid, method, precision, head_size, short, value):
     skip_without_a_kernel(precision)
-    q, k, v = tensors(head_size, HEADS)
-    kv_len = None if lengths is None else torch.tensor(lengths, dtype=torch.int32, device="cuda")
-    expected = [x[1] for x in compute(q, k, v, method, precision, kv_len=kv_len)]
-    assert all(x.isfinite().all() for x in expected if lengths is None)
+    q, k, v = tensors(grid, head_size, HEADS)
+    kv_len = lengths(grid, short)
+    expected = [x[1] for x in compute(q, k, v, grid, method, precision, kv_len=kv_len)]
+    assert all(x.isfinite().all() for x in expected if short is None)
     q[0, 5:9] = k[0] = v[0] = value
     for _ in range(3):
-        found = [x[1] for x in compute(q, k, v, method, precision, kv_len=kv_len)]
+        found = [x[1] for x in compute(q, k, v, grid, method, precision, kv_len=kv_len)]
         assert_same_bits(found, expected)
