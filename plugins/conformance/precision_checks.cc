@@ -66,11 +66,14 @@ void check_layers(Suite& suite) {
       suite.library.symbol<decltype(rainfusion_workspace_bound)>("rainfusion_workspace_bound");
   for (const int64_t head_size : {64, 128}) {
     for (const bool kv_len : {false, true}) {
+      Fields attributes = eight_bit_attributes();
+      // Of frames that a layer has before its sizes are known: behind the first.
+      if (kv_len) attributes.integers("exact_frames", {1, 2});
       std::vector<Size> sizes{kSmall, kClip, kLarge};
       for (Size& size : sizes) size.head_size = head_size;
       const auto inputs =
           with_bits(make_inputs(sizes[0], sizes[1], sizes[2], DataType::kHALF, kv_len));
-      Builder builder(suite.creator(), eight_bit_attributes());
+      Builder builder(suite.creator(), attributes);
       Engine engine;
       const std::string step = builder.build(inputs, &engine);
       if (!suite.report.expect(step.empty(), "refused at " + step + suite.library.log().all())) {
@@ -78,14 +81,15 @@ void check_layers(Suite& suite) {
       }
       size_t most = 0;
       for (const auto precision : {RAINFUSION_PRECISION_16BIT, RAINFUSION_PRECISION_8BIT}) {
-        const RainfusionProblem largest = problem_of(sizes[2], precision);
+        RainfusionProblem largest = problem_of(sizes[2], precision);
+        if (kv_len) largest.exact_frames[0] = {1, 2};
         size_t bound = 0;
         suite.report.expect(bound_of(&largest, &bound) == RAINFUSION_SUCCESS, "workspace bound");
         most = std::max(most, bound);
       }
       suite.report.expect(engine.workspace == most + RAINFUSION_WORKSPACE_ALIGNMENT - 1,
                           "the workspace is not that of the precision that needs more");
-      Fields kept = eight_bit_attributes();
+      Fields kept = attributes;
       kept.number(kLayoutName, kLayout);
       kept.number(kWorkspaceName, static_cast<int64_t>(engine.workspace));
       suite.report.expect(engine.fields == kept, "an engine keeps its precision");

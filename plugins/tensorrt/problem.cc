@@ -148,8 +148,11 @@ void check_problem(const RainfusionProblem& problem) {
 void check_head_size(const Attributes& attributes, int64_t head_size) {
   run_check<std::invalid_argument>(rainfusion_check_head_size, to_int32(head_size));
   if (!attributes.eight_bit()) return;
-  // Of a token alone, which says all that 8 bits ask of a layer before its sizes are known.
-  check_problem(make_problem(attributes, {4, {1, 1, 1, head_size}}, {3, {1, 1, 1}}, DataType::kHALF,
+  // Of a token alone, which says all that 8 bits ask of a layer before its sizes are known. Its one
+  // frame is not the clip's, which are asked for their exact ones with the sizes.
+  Attributes of_token = attributes;
+  of_token.exact_frames.clear();
+  check_problem(make_problem(of_token, {4, {1, 1, 1, head_size}}, {3, {1, 1, 1}}, DataType::kHALF,
                              RAINFUSION_PRECISION_8BIT));
 }
 
