@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rainfusion_trt.engine.messages import LogLine
+from rainfusion_trt.operator.settings import LATER_ATTRIBUTES
 
 _log = logging.getLogger(__name__)
 NO_GPU = re.compile(
@@ -19,7 +20,7 @@ NO_GPU = re.compile(
 """TensorRT's remark that there is no driver or no device, where it needs neither."""
 
 LEFT_OUT = re.compile(
-    r"Attribute (scale|last_sink_frames|precision|parallel) not found in plugin node"
+    rf"Attribute ({'|'.join(('scale', 'parallel', *LATER_ATTRIBUTES))}) not found in plugin node"
 )
 """TensorRT's remark, to which it adds that the engine may fail to build, on an attribute that a
 node of ours may leave out: the plugin has its default."""

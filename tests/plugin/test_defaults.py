@@ -15,6 +15,7 @@ import yaml
 
 from helpers.tiny_model import make_model
 from rainfusion_trt.engine.flavour import available_flavours
+from rainfusion_trt.engine.logger import LEFT_OUT
 from rainfusion_trt.export import operator
 from rainfusion_trt.operator.settings import (
     LATER_ATTRIBUTES,
@@ -70,8 +71,10 @@ def with_attributes(settings: AttentionSettings | None) -> onnx.ModelProto:
     return model
 
 
-def parsed(settings: list[AttentionSettings | None], library: Path, folder: Path) -> list[dict]:
-    """The attributes of each node, as its plugin reports them."""
+def parsed(
+    settings: list[AttentionSettings | None], library: Path, folder: Path
+) -> tuple[list[dict], list[str]]:
+    """The attributes of each node, as its plugin reports them, and what TensorRT warns of."""
     paths = [folder / f"{index}.onnx" for index in range(len(settings))]
     for path, given in zip(paths, settings, strict=True):
         onnx.save(with_attributes(given), path)
@@ -85,7 +88,9 @@ def parsed(settings: list[AttentionSettings | None], library: Path, folder: Path
     assert child.returncode == 0, child.stdout + child.stderr
     lines = [json.loads(line) for line in child.stdout.splitlines() if line.startswith('"')]
     assert len(lines) == len(settings), child.stdout + child.stderr
-    return [dict(part.split("=") for part in line.split()) for line in lines]
+    log = (child.stdout + child.stderr).splitlines()
+    warnings = [line for line in log if "[W]" in line]
+    return [dict(part.split("=") for part in line.split()) for line in lines], warnings
 
 
 def as_text(settings: AttentionSettings) -> dict[str, str]:
@@ -102,11 +107,19 @@ def as_text(settings: AttentionSettings) -> dict[str, str]:
 @pytest.mark.tensorrt
 def test_a_node_without_attributes_has_version_1s(plugin_library, tmp_path):
     given = [None, OPERATOR_V1_DEFAULTS, OTHER, LAST, EXACT]
-    bare, explicit, other, last, exact = parsed(given, plugin_library, tmp_path)
+    (bare, explicit, other, last, exact), _ = parsed(given, plugin_library, tmp_path)
     # So that what the plugin says is what it was given.
     assert other == as_text(OTHER) and last == as_text(LAST) and exact == as_text(EXACT)
     assert exact["exact_frames"] == "1,2,3,5"
     assert bare == explicit == as_text(OPERATOR_V1_DEFAULTS)
+
+
+@needs_rtx
+@pytest.mark.tensorrt
+def test_nobody_is_warned_of_what_a_node_may_leave_out(plugin_library, tmp_path):
+    _, warnings = parsed([OPERATOR_V1_DEFAULTS], plugin_library, tmp_path)
+    assert len(warnings) == len(OPTIONAL)
+    assert all(LEFT_OUT.search(line) for line in warnings), warnings
 
 
 def test_the_plugins_description_agrees():
