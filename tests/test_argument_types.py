@@ -125,6 +125,19 @@ def test_the_checks_are_traced(strict):
         assert torch.equal(compiled(q), module(q))
 
 
+def test_exact_frames_that_vary_are_traced():
+    """From the second call on torch.compile has their numbers as symbols."""
+    q = torch.randn(1, 1, 6 * 64, 16)
+
+    def attend(frames) -> torch.Tensor:
+        return rainfusion_trt.rainfusion_attention(q, q, q, (6, 8, 8), exact_frames=frames)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(attend, backend="eager", fullgraph=True)
+    for frames in ((1,), (2,), (3,), ((2, 4),), ((3, 5),), range(1, 3)):
+        assert torch.equal(compiled(frames), attend(frames))
+
+
 # -- PyTorch ---------------------------------------------------------------------------------------
 
 

@@ -5,8 +5,9 @@ Nothing here imports torch. ``docs/rainfusion.md`` says what they mean.
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence, Set
 from numbers import Integral
 from typing import Any
 
@@ -33,6 +34,7 @@ FrameRanges = tuple[tuple[int, int], ...]
 
 MOST_RANGES = 4  # of a problem of the C interface
 _END = (1 << 31) - 1
+_DIGITS = "[0-9]{1,20}"  # Python reads no number of thousands
 
 
 def ranges_of(value: Any) -> FrameRanges:
@@ -48,13 +50,16 @@ def ranges_of(value: Any) -> FrameRanges:
     InvalidInputError
         No such sequence, a range without a frame, or more ranges than the kernels take.
     """
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+    if isinstance(value, range) and value.step == 1:
+        value = (value,) if value else ()  # however long it is
+    elements = _row_of(value)
+    if elements is None:
         raise InvalidInputError(
             f"exact_frames={shown(value)} must be a sequence of latent frames and of ranges of "
             "them, such as (12, (24, 26))"
         )
     joined: list[tuple[int, int]] = []
-    for begin, end in sorted(_range_of(element) for element in value):
+    for begin, end in sorted(map(_range_of, elements)):
         if joined and begin <= joined[-1][1]:
             joined[-1] = joined[-1][0], max(joined[-1][1], end)
         else:
@@ -68,23 +73,36 @@ def ranges_of(value: Any) -> FrameRanges:
 
 
 def _range_of(element: Any) -> tuple[int, int]:
-    ends: tuple[Any, ...] = ()
+    ends: tuple[Any, ...] | None = None
     if _is_whole(element):
-        ends = element, element + 1
-    elif isinstance(element, Iterable):
-        ends = tuple(element)
-    if len(ends) != 2 or not all(_is_whole(end) for end in ends):
+        ends = element, int(element) + 1
+    elif isinstance(element, range):  # whose two frames are no begin and end
+        ends = (element.start, element.stop) if element.step == 1 else None
+    elif not isinstance(element, Set):  # which has no order
+        ends = _row_of(element)
+    if ends is None or len(ends) != 2 or not all(_is_whole(end) for end in ends):
         raise InvalidInputError(
             f"exact_frames has {shown(element)}, which is neither a latent frame nor a range "
             "(begin, end)"
         )
-    begin, end = (int(number) for number in ends)
+    # By `index`, which makes a number of what torch.compile has as a symbol: frames have an order.
+    begin, end = map(operator.index, ends)
     if not 0 <= begin < end <= _END:
         raise InvalidInputError(
             f"exact_frames has {shown(element)}: latent frames count from 0, and a range "
             "(begin, end) ends behind its last frame"
         )
     return begin, end
+
+
+def _row_of(value: Any) -> tuple[Any, ...] | None:
+    """The elements of a value; None of one that has none."""
+    if isinstance(value, (str, bytes, Mapping)):
+        return None
+    try:
+        return tuple(value)
+    except TypeError:  # also of arrays and tensors without a dimension, which are iterable by type
+        return None
 
 
 def _is_whole(value: Any) -> bool:
@@ -110,10 +128,10 @@ def frames_of_text(texts: Sequence[str]) -> ExactFrames:
     """What a command line or a text field says, each "12" for a frame or "24:26" for a range."""
     frames: list[int | tuple[int, ...]] = []
     for text in texts:
-        if not re.fullmatch(r"\s*[0-9]+(:[0-9]+)?\s*", text):
+        if not re.fullmatch(rf"\s*{_DIGITS}(:{_DIGITS})?\s*", text):
             raise InvalidInputError(
-                f"exact_frames {text!r} is neither a latent frame such as 12 nor a range such as "
-                "24:26, which ends behind its last frame"
+                f"exact_frames {shown(text)} is neither a latent frame such as 12 nor a range such "
+                "as 24:26, which ends behind its last frame"
             )
         numbers = tuple(int(part) for part in text.split(":"))
         frames.append(numbers if len(numbers) == 2 else numbers[0])

@@ -87,6 +87,12 @@ def test_what_came_later_is_told_where_it_is_not_the_default():
         ("exact_frames", (True,), "exact_frames has True, which is neither"),
         ("exact_frames", ("12",), "exact_frames has '12', which is neither"),
         ("exact_frames", ((1, 2, 3),), r"exact_frames has \(1, 2, 3\), which is neither"),
+        ("exact_frames", torch.tensor(3), r"exact_frames=tensor\(3\) must be a sequence"),
+        ("exact_frames", (np.array(3),), r"exact_frames has array\(3\), which is neither"),
+        ("exact_frames", {1: 2}, r"exact_frames={1: 2} must be a sequence"),
+        ("exact_frames", ({3, 5},), r"exact_frames has {3, 5}, which is neither"),
+        ("exact_frames", (range(3, 9, 3),), r"exact_frames has range\(3, 9, 3\), which is neither"),
+        ("exact_frames", range(10**12), r"exact_frames has range\(0, 10+\): latent frames"),
         ("exact_frames", (-1,), "exact_frames has -1: latent frames count from 0"),
         ("exact_frames", ((5, 5),), r"exact_frames has \(5, 5\): .* ends behind its last frame"),
         ("exact_frames", (1 << 31,), "exact_frames has 2147483648: latent frames"),
@@ -117,6 +123,9 @@ def test_numbers_have_the_types_of_a_nodes_attributes():
         ((12, (24, 26)), ((12, 13), (24, 26))),
         ([[24, 26], np.int64(12)], ((12, 13), (24, 26))),
         (range(3), ((0, 3),)),
+        ((range(3, 5), range(7, 10)), ((3, 5), (7, 10))),
+        (range(3, 3), ()),
+        ((np.int8(127),), ((127, 128),)),
         (((4, 9), 2, 5, (8, 11), 11), ((2, 3), (4, 12))),
         ((9, 7, 3, 1, 2, 8), ((1, 4), (7, 10))),
         ((), ()),
@@ -134,6 +143,8 @@ def test_exact_frames_of_texts():
     for text in ("-1", "1:2:3", "a", "", "1.5", "1-2"):
         with pytest.raises(InvalidInputError, match=f"exact_frames '{text}' is neither"):
             frames_of_text([text])
+    with pytest.raises(InvalidInputError, match="exact_frames '9+ is neither"):
+        frames_of_text(["9" * 5000])
 
 
 @pytest.mark.parametrize("method", ["rainfusion", "rainfusion_plus"])
