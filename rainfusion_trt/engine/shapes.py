@@ -15,6 +15,7 @@ from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.graph_file import BITS, BITS_INPUT, PART_AXIS, GraphTensor
 from rainfusion_trt.models import GraphInput, VideoModel, VideoSize, get_model
 from rainfusion_trt.models.inputs import extent_of
+from rainfusion_trt.operator.exact_frames import check_within
 
 Shapes = dict[str, ShapeRange]
 _BOUNDS = ("min", "opt", "max")
@@ -171,12 +172,22 @@ def _from_size(
             size = VideoSize(frames, height, width)
             part, more = _part_at(bound, gpus), getattr(video.condition_frames, bound)
             shapes[bound] = clip_shapes(model, file, size, batch, part, condition_frames=more)
+            if bound != "min":  # smaller clips without such a frame are refused in a call
+                _check_exact_frames(model, file, size)
         except InvalidInputError as error:
             raise InvalidInputError(f"profile {name!r}, {bound} size: {error}") from error
     return {
         tensor: ShapeRange(**{bound: shapes[bound][tensor] for bound in _BOUNDS})
         for tensor in shapes["opt"]
     }
+
+
+def _check_exact_frames(model: VideoModel, file: OnnxFile, size: VideoSize) -> None:
+    """Refuse a clip without the frames that a file was exported to keep exact."""
+    account = file.account
+    if account.settings is not None and account.settings.exact_frames:
+        extents = model.extents(account.config or model.config(), size, 1)
+        check_within(account.settings.exact_frames, extents["grid_frames"])
 
 
 def _part_at(bound: str, gpus: Range | None) -> Callable[[int], int]:

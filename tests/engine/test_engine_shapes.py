@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from rainfusion_trt.engine.shapes import clip_shapes, resolve_profiles
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.graph_file import GraphAccount, GraphTensor
 from rainfusion_trt.models import get_model
+from rainfusion_trt.operator.settings import AttentionSettings
 
 ROOT = Path(__file__).parents[2]
 # As `tests/models/test_graph_inputs.py` explains.
@@ -98,6 +100,21 @@ def test_shapes_follow_from_the_clip():
     assert shapes["rotary_cos"].min == (3 * 30 * 45, 64)
     assert shapes["rotary_sin"].max == (13 * 30 * 45, 64)
     assert shapes["sparsity"].fixed
+
+
+def test_sizes_have_the_exact_frames_of_the_file():
+    """The usual and the largest; a smaller one is refused in a call."""
+    file = onnx_file(*COGVIDEOX)
+    settings = AttentionSettings(exact_frames=(12,))
+    account = file.account.model_copy(update={"settings": settings})
+    file = dataclasses.replace(file, account=account)
+    size = {"height": 480, "width": 720, "batch": 2}
+    frames = {"min": 9, "opt": 49, "max": 49}
+    assert resolve_profiles(video_recipe(frames=frames, **size), file)
+    for frames in (45, {"min": 9, "opt": 45, "max": 49}):
+        words = "'clip', opt size: exact_frames=.* names latent frame 12, and the clip has 12"
+        with pytest.raises(InvalidInputError, match=words):
+            resolve_profiles(video_recipe(frames=frames, **size), file)
 
 
 def test_room_for_conditions_is_in_frames_of_the_clip():
