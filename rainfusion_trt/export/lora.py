@@ -157,18 +157,18 @@ def _check_once(
     path: Path, updates: list[_Update], parameters: dict[str, nn.Parameter], adapter: Adapter
 ) -> None:
     """Refuse two layers of a file that are one place here, by two of its names."""
-    taken: dict[str, dict[int, str]] = {}
+    taken: dict[str, list[tuple[int, int, str]]] = {}
     for update in updates:
-        rows = taken.setdefault(update.parameter, {})
-        count = parameters[update.parameter].shape[0]
-        for row in range(*update.place.target.indices(count)):
-            other = rows.setdefault(row, update.layer)
-            if other != update.layer:
+        begin, end, _ = update.place.target.indices(parameters[update.parameter].shape[0])
+        others = taken.setdefault(update.parameter, [])
+        for other_begin, other_end, other in others:
+            if other != update.layer and begin < other_end and other_begin < end:
                 keys = [next(iter(adapter.keys[layer].values())) for layer in (other, update.layer)]
                 raise InvalidInputError(
                     f"LoRA {path} changes {update.parameter} twice, by {' and '.join(keys)}; keep "
                     "one of the two names in it"
                 )
+        others.append((begin, end, update.layer))
 
 
 def _bare(adapter: Adapter) -> str:

@@ -16,6 +16,7 @@ from rainfusion_trt.errors import InvalidInputError
 
 __all__ = [
     "MOST_RANGES",
+    "TEXT_FORM",
     "ExactFrames",
     "FrameRanges",
     "beside_sinks",
@@ -34,6 +35,9 @@ FrameRanges = tuple[tuple[int, int], ...]
 
 MOST_RANGES = 4  # of a problem of the C interface
 _END = (1 << 31) - 1
+TEXT_FORM = "FRAME or BEGIN:END"
+"""What :func:`frames_of_text` reads, as a command's help has it."""
+
 _DIGITS = "[0-9]{1,20}"  # Python reads no number of thousands
 
 

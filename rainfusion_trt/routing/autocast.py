@@ -14,8 +14,7 @@ def under_autocast(
     """Call `attend` as autocast calls ``F.scaled_dot_product_attention``.
 
     Queries and keys often leave a norm in float32 while values are of 16 bits: all three get
-    autocast's type, float64 excepted. Inside, autocast is off, since the operator has float32
-    where it needs it.
+    autocast's type, float64 excepted.
     """
     kind = query.device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
@@ -24,5 +23,4 @@ def under_autocast(
     query, key, value = (
         x if x.dtype == torch.float64 else x.to(dtype) for x in (query, key, value)
     )
-    with torch.autocast(kind, enabled=False):
-        return attend(query, key, value)
+    return attend(query, key, value)

@@ -187,7 +187,7 @@ class GraphTransformer(nn.Module):
         self.dtype = next(
             info.dtype for info in backend.inputs.values() if info.dtype.is_floating_point
         )
-        self._arguments = dict(inspect.signature(model.diffusers_class().forward).parameters)
+        self._arguments = frozenset(inspect.signature(model.diffusers_class().forward).parameters)
         self.closed = False
         self.exchange: Exchange | None = None
         self.precision: Precision = "16bit"
@@ -262,9 +262,8 @@ class GraphTransformer(nn.Module):
 
     def _check_names(self, forward_kwargs: Mapping[str, Any]) -> None:
         """Refuse what the transformer's class would: nothing here would read it."""
-        kinds = [argument.kind for argument in self._arguments.values()]
         unknown = [name for name in forward_kwargs if name not in self._arguments]
-        if unknown and inspect.Parameter.VAR_KEYWORD not in kinds:
+        if unknown:
             raise InvalidInputError(
                 f"{self.model.name}: an exported transformer takes no {', '.join(unknown)}, as "
                 f"{self.model.diffusers_class().__name__} does not; leave it out"

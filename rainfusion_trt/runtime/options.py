@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rainfusion_trt.operator.exact_frames import TEXT_FORM
 from rainfusion_trt.operator.settings import METHODS, PRECISIONS, AttentionSettings
 from rainfusion_trt.presets import PRESETS
 from rainfusion_trt.step_cache.settings import CACHES
@@ -67,7 +68,7 @@ LastSinkFrames = Annotated[
 ExactFrames = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="FRAME or BEGIN:END",
+        metavar=TEXT_FORM,
         help="Latent frames anywhere in the clip that are exact, for pictures in the middle; may "
         "be given several times; an engine's are fixed (default: engine's, else none).",
     ),

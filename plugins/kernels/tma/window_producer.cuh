@@ -111,14 +111,20 @@ class WindowProducer {
     stale_ &= ~kStaleQueries;
     if (leads()) barrier_wait(shared_.q_empty, q_phase_ ^ 1);
     __syncwarp();
-    const int end = Queries::kRows * Queries::kChunks;
-    for (int i = p_.q_windows.box.volume() * Queries::kChunks + threadIdx.x % 32; i < end;
+    clear_rows<Queries>(shared_.q, p_.q_windows.box.volume());
+    __syncwarp();
+  }
+
+  // By the warp: rows of a tile from `first` on become zeros, before what the copy engine and the
+  // tensor cores do with it.
+  template <typename Tile>
+  static __device__ void clear_rows(char* tile, int first) {
+    for (int i = first * Tile::kChunks + threadIdx.x % 32; i < Tile::kRows * Tile::kChunks;
          i += 32) {
-      *reinterpret_cast<uint4*>(
-          shared_.q + Queries::offset(i / Queries::kChunks, i % Queries::kChunks)) = uint4{};
+      *reinterpret_cast<uint4*>(tile + Tile::offset(i / Tile::kChunks, i % Tile::kChunks)) =
+          uint4{};
     }
     fence_async_proxy();
-    __syncwarp();
   }
 
   static __device__ __forceinline__ int tiles(int start, int stop) {
@@ -255,13 +261,8 @@ class WindowProducer {
       barrier_wait(shared_.v_empty[stage], place_.phase ^ 1);
     }
     __syncwarp();
-    const int end = Keys::kRows * Keys::kChunks;
-    for (int i = p_.k_windows.box.volume() * Keys::kChunks + threadIdx.x % 32; i < end; i += 32) {
-      const uint32_t place = Keys::offset(i / Keys::kChunks, i % Keys::kChunks);
-      *reinterpret_cast<uint4*>(shared_.k[stage] + place) = uint4{};
-      *reinterpret_cast<uint4*>(shared_.v[stage] + place) = uint4{};
-    }
-    fence_async_proxy();
+    clear_rows<Keys>(shared_.k[stage], p_.k_windows.box.volume());
+    clear_rows<Keys>(shared_.v[stage], p_.k_windows.box.volume());
     __syncwarp();
   }
 
