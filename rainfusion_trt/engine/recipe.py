@@ -212,7 +212,7 @@ def load_recipe(path: str | Path) -> EngineRecipe:
     try:
         return EngineRecipe.model_validate(content)
     except ValidationError as error:
-        raise InvalidInputError(f"engine recipe {path}: {_explain(error)}") from error
+        raise InvalidInputError(f"engine recipe {path}: {explain_fields(error)}") from error
 
 
 def with_gpus(recipe: EngineRecipe, gpus: str | int | None) -> EngineRecipe:
@@ -232,7 +232,8 @@ def with_gpus(recipe: EngineRecipe, gpus: str | int | None) -> EngineRecipe:
     return recipe.model_copy(update={"gpus": Range(min=first, opt=first, max=last)})
 
 
-def _explain(error: ValidationError) -> str:
+def explain_fields(error: ValidationError) -> str:
+    """One line about the fields that pydantic refuses."""
     lines = []
     for item in error.errors(include_url=False):
         place = [str(part) for part in item["loc"]]

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from rainfusion_trt.engine.onnx_file import OnnxFile
-from rainfusion_trt.engine.recipe import EngineRecipe, Range, ShapeRange, VideoRange
+from rainfusion_trt.engine.recipe import EngineRecipe, Range, ShapeRange, VideoRange, explain_fields
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.graph_file import BITS, BITS_INPUT, PART_AXIS, GraphTensor
 from rainfusion_trt.models import GraphInput, VideoModel, VideoSize, get_model
@@ -74,7 +76,8 @@ def _checked(profile: str, shapes: Mapping[str, ShapeRange], file: OnnxFile) -> 
             complete[tensor.name] = shapes[tensor.name]
         elif not tensor.dynamic:
             fixed = tuple(extent for extent in tensor.shape if isinstance(extent, int))  # all
-            complete[tensor.name] = ShapeRange(min=fixed, opt=fixed, max=fixed)
+            place = f"input {tensor.name!r} of {file.path}"
+            complete[tensor.name] = _shape_range(place, dict.fromkeys(_BOUNDS, fixed))
         else:
             raise InvalidInputError(
                 f"profile {profile!r} has no shape for the dynamic input {tensor.name!r} of "
@@ -177,9 +180,21 @@ def _from_size(
         except InvalidInputError as error:
             raise InvalidInputError(f"profile {name!r}, {bound} size: {error}") from error
     return {
-        tensor: ShapeRange(**{bound: shapes[bound][tensor] for bound in _BOUNDS})
+        tensor: _shape_range(
+            f"profile {name!r}, input {tensor!r} of {file.path}",
+            {bound: shapes[bound][tensor] for bound in _BOUNDS},
+        )
         for tensor in shapes["opt"]
     }
+
+
+def _shape_range(place: str, shapes: Mapping[str, tuple[int, ...]]) -> ShapeRange:
+    """The shapes of one input where the file or its account gives the extents."""
+    try:
+        return ShapeRange(**shapes)
+    except ValidationError as error:
+        reason = explain_fields(error)
+        raise InvalidInputError(f"{place}: {reason}: export the model again") from error
 
 
 def _check_exact_frames(model: VideoModel, file: OnnxFile, size: VideoSize) -> None:

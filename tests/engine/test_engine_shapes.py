@@ -69,6 +69,23 @@ def test_shapes_that_do_not_fit(shapes, words):
         assert word in str(error.value)
 
 
+@pytest.mark.parametrize("extent", [0, -1, -(2**63)])
+def test_a_fixed_extent_that_is_none(extent):
+    with pytest.raises(InvalidInputError, match=f"'sparsity' of m.onnx: min {extent} has an ext"):
+        resolve_profiles(recipe(x=[2, 29, 64], y=[2, 3]), onnx_file(X, Y, _one(extent)))
+
+
+def test_an_account_with_an_extent_that_is_none():
+    config = {**get_model("cogvideox-5b").config(), "text_embed_dim": 0}
+    file = onnx_file(*COGVIDEOX, config=json.dumps(config))
+    with pytest.raises(InvalidInputError, match=r"profile 'clip', .*below 1: export the model ag"):
+        resolve_profiles(video_recipe(frames=13, height=64, width=96, batch=2), file)
+
+
+def _one(extent: int) -> GraphTensor:
+    return GraphTensor("sparsity", "float32", (extent,))
+
+
 def video_recipe(**size) -> EngineRecipe:
     return EngineRecipe.model_validate(
         {"model": "cogvideox-5b", "precision": "float16", "sizes": {"clip": size}}
