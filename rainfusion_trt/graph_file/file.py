@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -15,6 +16,9 @@ from rainfusion_trt.hashing import kept_sha256
 
 if TYPE_CHECKING:
     import onnx
+
+_LONGEST_NAME = 255  # bytes, of a file system
+_MOST_DIGITS = 19  # of a 64-bit integer
 
 
 @dataclass(frozen=True)
@@ -114,11 +118,14 @@ class GraphFile:
         name = text_of(entries["location"])
         offset, length = (text_of(entries.get(key, "0")) for key in ("offset", "length"))
         inside = name and not PurePath(name).is_absolute() and ".." not in PurePath(name).parts
-        if inside and "\0" not in name and offset.isdecimal() and length.isdecimal():
+        possible = "\0" not in name and len(os.fsencode(name)) <= _LONGEST_NAME
+        counts = all(text.isdecimal() and len(text) <= _MOST_DIGITS for text in (offset, length))
+        if inside and possible and counts:
             return name, int(offset) + int(length)
+        offset, length = offset[: _MOST_DIGITS + 1], length[: _MOST_DIGITS + 1]
         raise InvalidInputError(
-            f"{self.path} keeps weights in {name!r} at {offset}, {length} bytes: only a place in a "
-            "file beside it is read; export the model again"
+            f"{self.path} keeps weights in {name[:_LONGEST_NAME]!r} at {offset}, {length} bytes: "
+            "only a place in a file beside it is read; export the model again"
         )
 
     def check_data_files(self) -> None:

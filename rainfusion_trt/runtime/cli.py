@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
-from rainfusion_trt.operator.exact_frames import frames_of_text
 from rainfusion_trt.parallel.config import ParallelConfig
 from rainfusion_trt.parallel.launch import is_first, is_started, launch, reporting
 from rainfusion_trt.runtime import options
+from rainfusion_trt.runtime.option_groups import (
+    Attention,
+    AttentionBits,
+    Caching,
+    Clip,
+    Graphs,
+    Place,
+    Start,
+    Weights,
+)
 from rainfusion_trt.runtime.precision import precision_of_options
+from rainfusion_trt.spread_options import spread_options
 from rainfusion_trt.step_cache.ratios import MagnitudeRatios
 from rainfusion_trt.step_cache.settings import read_cache
 
@@ -21,56 +32,24 @@ if TYPE_CHECKING:
     from rainfusion_trt.runtime.pipeline import Pipeline, PipelineOutput
 
 
+@spread_options
 def main(
+    *,
     prompt: options.Prompt,
     checkpoint: options.Checkpoint,
     output: options.Output = Path("out/video.mp4"),
     model: options.Model = None,
-    engine: options.Engine = None,
-    onnx: options.Onnx = None,
-    engine_2: options.Second = None,
-    onnx_2: options.Second = None,
-    transformer: options.Transformer = None,
-    transformer_2: options.Second = None,
+    graphs: Graphs,
+    weights: Weights,
     backend: options.Backend = "auto",
-    image: options.Image = None,
-    last_image: options.LastImage = None,
-    video: options.Video = None,
-    control_video: options.ControlVideo = None,
-    pose_video: options.PoseVideo = None,
-    face_video: options.FaceVideo = None,
-    background_video: options.BackgroundVideo = None,
-    mask_video: options.MaskVideo = None,
-    mode: options.Mode = None,
-    mask: options.Mask = None,
-    reference_image: options.ReferenceImage = None,
-    strength: options.Strength = None,
-    negative_prompt: options.NegativePrompt = None,
-    steps: options.Steps = None,
-    guidance: options.Guidance = None,
-    frames: options.Frames = None,
-    height: options.Height = None,
-    width: options.Width = None,
-    preset: options.Preset = None,
-    method: options.Method = None,
-    last_sink_frames: options.LastSinkFrames = None,
-    exact_frames: options.ExactFrames = None,
-    attention_precision: options.AttentionPrecision = None,
-    first_16bit: options.First16bit = None,
-    last_16bit: options.Last16bit = None,
-    sparsity: options.Sparsity = None,
-    dense_fraction: options.DenseFraction = None,
-    dense_layer: options.DenseLayer = None,
-    cache: options.Cache = None,
-    cache_threshold: options.CacheThreshold = None,
-    cache_ratios: options.CacheRatios = None,
-    seed: options.Seed = 0,
+    start: Start,
+    clip: Clip,
+    attention: Attention,
+    bits: AttentionBits,
+    caching: Caching,
     fps: options.Fps = None,
     overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    cuda_graph: options.CudaGraph = False,
-    compile: options.Compile = False,
-    cpu_offload: options.CpuOffload = False,
+    place: Place,
     vae_tiling: options.VaeTiling = False,
     allow_fallback: options.AllowFallback = False,
     allow_dense: options.AllowDense = False,
@@ -82,39 +61,22 @@ def main(
     """Make a video from a text, and a picture or a video."""
     from rainfusion_trt.runtime.media import read_named
 
-    clip = {"num_frames": frames, "height": height, "width": width, "guidance_scale": guidance}
-    call = {"num_inference_steps": steps, "negative_prompt": negative_prompt, "seed": seed, **clip}
-    call |= {"strength": strength, "mode": mode}
-    start: dict[str, Any] = {"image": image, "last_image": last_image, "video": video}
-    start |= {"control_video": control_video, "mask": mask, "reference_images": reference_image}
-    start |= {"pose_video": pose_video, "face_video": face_video, "mask_video": mask_video}
-    start["background_video"] = background_video
-    files = {"engine": engine, "onnx": onnx, "engine_2": engine_2, "onnx_2": onnx_2}
-    weights = {"transformer": transformer, "transformer_2": transformer_2}
-    schedule: dict[str, Any] = {
-        "preset": preset,
-        "sparsity": sparsity,
-        "dense_fraction": dense_fraction,
-    }
-    schedule |= {"method": method, "dense_layers": dense_layer}
-    schedule["last_sink_frames"] = last_sink_frames
-    schedule["exact_frames"] = frames_of_text(exact_frames) if exact_frames else None
-    schedule["precision"] = precision_of_options(attention_precision, first_16bit, last_16bit)
-    caching = {"cache": cache, "cache_threshold": cache_threshold, "cache_ratios": cache_ratios}
-    allowed = {"allow_fallback": allow_fallback, "allow_dense": allow_dense}
-    place = {"device": device, "cpu_offload": cpu_offload}
-    faster = {"cuda_graph": cuda_graph, "compile": compile}
+    chosen: dict[str, Any] = {"checkpoint": checkpoint, "backend": backend, **asdict(graphs)}
+    chosen |= {**attention.arguments, **asdict(caching)}
+    chosen["precision"] = precision_of_options(
+        bits.attention_precision, bits.first_16bit, bits.last_16bit
+    )
+    chosen |= {"allow_fallback": allow_fallback, "allow_dense": allow_dense, **asdict(place)}
+    call = clip.arguments | start.values
     _check(output, fps, call, overwrite=overwrite)
-    _check_cache(caching, call, video)
-    call |= read_named(start)
-    given = [name for name in (*start, "strength", "mode") if call.get(name) is not None]
-    _check_takes(model or _exported_model(engine, onnx), checkpoint, given)
-    chosen = {"checkpoint": checkpoint, "backend": backend, **files, **schedule, **allowed}
-    chosen |= caching
-    chosen["transformer"] = weights
-    chosen |= {**place, **faster, "parallel": _parallel(gpus, split_guidance, timeout)}
+    _check_cache(caching, call, start.video)
+    call |= read_named(start.files)
+    given = [name for name in (*start.files, *start.values) if call.get(name) is not None]
+    _check_takes(model or _exported_model(graphs), checkpoint, given)
+    chosen["transformer"] = asdict(weights)
+    chosen["parallel"] = _parallel(gpus, split_guidance, timeout)
     if gpus > 1 and not is_started():
-        _check_shared(backend, engine, onnx)
+        _check_shared(backend, graphs)
         launch((sys.executable, "-m", "rainfusion_trt.cli", *sys.argv[1:]), gpus)
         return
     with reporting(), _pipeline(model, vae_tiling=vae_tiling, **chosen) as pipeline:
@@ -138,9 +100,10 @@ def _parallel(gpus: int, split_guidance: bool, timeout: float) -> ParallelConfig
     return None if gpus == 1 else config
 
 
-def _check_shared(backend: str, engine: Path | None, onnx: Path | None) -> None:
+def _check_shared(backend: str, graphs: Graphs) -> None:
     """Refuse before processes are started what each of them would refuse."""
-    if backend == "onnxruntime" or (backend == "auto" and engine is None and onnx is not None):
+    only_onnx = graphs.engine is None and graphs.onnx is not None
+    if backend == "onnxruntime" or (backend == "auto" and only_onnx):
         from rainfusion_trt.parallel.sharing import NO_ONNXRUNTIME
 
         raise UnsupportedError(NO_ONNXRUNTIME)
@@ -158,21 +121,21 @@ def _check(output: Path, fps: int | None, call: dict[str, Any], *, overwrite: bo
     check_seed(call["seed"])
 
 
-def _check_cache(caching: dict[str, Any], call: dict[str, Any], video: Path | None) -> None:
+def _check_cache(caching: Caching, call: dict[str, Any], video: Path | None) -> None:
     """Refuse a cache that cannot be, and a number of steps that it was not calibrated for."""
     import diffusers
 
     from rainfusion_trt.runtime.call_arguments import asked_steps
 
-    ratios = MagnitudeRatios.read(caching["cache_ratios"])
-    settings = read_cache(caching["cache"], caching["cache_threshold"], ratios)
+    ratios = MagnitudeRatios.read(caching.cache_ratios)
+    settings = read_cache(caching.cache, caching.cache_threshold, ratios)
     steps = call["num_inference_steps"]
     if ratios is None:
         return
     if settings is None or settings.rule != "mag":
         cache = "there is none" if settings is None else f"this one is {settings.rule}"
         raise InvalidInputError(
-            f"--cache-ratios {caching['cache_ratios']} is for a cache that is mag, and {cache}: "
+            f"--cache-ratios {caching.cache_ratios} is for a cache that is mag, and {cache}: "
             "give --cache mag, or leave it out"
         )
     if steps is None:
@@ -182,17 +145,17 @@ def _check_cache(caching: dict[str, Any], call: dict[str, Any], video: Path | No
         wanted = asked_steps(scheduler, ratios.steps)
         if steps != wanted:
             raise InvalidInputError(
-                f"--steps {steps}, and {caching['cache_ratios']} is of {wanted}: give --steps "
+                f"--steps {steps}, and {caching.cache_ratios} is of {wanted}: give --steps "
                 f"{wanted}, or calibrate for {steps}"
             )
 
 
-def _exported_model(engine: Path | None, onnx: Path | None) -> str | None:
+def _exported_model(graphs: Graphs) -> str | None:
     from rainfusion_trt.runtime.graphs import graph_of_engine, graph_of_onnx
 
-    if engine is not None:
-        return graph_of_engine(engine).model
-    return None if onnx is None else graph_of_onnx(onnx).model
+    if graphs.engine is not None:
+        return graph_of_engine(graphs.engine).model
+    return None if graphs.onnx is None else graph_of_onnx(graphs.onnx).model
 
 
 def _check_takes(model: str | None, checkpoint: str, names: list[str]) -> None:

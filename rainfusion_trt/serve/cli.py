@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from rainfusion_trt.runtime import options as run
+from rainfusion_trt.runtime.option_groups import AttentionBits, Caching, Graphs, Place
 from rainfusion_trt.serve import options
+from rainfusion_trt.spread_options import spread_options
 
 if TYPE_CHECKING:
     from rainfusion_trt.serve.settings import ServeSettings
@@ -16,26 +19,18 @@ if TYPE_CHECKING:
 _BESIDE_A_FILE = ("settings", "host", "port")
 
 
+@spread_options
 def main(
+    *,
     context: typer.Context,
     checkpoint: options.Checkpoint = None,
     demo: options.Demo = False,
     model: run.Model = None,
-    engine: run.Engine = None,
-    onnx: run.Onnx = None,
-    engine_2: run.Second = None,
-    onnx_2: run.Second = None,
+    graphs: Graphs,
     preset: run.Preset = None,
-    attention_precision: run.AttentionPrecision = None,
-    first_16bit: run.First16bit = None,
-    last_16bit: run.Last16bit = None,
-    cache: run.Cache = None,
-    cache_threshold: run.CacheThreshold = None,
-    cache_ratios: run.CacheRatios = None,
-    device: run.Device = None,
-    cuda_graph: run.CudaGraph = False,
-    compile: run.Compile = False,
-    cpu_offload: run.CpuOffload = False,
+    bits: AttentionBits,
+    caching: Caching,
+    place: Place,
     vae_tiling: run.VaeTiling = False,
     folder: options.Folder = Path("rainfusion-serve"),
     database: options.Database = None,
@@ -54,14 +49,10 @@ def main(
     from rainfusion_trt.serve.check import read_settings
     from rainfusion_trt.serve.local import serve_here
 
-    files = {"engine": engine, "onnx": onnx, "engine_2": engine_2, "onnx_2": onnx_2}
-    chosen: dict[str, Any] = {"checkpoint": checkpoint, "demo": demo, "model": model, **files}
-    chosen |= {"preset": preset, "cuda_graph": cuda_graph, "compile": compile}
-    chosen |= {"attention_precision": attention_precision}
-    chosen |= {"first_16bit": first_16bit, "last_16bit": last_16bit}
-    chosen |= {"cache": cache, "cache_threshold": cache_threshold, "cache_ratios": cache_ratios}
-    chosen |= {"cpu_offload": cpu_offload, "vae_tiling": vae_tiling}
-    chosen["split_guidance"] = split_guidance
+    chosen: dict[str, Any] = {"checkpoint": checkpoint, "demo": demo, "model": model}
+    chosen |= {"preset": preset, **asdict(graphs), **asdict(bits), **asdict(caching)}
+    chosen |= {**asdict(place), "vae_tiling": vae_tiling, "split_guidance": split_guidance}
+    device = chosen.pop("device")
     places = {"folder": folder, "database": database, "content": content}
     if settings is not None:
         _check_alone(settings, context)

@@ -2,83 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rainfusion_trt.operator.exact_frames import frames_of_text
 from rainfusion_trt.runtime import options
+from rainfusion_trt.runtime.option_groups import Attention, Clip, Graphs, Place, Start, Weights
+from rainfusion_trt.spread_options import spread_options
 
 Prompts = Annotated[list[str], typer.Option("--prompt", help="Of a generation, repeatable.")]
 Output = Annotated[Path, typer.Option(help="The JSON file.")]
 
 
+@spread_options
 def main(
+    *,
     prompt: Prompts,
     checkpoint: options.Checkpoint,
     output: Output = Path("out/cache_ratios.json"),
     model: options.Model = None,
-    engine: options.Engine = None,
-    onnx: options.Onnx = None,
-    engine_2: options.Second = None,
-    onnx_2: options.Second = None,
-    transformer: options.Transformer = None,
-    transformer_2: options.Second = None,
+    graphs: Graphs,
+    weights: Weights,
     backend: options.Backend = "auto",
-    image: options.Image = None,
-    last_image: options.LastImage = None,
-    video: options.Video = None,
-    control_video: options.ControlVideo = None,
-    pose_video: options.PoseVideo = None,
-    face_video: options.FaceVideo = None,
-    background_video: options.BackgroundVideo = None,
-    mask_video: options.MaskVideo = None,
-    mode: options.Mode = None,
-    mask: options.Mask = None,
-    reference_image: options.ReferenceImage = None,
-    strength: options.Strength = None,
-    negative_prompt: options.NegativePrompt = None,
-    steps: options.Steps = None,
-    guidance: options.Guidance = None,
-    frames: options.Frames = None,
-    height: options.Height = None,
-    width: options.Width = None,
-    preset: options.Preset = None,
-    method: options.Method = None,
-    last_sink_frames: options.LastSinkFrames = None,
-    exact_frames: options.ExactFrames = None,
-    sparsity: options.Sparsity = None,
-    dense_fraction: options.DenseFraction = None,
-    seed: options.Seed = 0,
+    start: Start,
+    clip: Clip,
+    attention: Attention,
     overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    cuda_graph: options.CudaGraph = False,
-    compile: options.Compile = False,
-    cpu_offload: options.CpuOffload = False,
+    place: Place,
     allow_dense: options.AllowDense = False,
 ) -> None:
     """Measure what cache="mag" needs of a model, a scheduler and a number of steps."""
     from rainfusion_trt.runtime.media import read_named
 
-    clip = {"num_frames": frames, "height": height, "width": width, "guidance_scale": guidance}
-    call = {"num_inference_steps": steps, "negative_prompt": negative_prompt, "seed": seed, **clip}
-    call |= {"strength": strength, "mode": mode}
-    start: dict[str, Any] = {"image": image, "last_image": last_image, "video": video}
-    start |= {"control_video": control_video, "mask": mask, "reference_images": reference_image}
-    start |= {"pose_video": pose_video, "face_video": face_video, "mask_video": mask_video}
-    start["background_video"] = background_video
+    chosen: dict[str, Any] = {"checkpoint": checkpoint, "backend": backend, **asdict(graphs)}
+    chosen |= {**attention.arguments, **asdict(place), "allow_dense": allow_dense}
+    chosen["transformer"] = asdict(weights)
+    call = clip.arguments | start.values
     _check(output, call, overwrite=overwrite)
-    call |= read_named(start)
-    chosen: dict[str, Any] = {"engine": engine, "onnx": onnx}
-    chosen |= {"engine_2": engine_2, "onnx_2": onnx_2}
-    chosen["transformer"] = {"transformer": transformer, "transformer_2": transformer_2}
-    chosen |= {"last_sink_frames": last_sink_frames, "dense_fraction": dense_fraction}
-    chosen["exact_frames"] = frames_of_text(exact_frames) if exact_frames else None
-    chosen |= {"preset": preset, "method": method, "sparsity": sparsity, "backend": backend}
-    made = {"device": device, "cuda_graph": cuda_graph, "compile": compile}
-    made |= {"cpu_offload": cpu_offload, "allow_dense": allow_dense, "checkpoint": checkpoint}
-    ratios = _measure(prompt, model, {**chosen, **made}, call)
+    call |= read_named(start.files)
+    ratios = _measure(prompt, model, chosen, call)
     typer.echo(_write(ratios, output, overwrite=overwrite))
 
 

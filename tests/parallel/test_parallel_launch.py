@@ -129,12 +129,13 @@ def test_onnx_runtime_is_refused_before_processes_are_started(monkeypatch):
 
     from rainfusion_trt.cli import app
     from rainfusion_trt.runtime import cli
+    from rainfusion_trt.runtime.option_groups import Graphs
 
     monkeypatch.setattr(cli, "launch", lambda command, gpus: pytest.fail("were started"))
     arguments = ["run", "--prompt", "x", "--checkpoint", "no", "--gpus", "2"]
     result = CliRunner().invoke(app, [*arguments, "--backend", "onnxruntime"])
     assert result.exit_code == 2 and "the backend here is" in result.output
     with pytest.raises(UnsupportedError, match="build an engine"):
-        cli._check_shared("auto", None, Path("m.onnx"))
-    cli._check_shared("auto", Path("m.engine"), Path("m.onnx"))
-    cli._check_shared("torch", None, Path("m.onnx"))
+        cli._check_shared("auto", Graphs(onnx=Path("m.onnx")))
+    cli._check_shared("auto", Graphs(engine=Path("m.engine"), onnx=Path("m.onnx")))
+    cli._check_shared("torch", Graphs(onnx=Path("m.onnx")))

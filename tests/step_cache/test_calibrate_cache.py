@@ -237,6 +237,6 @@ def test_what_can_be_run_can_be_calibrated():
         for name in ("run", "calibrate-cache")
     )
     cache = {"cache", "cache_threshold", "cache_ratios"}
-    steps = {"attention_precision", "first_16bit", "last_16bit", "dense_layer"}
+    steps = {"attention_precision", "first_16bit", "last_16bit"}
     others = {"fps", "vae_tiling", "profile", "gpus", "split_guidance", "timeout", "allow_fallback"}
     assert of_run - of_calibrate == cache | steps | others
