@@ -39,6 +39,11 @@ def survey() -> Iterator[Finding]:
     yield _gpu()
     yield _package("diffusers", "pip install 'rainfusion-trt[pipeline]'")
     yield _package("transformers", "pip install 'rainfusion-trt[pipeline]'")
+    yield _package(
+        "sentencepiece",
+        "for tokenizers without tokenizer.json (CogVideoX, LTX-Video, Allegro): "
+        "pip install 'rainfusion-trt[pipeline]'",
+    )
     yield _package("onnx", "pip install 'rainfusion-trt[export]'")
     yield _onnxruntime()
     yield from _tensorrt()

@@ -47,6 +47,11 @@ _TYPES = (
     _TRACER,
 )
 _REFUSALS = (
+    _Kind(  # which names tiktoken where sentencepiece is what is missing
+        ("transformers.convert_slow_tokenizer",),
+        "a tokenizer cannot be read ({}): pip install sentencepiece protobuf, which the extra "
+        "`pipeline` brings; if they are there, download the file again",
+    ),
     _Kind(
         ("diffusers", "transformers", "accelerate", "tokenizers", "huggingface_hub"),
         "{package} refuses it ({}): check the checkpoint and the options",
