@@ -118,7 +118,7 @@ def _check_shape(
         if isinstance(declared, int) and extent != declared:
             raise InvalidInputError(
                 f"{place} is {shown}, but axis {axis} is fixed at {declared} in the model "
-                f"({_symbolic(tensor)}): use that, or export with dynamic shapes"
+                f"({_symbolic(tensor)}): use that, or export with dynamic shapes (--dynamic)"
             )
         if not isinstance(declared, str):
             continue

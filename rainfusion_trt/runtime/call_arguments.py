@@ -188,7 +188,7 @@ def check_size(size: VideoSize | None, pipe: Any, arguments: Mapping[str, Any]) 
     whence = f"; what the pipeline takes no argument for is that of the {given[0]}" if given else ""
     raise InvalidInputError(
         f"{asked} (frames x height x width) was asked for, but this model was exported for "
-        f"{size} only: ask for that size, or export with dynamic shapes{whence}"
+        f"{size} only: ask for that size, or export with dynamic shapes (--dynamic){whence}"
     )
 
 
