@@ -284,7 +284,8 @@ def _choose_model(model: str | None, graphs: Iterable[Graph], originals: list[An
         return model_of(originals[0], components=len(originals))
     if not names:
         raise InvalidInputError(
-            f"say which model the checkpoint holds: model= one of {', '.join(model_names())}"
+            "say which model the checkpoint holds by model= or --model, one of "
+            f"{', '.join(model_names())}"
         )
     chosen = next(iter(names.values()))
     for origin, other in names.items():

@@ -32,6 +32,8 @@ FENCE = re.compile(r"^```(\w*)$\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`]+)`")
 COMMANDS = typer.main.get_command(app).commands
 ELLIPSIS = "..."  # in a command: the rest is the reader's
+_NEED_MODEL = ("run", "serve", "calibrate-cache")
+_SAYS_MODEL = ("--model", "--engine", "--onnx", "--demo", "--settings")
 
 
 def read(document: str) -> str:
@@ -73,6 +75,8 @@ def refused(words: list[str]) -> str | None:
         if type(error).__name__ == "MissingParameter" and ELLIPSIS in words:
             return None
         return f"{name}: {error.format_message()}"
+    if name in _NEED_MODEL and not {*_SAYS_MODEL, ELLIPSIS} & set(words):
+        return f"{name}: nothing says which model it is"
     return None
 
 
@@ -137,6 +141,8 @@ def wrong_python(code: str) -> Iterator[str]:
             if function is None or len(given) < len(node.keywords):
                 continue
             first = [None] if function is Pipeline.__call__ else []
+            if function is Pipeline and not {"model", "engine", "onnx", "pipe"} & given.keys():
+                yield f"{ast.unparse(node)}: nothing says which model it is"
             try:
                 inspect.signature(function).bind(*first, *node.args, **given)
             except TypeError as error:
@@ -179,6 +185,7 @@ def test_options_of_commands_in_the_text_exist(document):
         ("rainfusion-trt run --prompt a --checkpoint b --no-such c", "--no-such"),
         ("rainfusion-trt run --prompt a", "--checkpoint"),
         ("rainfusion-trt run --steps many ...", "--steps"),
+        ("rainfusion-trt run --prompt a --checkpoint b", "which model"),
         ("rainfusion-trt bild", "no command bild"),
         ("bash scripts/no.sh # comment", "no scripts/no.sh"),
         ("python -m benchmarks.no", "no module benchmarks.no"),
@@ -196,8 +203,9 @@ def test_what_does_not_exist_in_python_is_found():
         "rainfusion_trt.enable(pipe.transformer, sparsty=0.5)\n"
         "pipe('a', 'b')\n"
         "load_graph()\n"
+        "Pipeline(checkpoint='a')\n"
     )
-    assert len(list(wrong_python(code))) == 4
+    assert len(list(wrong_python(code))) == 5
 
 
 def test_an_export_of_one_size_for_a_recipe_of_several_is_found():
