@@ -35,9 +35,11 @@ def serve_here(settings: ServeSettings, *, host: str, port: int) -> None:
         raise BackendUnavailableError("the page needs Gradio: pip install 'rainfusion-trt[page]'")
     _check_address(host, port)
     _check_places(settings)
-    # Before Ray is imported. A machine with few processors may take a while to answer itself.
+    # Before Ray is imported. A machine with few processors, or a busy one, may take a while to
+    # answer itself, and to start the HTTP proxy, which Ray ends after three times 5 s.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S", "1")
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
     import ray
     from ray import serve
 
