@@ -1,4 +1,4 @@
-"""8-bit kernels against the reference that rounds the same operands, on a GPU.
+"""8-bit kernels against ``helpers.whole_scores``, which rounds the same operands, on a GPU.
 
 Both sides have the same integers and e4m3 numbers, but for the few that float32 moves over the edge
 of two roundings: exponentials differ by some 1e-4 (the origin of integer scores takes bits from
@@ -17,14 +17,17 @@ import math
 import pytest
 import torch
 
+from helpers import whole_scores
+from helpers.blocks_asked_for import ask_for
 from helpers.layouts import places_of
+from helpers.quick import with_a_quick_one
 from helpers.rising_scores import GRID, LEVELS, TOKENS, leveled_heads
 from rainfusion_trt import classify_heads, rainfusion_attention
 from rainfusion_trt.errors import UnsupportedError
-from rainfusion_trt.operator import native, reference
+from rainfusion_trt.operator import native
 from rainfusion_trt.operator.cuda_ops import launch
 from rainfusion_trt.operator.eight_bit import rotated
-from rainfusion_trt.operator.geometry import BlockShape, Kind, TokenLayout, block_shape
+from rainfusion_trt.operator.geometry import Kind, TokenLayout, block_shape
 from rainfusion_trt.operator.piecewise import Windows
 from rainfusion_trt.operator.plan import HeadPlan
 from rainfusion_trt.operator.settings import AttentionSettings
@@ -97,28 +100,27 @@ def kernels_choice(layout, windows, q, k, arguments):
     return mask[:, :, rows, columns].bool()
 
 
-def wanted_of(monkeypatch, layout, q, k, v, arguments, shape=None):
-    """Output and log-sum-exp of the reference, which is told which windows the kernels chose."""
-    plan = classify_heads(q, k, layout.grid, **arguments)
-    with monkeypatch.context() as patch:
-        if (plan.kind == Kind.WINDOWS).any():
-            windows = Windows(layout, shape or block_shape(q.shape[-1], "8bit"), q.device)
-            choices = list(kernels_choice(layout, windows, q, k, arguments).flatten(0, 1))
-            patch.setattr(Windows, "choose", lambda *_: choices.pop(0))
-        return reference.rainfusion_attention(q, k, v, layout.grid, return_lse=True, **arguments)
+def wanted_of(layout, q, k, v, arguments, shape=None):
+    """Output and log-sum-exp in 8 bits, with the windows that the kernels chose."""
+    plan, chosen = classify_heads(q, k, layout.grid, **arguments), None
+    if (plan.kind == Kind.WINDOWS).any():
+        windows = Windows(layout, shape or block_shape(q.shape[-1], "8bit"), q.device)
+        chosen = kernels_choice(layout, windows, q, k, arguments)
+    wanted = whole_scores.attend(q, k, v, layout.grid, blocks=shape, chosen=chosen, **arguments)
+    return wanted.out, wanted.lse
 
 
-def check(monkeypatch, layout, q, k, v, arguments, shape=None):
+def check(layout, q, k, v, arguments, shape=None):
     out, lse = rainfusion_attention(q, k, v, layout.grid, return_lse=True, **arguments)
     assert torch.equal(out, rainfusion_attention(q, k, v, layout.grid, **arguments))
     assert out.isfinite().all() and not lse.isnan().any() and not lse.isposinf().any()
-    wanted, wanted_lse = wanted_of(monkeypatch, layout, q, k, v, arguments, shape)
+    wanted, wanted_lse = wanted_of(layout, q, k, v, arguments, shape)
     for b, length in enumerate(lengths_of(layout, arguments["kv_len"])):
         if length == 0:
             assert (out[b] == 0).all() and lse[b].isneginf().all()
             continue
         for h in range(q.shape[1]):
-            found, expected = (x[b, h, :length].float() for x in (out, wanted))
+            found, expected = out[b, h, :length].float(), wanted[b, h, :length]
             common = v[b, h, :length].float().mean(0)
             most = BOUND * (expected - common).norm() + ROUNDING[q.dtype] * expected.norm()
             error = (found - expected).norm()
@@ -145,26 +147,27 @@ def check_lse(lse, wanted, q, k, length, relative=2.0**-20):
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("head_size", [64, 128])
-@pytest.mark.parametrize("clip", CLIPS)
-def test_clips(monkeypatch, clip, head_size, dtype):
+@pytest.mark.parametrize("clip", with_a_quick_one(CLIPS, "sinks at both ends"))
+def test_clips(clip, head_size, dtype):
     layout, q, k, v = make(CLIPS[clip], head_size, dtype)
     for method, sparsity in [("piecewise", 0.0), ("piecewise", 0.3), ("piecewise", 0.8)]:
-        check(monkeypatch, layout, q, k, v, arguments_of(layout, sparsity, method))
+        check(layout, q, k, v, arguments_of(layout, sparsity, method))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("head_size", [64, 128])
 @pytest.mark.parametrize("method", ["rainfusion2", "rainfusion_two_way"])
-def test_blocks(monkeypatch, method, head_size):
+def test_blocks(method, head_size):
     layout, q, k, v = make(CLIPS["text first"], head_size)
     arguments = arguments_of(layout, 0.0, method)
-    check(monkeypatch, layout, q, k, v, arguments)
+    check(layout, q, k, v, arguments)
     # Which blocks are best is settled in 16 bits (test_kernels.py); a near one may go either way.
     arguments["sparsity"] = 0.6
     out = rainfusion_attention(q, k, v, layout.grid, **arguments)
-    wanted = reference.rainfusion_attention(q, k, v, layout.grid, **arguments)
+    wanted = whole_scores.attend(q, k, v, layout.grid, **arguments).out
     common = v.float().mean(2, keepdim=True)
-    errors = (out.float() - wanted.float()).norm(dim=(2, 3))
-    errors /= (wanted.float() - common).norm(dim=(2, 3))
+    errors = (out.float() - wanted).norm(dim=(2, 3))
+    errors /= (wanted - common).norm(dim=(2, 3))
     assert errors.median() < 2 * BOUND, errors
 
 
@@ -173,7 +176,7 @@ def test_blocks(monkeypatch, method, head_size):
     "lengths", [(0, 1), (425, 426), (650, 1900), (2100, 3825), (3800, 5000), (4300, 4700)]
 )
 @pytest.mark.parametrize("clip", ["text first", "text last, all axes ragged", "sinks at both ends"])
-def test_kv_len(monkeypatch, clip, lengths, head_size):
+def test_kv_len(clip, lengths, head_size):
     """In the text, in the sink frames, in windows; what is behind it is NaN."""
     layout, q, k, v = make(CLIPS[clip], head_size)
     kv_len = torch.tensor([min(x, layout.tokens) for x in lengths], device="cuda").int()
@@ -182,12 +185,12 @@ def test_kv_len(monkeypatch, clip, lengths, head_size):
             x[b, :, length:] = float("nan")
     for sparsity in (0.0, 0.7):
         arguments = arguments_of(layout, sparsity, kv_len=kv_len)
-        check(monkeypatch, layout, q, k, v, arguments)
+        check(layout, q, k, v, arguments)
 
 
 @pytest.mark.parametrize("head_size", [64, 128])
 @pytest.mark.parametrize("levels", LEVELS)
-def test_scores_that_rise(monkeypatch, levels, head_size):
+def test_scores_that_rise(levels, head_size):
     """References move, in steps that float32 survives and that it does not.
 
     In the latter a warp's 16 rows move together, which the reference does not know: its
@@ -197,11 +200,9 @@ def test_scores_that_rise(monkeypatch, levels, head_size):
     q, k, v = leveled_heads(LEVELS[levels], *HEADS, head_size, torch.float16, "cuda")
     arguments = arguments_of(layout, 0.0)
     out, lse = rainfusion_attention(q, k, v, layout.grid, return_lse=True, **arguments)
-    wanted, wanted_lse = reference.rainfusion_attention(
-        q, k, v, layout.grid, return_lse=True, **arguments
-    )
+    wanted, wanted_lse, _ = whole_scores.attend(q, k, v, layout.grid, **arguments)
     assert out.isfinite().all()
-    assert (out.float() - wanted.float()).norm() < 0.06 * wanted.float().norm()
+    assert (out.float() - wanted).norm() < 0.06 * wanted.norm()
     for b, h in itertools.product(range(HEADS[0]), range(HEADS[1])):
         check_lse(lse[b, h], wanted_lse[b, h], q[b, h], k[b, h], layout.tokens, 2.0**-12)
 
@@ -217,34 +218,24 @@ def test_long_rows_are_promoted(head_size):
     q, k, v = (x.half() for x in (q, 3 * k, v))
     for sparsity in (0.0, 0.5):
         out = rainfusion_attention(q, k, v, layout.grid, **arguments_of(layout, sparsity))
-        wanted = reference.rainfusion_attention(
-            q, k, v, layout.grid, **arguments_of(layout, sparsity)
-        )
+        wanted = whole_scores.attend(q, k, v, layout.grid, **arguments_of(layout, sparsity)).out
         common = v.float().mean(2, keepdim=True)
-        error = (out.float() - wanted.float()).norm() - 2.0**-11 * wanted.float().norm()
-        assert error < 2 * BOUND * (wanted.float() - common).norm()
+        error = (out.float() - wanted).norm() - 2.0**-11 * wanted.norm()
+        assert error < 2 * BOUND * (wanted - common).norm()
 
 
 @pytest.mark.parametrize("blocks", [(64, 32), (96, 77), (192, 96)], ids=str)
 @pytest.mark.parametrize("head_size", [64, 128])
 def test_windows_that_a_problem_asks_for(monkeypatch, blocks, head_size):
-    default_problem = native.Problem.of
-
-    def problem_of(*args, **kwargs):
-        problem = default_problem(*args, **kwargs)
-        problem.block_q, problem.block_k = blocks
-        return problem
-
-    monkeypatch.setattr(native.Problem, "of", problem_of)
-    monkeypatch.setattr(reference, "block_shape", lambda *_: BlockShape(*blocks))
+    shape = ask_for(monkeypatch, blocks)
     layout, q, k, v = make(CLIPS["text last, all axes ragged"], head_size)
     out = rainfusion_attention(q, k, v, layout.grid, **arguments_of(layout, 0.0))
-    wanted = reference.rainfusion_attention(q, k, v, layout.grid, **arguments_of(layout, 0.0))
+    arguments = arguments_of(layout, 0.0)
+    wanted = whole_scores.attend(q, k, v, layout.grid, blocks=shape, **arguments).out
     common = v.float().mean(2, keepdim=True)
-    error = (out.float() - wanted.float()).norm() - 2.0**-11 * wanted.float().norm()
-    assert error < BOUND * (wanted.float() - common).norm()
-    shape = BlockShape(*blocks)
-    check(monkeypatch, layout, q, k, v, arguments_of(layout, 0.7), shape=shape)
+    error = (out.float() - wanted).norm() - 2.0**-11 * wanted.norm()
+    assert error < BOUND * (wanted - common).norm()
+    check(layout, q, k, v, arguments_of(layout, 0.7), shape=shape)
 
 
 @pytest.mark.parametrize("grid", [(2, 32, 32), (16, 64, 64)], ids=str)

@@ -1,7 +1,7 @@
-"""The kernels' log-sum-exp against the float32 reference, on a GPU.
+"""The kernels' log-sum-exp against that of float32 (``helpers.whole_scores``), on a GPU.
 
 Tolerance: both sides see the same rounded inputs. A score is a sum of D products in float32, which
-tensor cores truncate: an error of at most D * 2^-22 * scale * |q| * |k| with the reference's own.
+tensor cores truncate: an error of at most D * 2^-22 * scale * |q| * |k| with float32's own.
 The sum of at most S exponentials adds S * 2^-23 relative, which is absolute in the logarithm;
 the exponentials' own 2^-22 is far inside that.
 """
@@ -13,10 +13,10 @@ import math
 import pytest
 import torch
 
+from helpers import whole_scores
 from helpers.layouts import places_of
 from helpers.rising_scores import GRID, RISES, TOKENS, leveled_heads, levels_of_rise
 from rainfusion_trt import classify_heads, rainfusion_attention
-from rainfusion_trt.operator import reference
 from rainfusion_trt.operator.geometry import METHODS, Kind, TokenLayout
 from rainfusion_trt.testing import synthetic_heads
 
@@ -46,12 +46,9 @@ def check(layout, q, k, v, method="rainfusion", **arguments):
     out, lse = rainfusion_attention(q, k, v, layout.grid, return_lse=True, **arguments)
     assert torch.equal(out, rainfusion_attention(q, k, v, layout.grid, **arguments))
     assert lse.dtype == torch.float32 and lse.shape == q.shape[:3]
-    inputs = (q, k, v)  # whose type the means of windows have
-    if method != "piecewise":
-        inputs = tuple(x.float() for x in inputs)
-    _, wanted = reference.rainfusion_attention(*inputs, layout.grid, return_lse=True, **arguments)
+    _, wanted, wanted_plan = whole_scores.attend(q, k, v, layout.grid, **arguments)
     plan = classify_heads(q, k, layout.grid, **arguments)
-    same = plan.kind == reference.classify_heads(q, k, layout.grid, **arguments).kind
+    same = plan.kind == wanted_plan.kind
     assert same.float().mean() >= 0.5  # a recall at its threshold may go either way
     rows = same[:, :, None].expand_as(lse)
     if (kv_len := arguments.get("kv_len")) is not None:
@@ -76,6 +73,7 @@ def test_all_kinds(head_size, dtype, text, text_tokens):
     assert lse.isfinite().all()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("head_size", [64, 96, 128])

@@ -2,8 +2,8 @@
 
 Two scores that differ by less than float32 rounds may be chosen either way, and a window more or
 less is seen in the output. So the choice is held against the reference's scores, and the attention
-against a reference that is told what the kernels chose. Tolerances as in test_kernels.py and
-test_kernel_lse.py; the means that stand for windows are rounded by both sides.
+against ``helpers.whole_scores``, which is told what the kernels chose. Tolerances as in
+test_kernels.py and test_kernel_lse.py; the means that stand for windows are rounded by both sides.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import math
 import pytest
 import torch
 
+from helpers import whole_scores
+from helpers.blocks_asked_for import ask_for
 from helpers.layouts import places_of
+from helpers.quick import with_a_quick_one
 from rainfusion_trt import classify_heads, rainfusion_attention
-from rainfusion_trt.operator import native, reference
+from rainfusion_trt.operator import native
 from rainfusion_trt.operator.cuda_ops import launch
-from rainfusion_trt.operator.geometry import BlockShape, Kind, TokenLayout, block_shape, kept_blocks
+from rainfusion_trt.operator.geometry import Kind, TokenLayout, block_shape, kept_blocks
 from rainfusion_trt.operator.piecewise import Windows, means
 from rainfusion_trt.operator.plan import HeadPlan
 from rainfusion_trt.operator.settings import AttentionSettings
@@ -71,19 +74,6 @@ def lengths_of(layout, kv_len):
     return [layout.tokens] * HEADS[0] if kv_len is None else kv_len.tolist()
 
 
-def ask_for(monkeypatch, blocks):
-    """Blocks of another shape in every problem, and in the reference."""
-    default_problem = native.Problem.of
-
-    def problem_of(*args, **kwargs):
-        problem = default_problem(*args, **kwargs)
-        problem.block_q, problem.block_k = blocks
-        return problem
-
-    monkeypatch.setattr(native.Problem, "of", problem_of)
-    monkeypatch.setattr(reference, "block_shape", lambda *_: BlockShape(*blocks))
-
-
 def kernels_choice(layout, windows, q, k, sparsity, kv_len=None):
     """bool [B, N, query windows, key windows], with the rest of the block mask checked."""
     settings = AttentionSettings.of(method="piecewise", **places_of(layout))
@@ -110,90 +100,81 @@ def check_choice(layout, shape, q, k, sparsity, kv_len=None):
     for b, length in enumerate(lengths_of(layout, kv_len)):
         candidates = windows.counts(length) > 0
         keep = min(kept_blocks(sparsity, windows.k_cut.windows), int(candidates.sum()))
-        for h in range(q.shape[1]):
-            wanted = windows.choose(q[b, h], k[b, h], sparsity, scale, length)
-            assert not (chosen[b, h] & ~candidates).any()
-            q_means, k_means = (
-                means(x[b, h], tokens, length).double()
-                for x, tokens in ((q, windows.q_tokens), (k, windows.k_tokens))
-            )
-            scores = (q_means @ k_means.T * scale).masked_fill(~candidates, -math.inf)
-            if keep == 0:
-                assert torch.equal(chosen[b, h], wanted)
-                continue
-            last = scores.sort(dim=1, descending=True).values[:, keep - 1 : keep]
-            # Of the means and of the product, each of both sides.
-            error = 8 * (q.shape[-1] + shape.q + shape.k) * 2.0**-24 * scale
-            bound = error * q_means.norm(dim=1)[:, None] * k_means.norm(dim=1)
-            near = (scores - last).abs() <= bound + bound.amax(1, keepdim=True)
-            assert not ((chosen[b, h] != wanted) & ~near).any()
-            # Most are held to the reference's choice: besides the last one itself few are near it.
-            asks = q_means.norm(dim=1) > 0
-            assert ((near[asks].sum(1) - 1) / windows.k_cut.windows).mean().nan_to_num() < 0.1
-            assert (chosen[b, h].sum(1) >= keep).all()
+        heads = zip(q[b], k[b], strict=True)
+        wanted = torch.stack([windows.choose(*head, sparsity, scale, length) for head in heads])
+        assert not (chosen[b] & ~candidates).any()
+        if keep == 0:
+            assert torch.equal(chosen[b], wanted)
+            continue
+        q_means, k_means = (
+            torch.stack([means(head, tokens, length).double() for head in x[b]])
+            for x, tokens in ((q, windows.q_tokens), (k, windows.k_tokens))
+        )
+        scores = (q_means @ k_means.mT * scale).masked_fill(~candidates, -math.inf)
+        last = scores.sort(dim=2, descending=True).values[..., keep - 1 : keep]
+        # Of the means and of the product, each of both sides.
+        error = 8 * (q.shape[-1] + shape.q + shape.k) * 2.0**-24 * scale
+        q_norms, k_norms = (x.norm(dim=2) for x in (q_means, k_means))
+        bound = error * q_norms[:, :, None] * k_norms[:, None]
+        near = (scores - last).abs() <= bound + bound.amax(2, keepdim=True)
+        assert not ((chosen[b] != wanted) & ~near).any()
+        # Most are held to the reference's choice: besides the last one itself few are near it.
+        asks = q_norms > 0
+        others = (near.sum(2) - 1) / windows.k_cut.windows
+        mean = others.masked_fill(~asks, 0.0).sum(1) / asks.sum(1).clamp(min=1)
+        assert (mean < 0.1).all()
+        assert (chosen[b].sum(2) >= keep).all()
     return chosen
 
 
-def check_attention(monkeypatch, layout, shape, q, k, v, sparsity, kv_len=None):
-    """Output, log-sum-exp and plan against a reference with the kernels' choice."""
+def check(layout, shape, q, k, v, sparsity, kv_len=None):
+    """The choice, then output, log-sum-exp and plan against float32 with the kernels' choice."""
+    chosen = check_choice(layout, shape, q, k, sparsity, kv_len)
     arguments = arguments_of(layout, sparsity, kv_len)
     out, lse = rainfusion_attention(q, k, v, layout.grid, return_lse=True, **arguments)
     plan = classify_heads(q, k, layout.grid, **arguments)
-    windows = Windows(layout, shape, q.device)
-    chosen = kernels_choice(layout, windows, q, k, sparsity, kv_len)
-    with monkeypatch.context() as patch:
-        choices = list(chosen.flatten(0, 1))  # head by head, as the reference asks for them
-        patch.setattr(Windows, "choose", lambda *_: choices.pop(0))
-        wanted, wanted_lse = reference.rainfusion_attention(
-            q, k, v, layout.grid, return_lse=True, **arguments
-        )
-        assert not choices
-        choices = list(chosen.flatten(0, 1))
-        wanted_plan = reference.classify_heads(q, k, layout.grid, **arguments)
-    assert (plan.kind == Kind.WINDOWS).all()
+    wanted = whole_scores.attend(q, k, v, layout.grid, blocks=shape, chosen=chosen, **arguments)
+    assert (plan.kind == Kind.WINDOWS).all() and torch.equal(plan.kind, wanted.plan.kind)
     for name in ("density", "work"):
         torch.testing.assert_close(
-            getattr(plan, name), getattr(wanted_plan, name), rtol=1e-6, atol=0
+            getattr(plan, name), getattr(wanted.plan, name), rtol=1e-6, atol=0
         )
-    compare(layout, q, k, (out, lse), (wanted, wanted_lse), kv_len)
+    compare(layout, q, k, (out, lse), (wanted.out, wanted.lse), kv_len)
     return out
 
 
 def compare(layout, q, k, outputs, wanted_outputs, kv_len=None):
     (out, lse), (wanted, wanted_lse) = outputs, wanted_outputs
     assert not lse.isnan().any() and not lse.isposinf().any()
+    lengths = torch.tensor(lengths_of(layout, kv_len), device=q.device)
+    empty = lengths == 0
+    assert (out[empty] == 0).all() and lse[empty].isneginf().all()
+    padding = (torch.arange(layout.tokens, device=q.device) >= lengths[:, None])[:, None]
+    found, expected = (x.float().masked_fill(padding[..., None], 0.0) for x in (out, wanted))
+    error = (found - expected).norm(dim=(2, 3)) / expected.norm(dim=(2, 3))
+    assert (error < TOLERANCE[q.dtype])[~empty].all(), error
     head_size = q.shape[-1]
-    for b, length in enumerate(lengths_of(layout, kv_len)):
-        if length == 0:
-            assert (out[b] == 0).all() and lse[b].isneginf().all()
-            continue
-        for h in range(q.shape[1]):
-            difference = out[b, h, :length].float() - wanted[b, h, :length].float()
-            error = difference.norm() / wanted[b, h, :length].float().norm()
-            assert error < TOLERANCE[q.dtype], (b, h, error.item())
-            q_norms, k_norms = (x[b, h, :length].float().norm(dim=-1) for x in (q, k))
-            products = head_size**-0.5 * q_norms * k_norms.max()
-            bound = head_size * 2.0**-22 * products + layout.tokens * 2.0**-23
-            off = ((lse - wanted_lse)[b, h, :length].abs() / bound).max()
-            assert off <= 1, (b, h, off.item())
+    q_norms, k_norms = (x.float().norm(dim=-1).masked_fill(padding, 0.0) for x in (q, k))
+    products = head_size**-0.5 * q_norms * k_norms.amax(2, keepdim=True)
+    bound = head_size * 2.0**-22 * products + layout.tokens * 2.0**-23
+    off = ((lse - wanted_lse).abs() / bound).masked_fill(padding, 0.0)
+    assert off.max() <= 1, off.amax(2)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("head_size", [64, 96, 128])
-@pytest.mark.parametrize("clip", CLIPS)
-def test_clips(monkeypatch, clip, head_size, dtype):
+@pytest.mark.parametrize("clip", with_a_quick_one(CLIPS, "sinks at both ends"))
+def test_clips(clip, head_size, dtype):
     layout, q, k, v = make(CLIPS[clip], head_size, dtype)
     shape = block_shape(head_size)
     for sparsity in (0.3, 0.8):
-        check_choice(layout, shape, q, k, sparsity)
-        check_attention(monkeypatch, layout, shape, q, k, v, sparsity)
+        check(layout, shape, q, k, v, sparsity)
 
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.64, 0.9, 0.99, 1.0])
-def test_sparsities(monkeypatch, sparsity):
+def test_sparsities(sparsity):
     layout, q, k, v = make(CLIPS["text first"], 128, torch.bfloat16)
-    check_choice(layout, block_shape(128), q, k, min(sparsity, 1 - 2**-24))
-    check_attention(monkeypatch, layout, block_shape(128), q, k, v, min(sparsity, 1 - 2**-24))
+    check(layout, block_shape(128), q, k, v, min(sparsity, 1 - 2**-24))
 
 
 @pytest.mark.parametrize("head_size", [64, 96, 128])
@@ -210,16 +191,14 @@ def test_sparsities(monkeypatch, sparsity):
         "exact frames and sinks",
     ],
 )
-def test_kv_len(monkeypatch, clip, lengths, head_size):
+def test_kv_len(clip, lengths, head_size):
     """In the text, in the sink frames, in windows; what is behind it is NaN."""
     layout, q, k, v = make(CLIPS[clip], head_size, torch.bfloat16)
     kv_len = torch.tensor([min(x, layout.tokens) for x in lengths], device="cuda").int()
     for b, length in enumerate(kv_len.tolist()):
         for x in (k, v):
             x[b, :, length:] = float("nan")
-    shape = block_shape(head_size)
-    check_choice(layout, shape, q, k, 0.7, kv_len)
-    out = check_attention(monkeypatch, layout, shape, q, k, v, 0.7, kv_len)
+    out = check(layout, block_shape(head_size), q, k, v, 0.7, kv_len)
     assert out.isfinite().all()
 
 
@@ -228,19 +207,18 @@ def test_kv_len(monkeypatch, clip, lengths, head_size):
     "blocks", [(64, 32), (96, 77), (256, 128), (384, 200), (192, 300)], ids=str
 )
 def test_windows_that_a_problem_asks_for(monkeypatch, blocks, head_size):
-    ask_for(monkeypatch, blocks)
+    shape = ask_for(monkeypatch, blocks)
     layout, q, k, v = make(CLIPS["text last, all axes ragged"], head_size, torch.bfloat16)
-    check_choice(layout, BlockShape(*blocks), q, k, 0.7)
-    check_attention(monkeypatch, layout, BlockShape(*blocks), q, k, v, 0.7)
+    check(layout, shape, q, k, v, 0.7)
 
 
 @pytest.mark.parametrize("block_k", [1, 2, 4, 8])
 def test_more_windows_than_shared_memory_has_room_for(monkeypatch, block_k):
     """The choice takes 2, 4, 8 and 16 query windows at a time."""
-    ask_for(monkeypatch, (64, block_k))
+    shape = ask_for(monkeypatch, (64, block_k))
     layout, q, k, _ = make(((8, 32, 32), 0, "none", 0), 64, torch.bfloat16)
-    windows = Windows(layout, BlockShape(64, block_k), q.device)
-    chosen = check_choice(layout, BlockShape(64, block_k), q, k, 0.9)
+    windows = Windows(layout, shape, q.device)
+    chosen = check_choice(layout, shape, q, k, 0.9)
     assert chosen.sum(-1).min() >= kept_blocks(0.9, windows.k_cut.windows)
 
 
@@ -272,19 +250,12 @@ def test_windows_of_equal_keys_make_dense_attention(short, clip, head_size, dtyp
     if short:
         lengths = [layout.tokens * 2 // 3, layout.tokens - 7]
         kv_len = torch.tensor(lengths, device="cuda").int()
+    out, lse, _ = whole_scores.attend(q, k, v, layout.grid, **arguments_of(layout, 0.0, kv_len))
     for sparsity in (0.8, 0.99):
         sparse = rainfusion_attention(
             q, k, v, layout.grid, return_lse=True, **arguments_of(layout, sparsity, kv_len)
         )
-        dense = reference.rainfusion_attention(
-            q.float(),
-            k.float(),
-            v.float(),
-            layout.grid,
-            return_lse=True,
-            **arguments_of(layout, 0.0, kv_len),
-        )
-        compare(layout, q, k, sparse, dense, kv_len)
+        compare(layout, q, k, sparse, (out, lse), kv_len)
 
 
 @pytest.mark.parametrize("head_size", [64, 96, 128])
@@ -300,10 +271,8 @@ def test_dense_calls(head_size, lengths):
         plan = classify_heads(q, k, layout.grid, **arguments)
         assert (plan.kind == Kind.DENSE).all()
         outputs = rainfusion_attention(q, k, v, layout.grid, return_lse=True, **arguments)
-        wanted = reference.rainfusion_attention(
-            q.float(), k.float(), v.float(), layout.grid, return_lse=True, **arguments
-        )
-        compare(layout, q, k, outputs, wanted, length)
+        out, lse, _ = whole_scores.attend(q, k, v, layout.grid, **arguments)
+        compare(layout, q, k, outputs, (out, lse), length)
 
 
 def test_strided_views_are_read_in_place():
