@@ -22,7 +22,7 @@ from rainfusion_trt.plugin.build import (
 )
 from rainfusion_trt.plugin.toolkit import find_cuda_toolkit
 
-pytestmark = [pytest.mark.gpu, pytest.mark.slow]
+pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.xdist_group(__name__)]
 
 ATTEND = """
 import torch

@@ -11,7 +11,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from helpers.wan_pipeline import tiny_pipeline
 from rainfusion_trt import Pipeline
 from rainfusion_trt.cli import app
 from rainfusion_trt.engine import EngineRecipe, build_engine
@@ -19,7 +18,7 @@ from rainfusion_trt.errors import DenseAttentionError
 from rainfusion_trt.models import VideoSize, get_model
 from rainfusion_trt.video import load_video
 
-pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]
+pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt, pytest.mark.xdist_group(__name__)]
 pytest.importorskip("ftfy")
 
 MODEL = get_model("wan2.2-ti2v-5b")
@@ -41,6 +40,8 @@ def tiny_transformer() -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
+    from helpers.wan_pipeline import tiny_pipeline
+
     folder = tmp_path_factory.mktemp("checkpoint")
     tiny_pipeline(tiny_transformer(), expand_timesteps=True).save_pretrained(folder)
     return folder

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.wan_pipeline import tiny_pipeline
 from rainfusion_trt import Pipeline, build_engine
 from rainfusion_trt.engine import EngineRecipe
 from rainfusion_trt.errors import ParallelError
@@ -25,6 +24,7 @@ from rainfusion_trt.plugin.build import source_directory
 GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.xdist_group(__name__),
     pytest.mark.skipif(GPUS < 2, reason="fewer than two GPUs here"),
 ]
 
@@ -151,6 +151,8 @@ with reporting():
     ("ulysses", "guidance", "graph"), [(2, 1, False), (2, 1, True), (1, 2, False), (2, 2, False)]
 )
 def test_a_clip_is_that_of_one_gpu(engine, tmp_path, ulysses, guidance, graph):
+    from helpers.wan_pipeline import tiny_pipeline
+
     if ulysses * guidance > GPUS:
         pytest.skip(f"{GPUS} GPUs here")
     transformer = MODEL.create(MODEL.config("tiny"), dtype=torch.float16, seed=0)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers.cogvideox_pipeline import tiny_pipeline
 from rainfusion_trt import Pipeline
 from rainfusion_trt.engine import EngineRecipe, build_engine
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
@@ -17,7 +16,7 @@ from rainfusion_trt.models import VideoSize, get_model
 from rainfusion_trt.operator.native import Precision, load_library
 from rainfusion_trt.operator.settings import AttentionSettings
 
-pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]
+pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt, pytest.mark.xdist_group(__name__)]
 
 MODEL = get_model("cogvideox")
 SIZE = VideoSize(33, 128, 192)  # 9 x 8 x 12 tokens: enough windows to leave some out
@@ -39,6 +38,8 @@ def tiny_transformer() -> torch.nn.Module:
 
 @pytest.fixture
 def pipe():
+    from helpers.cogvideox_pipeline import tiny_pipeline
+
     made = tiny_pipeline(MODEL, tiny_transformer(), size=SIZE).to(torch.float16)
     made.set_progress_bar_config(disable=True)
     return made.to("cuda")

@@ -23,7 +23,7 @@ from rainfusion_trt.hashing import file_sha256
 from rainfusion_trt.operator.geometry import Kind, TokenLayout
 from rainfusion_trt.testing import synthetic_heads
 
-pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]
+pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt, pytest.mark.xdist_group(__name__)]
 TEXT_TOKENS, HEAD_SIZE = 17, 64
 SMALL, LARGE = (5, 8, 10), (9, 15, 22)  # token grids
 KINDS = [
