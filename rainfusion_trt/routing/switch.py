@@ -259,8 +259,11 @@ def _sites(transformer: nn.Module, routing: Routing) -> list[Site]:
     kind = type(transformer).__name__
     modules = dict(transformer.named_modules())
     found = {n: m for n, m in modules.items() if routing.model.is_self_attention(n, m)}
-    processors = [attention.processor for attention in found.values()]
-    if found and kind != routing.model.transformer_class and not any(map(routed_class, processors)):
+    # Where none has the name of the model's: those of a class of diffusers that is another.
+    attentions = found or {n: m for n, m in modules.items() if hasattr(m, "processor")}
+    processors = [attention.processor for attention in attentions.values()]
+    is_of_model = isinstance(routing.model, OwnModule) or kind == routing.model.transformer_class
+    if processors and not is_of_model and not any(map(routed_class, processors)):
         raise UnsupportedError(
             f"{kind} is not of {routing.model.name}: its attention is "
             f"{type(processors[0]).__name__}, which RainFusion does not know; say where its video "

@@ -7,7 +7,7 @@ import torch
 
 import rainfusion_trt
 from tests.helpers.plain_dit import PlainDiT, example
-from tests.helpers.routed_models import CLASSES, call_of, run, tiny
+from tests.helpers.routed_models import ALL_CLASSES, call_of, run, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BF16 = torch.bfloat16
@@ -22,7 +22,7 @@ def under_autocast(transformer, call):
         return run(transformer, call)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", ALL_CLASSES)
 def test_sparsity_0_equals_eager_under_autocast(name):
     model, transformer = tiny(name)
     call = call_of(model, transformer)

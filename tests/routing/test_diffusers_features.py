@@ -20,7 +20,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import rainfusion_trt
-from tests.helpers.routed_models import CLASSES, call_of, run, tiny
+from tests.helpers.routed_models import ALL_CLASSES, CLASSES, assert_same, call_of, run, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def check(name: str, feature: Callable[[nn.Module], Any], first: str, *, skipped
     routing = rainfusion_trt.enable(transformer, sparsity=0.0, model=name, method="rainfusion")
     if first == "enable":
         feature(transformer)
-    torch.testing.assert_close(run(transformer, call), dense, atol=2e-5, rtol=0)
+    assert_same(name, run(transformer, call), dense)
     routing.sparsity = 0.7
     for _ in range(3):
         assert (run(transformer, call) - dense).abs().max() > 1e-4
@@ -48,7 +48,7 @@ def check(name: str, feature: Callable[[nn.Module], Any], first: str, *, skipped
 
 
 @BEFORE_AND_AFTER
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", ALL_CLASSES)
 def test_layerwise_casting(name, first):
     def cast(transformer):
         transformer.enable_layerwise_casting(
@@ -193,7 +193,7 @@ def test_hot_swap_of_a_lora(tmp_path, compiled):
         torch.testing.assert_close(actual, wanted, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", ALL_CLASSES)
 def test_diffusers_has_no_tensor_parallelism_for_these(name):
     """Where it gets a plan for one, the table in docs/diffusers.md has to say what happens."""
     _, transformer = tiny(name)

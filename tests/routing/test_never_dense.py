@@ -15,7 +15,7 @@ from rainfusion_trt.errors import DenseAttentionError, RainFusionError, Unsuppor
 from rainfusion_trt.models import VideoSize
 from rainfusion_trt.routing import routing_of
 from tests.helpers.packed_model import Packed, PackedTransformer
-from tests.helpers.routed_models import CLASSES, attentions, call_of, run, tiny
+from tests.helpers.routed_models import ALL_CLASSES, CLASSES, attentions, call_of, run, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,7 +28,7 @@ class OwnAttention:
         return hidden_states if other is None else (hidden_states, other)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", ALL_CLASSES)
 def test_a_processor_that_nobody_knows(name, caplog):
     model, transformer = tiny(name)
     call = call_of(model, transformer)
@@ -48,7 +48,7 @@ def test_a_processor_that_nobody_knows(name, caplog):
 
 
 @pytest.mark.parametrize("allow_dense", [False, True])
-@pytest.mark.parametrize("name", [None, *CLASSES])
+@pytest.mark.parametrize("name", [None, *CLASSES, "kandinsky5-lite"])
 def test_a_class_that_no_model_is_of(name, allow_dense):
     """Whatever model it is said to be, and though its attentions have the names of ours."""
     size = {"in_channels": 8, "out_channels": 8, "num_layers": 1, "text_embed_dim": 16}
@@ -199,32 +199,32 @@ def test_fused_projections():
     assert routing.routed == 2
 
 
-def test_cross_attention_and_refiners_stay_dense():
+@pytest.mark.parametrize("name", ALL_CLASSES)
+def test_cross_attention_and_refiners_stay_dense(name):
     """Only self-attention over the video goes to the operator; the rest is diffusers' own."""
-    for name in CLASSES:
-        model, transformer = tiny(name)
-        call = call_of(model, transformer)
-        count = []
+    model, transformer = tiny(name)
+    call = call_of(model, transformer)
+    count = []
 
-        class Watch(torch.overrides.TorchFunctionMode):
-            def __init__(self, seen):
-                super().__init__()
-                self.seen = seen
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __init__(self, seen):
+            super().__init__()
+            self.seen = seen
 
-            def __torch_function__(self, func, types, args=(), kwargs=None):
-                if func is F.scaled_dot_product_attention:
-                    self.seen.append(func)
-                return func(*args, **(kwargs or {}))
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is F.scaled_dot_product_attention:
+                self.seen.append(func)
+            return func(*args, **(kwargs or {}))
 
-        with Watch(count):
-            run(transformer, call)
-        plain = len(count)
-        routing = rainfusion_trt.enable(transformer, sparsity=0.5, model=name, method="rainfusion")
-        count.clear()
-        with Watch(count):
-            run(transformer, call)
-        assert len(count) == plain - routing.routed
-        assert routing.routed == model.attention_count(transformer.config)
+    with Watch(count):
+        run(transformer, call)
+    plain = len(count)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.5, model=name, method="rainfusion")
+    count.clear()
+    with Watch(count):
+        run(transformer, call)
+    assert len(count) == plain - routing.routed
+    assert routing.routed == model.attention_count(transformer.config)
 
 
 def test_by_tokens_is_left_after_an_error():
