@@ -1,4 +1,4 @@
-"""Every method goes wherever a method is named: routing, export, records, command lines."""
+"""Methods and settings go wherever one is named: routing, export, records, command lines."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ import json
 import onnx
 import pytest
 import torch
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import rainfusion_trt
 from helpers.plain_dit import GRID, PlainDiT, example
+from rainfusion_trt import cli
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.export import export_module, operator
 from rainfusion_trt.export.cli import app
 from rainfusion_trt.models import VideoSize, get_model
 from rainfusion_trt.operator import reference
-from rainfusion_trt.operator.settings import METHODS, AttentionSettings
+from rainfusion_trt.operator.settings import (
+    LATER_ATTRIBUTES,
+    METHODS,
+    RECORDED,
+    AttentionSettings,
+)
 
 SIZE = VideoSize(25, 160, 256)  # 7 x 10 x 16 tokens: several windows and blocks
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -78,6 +85,14 @@ def test_the_exporters_command_line_takes_it(method, tmp_path):
     assert result.exit_code == 0, result.output
     properties = {p.key: p.value for p in onnx.load(output).metadata_props}
     assert json.loads(properties["rainfusion.settings"])["method"] == method
+
+
+def test_settings_of_a_model_are_options_of_every_command_that_has_them():
+    commands = get_command(cli.app).commands
+    for name in ("export", "run", "calibrate-cache"):
+        options = {parameter.name for parameter in commands[name].params}
+        wanted = {*RECORDED, *LATER_ATTRIBUTES} - {"precision"}  # an option of another name
+        assert wanted <= options, name
 
 
 def test_a_record_without_a_method_has_version_1s():

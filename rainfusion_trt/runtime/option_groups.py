@@ -89,6 +89,8 @@ class Attention:
 
     preset: options.Preset = None
     method: options.Method = None
+    alpha: options.Alpha = None
+    sink_frames: options.SinkFrames = None
     last_sink_frames: options.LastSinkFrames = None
     exact_frames: options.ExactFrames = None
     sparsity: options.Sparsity = None

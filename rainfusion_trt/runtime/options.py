@@ -58,6 +58,20 @@ Method = Annotated[
         f"{AttentionSettings.method})."
     ),
 ]
+Alpha = Annotated[
+    float | None,
+    typer.Option(
+        help="Recall from which a head counts as spatial or temporal; an engine's is fixed "
+        f"(default: engine's, else {AttentionSettings.alpha})."
+    ),
+]
+SinkFrames = Annotated[
+    int | None,
+    typer.Option(
+        help="Leading latent frames that all tokens attend to; an engine's is fixed (default: "
+        f"engine's, else {AttentionSettings.sink_frames})."
+    ),
+]
 LastSinkFrames = Annotated[
     int | None,
     typer.Option(

@@ -41,11 +41,12 @@ def test_options_of_the_command(monkeypatch, tmp_path, given):
 
     monkeypatch.setattr(pipeline, "Pipeline", made)
     arguments = ["run", "--prompt", "x", "--checkpoint", "no", "--output", str(tmp_path / "x.mp4")]
-    options = ["--compile", "--last-sink-frames", "1"]
+    options = ["--compile", "--alpha", "0.8", "--sink-frames", "2", "--last-sink-frames", "1"]
     options += ["--exact-frames", "12", "--exact-frames", "24:26"]
     result = CliRunner().invoke(cli.app, arguments + options * given)
     assert result.exit_code == 2 and "far enough" in result.stderr
     assert seen["compile"] is given
+    assert (seen["alpha"], seen["sink_frames"]) == ((0.8, 2) if given else (None, None))
     assert seen["last_sink_frames"] == (1 if given else None)
     assert seen["exact_frames"] == ((12, (24, 26)) if given else None)
 
