@@ -40,6 +40,7 @@ from rainfusion_trt.models.skyreels import (
     SKYREELS_V2_14B,
     SKYREELS_V2_DF_1_3B,
     SKYREELS_V2_DF_14B,
+    SKYREELS_V2_I2V_14B,
 )
 from rainfusion_trt.models.transformer import uncompiled
 from rainfusion_trt.models.wan import (
@@ -96,6 +97,7 @@ _MODELS: tuple[VideoModel, ...] = (
     WAN_2_2_TI2V_5B,
     WAN_2_2_ANIMATE_14B,
     SKYREELS_V2_14B,
+    SKYREELS_V2_I2V_14B,
     SKYREELS_V2_DF_14B,
     SKYREELS_V2_DF_1_3B,
     COSMOS_PREDICT_2_5_2B,

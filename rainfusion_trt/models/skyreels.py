@@ -1,9 +1,11 @@
-"""SkyReels V2, text to video and diffusion forcing (arXiv 2504.13074; diffusers SkyReelsV2*).
+"""SkyReels V2: text to video, image to video, diffusion forcing (arXiv 2504.13074; diffusers).
 
 The network is Wan 2.1's: self-attention over the video alone, text by cross-attention, rotary
 tables cut to the grid inside the forward. Diffusion forcing gives every latent frame a timestep of
 its own. Text-to-video and diffusion-forcing transformers of 14B have one configuration, so `enable`
-cannot tell them apart, which makes no difference to it.
+cannot tell them apart, which makes no difference to it. Image to video is Wan 2.1's too: 20
+channels beside the noisy latents, whose latent frame 0 is the image, and its CLIP tokens by
+cross-attention.
 
 A transformer that was set to causal blocks of frames (`num_frame_per_block`) masks its
 self-attention by frames. RainFusion has no such mask and refuses it.
@@ -28,12 +30,12 @@ from rainfusion_trt.models.base import (
 from rainfusion_trt.models.examples import constant
 from rainfusion_trt.models.token_cuts import TokenCuts
 from rainfusion_trt.models.transformer import as_transformer
+from rainfusion_trt.models.wan import FULL_IMAGE, IMAGE_TOKENS, TEXT_TOKENS, TINY_IMAGE
 
 _CHANNELS = {"in_channels": 16, "out_channels": 16}
-_FULL = {**_CHANNELS, "image_dim": None, "text_dim": 4096}
+_FULL = {**_CHANNELS, "image_dim": None, "pos_embed_seq_len": None, "text_dim": 4096}
 _TINY = {
-    **_CHANNELS,
-    "image_dim": None,
+    **_FULL,
     "attention_head_dim": 128,
     "text_dim": 32,
     "freq_dim": 32,
@@ -44,29 +46,27 @@ _TINY = {
 
 
 class SkyReelsV2(VideoModel):
-    """A SkyReels V2, told apart by its width and by whether it is told the frame rate.
+    """A SkyReels V2, told apart by its width, its image and whether it is told the frame rate.
 
     Parameters
     ----------
     frame_timesteps
         Diffusion forcing: a timestep for every latent frame.
+    image
+        Whether there are embeddings of an image.
     """
 
     text = "none"
     transformer_class = "SkyReelsV2Transformer3DModel"
     guidance_batch = False
-    sequences = {"text_tokens": 512}  # UMT5's, padded with zeros and not masked
-    refused = {
-        "encoder_hidden_states_image": "leave it out, since the model is text to video",
-    }
     distinctive = (
         "in_channels",
         "out_channels",
         "num_attention_heads",
         "image_dim",
+        "pos_embed_seq_len",
         "inject_sample_info",
     )
-    remedy = "choose the model it belongs to (image-to-video checkpoints are not supported)"
 
     def __init__(
         self,
@@ -76,10 +76,12 @@ class SkyReelsV2(VideoModel):
         tiny: Mapping[str, Any],
         frame_timesteps: bool,
         size: VideoSize,
+        image: bool = False,
     ) -> None:
         self.name = name
         self.frame_timesteps = frame_timesteps
-        self.pipeline_class = "SkyReelsV2Pipeline"
+        self.image = image
+        self.pipeline_class = f"SkyReelsV2{'ImageToVideo' if image else ''}Pipeline"
         if not frame_timesteps:  # which every block takes, one for each token
             self.token_cuts = TokenCuts({("blocks.0", "hidden_states"): 1}, outputs={"rope": 1})
         else:
@@ -88,8 +90,12 @@ class SkyReelsV2(VideoModel):
                 "SkyReelsV2DiffusionForcingImageToVideoPipeline",
                 "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
             )
-        self.defaults = GenerationDefaults(size, 50, 6.0, torch.bfloat16, 24)
+        guidance = 5.0 if image else 6.0
+        self.defaults = GenerationDefaults(size, 50, guidance, torch.bfloat16, 24)
         self.configs = {"full": {**_FULL, **full}, "tiny": {**_TINY, **tiny}}
+        # Padded with zeros and not masked. Diffusers takes the last 512 tokens for the text where
+        # there are an image's before them.
+        text: str | int = TEXT_TOKENS if image else "text_tokens"
         self.inputs = (
             GraphInput("hidden_states", ("batch", "in_channels", "frames", "height", "width")),
             # Float, since schedulers of flow matching have fractions.
@@ -99,8 +105,24 @@ class SkyReelsV2(VideoModel):
                 torch.float32,
                 constant(500.0),
             ),
-            GraphInput("encoder_hidden_states", ("batch", "text_tokens", "text_dim")),
+            GraphInput("encoder_hidden_states", ("batch", text, "text_dim")),
         )
+        if image:
+            axes = ("batch", IMAGE_TOKENS, "image_dim")
+            self.inputs += (GraphInput("encoder_hidden_states_image", axes),)
+        else:
+            self.sequences = {"text_tokens": TEXT_TOKENS}
+            remedy = "leave it out, since this transformer has no image embeddings"
+            self.refused = {"encoder_hidden_states_image": remedy}
+
+    def check_media(self, arguments: Mapping[str, Any], *, exported: bool) -> None:
+        """Embeddings are of one picture, although the pipeline has an argument for a last one."""
+        super().check_media(arguments, exported=exported)
+        if self.image and arguments.get("last_image") is not None:
+            raise InvalidInputError(
+                f"{self.name} starts from one picture: leave last_image out, or take "
+                "skyreels-v2-df-14b, which has a last one"
+            )
 
     def _has_config(self, config: Mapping[str, Any]) -> bool:
         return any(
@@ -202,6 +224,14 @@ SKYREELS_V2_14B = SkyReelsV2(
     tiny={"num_attention_heads": 3},
     frame_timesteps=False,
     size=VideoSize(97, 544, 960),
+)
+SKYREELS_V2_I2V_14B = SkyReelsV2(
+    "skyreels-v2-i2v-14b",
+    full=FULL_IMAGE,
+    tiny=TINY_IMAGE,
+    frame_timesteps=False,
+    size=VideoSize(97, 544, 960),
+    image=True,
 )
 SKYREELS_V2_DF_14B = SkyReelsV2(
     "skyreels-v2-df-14b",

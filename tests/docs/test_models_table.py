@@ -42,7 +42,10 @@ TESTS: dict[str, dict[str, tuple[str, str]]] = {
         **dict.fromkeys(("allegro", "opensoraplan-1.2"), (_ALLEGRO, _FIXED)),
         "wan2.1-1.3b": (_WAN, _FIXED),
         "wan2.2-a14b": (_EXPERTS, "test_two_files_in_onnx_runtime"),
-        "skyreels-v2-df-1.3b": ("tests/models/test_skyreels.py", _EXPORTED),
+        **dict.fromkeys(
+            ("skyreels-v2-df-1.3b", "skyreels-v2-i2v-14b"),
+            ("tests/models/test_skyreels.py", _EXPORTED),
+        ),
         "cosmos-predict2.5-2b": ("tests/models/test_cosmos.py", _EXPORTED),
         "kandinsky5-lite": ("tests/models/test_kandinsky.py", _EXPORTED),
     },

@@ -7,9 +7,12 @@ import pytest
 import torch
 from diffusers import (
     SkyReelsV2DiffusionForcingPipeline,
+    SkyReelsV2ImageToVideoPipeline,
     SkyReelsV2Transformer3DModel,
     UniPCMultistepScheduler,
+    WanTransformer3DModel,
 )
+from PIL import Image
 
 import rainfusion_trt
 from helpers.wan_pipeline import tiny_pipeline
@@ -19,7 +22,8 @@ from rainfusion_trt.models import VideoSize, get_model, model_of
 from tests.helpers.routed_parity import check_parity, sizes_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-NAMES = ("skyreels-v2-14b", "skyreels-v2-df-14b", "skyreels-v2-df-1.3b")
+NAMES = ("skyreels-v2-14b", "skyreels-v2-df-14b", "skyreels-v2-df-1.3b", "skyreels-v2-i2v-14b")
+I2V = NAMES[3]
 SITES = ("blocks.0.attn1", "blocks.1.attn1")
 
 
@@ -36,7 +40,7 @@ def call_of(model, transformer, size, batch, *, seed=0) -> dict:
     return model.forward_kwargs(inputs)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES[:3])
 def test_full_size(name):
     """That of Wan 2.1, and where the network is told the frame rate, an embedding of it."""
     model = get_model(name)
@@ -52,10 +56,22 @@ def test_full_size(name):
     assert [extents[f"grid_{axis}"] for axis in ("frames", "height", "width")] == [25, 34, 60]
 
 
+def test_an_image_adds_what_it_adds_to_wan():
+    model = get_model(I2V)
+    with torch.device("meta"):
+        transformer = SkyReelsV2Transformer3DModel(**model.config("full", layers=2))
+        wan = WanTransformer3DModel(**get_model("wan2.1-i2v-14b").config("full", layers=2))
+    shapes = {name: tuple(p.shape) for name, p in transformer.named_parameters()}
+    assert shapes == {name: tuple(p.shape) for name, p in wan.named_parameters()}
+    assert model.config()["num_layers"] == 40
+
+
 def test_transformers_are_told_apart_by_their_width():
     """Those of 14B have one configuration, with diffusion forcing or without."""
     found = [model_of(tiny(name)[1]).name for name in NAMES]
-    assert found == [NAMES[0], NAMES[0], NAMES[2]]
+    assert found == [NAMES[0], NAMES[0], NAMES[2], I2V]
+    with pytest.raises(UnsupportedError, match="SkyReelsV2Transformer3DModel"):
+        model_of(tiny(I2V, pos_embed_seq_len=514)[1])  # of two images
     with pytest.raises(UnsupportedError, match="SkyReelsV2Transformer3DModel"):
         model_of(tiny(NAMES[0], image_dim=16, in_channels=36, added_kv_proj_dim=384)[1])
 
@@ -133,6 +149,51 @@ def test_diffusion_forcing_in_its_pipeline(ar_step):
     assert routing.model is model and routing.routed == 2
 
 
+def picture() -> Image.Image:
+    """Brighter to the right and to the bottom."""
+    grey = torch.linspace(0, 1, 96) + torch.linspace(0, 0.9, 64)[:, None]
+    return Image.fromarray((grey * 127).to(torch.uint8).numpy()).convert("RGB")
+
+
+def test_an_image_in_its_pipeline():
+    """Diffusers' frames, all self-attentions routed, every call through the graph's inputs."""
+    model, transformer = tiny(I2V)
+    pipe = tiny_pipeline(transformer, SkyReelsV2ImageToVideoPipeline)
+    text = torch.randn(2, 1, 512, 32, generator=torch.Generator().manual_seed(1))
+    clip = {"num_frames": 13, "height": 64, "width": 96, "num_inference_steps": 2}
+    call = {"prompt_embeds": text[0], "negative_prompt_embeds": text[1], "output_type": "latent"}
+
+    def run(shown: Image.Image) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return pipe(prompt=None, image=shown, **call, **clip, generator=generator).frames
+
+    calls = []
+    dense = run(picture())
+    assert (run(picture().rotate(180)) - dense).abs().max() > 1e-2  # the image matters
+    hook = transformer.register_forward_pre_hook(
+        lambda _module, _args, kwargs: calls.append(kwargs), with_kwargs=True
+    )
+    routing = rainfusion_trt.enable(transformer, sparsity=0.0)
+    # Unit scale; guidance multiplies float32 rounding by 5 in each of two steps.
+    torch.testing.assert_close(run(picture()), dense, atol=1e-4, rtol=0)
+    hook.remove()
+    assert routing.model is model and routing.report() == (SITES, (), ())
+    assert len(calls) == 4  # guidance is two calls a step
+    for given in calls:
+        inputs = model.graph_inputs(given)
+        image = inputs["hidden_states"][:, 20:]
+        assert image[:, :, 0].std() > 0.1 and inputs["encoder_hidden_states_image"].std() > 0.1
+        for name, value in model.forward_kwargs(inputs).items():
+            assert torch.equal(value, torch.as_tensor(given[name]).to(value.dtype)), name
+
+
+def test_a_last_image_is_refused():
+    model = get_model(I2V)
+    model.check_media({"image": picture(), "last_image": None}, exported=False)
+    with pytest.raises(InvalidInputError, match="leave last_image out, or take skyreels-v2-df-14b"):
+        model.check_media({"image": picture(), "last_image": picture()}, exported=False)
+
+
 # -- the graph -------------------------------------------------------------------------------------
 
 
@@ -144,21 +205,23 @@ def test_graph_inputs_undo_forward_kwargs(name):
     back = model.graph_inputs(call)
     assert list(back) == list(inputs)
     assert all(torch.equal(back[key], inputs[key]) for key in inputs)
-    forcing = name != NAMES[0]
+    forcing = "-df-" in name
     assert call.get("enable_diffusion_forcing", False) is forcing
     with pytest.raises(InvalidInputError, match="enable_diffusion_forcing"):
         model.graph_inputs({**call, "enable_diffusion_forcing": not forcing})
     with pytest.raises(InvalidInputError, match="timestep has shape"):
         model.graph_inputs({**call, "timestep": torch.ones(2) if forcing else torch.ones(2, 3)})
-    with pytest.raises(UnsupportedError, match="encoder_hidden_states_image"):
-        model.graph_inputs({**call, "encoder_hidden_states_image": torch.ones(1, 257, 8)})
+    if name != I2V:
+        with pytest.raises(UnsupportedError, match="encoder_hidden_states_image"):
+            model.graph_inputs({**call, "encoder_hidden_states_image": torch.ones(1, 257, 8)})
     if name == NAMES[2]:
         with pytest.raises(UnsupportedError, match="24 frames a second"):
             model.graph_inputs({**call, "fps": [0]})
 
 
-def test_exported_graph_equals_pytorch(tmp_path):
-    model = get_model("skyreels-v2-df-1.3b")
+@pytest.mark.parametrize("name", ["skyreels-v2-df-1.3b", "skyreels-v2-i2v-14b"])
+def test_exported_graph_equals_pytorch(tmp_path, name):
+    model = get_model(name)
     transformer = model.create(model.config("tiny", layers=1), dtype=torch.float32)
     report = export_model(
         model,
