@@ -76,7 +76,9 @@ TESTS: dict[str, dict[str, tuple[str, str]]] = {
         "minimax-h3": (_MINIMAX, _BUILT),
         "opensoraplan-1.2": (_ALLEGRO, "test_tensorrt_builds_an_engine_of_two_sizes"),
         **dict.fromkeys(("wan2.1-1.3b", "wan2.1-14b", "wan2.2-ti2v-5b"), (_WAN, _BUILT)),
-        **dict.fromkeys(("wan2.1-vace-1.3b", "wan2.2-animate-14b"), (_VARIANTS, _BUILT)),
+        **dict.fromkeys(
+            ("wan2.1-flf2v-14b", "wan2.1-vace-1.3b", "wan2.2-animate-14b"), (_VARIANTS, _BUILT)
+        ),
         "wan2.2-a14b": (_EXPERTS, "test_an_engine_says_which_one_and_what_was_added"),
     },
 }

@@ -64,7 +64,7 @@ def test_one_graph_equals_pytorch_at_unseen_sizes(exported, name):
 
 @pytest.mark.slow
 @pytest.mark.tensorrt
-@pytest.mark.parametrize("name", ["wan2.1-vace-1.3b", "wan2.2-animate-14b"])
+@pytest.mark.parametrize("name", list(KINDS))
 def test_tensorrt_builds_it_with_every_attention_a_plugin_layer(
     exported, plugin_library, tmp_path, name
 ):
