@@ -1,0 +1,137 @@
+"""Tables of the documents that people write: every figure is one of benchmarks/results."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks/results"
+
+
+def rows_of(name: str) -> list[dict[str, Any]]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+
+
+def table(document: str, first: str) -> dict[str, list[str]]:
+    """The rows of the table whose head begins so, by their first cells; no bold, no code."""
+    lines = (ROOT / "docs" / document).read_text(encoding="utf-8").splitlines()
+    (start,) = (i for i, line in enumerate(lines) if line.startswith(first))
+    found = {}
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        name, *cells = (cell.strip(" `*") for cell in line.strip("|").split("|"))
+        found[name] = cells
+    return found
+
+
+def shown(cell: str) -> tuple[float, float]:
+    """A cell's figure and half a unit of its last digit; rounded values may lie either side."""
+    text = re.match(r"\+?(-?[\d.]+)", cell).group(1)
+    digits = len(text.partition(".")[2])
+    return float(text), 0.5 * 10.0**-digits + 1e-9
+
+
+def agrees(cell: str, value: float) -> None:
+    figure, half = shown(cell)
+    assert abs(figure - value) <= half, (cell, value)
+
+
+@pytest.mark.parametrize(("column", "gpus"), [(0, 2), (2, 4)])
+def test_several_gpus(column, gpus):
+    said = table("parallel.md", "| 720p | 2 GPUs |")
+    names = {"HunyuanVideo": "hunyuanvideo", "Wan 2.1 14B": "wan2.1-14b"}
+    assert len(said) == 8
+    for row, cells in said.items():
+        name, _, what = row.partition(", ")
+        rows = rows_of(f"several_{names[name]}_{gpus}")
+        if what.startswith("peak memory"):
+            (value,) = (r["share"] for r in rows if "share" in r)
+        else:
+            run = what.removeprefix("a ").partition(",")[0]
+            (value,) = (r["times"] for r in rows if r["what"] == "speed-up" and r["run"] == run)
+        agrees(cells[column], value)
+
+
+def film(sparsity: str) -> dict[str, list[str]]:
+    """A table of docs/film.md, which a generator writes."""
+    text = (ROOT / "docs/film.md").read_text(encoding="utf-8")
+    part = text.partition(f"### Every rule, s = {sparsity}\n")[2].partition("\n### ")[0]
+    rows = [line.strip("|").split("|") for line in part.splitlines() if line.startswith("|")]
+    return {cells[0].strip(): [c.strip() for c in cells[1:]] for cells in rows[2:]}
+
+
+PIECEWISE = "long boxes, sub, means"
+FILM_RULES = {
+    "piecewise": PIECEWISE,
+    "rainfusion_two_way": "RainFusion, larger recall",
+    "rainfusion2": "RainFusion2",
+    "rainfusion": "RainFusion",
+}
+
+
+def same(cell: str, generated: str) -> None:
+    """Both are rounded already: as the generated one, or to fewer digits."""
+    agrees(cell.strip("+ %"), float(generated.split()[0]))
+
+
+def test_presets():
+    speed = {
+        (r["shape"], r["sparsity"]): r["times_cudnn"]
+        for r in rows_of("methods")
+        if r["method"] == "piecewise"
+    }
+    shapes = ("hunyuanvideo-720p", "wan2.1-14b-720p", "opensoraplan-720p", "cogvideox-5b")
+    said = table("fidelity.md", "| preset | sparsity | error |")
+    assert list(said) == ["quality", "balanced", "fast"]
+    for sparsity, error, loss, *times in said.values():
+        found = film(sparsity)[PIECEWISE]
+        same(error, found[0])
+        same(loss, found[3])
+        for shape, cell in zip(shapes, times, strict=True):
+            agrees(cell, speed[shape, float(sparsity)])
+
+
+def test_methods():
+    for document, first in (
+        ("fidelity.md", "| method | error | loss | flicker |"),
+        ("usage.md", "| method | error, s = 0.8 |"),
+    ):
+        said = table(document, first)
+        assert set(said) == set(FILM_RULES)
+        for name, cells in said.items():
+            found = film("0.8")[FILM_RULES[name]]
+            same(cells[0], found[0])
+            same(cells[1], found[3])
+            if document == "fidelity.md":
+                same(cells[2], found[4])
+            else:
+                found = film("0.9")[FILM_RULES[name]]
+                same(cells[2], found[0])
+                same(cells[3], found[3])
+
+
+def test_videos():
+    psnr = {
+        (r["task"], r["steps"], r["rule"]): statistics.fmean(r["psnr"])
+        for r in rows_of("fidelity/videos_4")
+        if r["sparsity"] == 0.8
+    }
+    tasks = [("restore, film", 18), ("restore, clips", 18)]
+    tasks += [("generate", steps) for steps in (30, 8, 4)]
+    vmaf = {(r["task"], r["rule"]): statistics.fmean(r["vmaf"]) for r in rows_of("fidelity/vmaf")}
+    said = table("fidelity.md", "| method | film, restored |")
+    assert set(said) == {"piecewise", "rainfusion2", "rainfusion"}
+    for rule, cells in said.items():
+        for task, cell in zip(tasks, cells[:5], strict=True):
+            agrees(cell, psnr[(*task, rule)])
+        for task, cell in zip(("restore, film", "restore, clips"), cells[5:], strict=True):
+            assert bool(cell) == ((task, rule) in vmaf)
+            if cell:
+                agrees(cell, vmaf[task, rule])
