@@ -220,7 +220,7 @@ def test_poses_and_faces_of_another_segment_are_refused():
 # -- routing ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", NAMES)
 def test_zero_sparsity_is_dense_and_half_is_not(name):
     """With conditions that are not zeros, at several sizes and batches."""
     model, transformer = tiny(name)
