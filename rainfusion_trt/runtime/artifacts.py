@@ -174,7 +174,7 @@ class Artifacts:
                 f"pipe={shown(pipe)}: give a loaded diffusers pipeline, which has a transformer"
             )
         weights = weights or {}
-        _check_weights(weights, pipe, exported=bool(engine or onnx))
+        check_weight_files(weights, pipe, exported=bool(engine or onnx))
         parts = [
             _part(name, engine.get(name), onnx.get(name), pipe, weights.get(name))
             for name in component_names()
@@ -246,8 +246,14 @@ class Artifacts:
         return found
 
 
-def _check_weights(weights: Mapping[str, Path], pipe: Any, *, exported: bool) -> None:
-    """Refuse files of weights that nothing would read, or that are not there."""
+def check_weight_files(weights: Mapping[str, Path], pipe: Any, *, exported: bool) -> None:
+    """Refuse files of weights that nothing would read, or that are not there.
+
+    Raises
+    ------
+    InvalidInputError
+        There is a loaded pipeline or an exported graph, or no such file.
+    """
     if weights and pipe is not None:
         raise InvalidInputError(
             "transformer= is for a checkpoint, and pipe= has a transformer: load the file into it, "

@@ -175,9 +175,16 @@ def _from_checkpoint(artifacts: Artifacts, denoiser: Denoiser) -> Any:
 
 
 def pipe_of_checkpoint(
-    model: VideoModel, checkpoint: str, *, dtype: torch.dtype, **components: None
+    model: VideoModel, checkpoint: str, *, dtype: torch.dtype, **components: Any
 ) -> Any:
-    """The diffusers pipeline that a checkpoint names, on the CPU, without those `components`.
+    """The diffusers pipeline that a checkpoint names, on the CPU.
+
+    Parameters
+    ----------
+    model, checkpoint, dtype
+        As of `Pipeline`.
+    **components
+        In the place of the checkpoint's; None for those that are not loaded.
 
     Raises
     ------

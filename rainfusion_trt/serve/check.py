@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models import get_model
 from rainfusion_trt.presets import preset_of
+from rainfusion_trt.runtime.artifacts import check_weight_files, files_by_component
 from rainfusion_trt.runtime.graphs import graph_of_engine, graph_of_onnx
 from rainfusion_trt.runtime.precision import precision_of_options, read_precision
 from rainfusion_trt.serve.pipeline_worker import PipelineWorker
@@ -86,9 +87,15 @@ def check_options(options: Mapping[str, Any]) -> None:
     ------
     RainFusionError
         An unknown model, preset, precision or cache, ratios of another model, or a file that is
-        not what it has to be.
+        not what it has to be, or of no use.
     """
     preset_of(options.get("preset"))
+    given = (options.get(name) for name in ("transformer", "transformer_2"))
+    weights = files_by_component("transformer", *given)
+    if weights and options.get("demo"):
+        raise InvalidInputError("the demo model has its own transformer: leave out --transformer")
+    exported = any(options.get(name) for name in ("engine", "engine_2", "onnx", "onnx_2"))
+    check_weight_files(weights, None, exported=exported)
     ratios = MagnitudeRatios.read(options.get("cache_ratios"))
     read_cache(options.get("cache"), options.get("cache_threshold"), ratios)
     shares = (options.get(name) for name in ("first_16bit", "last_16bit"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from rainfusion_trt.runtime import options as run
-from rainfusion_trt.runtime.option_groups import AttentionBits, Caching, Graphs, Place
+from rainfusion_trt.runtime.option_groups import AttentionBits, Caching, Graphs, Place, Weights
 from rainfusion_trt.serve import options
 from rainfusion_trt.spread_options import spread_options
 
@@ -27,6 +27,7 @@ def main(
     demo: options.Demo = False,
     model: run.Model = None,
     graphs: Graphs,
+    weights: Weights,
     preset: run.Preset = None,
     bits: AttentionBits,
     caching: Caching,
@@ -50,7 +51,8 @@ def main(
     from rainfusion_trt.serve.local import serve_here
 
     chosen: dict[str, Any] = {"checkpoint": checkpoint, "demo": demo, "model": model}
-    chosen |= {"preset": preset, **asdict(graphs), **asdict(bits), **asdict(caching)}
+    chosen |= {"preset": preset, **asdict(graphs), **asdict(weights), **asdict(bits)}
+    chosen |= asdict(caching)
     chosen |= {**asdict(place), "vae_tiling": vae_tiling, "split_guidance": split_guidance}
     device = chosen.pop("device")
     places = {"folder": folder, "database": database, "content": content}

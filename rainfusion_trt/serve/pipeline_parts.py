@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,13 +27,20 @@ def demo_pipeline(device: str) -> tuple[Any, dict[str, Any]]:
     return load_trained(dtype), {**size, "steps": 30, "guidance": 1.0}  # as in the demo
 
 
-def load_pipeline(model: str | None, checkpoint: str | None) -> Any:
+def load_pipeline(model: str | None, checkpoint: str | None, weights: Mapping[str, Path]) -> Any:
     """The diffusers pipeline of a checkpoint, with its transformers, on the CPU.
+
+    Parameters
+    ----------
+    model, checkpoint
+        Of `Pipeline`.
+    weights
+        Files of transformers in the place of the checkpoint's, by component.
 
     Raises
     ------
     InvalidInputError
-        Nothing was named, or nothing usable is there.
+        Nothing was named, or nothing usable is there, or a file of a transformer that there is not.
     UnsupportedError
         The model has no `Pipeline`.
     """
@@ -41,7 +49,14 @@ def load_pipeline(model: str | None, checkpoint: str | None) -> Any:
     chosen = get_model(model)
     if chosen.no_pipeline:
         raise UnsupportedError(f"Pipeline does not drive {chosen.name}: {chosen.no_pipeline}")
-    return pipe_of_checkpoint(chosen, checkpoint, dtype=chosen.defaults.dtype)
+    for component in weights:
+        if component not in chosen.components:
+            raise InvalidInputError(
+                f"{chosen.name} has one transformer: leave out that of {component}"
+            )
+    dtype = chosen.defaults.dtype
+    own = {name: chosen.load(file, dtype=dtype, component=name) for name, file in weights.items()}
+    return pipe_of_checkpoint(chosen, checkpoint, dtype=dtype, **own)
 
 
 def device_fault(device: torch.device) -> str | None:

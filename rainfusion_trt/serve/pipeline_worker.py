@@ -12,6 +12,7 @@ from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.operator.settings import METHODS
 from rainfusion_trt.parallel.config import ParallelConfig
 from rainfusion_trt.presets import preset_of
+from rainfusion_trt.runtime.artifacts import check_weight_files, files_by_component
 from rainfusion_trt.runtime.call_arguments import asked_steps
 from rainfusion_trt.runtime.clip_ranges import ClipRange, clip_ranges
 from rainfusion_trt.runtime.pipeline import Pipeline, PipelineOutput
@@ -49,6 +50,8 @@ class PipelineWorker:
         A loaded pipeline, instead of a checkpoint.
     model, checkpoint, engine, engine_2, onnx, onnx_2, device, cuda_graph, compile, cpu_offload
         Of `Pipeline`.
+    transformer, transformer_2 : str, optional
+        Files of weights in the place of the checkpoint's, as `Pipeline` takes them in PyTorch.
     vae_tiling : bool
         Decode in tiles.
     preset : str, optional
@@ -81,6 +84,8 @@ class PipelineWorker:
         engine_2: str | None = None,
         onnx: str | None = None,
         onnx_2: str | None = None,
+        transformer: str | None = None,
+        transformer_2: str | None = None,
         device: str | None = None,
         cuda_graph: bool = False,
         compile: bool = False,
@@ -116,14 +121,17 @@ class PipelineWorker:
         if parallel is not None:
             self._options["parallel"] = parallel
         self._exported = any(files.values())
+        weights = files_by_component("transformer", transformer, transformer_2)
         if demo:
             pipe, extra = demo_pipeline(device)
             self._defaults = {**extra, **self._defaults}
+        check_weight_files(weights, pipe, exported=self._exported)
         if not self._exported:
             # The pipeline is kept whole, so that another method takes no loading.
             # Of a checkpoint's components other classes of the model are made, as by `Pipeline`.
             self._options["other_classes"] = pipe is None
-            self._options |= {"pipe": pipe or load_pipeline(model, checkpoint), "model": model}
+            pipe = pipe or load_pipeline(model, checkpoint, weights)
+            self._options |= {"pipe": pipe, "model": model}
             self._options |= {"backend": "torch", "compile": compile}
         else:
             source = {"pipe": pipe} if pipe is not None else {"checkpoint": checkpoint}

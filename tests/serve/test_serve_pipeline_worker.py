@@ -186,6 +186,11 @@ def test_the_demo_model_from_a_request_to_a_file(tmp_path):
         ({"model": "sora", "checkpoint": "x"}, "'sora' is unknown"),
         ({"model": "cogvideox-5b", "checkpoint": "/nowhere"}, "cannot be loaded"),
         ({"model": "minimax-h3", "checkpoint": "x"}, "Pipeline does not drive minimax-h3: diff"),
+        (
+            {"model": "wan2.1-1.3b", "checkpoint": "x", "transformer_2": __file__},
+            "wan2.1-1.3b has one transformer: leave out that of transformer_2",
+        ),
+        ({"demo": True, "transformer": __file__}, "pipe= has a transformer"),
         ({"demo": True, "gpus": 2}, "gpus=2"),
         ({"demo": True, "preset": "best"}, "preset='best'"),
     ],
@@ -234,6 +239,28 @@ def test_what_it_starts_from_is_the_registrys(text_and_image, tmp_path, monkeypa
     asked = GenerationRequest(prompt="a", fps=8, seed=3, sparsity=0.0, **WAN)
     text_and_image.generate(asked, picture.getvalue(), output, lambda *_: None)
     assert output.exists()
+
+
+def test_weights_of_a_file_are_served(tmp_path):
+    from helpers.wan_authors import MODEL, authors, write
+    from helpers.wan_pipeline import tiny_pipeline
+
+    folder, beside = tmp_path / "checkpoint", tmp_path / "file"
+    beside.mkdir()
+    one, other = (
+        MODEL.create(MODEL.config("tiny", layers=1), dtype=torch.bfloat16, seed=seed)
+        for seed in (1, 2)
+    )
+    tiny_pipeline(one).to(torch.bfloat16).save_pretrained(folder)
+    file = write(beside, authors(other.state_dict()))
+    options = {"model": MODEL.name, "checkpoint": str(folder)}
+    for given, wanted in (({}, one), ({"transformer": str(file)}, other)):
+        made = PipelineWorker(**options, **given)
+        served = made._pipeline.artifacts.originals["transformer"].state_dict()
+        made.close()
+        expected = wanted.state_dict()
+        assert served.keys() == expected.keys()
+        assert all(torch.equal(served[name], expected[name]) for name in expected)
 
 
 def test_a_model_of_images_says_that_it_needs_one():

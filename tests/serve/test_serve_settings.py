@@ -89,6 +89,11 @@ RATIOS = "ratios"  # in the place of a file that is there
         (("--demo", "--checkpoint", "x"), "either --checkpoint, or --demo"),
         (("--checkpoint", "x"), "--model"),
         (("--demo", "--engine", "no"), "--engine no does not exist"),
+        (("--demo", "--transformer", "x"), "the demo model has its own transformer"),
+        (
+            ("--checkpoint", "x", "--model", "wan2.1-14b", "--transformer", "no"),
+            "transformer= names no for transformer: no such file",
+        ),
         (("--demo", "--preset", "best"), "preset='best'"),
         (("--demo", "--attention-precision", "4bit"), "give one of 16bit, 8bit"),
         (("--demo", "--first-16bit", "2"), "first=2.0 must be a share"),
