@@ -11,6 +11,7 @@ import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from rainfusion_trt.argument_types import shown
@@ -19,6 +20,7 @@ from rainfusion_trt.operator.exact_frames import FrameRanges, flat_of, frames_of
 
 __all__ = [
     "ATTRIBUTES",
+    "EIGHT_BIT_FORMATS",
     "LATER_ATTRIBUTES",
     "METHODS",
     "NODE_ATTRIBUTES",
@@ -39,6 +41,11 @@ Precision = Literal["16bit", "8bit"]
 TEXT_PLACES: tuple[str, ...] = get_args(TextPlace)
 METHODS: tuple[str, ...] = get_args(Method)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+
+EIGHT_BIT_FORMATS: Mapping[str, str] = MappingProxyType(
+    {"q": "int8", "k": "int8", "p": "float8_e4m3fn", "v": "float8_e4m3fn"}
+)
+"""Operands of the two products with ``precision="8bit"``; p are the probabilities."""
 
 NODE_ATTRIBUTES = ("text", "method", "alpha", "sink_frames", "scale")
 """Settings in the order in which the ONNX node has them."""

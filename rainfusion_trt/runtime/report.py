@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
-from rainfusion_trt.operator.settings import Precision
+from rainfusion_trt.operator.settings import EIGHT_BIT_FORMATS, Precision
 
 
 class Moment(NamedTuple):
@@ -94,6 +94,11 @@ class StepReport:
     skipped: int = 0
     ran: bool = True
     precision: Precision | None = "16bit"
+
+    @property
+    def formats(self) -> Mapping[str, str]:
+        """What q, k, the probabilities p and v were rounded to; empty where to nothing."""
+        return EIGHT_BIT_FORMATS if self.precision == "8bit" else {}
 
     @classmethod
     def of(cls, step: int, planned: float, calls: Sequence[CallReport]) -> StepReport:

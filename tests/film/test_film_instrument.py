@@ -153,6 +153,16 @@ def test_the_whole_instrument(tmp_path):
             assert row["time"] < whole["time"] and row["loss"] != whole["loss"]
         if cache != "none" and threshold == 0:
             assert row["ran"] == whole["ran"] and row["psnr"] == whole["psnr"]
+    words = ["--seeds", "2", "--steps", "4", "--shifts", "1", "3", "--dense-above", "0.8", "1"]
+    run(*module, "schedules", *model, *words, "--sparsity", "0.8", "--shots", "2")
+    schedules = json.loads((out / "schedules_1.json").read_text())
+    assert schedules["complete"]
+    dense = {(row["shift"], row["dense_above"]): row["dense_steps"] for row in schedules["rows"]}
+    # noise of 1, .75, .5, .25, and of 1, .9, .75, .5 at a shift of 3
+    assert dense == {(1, 0.8): 1, (1, 1): 0, (3, 0.8): 2, (3, 1): 0}
+    for row in schedules["rows"]:
+        assert len(row["psnr"]) == 2 and len(row["loss_rise"]) == 2
+        assert max(map(abs, row["loss_rise"])) < 1e-4  # one window holds all tokens
     index = json.loads((out / "lossless_1_0.json").read_text())
     assert {e["rule"] for e in index} == {"dense", TARGET, "rainfusion2"}
     assert read_video(out, index[-1]).shape == (5, 96, 128, 3)

@@ -114,6 +114,9 @@ def test_options_of_run():
 def test_a_step_says_what_ran():
     eight = CallReport(2, precision="8bit")
     assert StepReport.of(0, 0.0, [eight]).precision == "8bit"
+    rounded = {"q": "int8", "k": "int8", "p": "float8_e4m3fn", "v": "float8_e4m3fn"}
+    assert StepReport.of(0, 0.0, [eight]).formats == rounded
+    assert not StepReport.of(0, 0.5, [CallReport(0, 2, precision="8bit")]).formats
     assert StepReport.of(0, 0.5, [CallReport(0, 2, precision="8bit")]).precision == "16bit"
     assert StepReport.of(0, 0.5, [CallReport(0, 0, skipped=2, ran=False)]).precision is None
     assert StepReport.of(0, 0.5, [eight, CallReport(0, 0, ran=False)]).precision == "8bit"

@@ -17,7 +17,7 @@ STARTED = time.monotonic()
 def parse() -> argparse.Namespace:
     """The command line."""
     p = argparse.ArgumentParser(prog="benchmarks.fidelity.film", description=__doc__)
-    p.add_argument("what", choices=("fixed", "videos", "caching", "bits"))
+    p.add_argument("what", choices=("fixed", "videos", "caching", "schedules", "bits"))
     p.add_argument("--weights", type=Path, required=True, help="of benchmarks.film --save-weights")
     p.add_argument("--data", type=Path, required=True, help="the film and TAEF2, anywhere below")
     p.add_argument("--clips", type=Path, help="folder of real footage")
@@ -28,7 +28,15 @@ def parse() -> argparse.Namespace:
     p.add_argument("--sparsity", type=float, nargs="*", help="of piecewise; sets the densities")
     p.add_argument("--matched", type=Path, help="videos: JSON of `fixed`, for sparsities")
     p.add_argument("--seeds", type=int, default=8, help="videos: generations, and clips to restore")
-    p.add_argument("--steps", type=int, nargs="*", default=[30, 8, 4], help="videos: denoising")
+    p.add_argument(
+        "--steps",
+        type=int,
+        nargs="*",
+        default=[30, 8, 4],
+        help="videos: denoising; schedules: its first",
+    )
+    p.add_argument("--shifts", type=float, nargs="*", default=[1, 7], help="schedules: of steps")
+    p.add_argument("--dense-above", type=float, nargs="*", help="schedules: limits of noise")
     p.add_argument("--thresholds", type=float, nargs="*", help="caching: of every rule")
     p.add_argument("--reuse", choices=REUSES, nargs="*", default=["output"], help="caching")
     p.add_argument("--max-skips", type=int, default=3, help="caching: the most in a row")
@@ -66,6 +74,7 @@ def main() -> None:
     from benchmarks.fidelity.film.caching import measure_caching
     from benchmarks.fidelity.film.entries import SPARSITIES
     from benchmarks.fidelity.film.fixed import measure_fixed
+    from benchmarks.fidelity.film.schedules import measure_schedules
     from benchmarks.fidelity.film.videos import measure_videos
     from benchmarks.film.processes import process_group
 
@@ -89,6 +98,8 @@ def main() -> None:
             measure_bits(bench, options.output, options.shots, until, trees)
         elif options.what == "caching":
             measure_caching(bench, options, until)
+        elif options.what == "schedules":
+            measure_schedules(bench, options, until)
         else:
             measure_videos(bench, options, until)
 

@@ -9,9 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 
 from benchmarks.fidelity.film.bench import Bench
 from benchmarks.fidelity.film.costs import Cached, Costs, attention_of, measured_costs
@@ -19,10 +17,12 @@ from benchmarks.fidelity.film.entries import TARGET
 from benchmarks.fidelity.film.scoring import PixelScorer
 from benchmarks.fidelity.film.videos import (
     DENSE_ABOVE,
+    Step,
     Task,
     Videos,
+    along_path,
+    every_step,
     integrate,
-    model_velocity,
     tasks,
 )
 from benchmarks.film.evaluate import TIMES, Case, dense_attention, gather, total
@@ -40,7 +40,7 @@ CALIBRATED = 1000  # the first number of seeds that no video is drawn from
 def calibrated(bench: Bench, task: Task, number: int, reuse: str) -> MagnitudeRatios:
     """Ratios for the rule "mag": of seeds that no video is drawn from; or of the first clips."""
     recorder = MagnitudeRecorder(reuse)
-    times = tuple(torch.linspace(task.start, 0, task.steps + 1)[:-1].tolist())
+    times = tuple(task.times()[:-1].tolist())
     recorder.scheduled(lambda: times)
     every = CacheSettings("easy", first=1.0)
     items = range(CALIBRATED, CALIBRATED + number) if task.start == 1.0 else task.items[:number]
@@ -49,30 +49,15 @@ def calibrated(bench: Bench, task: Task, number: int, reuse: str) -> MagnitudeRa
     return MagnitudeRatios("film", "Euler", times, None, recorder.ratios(), number, reuse)
 
 
-@torch.no_grad()
 def path_loss(
     bench: Bench, cases: Sequence[Case], task: Task, s: float, settings: CacheSettings | None
 ) -> list[float]:
-    """Squared error of the velocity against the truth, mean of all steps, for held-out shots.
+    """As :func:`along_path`, with steps that a cache leaves out."""
 
-    Every step has the noisy shot itself, wherever the steps before have led.
-    """
-    attention, losses = attention_of(bench, s), []
-    latents, dtype = bench.sources[0].latents, next(bench.model.parameters()).dtype
-    times = torch.linspace(1.0, 0, task.steps + 1, device=bench.device)[:-1]
-    for case in cases:
-        clean = latents.sequence(case.start, bench.scene.grid[0])[None]
-        generator = torch.Generator().manual_seed(bench.seed * 100_000 + case.start)
-        noise = torch.randn(clean.shape, generator=generator).to(bench.device)
-        cached = None if settings is None else Cached(settings)
-        sums = []
-        for step, now in enumerate(times):
-            x = ((1 - now) * clean + now * noise).to(dtype)
-            run = partial(model_velocity, bench, x, now, bench.text[-1], attention)
-            out = run() if cached is None else cached(step, len(times), x, run)
-            sums.append(F.mse_loss(out.float(), noise - clean))
-        losses.append(float(torch.stack(sums).mean()))
-    return losses
+    def step() -> Step:
+        return every_step if settings is None else Cached(settings)
+
+    return along_path(bench, cases, task, attention_of(bench, s), step)
 
 
 def settings_of(bench: Bench, task: Task, options: argparse.Namespace) -> Iterator[CacheSettings]:

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -23,7 +24,7 @@ from benchmarks.fidelity.film.bench import Bench, Source
 from benchmarks.fidelity.film.entries import BASE, PISA, TARGET, contenders
 from benchmarks.fidelity.film.lossless import Pack
 from benchmarks.fidelity.film.scoring import Pending, PixelScorer
-from benchmarks.film.evaluate import TIMES, dense_attention, gather, total
+from benchmarks.film.evaluate import TIMES, Case, dense_attention, gather, total
 from benchmarks.film.model import CHANNELS, Attending, Attention, velocity
 from benchmarks.film.product import OperatorRule
 from benchmarks.film.report import Report
@@ -65,6 +66,10 @@ class Task:
         Numbers of clips or seeds; an item goes to the process that its number says.
     first
         Latents of an item at the first step, and its text.
+    shift
+        How far schedulers of flow matching move the steps towards noise; 1 is evenly.
+    dense_above
+        Noise at which attention is still dense.
     """
 
     name: str
@@ -72,6 +77,13 @@ class Task:
     steps: int
     items: Sequence[int]
     first: Callable[[int], tuple[Tensor, Tensor]]
+    shift: float = 1.0
+    dense_above: float = DENSE_ABOVE
+
+    def times(self) -> Tensor:
+        """Noise before every step and after the last, float32 on the CPU."""
+        even = torch.linspace(self.start, 0, self.steps + 1)
+        return self.shift * even / (1 + (self.shift - 1) * even)
 
 
 Step = Callable[[int, int, Tensor, Callable[[], Tensor]], Tensor]
@@ -87,31 +99,65 @@ def every_step(step: int, steps: int, x: Tensor, run: Callable[[], Tensor]) -> T
 def integrate(
     bench: Bench, task: Task, item: int, attention: Attention, step: Step = every_step
 ) -> Tensor:
-    """Normalised latents [T, 32, h, w] by Euler steps, dense above :data:`DENSE_ABOVE`."""
+    """Normalised latents [T, 32, h, w] by Euler steps, dense above the task's limit."""
     x, text = task.first(item)
     dtype = next(bench.model.parameters()).dtype
-    times = torch.linspace(task.start, 0, task.steps + 1, device=bench.device)
+    times = task.times().to(bench.device)
     for number, (now, then) in enumerate(zip(times[:-1], times[1:], strict=True)):
         noisy = x.to(dtype)
-        run = partial(model_velocity, bench, noisy, now, text, attention)
+        run = partial(model_velocity, bench, noisy, now, text, attention, task.dense_above)
         out = step(number, task.steps, noisy, run)
         x = x + (then - now) * out.float()
     return x[0]
 
 
 def model_velocity(
-    bench: Bench, noisy: Tensor, now: Tensor, text: Tensor, attention: Attention
+    bench: Bench,
+    noisy: Tensor,
+    now: Tensor,
+    text: Tensor,
+    attention: Attention,
+    dense_above: float = DENSE_ABOVE,
 ) -> Tensor:
-    """The model's velocity [1, T, 32, h, w] at a time, dense above :data:`DENSE_ABOVE`."""
-    chosen = dense_attention if now > DENSE_ABOVE + 1e-6 else attention
+    """The model's velocity [1, T, 32, h, w] at a time, dense above a limit."""
+    chosen = dense_attention if now > dense_above + 1e-6 else attention
     with Attending(chosen, bench.scene.tokens):
         return velocity(bench.model, noisy, now[None], text[None].to(noisy.dtype), bench.rotary)
 
 
+@torch.no_grad()
+def along_path(
+    bench: Bench,
+    cases: Sequence[Case],
+    task: Task,
+    attention: Attention,
+    step: Callable[[], Step] = lambda: every_step,
+) -> list[float]:
+    """Squared error of the velocity against the truth, mean of all steps, for held-out shots.
+
+    Every step has the noisy shot itself, wherever the steps before have led.
+    """
+    losses = []
+    latents, dtype = bench.sources[0].latents, next(bench.model.parameters()).dtype
+    times = task.times()[:-1].to(bench.device)
+    for case in cases:
+        clean = latents.sequence(case.start, bench.scene.grid[0])[None]
+        generator = torch.Generator().manual_seed(bench.seed * 100_000 + case.start)
+        noise = torch.randn(clean.shape, generator=generator).to(bench.device)
+        run_step, sums = step(), []
+        for number, now in enumerate(times):
+            x = ((1 - now) * clean + now * noise).to(dtype)
+            text, limit = bench.text[-1], task.dense_above
+            run = partial(model_velocity, bench, x, now, text, attention, limit)
+            out = run_step(number, len(times), x, run)
+            sums.append(F.mse_loss(out.float(), noise - clean))
+        losses.append(float(torch.stack(sums).mean()))
+    return losses
+
+
 def dense_steps(task: Task) -> int:
     """Steps that are dense in every run."""
-    times = torch.linspace(task.start, 0, task.steps + 1)[:-1]
-    return int((times > DENSE_ABOVE + 1e-6).sum())
+    return int((task.times()[:-1] > task.dense_above + 1e-6).sum())
 
 
 def tasks(bench: Bench, seeds: int, steps: Sequence[int]) -> Iterator[Task]:
@@ -123,7 +169,12 @@ def tasks(bench: Bench, seeds: int, steps: Sequence[int]) -> Iterator[Task]:
         first = _Restored(bench, source, starts)
         yield Task(name, RESTORED_FROM, number, range(len(starts)), first)
     for number in steps:
-        yield Task("generate", 1.0, number, range(seeds), _Drawn(bench))
+        yield generation(bench, number, range(seeds))
+
+
+def generation(bench: Bench, steps: int, seeds: Sequence[int], *, shift: float = 1.0) -> Task:
+    """Videos from noise alone."""
+    return Task("generate", 1.0, steps, seeds, _Drawn(bench), shift)
 
 
 @dataclass(frozen=True)
@@ -184,12 +235,16 @@ class Videos:
         attention: Attention,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         step: Callable[[], Step] = lambda: every_step,
+        *,
+        dense_above: float | None = None,
     ) -> dict[str, Any]:
         """The same videos with another attention; scores come with :meth:`finish`.
 
-        Each video has its steps by a new `step`. Returns the row, which the caller may add to.
+        Each video has its steps by a new `step`, and the task's limit to dense steps unless another
+        is given. Returns the row, which the caller may add to.
         """
         task = self._task()
+        task = task if dense_above is None else replace(task, dense_above=dense_above)
         dense_number = dense_steps(task)
         row: dict[str, Any] = {"task": task.name, "steps": task.steps, "dense_steps": dense_number}
         row |= labels
