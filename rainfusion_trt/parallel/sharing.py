@@ -6,29 +6,28 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from rainfusion_trt.errors import InvalidInputError, ParallelError, UnsupportedError
 from rainfusion_trt.models.base import VideoModel
 from rainfusion_trt.parallel.config import ParallelConfig
+from rainfusion_trt.parallel.first_process import FirstProcess
 from rainfusion_trt.runtime.denoiser import Denoiser
-from rainfusion_trt.runtime.steps import Flag, Progress
+from rainfusion_trt.runtime.noise import default_states, set_default_states
+from rainfusion_trt.runtime.steps import Flag, Progress, StepCallback
 from rainfusion_trt.step_cache.cache import Decide, alone
 
 if TYPE_CHECKING:
-    from rainfusion_trt.parallel.team import Team
     from rainfusion_trt.runtime.artifacts import Part
 
 NO_ONNXRUNTIME = (
     "parallel= is for engines and the PyTorch transformer; the backend here is onnxruntime: build "
     "an engine, or use backend='torch' with checkpoint= or pipe="
 )
-Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 
 
 class Alone:
@@ -53,9 +52,9 @@ class Alone:
         self,
         pipe: Any,
         arguments: dict[str, Any],
-        callback: Callback | None,
+        callback: StepCallback | None,
         plan: Mapping[str, Any],
-    ) -> Callback | None:
+    ) -> StepCallback | None:
         """Make the arguments of a generation those of all; returns the callback to use."""
         return callback
 
@@ -113,9 +112,9 @@ class Shared(Alone):
         self,
         pipe: Any,
         arguments: dict[str, Any],
-        callback: Callback | None,
+        callback: StepCallback | None,
         plan: Mapping[str, Any],
-    ) -> Callback | None:
+    ) -> StepCallback | None:
         """One seed, one set of arguments and one callback, the first process's.
 
         `plan` is how the steps run, whoever said so, which has to be alike too.
@@ -138,7 +137,7 @@ class Shared(Alone):
         if not self.first:
             arguments["output_type"] = "latent"  # the first process alone needs frames
             pipe.set_progress_bar_config(disable=True)
-        return None if callback is None else self._shared(callback)
+        return None if callback is None else self._of_first.callback(callback)
 
     def decider(self) -> Decide:
         """The first process decides: GPUs that decide by themselves would wait for each other."""
@@ -148,8 +147,9 @@ class Shared(Alone):
     def watched(
         self, progress: Progress | None, cancel: Flag | None
     ) -> tuple[Progress | None, Flag | None]:
-        """The first process alone tells its progress, and its flag ends the call of all."""
-        return progress if self.first else None, _FlagOfFirst(self.team, cancel)
+        """The first process alone tells its progress; that and its flag end the call of all."""
+        self._of_first = FirstProcess(self.team, cancel)
+        return self._of_first.progress(progress), self._of_first
 
     def fault(self) -> str | None:
         """What the processes are out of step by."""
@@ -160,57 +160,22 @@ class Shared(Alone):
         return None
 
     def _same_noise(self, given: Any) -> Any:
-        """Generators in the state of the first process's; a seed of its own where there is none."""
+        """Generators in the state of the first process's; a seed of its own where there is none.
+
+        So are torch's own, which a scheduler may draw from.
+        """
         if given is None:
             seed = self.team.agree(lambda: int(torch.randint(2**62, (1,))))
-            return torch.Generator("cpu").manual_seed(seed)
+            given = torch.Generator("cpu").manual_seed(seed)
         generators = given if isinstance(given, list) else [given]
-        states = self.team.agree(lambda: [g.get_state() for g in generators])
+        device = self.team.device
+        states, noise = self.team.agree(
+            lambda: ([g.get_state() for g in generators], default_states(device))
+        )
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
+        set_default_states(noise, device)
         return given
-
-    def _shared(self, callback: Callback) -> Callback:
-        """A callback that runs in the first process and whose changes reach all."""
-
-        def call(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            results: dict[str, Any] = dict(tensors)
-
-            def ask() -> tuple[list[str], bool]:
-                results.update(callback(pipe, step, timestep, tensors) or {})
-                return sorted(results), bool(getattr(pipe, "_interrupt", False))
-
-            names, stop = self.team.agree(ask)
-            if hasattr(pipe, "_interrupt"):
-                pipe._interrupt = stop
-            for name in names:
-                results[name] = self._from_first(results.get(name))
-            return results
-
-        return call
-
-    def _from_first(self, value: Any) -> Any:
-        """A tensor of the first process; what is none is the same in all."""
-        shape = self.team.agree(lambda: (tuple(value.shape), value.dtype) if _is(value) else None)
-        if shape is None:
-            return value
-        if not self.first and (not _is(value) or (tuple(value.shape), value.dtype) != shape):
-            value = torch.empty(shape[0], dtype=shape[1], device=self.team.device)
-        value = value.contiguous()
-        dist.broadcast(value, src=0)
-        return value
-
-
-class _FlagOfFirst:
-    """The first process's flag, which all processes have to look at equally often."""
-
-    def __init__(self, team: Team, flag: Flag | None) -> None:
-        self._team = team
-        self._flag = flag
-
-    def is_set(self) -> bool:
-        flag = self._flag
-        return self._team.agree(lambda: flag is not None and flag.is_set())
 
 
 def sharing(
@@ -251,14 +216,10 @@ def sharing(
     return Shared(config, device)
 
 
-def _is(value: Any) -> bool:
-    return torch.is_tensor(value)
-
-
 def digests_of_call(
     pipe: Any,
     arguments: Mapping[str, Any],
-    callback: Callback | None,
+    callback: StepCallback | None,
     plan: Mapping[str, Any],
 ) -> dict[str, str]:
     """By name, a digest of all that decides a clip, by which processes tell whether it is the same.

@@ -21,6 +21,7 @@ from rainfusion_trt.runtime.artifacts import Artifacts, Files, files_by_componen
 from rainfusion_trt.runtime.call_arguments import choose_generator
 from rainfusion_trt.runtime.choose import first_that_runs, refuse_dense
 from rainfusion_trt.runtime.loading import load_denoiser, load_pipe
+from rainfusion_trt.runtime.noise import drawn_by_seed
 from rainfusion_trt.runtime.one_call import Caller, Watch
 from rainfusion_trt.runtime.output import PipelineOutput
 from rainfusion_trt.runtime.pipes import Pipes
@@ -321,7 +322,8 @@ class Pipeline:
             By default the diffusers pipeline's.
         generator, seed
             Source of the noise; `seed` makes a CPU generator, so that it gives the same noise on
-            every device.
+            every device. What schedulers draw without a generator follows a `seed` too, on its
+            device.
         sparsity
             Of this run; 0 is dense. The first steps stay dense as set in the constructor.
         schedule
@@ -385,7 +387,8 @@ class Pipeline:
                 plan = possible_precision(read_precision(precision), "16bit", self.denoiser)
             watch = Watch(callback_on_step_end, progress, cancel, profile)
             caching = self._caching(cache, cache_threshold)
-            output = self._caller.run(chosen, given, watch, caching, plan)
+            with drawn_by_seed(seed, self.device):
+                output = self._caller.run(chosen, given, watch, caching, plan)
         return output if return_dict else (output.frames,)
 
     def close(self) -> None:

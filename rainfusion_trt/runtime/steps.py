@@ -335,12 +335,7 @@ class StepRun:
         """The `callback_on_step_end` handed to diffusers."""
         result = tensors
         if self._callback is not None:
-            result = self._callback(pipe, step, timestep, tensors)
-            if not isinstance(result, dict):
-                raise InvalidInputError(
-                    f"callback_on_step_end returned {shown(result)}: return its last argument, the "
-                    "dictionary of tensors, changed or not"
-                )
+            result = tensors_of_callback(self._callback(pipe, step, timestep, tensors))
         self._tell(step + 1)
         if self._clock is not None:
             self._ends[self._before + step] = self._clock.mark()
@@ -371,6 +366,22 @@ class StepRun:
             rows.append(StepTiming(step, ran.sparsity, busy, whole, *said))
             start = end
         return tuple(rows)
+
+
+def tensors_of_callback(result: Any) -> dict[str, Any]:
+    """What a `callback_on_step_end` has returned.
+
+    Raises
+    ------
+    InvalidInputError
+        It is no dictionary, of which diffusers would take tensors.
+    """
+    if not isinstance(result, dict):
+        raise InvalidInputError(
+            f"callback_on_step_end returned {shown(result)}: return its last argument, the "
+            "dictionary of tensors, changed or not"
+        )
+    return result
 
 
 def check_cancelled(cancel: Flag | None, done: int = 0) -> None:
