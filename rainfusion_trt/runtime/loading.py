@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from rainfusion_trt.errors import EngineLoadError, InvalidInputError, UnsupportedError
 from rainfusion_trt.models.base import VideoModel
+from rainfusion_trt.models.transformer import uncompiled
 from rainfusion_trt.runtime.artifacts import Artifacts, Part
 from rainfusion_trt.runtime.base import Backend
 from rainfusion_trt.runtime.denoiser import Denoiser, GraphDenoiser
@@ -165,6 +167,33 @@ def load_pipe(artifacts: Artifacts, denoiser: Denoiser, *, cpu_offload: bool) ->
     else:
         pipe.to(denoiser.device)
     return pipe
+
+
+def is_in_place(pipe: Any, component: str, ours: Any) -> bool:
+    """Whether a pipeline calls the module `ours`, itself or within what was put around it."""
+    current = getattr(pipe, component, None)
+    if current is ours:
+        return True
+    module = uncompiled(ours)
+    return isinstance(current, nn.Module) and any(part is module for part in current.modules())
+
+
+def check_in_place(artifacts: Artifacts, denoiser: Denoiser, pipe: Any) -> None:
+    """See that a pipeline still has the transformers that `load_pipe` gave it.
+
+    Raises
+    ------
+    InvalidInputError
+        One was replaced since, and would run as it is, without us.
+    """
+    for part, ours in zip(artifacts.parts, denoiser.components, strict=True):
+        if not is_in_place(pipe, part.component, ours):
+            found = type(getattr(pipe, part.component, None)).__name__
+            raise InvalidInputError(
+                f"the pipeline's {part.component} is another {found} than when this Pipeline was "
+                "made, and would run without it: close() this Pipeline and make a new one, or put "
+                "the first one back"
+            )
 
 
 def _from_checkpoint(artifacts: Artifacts, denoiser: Denoiser) -> Any:

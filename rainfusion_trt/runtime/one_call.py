@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from rainfusion_trt.errors import UnsupportedError
 from rainfusion_trt.parallel.sharing import Alone
 from rainfusion_trt.runtime.artifacts import Artifacts
 from rainfusion_trt.runtime.call_arguments import (
@@ -18,6 +19,7 @@ from rainfusion_trt.runtime.call_arguments import (
 )
 from rainfusion_trt.runtime.denoiser import Denoiser
 from rainfusion_trt.runtime.frames import make_frames, say_other_size
+from rainfusion_trt.runtime.loading import check_in_place
 from rainfusion_trt.runtime.media import frames_of_video, read_media, say_stretch
 from rainfusion_trt.runtime.output import PipelineOutput
 from rainfusion_trt.runtime.pipes import Pipes, check_media, check_packages, parameters_of
@@ -107,6 +109,7 @@ class Caller:
             callback, denoiser = watch.callback, self.denoiser
             asked = given if callback is None else {**given, "callback_on_step_end": callback}
             pipe = self.pipes.for_call(asked)
+            check_in_place(self.artifacts, denoiser, pipe)
             arguments = self._arguments(pipe, given)
             steps = step_count(pipe, arguments)
             if caching is not None:
@@ -147,6 +150,11 @@ class Caller:
                 cache = caching.cache(model, pipe, self.sharing.decider())
             made = make_frames(
                 pipe, denoiser, run, arguments, cache=cache, wanted=self.sharing.first
+            )
+        if not run.reports():
+            raise UnsupportedError(
+                f"{type(pipe).__name__} did not call its transformer as a module, so that no "
+                "sparsity was set and nothing of its attention is known: use a pipeline that does"
             )
         if made.frames is not None and output_type(pipe, arguments) != "latent":
             say_other_size(pipe, given, made.frames)

@@ -20,7 +20,7 @@ from rainfusion_trt.presets import preset_of
 from rainfusion_trt.runtime.artifacts import Artifacts, Files, files_by_component
 from rainfusion_trt.runtime.call_arguments import choose_generator
 from rainfusion_trt.runtime.choose import first_that_runs, refuse_dense
-from rainfusion_trt.runtime.loading import load_denoiser, load_pipe
+from rainfusion_trt.runtime.loading import is_in_place, load_denoiser, load_pipe
 from rainfusion_trt.runtime.noise import drawn_by_seed
 from rainfusion_trt.runtime.one_call import Caller, Watch
 from rainfusion_trt.runtime.output import PipelineOutput
@@ -411,8 +411,10 @@ class Pipeline:
         self.close()
 
     def _give_back(self, pipe: Any) -> None:
-        for component, original in self.artifacts.originals.items():
-            setattr(pipe, component, original)
+        parts = zip(self.artifacts.parts, self.denoiser.components, strict=True)
+        for part, ours in parts:
+            if is_in_place(pipe, part.component, ours):  # else the user has put another there
+                setattr(pipe, part.component, part.original)
 
     def _refuse_dense_default(self, name: str) -> None:
         """Fail before anything is loaded where the default schedule is sparse, the backend not."""
