@@ -222,8 +222,11 @@ class Routing:
             ) from None
         padded = layout.kv_len is not None
         self.tokens = Tokens(layout.grid, layout.text, layout.text_tokens, padded)
-        if self._tensor.device != layout.grid.device:  # the transformer was moved since
-            self._tensor = self._tensor.to(layout.grid.device)
+        place = layout.grid.device
+        # The transformer was moved since. Of the meta device, where shapes are asked for, it would
+        # come back without its value.
+        if self._tensor.device != place and place.type != "meta":
+            self._tensor = self._tensor.to(place)
         if self.meter is not None:
             self.meter.begin(layout.grid)
         if self._plan is not None:
@@ -274,6 +277,21 @@ class Routing:
                     f"{site.name} of {self.kind} did not run its attention processor, so that its "
                     "attention is not RainFusion's; disable RainFusion, or leave that module's "
                     "forward as it is"
+                )
+        if not torch.compiler.is_compiling():
+            self._check_blocks(transformer)
+
+    def _check_blocks(self, transformer: nn.Module) -> None:
+        """See that no block was left out because another one has its place since `enable`."""
+        left_out = [site for site in self.sites if not site.entered]
+        if all(_may_skip(site.block) for site in left_out):
+            return
+        known = {id(site.attention) for site in self.sites}
+        for name, module in transformer.named_modules():
+            if self.model.is_self_attention(name, module) and id(module) not in known:
+                self._dense(
+                    f"{name} of {self.kind} came after enable(), in the place of what was there; "
+                    "call disable(), then enable() again"
                 )
 
     # -- transformers without attention modules of diffusers ------------------------------------

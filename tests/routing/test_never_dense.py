@@ -84,6 +84,26 @@ def test_a_processor_set_after_enable(name):
     assert routing.report().dense == (block,)
 
 
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_block_that_came_after_enable(fresh):
+    """Such as one of another transformer; one that is left out is none."""
+    model, transformer = tiny("wan2.1-1.3b")
+    call = call_of(model, transformer)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.5, method="rainfusion")
+    if not fresh:
+        transformer.blocks = transformer.blocks[:1]
+        run(transformer, call)
+        assert routing.report().skipped == ("blocks.1.attn1",)
+        return
+    transformer.blocks[1] = tiny("wan2.1-1.3b", seed=1)[1].blocks[0]
+    with pytest.raises(DenseAttentionError, match=r"blocks\.1\.attn1 .* came after enable\(\)"):
+        run(transformer, call)
+    rainfusion_trt.disable(transformer)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.5, method="rainfusion")
+    run(transformer, call)
+    assert len(routing.report().routed) == 2
+
+
 def test_one_block_with_another_backend(caplog):
     """Its attention would be RainFusion's against the user's word, or dense without one."""
     model, transformer = tiny("wan2.1-1.3b")

@@ -126,6 +126,20 @@ def test_enable_where_the_weights_are_still_on_the_meta_device(name, tmp_path, m
         assert not routing_of(kind.from_config(transformer.config)).sparsity_tensor.is_meta
 
 
+def test_a_forward_on_the_meta_device_leaves_the_sparsity():
+    """As one that asks for shapes only."""
+    model, transformer = tiny("wan2.1-1.3b")
+    call = call_of(model, transformer)
+    routing = rainfusion_trt.enable(transformer, sparsity=0.7, method="rainfusion")
+    sparse = run(transformer, call)
+    shapes = copy.deepcopy(transformer).to("meta")
+    routing_of(shapes).sparsity = 0.6
+    on_meta = {k: v.to("meta") if torch.is_tensor(v) else v for k, v in call.items()}
+    assert run(shapes, on_meta).is_meta
+    assert routing_of(shapes).sparsity_tensor.item() == pytest.approx(0.6)
+    assert torch.equal(run(transformer, call), sparse) and routing.sparsity == 0.7
+
+
 def test_layerwise_casting_and_group_offloading():
     model, transformer = tiny("wan2.1-1.3b")
     call = call_of(model, transformer)
