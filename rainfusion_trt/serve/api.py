@@ -15,7 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from rainfusion_trt import __version__
 from rainfusion_trt.serve.body import read_body
@@ -233,6 +233,12 @@ def _add_errors(api: FastAPI) -> None:
         answer = _json(ServiceError(message, status=error.status_code, code=code))
         answer.headers.update(error.headers or {})  # Allow, with 405
         return answer
+
+    @api.exception_handler(ClientDisconnect)
+    async def gone(_: Request, error: Exception) -> JSONResponse:
+        return _json(
+            ServiceError("the request was not sent whole", code="incomplete")
+        )  # nobody hears
 
     @api.exception_handler(OSError)
     @api.exception_handler(SQLAlchemyError)

@@ -117,7 +117,8 @@ class Gate:
             await _answer(send, error)
             return
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self._most:
+        # Python reads no number of thousands of digits.
+        if not length.isdigit() or len(length) > _DIGITS or int(length) > self._most:
             await _answer(send, self._too_large())
             return
         came = 0
@@ -148,6 +149,7 @@ class Gate:
         )
 
 
+_DIGITS = 18  # of a number of bytes
 _READING = ("GET", "HEAD", "OPTIONS")
 _METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH")
 

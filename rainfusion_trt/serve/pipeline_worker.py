@@ -335,9 +335,15 @@ class PipelineWorker:
 
     def _attention(self, request: GenerationRequest) -> tuple[Schedule, str, tuple[int, ...]]:
         """Sparsity by step, method and dense layers of a request, or by default."""
-        if not self._pipeline.denoiser.sparse:
-            return choose_schedule(None, 0.0, None, None), self._usual, ()
         asked = (request.preset, request.sparsity, request.method)
+        if not self._pipeline.denoiser.sparse:
+            names = [name for name in ("preset", "sparsity", "method") if getattr(request, name)]
+            if names:  # of a job that was taken before a restart with another backend
+                raise InvalidInputError(
+                    f"{names[0]}={getattr(request, names[0])!r} was asked for, and attention is "
+                    f"dense on this server by now ({self._pipeline.backend}): leave it out"
+                )
+            return choose_schedule(None, 0.0, None, None), self._usual, ()
         preset = preset_of(request.preset if any(v is not None for v in asked) else self._preset)
         schedule = choose_schedule(preset, request.sparsity, None, None)
         method = request.method or (preset.method if preset else self._usual)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -424,6 +425,33 @@ def test_large_uploads_are_refused(tmp_path):
 
     answer = running.client.post(
         "/v1/videos", content=pieces(), headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 413 and error_of(answer)["code"] == "too_large"
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
+def test_a_client_that_goes_before_it_has_sent_all(running, kind, caplog):
+    """It is no bug of the server, and puts no traceback into its log."""
+    parts = [{"type": "http.request", "body": b'{"prompt', "more_body": True}]
+    answers = []
+
+    async def receive():
+        return parts.pop() if parts else {"type": "http.disconnect"}
+
+    async def send(message):
+        answers.append(message)
+
+    names = ("method", "path", "query_string", "headers", "http_version", "type")
+    headers = [(b"content-type", kind.encode()), (b"host", b"localhost")]
+    values = ("POST", "/v1/videos", b"", headers, "1.1", "http")
+    asyncio.run(running.client.app(dict(zip(names, values, strict=True)), receive, send))
+    assert answers[0]["status"] == 400 and not running.drain()
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_length_that_is_no_number_of_bytes(running):
+    answer = running.client.post(
+        "/v1/videos", content=b"{}", headers={"Content-Length": "9" * 5000}
     )
     assert answer.status_code == 413 and error_of(answer)["code"] == "too_large"
 

@@ -116,6 +116,16 @@ def test_presets_and_methods_of_a_request(worker, tmp_path, one_thread):
         run("one window", method=None)
 
 
+@pytest.mark.parametrize("given", [{"preset": "fast"}, {"sparsity": 0.5}, {}])
+def test_a_sparse_job_that_waited_for_a_dense_server(worker, tmp_path, monkeypatch, given):
+    """As after a restart with an ONNX file in the engine's place; a dense job is made."""
+    monkeypatch.setattr(worker._pipeline.denoiser, "sparse", False)
+    name = next(iter(given), "method")
+    with pytest.raises(InvalidInputError, match=f"{name}=.* dense on this server by now"):
+        worker.generate(request_of(**given), None, tmp_path / "a.mp4", lambda *_: None)
+    assert not worker._attention(request_of(method=None, sparsity=0.0))[0](1, 2)
+
+
 def test_the_precision_of_every_step(worker, tmp_path, one_thread):
     asked = request_of(steps=2, method="rainfusion2", sparsity=0.25)
     ran = worker.generate(asked, None, tmp_path / "a.mp4", lambda *_: None)
