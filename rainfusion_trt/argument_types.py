@@ -18,7 +18,7 @@ import numpy as np
 
 from rainfusion_trt.errors import InvalidInputError
 
-__all__ = ["shown", "typed"]
+__all__ = ["has_half_character", "shown", "typed"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -137,3 +137,15 @@ def _any_of(ways: list[str]) -> str:
 def shown(value: Any) -> str:
     """A value in one line, for a message."""
     return " ".join(repr(value).split())[:_SHOWN]
+
+
+def has_half_character(text: str) -> bool:
+    """Whether a text holds a lone surrogate, which UTF-8 cannot write and no tokenizer reads.
+
+    JSON can write it, and Python makes it of bytes on a command line that are no UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rainfusion_trt.errors import InvalidInputError, ParallelError, UnsupportedError
+from rainfusion_trt.models import component_names
 from rainfusion_trt.models.base import VideoModel
 from rainfusion_trt.parallel.config import ParallelConfig
 from rainfusion_trt.parallel.first_process import FirstProcess
@@ -125,6 +126,8 @@ class Shared(Alone):
             The processes were called with different arguments; the message names them.
         """
         self.team.meet()
+        config = self.team.config
+        plan = {**plan, "parallel": (config.ulysses, config.guidance)}
         mine = digests_of_call(pipe, arguments, callback, plan)
         first = self.team.agree(lambda: mine)
         differ = [name for name in sorted({*mine, *first}) if mine.get(name) != first.get(name)]
@@ -226,15 +229,23 @@ def digests_of_call(
 
     Of plain values, tensors and pictures; of other things by their class. Weights are not in it.
     """
-    config = getattr(pipe.scheduler, "config", {})
-    public = {name: value for name, value in config.items() if not name.startswith("_")}
     said = {
         **arguments,
         **plan,
-        "scheduler": (type(pipe.scheduler).__name__, public),
+        "scheduler": (type(pipe.scheduler).__name__, _config(pipe.scheduler)),
         "callback_on_step_end": callback is not None,
     }
+    for name in component_names():
+        transformer = getattr(pipe, name, None)
+        if transformer is not None:
+            said[name] = (_config(transformer), str(transformer.dtype))
     return {name: _digest(value) for name, value in said.items()}
+
+
+def _config(component: Any) -> dict[str, Any]:
+    """Its configuration, without where it is from."""
+    config = getattr(component, "config", {})
+    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 def _digest(value: Any) -> str:
@@ -261,6 +272,7 @@ def _add(said: Any, value: Any) -> None:
         said.update(type(value).__name__.encode())
         _add(said, {each.name: getattr(value, each.name) for each in dataclasses.fields(value)})
     elif hasattr(value, "tobytes"):  # an array, or an image of Pillow
+        said.update(f"{getattr(value, 'shape', None) or value.size}".encode())
         said.update(value.tobytes())
     elif value is None or isinstance(value, (str, bool, int, float)):
         said.update(repr(value).encode())

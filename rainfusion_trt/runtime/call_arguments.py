@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rainfusion_trt.argument_types import shown
+from rainfusion_trt.argument_types import has_half_character, shown
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models.base import VideoSize
 from rainfusion_trt.runtime.media import frames_of_video, size_of_image
@@ -89,6 +89,10 @@ def _check_kinds(arguments: Mapping[str, Any]) -> None:
         texts = given if isinstance(given, list) else [given]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise InvalidInputError(f"{name} is {shown(given)}: give a text, or one for each clip")
+        if any(map(has_half_character, texts)):
+            raise InvalidInputError(
+                f"{name} is {shown(given)}, which holds half a character: give it in UTF-8"
+            )
     for name in _ROWS:
         if not isinstance(arguments.get(name, ()), Sized):
             raise InvalidInputError(f"{name} is {shown(arguments[name])}: give one for each step")

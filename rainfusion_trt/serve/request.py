@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from rainfusion_trt.argument_types import has_half_character
 from rainfusion_trt.console import one_line
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.presets import PRESETS, preset_of
@@ -109,24 +110,15 @@ class VideoRequest(BaseModel):
             It does not fit; names the field.
         """
         for name, value in fields.items():
-            if _lacks_meaning(name):
+            if has_half_character(name):
                 raise ServiceError("the name of a field holds half a character: send UTF-8")
-            if isinstance(value, str) and _lacks_meaning(value):
+            if isinstance(value, str) and has_half_character(value):
                 name = one_line(name)[:80]
                 raise ServiceError(f"{name} holds half a character: send UTF-8", param=name)
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
             raise _refused_field(error) from error
-
-
-def _lacks_meaning(text: str) -> bool:
-    """Whether a text holds a lone surrogate, which JSON can write and UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def _refused_field(error: ValidationError) -> ServiceError:

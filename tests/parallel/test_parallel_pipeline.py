@@ -123,6 +123,7 @@ def _error(rank: int, case: str) -> str:
     config = ParallelConfig(guidance=2) if case == "no guidance" else ParallelConfig(2, timeout=20)
     if case == "other words" and rank == 1:
         prompt, arguments["schedule"] = "an owl", [0.0, 0.5, 0.6]
+        config = ParallelConfig(guidance=2, timeout=20)
     pipeline = Pipeline(pipe=wan(), parallel=config)
     if case == "fails" and rank == 1:
         pipeline.pipe.scheduler.step = None
@@ -140,7 +141,8 @@ def test_a_step_without_a_second_half_is_an_error():
 
 def test_different_arguments_are_an_error_in_all_processes():
     first, second = in_processes(_error, 2, "other words")
-    assert "process 1 was called with other arguments than process 0 (prompt, sparsity):" in second
+    words = "called with other arguments than process 0 (parallel, prompt, sparsity):"
+    assert f"process 1 was {words}" in second
     assert "process 1" in first and "\n" not in first
 
 

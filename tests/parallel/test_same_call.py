@@ -101,6 +101,25 @@ def test_a_setting_of_the_cache_and_a_value_of_a_mapping_count(pipe):
         assert {name for name in one if one[name] != other[name]} == {next(iter(first))}
 
 
+def test_another_transformer_differs(pipe, usual):
+    """Of another size or type, whose exchanges would have other lengths; another file is none."""
+    before = pipe.transformer
+    model = get_model("cogvideox")
+    config = dict(before.config)
+    try:
+        for changes, dtype, differ in (
+            ({}, torch.float32, set()),
+            ({}, torch.bfloat16, {"transformer"}),
+            ({"num_layers": config["num_layers"] + 1}, torch.float32, {"transformer"}),
+        ):
+            pipe.transformer = model.create({**config, **changes}, dtype=dtype)
+            pipe.transformer.register_to_config(_name_or_path="elsewhere")
+            other = told(pipe, {}, {})
+            assert {name for name in usual if usual[name] != other[name]} == differ
+    finally:
+        pipe.transformer = before
+
+
 def test_another_scheduler_differs(pipe, usual):
     before = pipe.scheduler
     pipe.scheduler = type(before).from_config(before.config, timestep_spacing="linspace")

@@ -58,6 +58,8 @@ def test_of_a_pipeline(given):
         {"prompt": []},
         {"prompt": ["a", 5]},
         {"negative_prompt": [5]},
+        {"prompt": "a fox\udcfc"},  # of an argument in Latin-1
+        {"negative_prompt": ["a", "\ud800"]},
         {"generator": 5},
         {"generator": []},
         {"latents": 5},
@@ -67,7 +69,7 @@ def test_of_a_pipeline(given):
         {"progress": 5},
         {"cancel": True},
     ],
-    ids=str,
+    ids=ascii,
 )
 def test_of_a_call(pipeline, given):
     def ran(*_):
