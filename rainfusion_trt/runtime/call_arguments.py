@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import traceback
 from collections.abc import Iterator, Mapping, Sized
@@ -94,8 +95,32 @@ def _check_kinds(arguments: Mapping[str, Any]) -> None:
                 f"{name} is {shown(given)}, which holds half a character: give it in UTF-8"
             )
     for name in _ROWS:
-        if not isinstance(arguments.get(name, ()), Sized):
+        row = arguments.get(name, ())
+        if not isinstance(row, Sized) or getattr(row, "ndim", 1) == 0:
             raise InvalidInputError(f"{name} is {shown(arguments[name])}: give one for each step")
+
+
+def _check_rows(pipe: Any, arguments: Mapping[str, Any]) -> None:
+    """Refuse timesteps and sigmas that diffusers would refuse once the texts are encoded.
+
+    Raises
+    ------
+    InvalidInputError
+        Both of them, none at all, or a scheduler that takes none of the user's.
+    """
+    given = [name for name in _ROWS if arguments.get(name) is not None]
+    if len(given) > 1:
+        raise InvalidInputError(f"give {' or '.join(given)}, not both")
+    scheduler = getattr(pipe, "scheduler", None)
+    for name in given:
+        if not len(arguments[name]):
+            raise InvalidInputError(f"{name} is empty: give one for each step, or leave it out")
+        if scheduler is None or name in inspect.signature(scheduler.set_timesteps).parameters:
+            continue
+        raise InvalidInputError(
+            f"{name} is given, and {type(scheduler).__name__} takes none of the caller's: give "
+            "num_inference_steps, or set another pipe.scheduler"
+        )
 
 
 def _check_counts(known: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
@@ -169,6 +194,7 @@ def complete_arguments(
     check_numbers(given)
     _check_kinds(given)
     _check_counts(known, given)
+    _check_rows(pipe, given)
     arguments = {**{name: value for name, value in defaults.items() if name in known}, **given}
     if "negative_prompt_embeds" in given:  # AllegroPipeline's default, an empty text, would clash
         arguments.setdefault("negative_prompt", None)

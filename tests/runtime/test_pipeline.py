@@ -177,6 +177,9 @@ def test_plain_tuple(pipeline):
         ({"sparsity": 0.5, "schedule": [0, 0, 0]}, "not both"),
         ({"seed": 1, "generator": torch.Generator()}, "not both"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"timesteps": [900, 500]}, "CogVideoXDDIMScheduler takes none of the caller's"),
+        ({"timesteps": []}, "timesteps is empty"),
+        ({"timesteps": torch.tensor(500)}, "timesteps is tensor.*one for each step"),
     ],
 )
 def test_bad_calls_fail_before_work_starts(pipeline, call, words):
