@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rainfusion_trt.console import one_line
 from rainfusion_trt.errors import EngineLoadError, InvalidInputError, UnsupportedError
 from rainfusion_trt.models.base import VideoModel
 from rainfusion_trt.models.transformer import uncompiled
@@ -134,7 +135,9 @@ def _load_torch(
     artifacts: Artifacts, part: Part, place: torch.device, allow_dense: bool, compile: bool
 ) -> Denoiser:
     transformer = part.original
-    if transformer is None:
+    if transformer is not None:
+        _check_whole(part.component, transformer)
+    else:
         assert artifacts.checkpoint is not None  # there is a checkpoint or a pipeline
         dtype = artifacts.dtype or artifacts.model.defaults.dtype
         source = artifacts.checkpoint if part.weights is None else str(part.weights)
@@ -162,11 +165,35 @@ def load_pipe(artifacts: Artifacts, denoiser: Denoiser, *, cpu_offload: bool) ->
         )
     for part, component in zip(artifacts.parts, denoiser.components, strict=True):
         setattr(pipe, part.component, component)
-    if cpu_offload:
-        pipe.enable_model_cpu_offload(device=denoiser.device)
-    else:
-        pipe.to(denoiser.device)
+    for name, component in pipe.components.items():
+        if isinstance(component, nn.Module):
+            _check_whole(name, component)
+    try:
+        if cpu_offload:
+            pipe.enable_model_cpu_offload(device=denoiser.device)
+        else:
+            pipe.to(denoiser.device)
+    except ValueError as error:  # of a device map, of offloading
+        raise InvalidInputError(
+            f"{type(pipe).__name__} cannot be moved to {denoiser.device}: {one_line(str(error))}"
+        ) from error
     return pipe
+
+
+def _check_whole(name: str, module: nn.Module) -> None:
+    """Refuse a module whose weights are elsewhere, which cannot be moved.
+
+    Raises
+    ------
+    InvalidInputError
+        Sequential or disk offloading has them, or they were never loaded.
+    """
+    if any(parameter.is_meta for parameter in module.parameters()):
+        raise InvalidInputError(
+            f"pipe.{name} has weights on the meta device, as sequential and disk offloading leave "
+            "them, and Pipeline moves whole models: call pipe.remove_all_hooks() and give "
+            "cpu_offload=True, or use rainfusion_trt.enable, which leaves the offloading as it is"
+        )
 
 
 def is_in_place(pipe: Any, component: str, ours: Any) -> bool:
