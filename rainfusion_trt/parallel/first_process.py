@@ -129,7 +129,8 @@ class FirstProcess:
             return value
         if not self._team.first and (not is_tensor or (tuple(value.shape), value.dtype) != shape):
             value = torch.empty(shape[0], dtype=shape[1], device=self._team.device)
-        value = value.contiguous()
+        # A callback may give one of another device, for which processes would meet elsewhere.
+        value = value.to(self._team.device).contiguous()
         dist.broadcast(value, src=0)
         return value
 
