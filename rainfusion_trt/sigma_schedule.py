@@ -144,7 +144,8 @@ class NoiseLevels:
         Raises
         ------
         UnsupportedError
-            It has neither flow matching's timesteps nor ``alphas_cumprod``.
+            It has neither flow matching's timesteps nor ``alphas_cumprod``, or others than those of
+            the training.
         """
         config = getattr(scheduler, "config", {})
         steps = config.get("num_train_timesteps")
@@ -152,7 +153,8 @@ class NoiseLevels:
         if steps is not None and (kind.startswith("FlowMatch") or config.get("use_flow_sigmas")):
             return cls(steps)
         alphas = getattr(scheduler, "alphas_cumprod", None)
-        if alphas is None:
+        # Continuous ones are a quarter of the logarithm of the noise.
+        if alphas is None or config.get("timestep_type") == "continuous":
             raise UnsupportedError(
                 f"{kind} does not say how noisy its timesteps are, which presets and schedules by "
                 "sigma need; pass a schedule by steps, or another scheduler"

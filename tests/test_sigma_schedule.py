@@ -170,6 +170,11 @@ def test_sigmas_that_the_transformer_gets_decide():
 def test_schedulers_that_do_not_say_are_refused():
     with pytest.raises(UnsupportedError, match="EDMEulerScheduler does not say how noisy"):
         NoiseLevels.of(diffusers.EDMEulerScheduler())
+    continuous = diffusers.EulerDiscreteScheduler(
+        timestep_type="continuous", prediction_type="v_prediction"
+    )
+    with pytest.raises(UnsupportedError, match="EulerDiscreteScheduler does not say how noisy"):
+        NoiseLevels.of(continuous)
 
 
 def test_presets():
