@@ -41,20 +41,25 @@ class FirstProcess:
         Of this one; that of the first counts.
     """
 
+    pipe: Any = None
+    """The diffusers pipeline that makes the clip, once it is known."""
+
     def __init__(self, team: Team, flag: Flag | None) -> None:
         self._team = team
         self._flag = flag
         self._error: Exception | None = None  # of this process, to be raised in all
 
     def is_set(self) -> bool:
-        """Whether the first process's flag is set.
+        """Whether the first process's flag is set; an interruption of its pipeline reaches all.
 
         Raises
         ------
         GenerationCancelled, RainFusionError, Exception
             What its callback or progress has raised: itself there, its first line in the others.
         """
-        is_set, failed, cancelled = self._team.agree(self._said)
+        is_set, stop, failed, cancelled = self._team.agree(self._said)
+        if hasattr(self.pipe, "_interrupt"):  # by whom it was: callback, progress, another thread
+            self.pipe._interrupt = stop
         if failed is None:
             return is_set
         if self._error is not None:
@@ -106,12 +111,11 @@ class FirstProcess:
 
         return call
 
-    def _said(self) -> tuple[bool, str | None, bool]:
-        error = self._error
-        if error is None:
-            return self._flag is not None and self._flag.is_set(), None, False
-        said = shortly(error) or type(error).__name__
-        return True, said, isinstance(error, GenerationCancelled)
+    def _said(self) -> tuple[bool, bool, str | None, bool]:
+        is_set = self._flag is not None and self._flag.is_set()
+        stop, error = bool(getattr(self.pipe, "_interrupt", False)), self._error
+        failed = None if error is None else shortly(error) or type(error).__name__
+        return is_set, stop, failed, isinstance(error, GenerationCancelled)
 
     @contextlib.contextmanager
     def _kept(self) -> Iterator[None]:

@@ -140,6 +140,7 @@ class Shared(Alone):
         if not self.first:
             arguments["output_type"] = "latent"  # the first process alone needs frames
             pipe.set_progress_bar_config(disable=True)
+        self._of_first.pipe = pipe
         return None if callback is None else self._of_first.callback(callback)
 
     def decider(self) -> Decide:

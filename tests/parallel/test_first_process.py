@@ -44,7 +44,7 @@ def _changes(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> di
 
 def _clips(rank: int) -> dict[str, Any]:
     torch.manual_seed(rank)
-    answers: dict[str, Any] = {"errors": [], "sums": [], "kwargs": []}
+    answers: dict[str, Any] = {"errors": [], "sums": [], "kwargs": [], "steps": []}
     alone = None
     if rank == 0:
         with Pipeline(pipe=noisy()) as pipeline:
@@ -61,6 +61,12 @@ def _clips(rank: int) -> dict[str, Any]:
 
         pipe.scheduler.step = watched
         with Pipeline(pipe=pipe, parallel=kind) as pipeline:
+
+            def interrupt(done: int, steps: int, pipe: Any = pipe) -> None:
+                pipe._interrupt = done == 1
+
+            answers["steps"].append(len(pipeline(**ARGUMENTS, progress=interrupt).steps))
+            ends.clear()
             shared = pipeline(**ARGUMENTS, callback_on_step_end=_changes)
             answers["kwargs"].append(pipe._attention_kwargs)
             if alone is not None:
@@ -76,6 +82,7 @@ def test_changes_and_noise_reach_all():
     assert max(first["errors"]) <= 1024 * torch.finfo(torch.float32).eps
     assert first["sums"] == second["sums"]
     assert [len(set(ends)) for ends in first["sums"]] == [2 * CALL["num_inference_steps"]] * 2
+    assert first["steps"] == second["steps"] == [1, 1]
     assert first["kwargs"] == second["kwargs"] == [{"scale": 0.5}] * 2
 
 
