@@ -8,7 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from rainfusion_trt.serve.worker import GenerationRequest, ModelDescription, OnStep, Ran, StepRan
+from rainfusion_trt.serve.worker import (
+    GenerationRequest,
+    Media,
+    ModelDescription,
+    OnStep,
+    Ran,
+    StepRan,
+)
 from rainfusion_trt.video import save_video
 
 
@@ -19,17 +26,21 @@ class NoopWorker:
     ----------
     step_seconds : float
         That a step takes.
-    takes_image : bool
-        Whether requests may have an image.
+    starts : tuple of tuple of str
+        See `ModelDescription`.
     gpus : int
         As of every worker.
     """
 
     def __init__(
-        self, *, step_seconds: float = 0.0, takes_image: bool = False, gpus: int = 0
+        self,
+        *,
+        step_seconds: float = 0.0,
+        starts: tuple[tuple[str, ...], ...] = ((),),
+        gpus: int = 0,
     ) -> None:
         self._step_seconds = step_seconds
-        self._takes_image = takes_image
+        self._starts = starts
         with tempfile.TemporaryDirectory() as folder:
             grey = np.full((5, 16, 16, 3), 127, dtype=np.uint8)
             self._video = save_video(grey, Path(folder) / "video.mp4", fps=8).read_bytes()
@@ -46,11 +57,11 @@ class NoopWorker:
             steps=2,
             guidance=1.0,
             methods=("rainfusion", "piecewise"),
-            takes_image=self._takes_image,
+            starts=self._starts,
         )
 
     def generate(
-        self, request: GenerationRequest, image: bytes | None, output: Path, on_step: OnStep
+        self, request: GenerationRequest, media: Media, output: Path, on_step: OnStep
     ) -> Ran:
         """Count the steps."""
         start = time.monotonic()

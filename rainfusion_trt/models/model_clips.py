@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -114,6 +114,15 @@ class ModelClips:
         ------
         UnsupportedError
             They have not; said before any work.
+        """
+
+    def check_start(self, media: Collection[str]) -> None:  # noqa: B027
+        """Refuse pictures and clips that the model has no place for together, by their names.
+
+        Raises
+        ------
+        InvalidInputError
+            There are too many, or one is missing.
         """
 
     def check_media(self, arguments: Mapping[str, Any], *, exported: bool) -> None:  # noqa: B027

@@ -17,7 +17,7 @@ tell from 2.1-14B, which makes no difference to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -128,8 +128,12 @@ class Wan(VideoModel):
         super().check_media(arguments, exported=exported)
         if "last_image" not in arguments or arguments.get("image_embeds") is not None:
             return
+        self.check_start([name for name, value in arguments.items() if value is not None])
+
+    def check_start(self, media: Collection[str]) -> None:
+        """Of as many pictures as it has embeddings, where it has any."""
         count = self.image_tokens // IMAGE_TOKENS
-        given = [name for name in ("image", "last_image") if arguments.get(name) is not None]
+        given = [name for name in ("image", "last_image") if name in media]
         if count and len(given) > count:
             raise InvalidInputError(
                 f"{self.name} starts from one picture: leave last_image out, or take "

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import logging
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -49,13 +49,18 @@ def unknown_arguments(pipeline_class: Any, names: Iterable[str]) -> list[str]:
 def check_media(pipe: Any, arguments: Iterable[str]) -> None:
     """Raise InvalidInputError where a pipeline gets no image or video, or would leave one out."""
     given = set(arguments)
-    if "last_image" in given and pipe.config.get("expand_timesteps"):
+    if _leaves_out(pipe, given):
         raise InvalidInputError(
             f"{type(pipe).__name__} with expand_timesteps leaves last_image out: give image= alone"
         )
     for name, always in _needed(type(pipe)).items():
         if name not in given and (always or not any("latents" in other for other in given)):
             raise InvalidInputError(f"{type(pipe).__name__} starts from {name}: give {name}=")
+
+
+def _leaves_out(pipe: Any, media: Collection[str]) -> bool:
+    """Whether a pipeline would take last_image and make nothing of it."""
+    return "last_image" in media and bool(pipe.config.get("expand_timesteps"))
 
 
 def _needed(pipeline_class: Any) -> dict[str, bool]:
@@ -231,6 +236,12 @@ class Pipes:
 
     def takes(self, *media: str) -> bool:
         """Whether a call can be made of a text and these of `MEDIA`, and no others."""
+        if _leaves_out(self.first, media):
+            return False
+        try:
+            self._model.check_start(media)
+        except InvalidInputError:
+            return False
         first = type(self.first)
         classes = (first,) if self._fixed else (first, *diffusers_classes(self._model))
         return any(

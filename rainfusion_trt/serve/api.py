@@ -111,8 +111,8 @@ def _add_videos(api: FastAPI, service: VideoService) -> None:
     @api.post("/v1/videos", openapi_extra={"requestBody": request_body()})
     async def create(request: Request) -> Video:
         """Put a video into the queue."""
-        wanted, image = await read_body(request)
-        return Video.of(await run_in_threadpool(service.submit, wanted, image))
+        wanted, media = await read_body(request)
+        return Video.of(await run_in_threadpool(service.submit, wanted, media))
 
     @api.get("/v1/videos")
     def list_videos(

@@ -1,4 +1,4 @@
-"""Reads the body of ``POST /v1/videos``: JSON, or a form with an image."""
+"""Reads the body of ``POST /v1/videos``: JSON, or a form with images."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
 from rainfusion_trt.serve.errors import ServiceError
+from rainfusion_trt.serve.media import BY_FIELD
 from rainfusion_trt.serve.request import VideoRequest
+from rainfusion_trt.serve.worker import Media
 
-_REFERENCE = "input_reference"
-_REFERENCE_URL = "input_reference[image_url]"  # as OpenAI's client writes it in a form
+_URL = "[image_url]"  # behind a field's name, as OpenAI's client writes it in a form
 _DATA_URL = re.compile(r"data:image/(?:png|jpeg|webp);base64,", re.IGNORECASE)
 _FIELDS = 64
 _TEXT_BYTES = 1 << 18  # of one field of a form
 
 
-async def read_body(request: Request) -> tuple[VideoRequest, bytes | None]:
-    """The request and its image.
+async def read_body(request: Request) -> tuple[VideoRequest, Media]:
+    """The request and its files, by their names in the service.
 
     Raises
     ------
@@ -31,10 +32,11 @@ async def read_body(request: Request) -> tuple[VideoRequest, bytes | None]:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        fields, image = _of_json(await request.body())
+        fields, media = _of_json(await request.body())
     elif kind == "multipart/form-data":
-        async with request.form(max_files=1, max_fields=_FIELDS, max_part_size=_TEXT_BYTES) as form:
-            fields, image = await _of_form(form)
+        limits = {"max_files": len(BY_FIELD), "max_fields": _FIELDS, "max_part_size": _TEXT_BYTES}
+        async with request.form(**limits) as form:
+            fields, media = await _of_form(form)
     else:
         raise ServiceError(
             f"content type {kind[:80]!r}: send application/json or multipart/form-data",
@@ -49,52 +51,57 @@ async def read_body(request: Request) -> tuple[VideoRequest, bytes | None]:
                 param="request_id",
             )
         fields["request_id"] = key
-    return VideoRequest.read(fields), image
+    return VideoRequest.read(fields), media
 
 
-def _of_json(body: bytes) -> tuple[dict[str, Any], bytes | None]:
+def _of_json(body: bytes) -> tuple[dict[str, Any], Media]:
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise ServiceError("the body is no JSON: send one object", code="invalid_json") from error
     if not isinstance(fields, dict):
         raise ServiceError("the body is no JSON object: send one", code="invalid_json")
-    return fields, _of_url(fields.pop(_REFERENCE, None))
+    found = {field: fields.pop(field, None) for field in BY_FIELD}
+    return fields, {
+        BY_FIELD[field].name: _of_url(field, reference)
+        for field, reference in found.items()
+        if reference is not None
+    }
 
 
-def _of_url(reference: Any) -> bytes | None:
+def _of_url(field: str, reference: Any) -> bytes:
     """The image of a data URL. Others are not fetched: they would be, from inside the network."""
-    if reference is None:
-        return None
     url = reference.get("image_url") if isinstance(reference, dict) else None
     match = _DATA_URL.match(url) if isinstance(url, str) else None
     if match is None or len(reference) != 1:
         raise ServiceError(
-            'input_reference: send {"image_url": "data:image/png;base64,..."}, or the file itself '
-            "as multipart/form-data",
-            param=_REFERENCE,
+            f'{field}: send {{"image_url": "data:image/png;base64,..."}}, or the file itself as '
+            "multipart/form-data",
+            param=field,
         )
     try:
         return base64.b64decode(reference["image_url"][match.end() :], validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ServiceError("input_reference is no base64: encode it", param=_REFERENCE) from error
+        raise ServiceError(f"{field} is no base64: encode it", param=field) from error
 
 
-async def _of_form(form: FormData) -> tuple[dict[str, Any], bytes | None]:
+async def _of_form(form: FormData) -> tuple[dict[str, Any], Media]:
     fields: dict[str, Any] = {}
-    image = None
+    media: dict[str, bytes] = {}
     for name, value in form.multi_items():
-        if name in fields or (name in (_REFERENCE, _REFERENCE_URL) and image is not None):
+        field = name.removesuffix(_URL)
+        medium = BY_FIELD.get(field)
+        if name in fields or (medium is not None and medium.name in media):
             raise ServiceError(f"{name[:80]} is given twice: give it once", param=name[:80])
-        if name == _REFERENCE and isinstance(value, UploadFile):
-            image = await value.read()
-        elif name == _REFERENCE_URL and isinstance(value, str):
-            image = _of_url({"image_url": value})
+        if medium is not None and name == field and isinstance(value, UploadFile):
+            media[medium.name] = await value.read()
+        elif medium is not None and name != field and isinstance(value, str):
+            media[medium.name] = _of_url(field, {"image_url": value})
         elif isinstance(value, UploadFile):
             raise ServiceError(
-                f"{name[:80]} is a file: the one file of a request is input_reference",
+                f"{name[:80]} is a file: files of a request are {', '.join(BY_FIELD)}",
                 param=name[:80],
             )
         else:
             fields[name] = value
-    return fields, image
+    return fields, media

@@ -17,7 +17,7 @@ metadata = sa.MetaData()
 
 # The names end in the version of their columns: another version finds its own tables or none.
 jobs = sa.Table(
-    "rainfusion_jobs_1",
+    "rainfusion_jobs_2",
     metadata,
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("id", sa.String(64), nullable=False, unique=True),
@@ -26,7 +26,7 @@ jobs = sa.Table(
     sa.Column("request", sa.Text, nullable=False),
     sa.Column("fingerprint", sa.String(64), nullable=False),
     sa.Column("request_id", sa.String(200), unique=True),
-    sa.Column("has_image", sa.Boolean, nullable=False),
+    sa.Column("media", sa.String(200), nullable=False),  # names, with commas between them
     sa.Column("progress", sa.Integer, nullable=False, default=0),
     sa.Column("attempt", sa.Integer, nullable=False, default=0),
     sa.Column("worker", sa.String(200)),
@@ -40,11 +40,11 @@ jobs = sa.Table(
     sa.Column("content", sa.String(200)),
     sa.Column("content_bytes", sa.BigInteger),
     sa.Column("ran", sa.Text),
-    sa.Index("rainfusion_jobs_1_by_status", "status", "model", "number"),
+    sa.Index("rainfusion_jobs_2_by_status", "status", "model", "number"),
     sqlite_autoincrement=True,  # a number is never given again
 )
 workers = sa.Table(
-    "rainfusion_workers_1",
+    "rainfusion_workers_2",
     metadata,
     sa.Column("name", sa.String(200), primary_key=True),
     sa.Column("deployment", sa.String(64), nullable=False),

@@ -19,11 +19,11 @@ from typing import Any
 
 from rainfusion_trt.errors import GenerationCancelled, RainFusionError
 from rainfusion_trt.serve.check import read_worker
-from rainfusion_trt.serve.dynamo_messages import answer, fields_of, image_of
+from rainfusion_trt.serve.dynamo_messages import answer, fields_of, media_of
 from rainfusion_trt.serve.request import VideoRequest, plan
 from rainfusion_trt.serve.settings import STEP_LIMIT_S, Limits
 from rainfusion_trt.serve.step_limit import StepLimit
-from rainfusion_trt.serve.worker import GenerationRequest, Ran, Worker, make_worker
+from rainfusion_trt.serve.worker import GenerationRequest, Media, Ran, Worker, make_worker
 
 _log = logging.getLogger(__name__)
 
@@ -87,9 +87,9 @@ class Videos:
 
         left = threading.Event()
         try:
-            asked, image = self._planned(request)
+            asked, media = self._planned(request)
             made = asyncio.get_running_loop().run_in_executor(
-                self._thread, self._made, asked, image, lambda: left.is_set() or _ended(context)
+                self._thread, self._made, asked, media, lambda: left.is_set() or _ended(context)
             )
             ran, video = await self._unless_it_hangs(made)
         except Hung as error:
@@ -125,16 +125,16 @@ class Videos:
                 raise Hung(fault)
         return made.result()
 
-    def _planned(self, body: Mapping[str, Any]) -> tuple[GenerationRequest, bytes | None]:
+    def _planned(self, body: Mapping[str, Any]) -> tuple[GenerationRequest, Media]:
         fields = fields_of(body)
         if fields.get("model") == self.served_model_name:  # the frontend has routed by it
             del fields["model"]
-        image = image_of(body, self._limits)
+        media = media_of(fields, self._limits)
         asked = VideoRequest.read(fields)
-        return plan(asked, self._model, self._limits, image=image is not None), image
+        return plan(asked, self._model, self._limits, media=media), media
 
     def _made(
-        self, asked: GenerationRequest, image: bytes | None, ended: Callable[[], bool]
+        self, asked: GenerationRequest, media: Media, ended: Callable[[], bool]
     ) -> tuple[Ran, bytes]:
         limit = self._step_limit = StepLimit(self._step_limit_s)
 
@@ -147,7 +147,7 @@ class Videos:
             on_step(0, asked.steps)  # while it waited
             with tempfile.TemporaryDirectory(prefix="rainfusion-dynamo-") as scratch:
                 made = Path(scratch) / "video.mp4"
-                ran = self._worker.generate(asked, image, made, on_step)
+                ran = self._worker.generate(asked, media, made, on_step)
                 return ran, made.read_bytes()
         finally:
             self._step_limit = None

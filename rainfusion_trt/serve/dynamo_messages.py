@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rainfusion_trt.serve.errors import ServiceError
-from rainfusion_trt.serve.image import clean_image
+from rainfusion_trt.serve.media import BY_FIELD, BY_NAME, clean_media
 from rainfusion_trt.serve.settings import Limits
-from rainfusion_trt.serve.worker import Ran
+from rainfusion_trt.serve.worker import Media, Ran
 
 # Dynamo's own fields beside the prompt, by ours.
 _EXTENSIONS = {
@@ -23,7 +23,7 @@ _EXTENSIONS = {
     "seed": "seed",
 }
 _PLAIN = ("prompt", "model", "size", "seconds")
-_OTHERS = ("extra_args", "input_reference", "nvext", "output_format", "response_format", "user")
+_OTHERS = ("extra_args", "nvext", "output_format", "response_format", "user")
 
 
 def fields_of(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def fields_of(body: Mapping[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        For `VideoRequest.read`, which refuses names that it does not know.
+        For `media_of`, and then for `VideoRequest.read`, which refuses names that it does not know.
 
     Raises
     ------
@@ -82,31 +82,35 @@ def _part(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return part
 
 
-def image_of(body: Mapping[str, Any], limits: Limits) -> bytes | None:
-    """The first frame as a PNG file; sent as a ``data:`` URL or base64.
+def media_of(fields: dict[str, Any], limits: Limits) -> Media:
+    """The pictures among the fields, which are taken out of them, as PNG files.
+
+    Each is sent as a ``data:`` URL or base64.
 
     Raises
     ------
     ServiceError
-        It is something else: no address is fetched.
+        One is something else, as no address is fetched; or together they are too large.
     """
-    given = body.get("input_reference")
-    if given is None:
-        return None
-    text = str(given).partition(";base64,")[2] if str(given).startswith("data:") else str(given)
-    if len(text) > limits.upload_bytes * 4 // 3 + 4:
+    texts = {one.name: fields.pop(field) for field, one in BY_FIELD.items() if field in fields}
+    media = {name: _decoded(BY_NAME[name].field, str(text)) for name, text in texts.items()}
+    if sum(map(len, media.values())) > limits.upload_bytes:
+        named = " and ".join(BY_NAME[name].field for name in media)
         raise ServiceError(
-            f"input_reference has more than {limits.upload_bytes} bytes: send a smaller image",
-            param="input_reference",
+            f"{named}: more than {limits.upload_bytes} bytes; send smaller images",
+            param=BY_NAME[next(iter(media))].field,
         )
+    return clean_media(media, limits)
+
+
+def _decoded(field: str, given: str) -> bytes:
+    text = given.partition(";base64,")[2] if given.startswith("data:") else given
     try:
-        data = base64.b64decode(text, validate=True)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise ServiceError(
-            "input_reference is no base64: send a data: URL, as addresses are not fetched",
-            param="input_reference",
+            f"{field} is no base64: send a data: URL, as addresses are not fetched", param=field
         ) from error
-    return clean_image(data, most_pixels=limits.image_pixels)
 
 
 def answer(

@@ -23,7 +23,7 @@ from rainfusion_trt.errors import GenerationCancelled, ParallelError, RainFusion
 from rainfusion_trt.parallel.config import ParallelConfig
 from rainfusion_trt.serve.group_message import Answer
 from rainfusion_trt.serve.pipeline_worker import PipelineWorker
-from rainfusion_trt.serve.worker import GenerationRequest
+from rainfusion_trt.serve.worker import GenerationRequest, Media
 
 
 def main(number: int) -> None:
@@ -43,9 +43,9 @@ def main(number: int) -> None:
     work: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_listen, args=(end, work, stop), daemon=True).start()
     while True:
-        request, image, output = work.get()
+        request, media, output = work.get()
         stop.clear()
-        answer = _answer(partial(_make, worker, end, request, image, Path(output), stop))
+        answer = _answer(partial(_make, worker, end, request, media, Path(output), stop))
         end.send(replace(answer, fault=worker.fault()))
 
 
@@ -66,7 +66,7 @@ def _make(
     worker: PipelineWorker,
     end: Connection,
     request: str,
-    image: bytes | None,
+    media: Media,
     output: Path,
     stop: threading.Event,
 ) -> Answer:
@@ -76,7 +76,7 @@ def _make(
         end.send(Answer(step=(done, steps)))
 
     try:
-        ran = worker.take_part(asked, image, output, on_step, stop)
+        ran = worker.take_part(asked, media, output, on_step, stop)
     except GenerationCancelled:
         return Answer()
     return Answer(ran=None if ran is None else ran.model_dump_json())

@@ -26,6 +26,7 @@ from rainfusion_trt.serve.group_message import Answer
 from rainfusion_trt.serve.pipeline_worker import PipelineWorker
 from rainfusion_trt.serve.worker import (
     GenerationRequest,
+    Media,
     ModelDescription,
     OnStep,
     Ran,
@@ -99,7 +100,7 @@ class GroupWorker:
         return self._description
 
     def generate(
-        self, request: GenerationRequest, image: bytes | None, output: Path, on_step: OnStep
+        self, request: GenerationRequest, media: Media, output: Path, on_step: OnStep
     ) -> Ran:
         """Make a video; see `rainfusion_trt.serve.worker.Worker`.
 
@@ -110,7 +111,7 @@ class GroupWorker:
         """
         if self._fault is not None:
             raise WorkerGone(self._fault)
-        self._send((request.model_dump_json(), image, str(output)))
+        self._send((request.model_dump_json(), dict(media), str(output)))
         made = self._answers(on_step)
         assert made.ran is not None
         return Ran.model_validate_json(made.ran)

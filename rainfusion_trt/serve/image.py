@@ -1,4 +1,4 @@
-"""The image of a request, decoded with care: it comes from a stranger."""
+"""An image of a request, decoded with care: it comes from a stranger."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP")
 _DECODING = threading.Lock()
 
 
-def clean_image(data: bytes, *, most_pixels: int) -> bytes:
+def clean_image(data: bytes, *, most_pixels: int, field: str = "input_reference") -> bytes:
     """An uploaded image as a plain PNG file: pixels alone, upright, RGB.
 
     Parameters
@@ -22,6 +22,8 @@ def clean_image(data: bytes, *, most_pixels: int) -> bytes:
         A PNG, JPEG or WebP file.
     most_pixels
         Width times height; read off the header, before anything is decoded.
+    field
+        Of the request that it came in, which errors name.
 
     Raises
     ------
@@ -36,23 +38,23 @@ def clean_image(data: bytes, *, most_pixels: int) -> bytes:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 if image.width * image.height > most_pixels:
                     raise _refused(
-                        f"has {image.width}x{image.height} pixels, more than {most_pixels}"
+                        field, f"has {image.width}x{image.height} pixels, more than {most_pixels}"
                     )
                 upright = ImageOps.exif_transpose(image.convert("RGB"))
     except ServiceError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _refused(f"has more than {most_pixels} pixels") from error
+        raise _refused(field, f"has more than {most_pixels} pixels") from error
     except Exception as error:  # decoders raise many types for damaged files
-        raise _refused("is no PNG, JPEG or WebP file, or is damaged") from error
+        raise _refused(field, "is no PNG, JPEG or WebP file, or is damaged") from error
     kept = io.BytesIO()
     Image.frombytes("RGB", upright.size, upright.tobytes()).save(kept, "PNG")
     return kept.getvalue()
 
 
-def _refused(what: str) -> ServiceError:
+def _refused(field: str, what: str) -> ServiceError:
     return ServiceError(
-        f"input_reference {what}: send a smaller or another image",
+        f"{field} {what}: send a smaller or another image",
         code="invalid_image",
-        param="input_reference",
+        param=field,
     )

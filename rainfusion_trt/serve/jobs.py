@@ -27,6 +27,11 @@ def is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
+def media_key(job_id: str, name: str) -> str:
+    """Key of a file that came with a job's request."""
+    return f"{job_id}.{name}.png"
+
+
 @dataclass(frozen=True)
 class JobError:
     """Why a job failed: a code for programs, and one line."""
@@ -45,6 +50,8 @@ class Job:
         Order in which jobs came.
     model : str
         That it was accepted for.
+    media : tuple of str
+        Names of the files that came with it, see `rainfusion_trt.serve.worker.Media`.
     progress : int
         Percent, 100 only once the video is there.
     attempt : int
@@ -61,7 +68,7 @@ class Job:
     status: Status
     request: GenerationRequest
     request_id: str | None
-    has_image: bool
+    media: tuple[str, ...]
     progress: int
     attempt: int
     cancel_requested: bool
@@ -78,10 +85,9 @@ class Job:
         """Whether nothing of it will change again."""
         return self.status in ("completed", "failed")
 
-    @property
-    def image_key(self) -> str:
-        """Key of its image."""
-        return f"{self.id}.png"
+    def media_key(self, name: str) -> str:
+        """Key of one of its files."""
+        return media_key(self.id, name)
 
     def video_key(self, attempt: int) -> str:
         """Key of the video that an attempt makes: one that was given up writes to its own."""

@@ -19,9 +19,11 @@ from rainfusion_trt.errors import RainFusionError
 from rainfusion_trt.presets import PRESETS
 from rainfusion_trt.serve.errors import ServiceError
 from rainfusion_trt.serve.jobs import Job
+from rainfusion_trt.serve.media import MEDIA
 from rainfusion_trt.serve.request import VideoRequest
 from rainfusion_trt.serve.service import VideoService
 from rainfusion_trt.serve.wipe import SCRIPT, STYLE, wipe
+from rainfusion_trt.serve.worker import Media
 
 _LOOK_S = 1.0  # between two looks at the jobs
 _LISTED = 20
@@ -55,17 +57,17 @@ class Page:
     def make(
         self,
         prompt: str,
-        image: str | None,
         preset: str,
         sparsity: str,
         steps: str,
         seed: str,
         beside: bool,
+        *pictures: str | None,
     ) -> list[str]:
         """Put a video into the queue, and with `beside` a dense one of the same noise; their ids.
 
-        `image` is the path of a file, which is looked at as any other. Numbers are texts as in a
-        form, empty where the server is to choose.
+        `pictures` are paths of files in the order of `MEDIA`, which are looked at as any other.
+        Numbers are texts as in a form, empty where the server is to choose.
 
         Raises
         ------
@@ -77,12 +79,16 @@ class Page:
             "preset": None if preset == _USUAL else preset,
             "sparsity": _given(sparsity),
         }
-        file = None if image is None else Path(image).read_bytes()
-        first = self._submit({**fields, **sparse}, file)
+        media = {
+            one.name: Path(path).read_bytes()
+            for one, path in zip(MEDIA, pictures, strict=False)
+            if path is not None
+        }
+        first = self._submit({**fields, **sparse}, media)
         if not beside:
             return [first.id]
         dense = {**fields, "seed": first.request.seed, "sparsity": 0.0}
-        return [first.id, self._submit(dense, file).id]
+        return [first.id, self._submit(dense, media).id]
 
     def cancel(self, ids: list[str]) -> None:
         """Cancel what is not finished of some jobs."""
@@ -103,9 +109,9 @@ class Page:
         listed, _ = self._service.list(after=None, limit=_LISTED, newest_first=True)
         return said, shown, _table(listed)
 
-    def _submit(self, fields: dict[str, Any], image: bytes | None) -> Job:
+    def _submit(self, fields: dict[str, Any], media: Media) -> Job:
         given = {name: value for name, value in fields.items() if value is not None}
-        return self._service.submit(VideoRequest.read(given), image)
+        return self._service.submit(VideoRequest.read(given), media)
 
     def _known(self, ids: list[str]) -> list[Job]:
         """The jobs that are still there."""
@@ -165,9 +171,10 @@ def _layout(gradio: Any, page: Page, service: VideoService) -> Any:
         ids = gradio.State([])
         prompt = gradio.Textbox(label="Prompt", max_length=service.limits.prompt_characters)
         # The file as it came: Gradio would decode any format and size before we looked at it.
-        image = gradio.Image(
-            label="First frame, for models that take one", type="filepath", image_mode=None
-        )
+        with gradio.Row():
+            pictures = [
+                gradio.Image(label=one.label, type="filepath", image_mode=None) for one in MEDIA
+            ]
         with gradio.Row():
             preset = gradio.Dropdown([_USUAL, *PRESETS], value=_USUAL, label="Preset")
             # No `Number`: a browser sends 0 for one that is empty.
@@ -183,7 +190,7 @@ def _layout(gradio: Any, page: Page, service: VideoService) -> Any:
         shown = gradio.HTML(css_template=STYLE, js_on_load=SCRIPT)
         # No `Dataframe`: one that was empty at first shows no rows until its window is resized.
         queue = gradio.HTML(css_template=_TABLE_STYLE)
-        inputs = [prompt, image, preset, sparsity, steps, seed, beside]
+        inputs = [prompt, preset, sparsity, steps, seed, beside, *pictures]
         start.click(make, inputs, ids, api_name=False)
         stop.click(page.cancel, ids, None, api_name=False)
         gradio.Timer(_LOOK_S).tick(

@@ -19,6 +19,7 @@ from rainfusion_trt.runtime.pipeline import Pipeline, PipelineOutput
 from rainfusion_trt.runtime.precision import precision_of_options
 from rainfusion_trt.runtime.schedule import Schedule, choose_schedule
 from rainfusion_trt.runtime.steps import Flag
+from rainfusion_trt.serve.media import BY_NAME, starts_of
 from rainfusion_trt.serve.pipeline_parts import (
     demo_pipeline,
     device_fault,
@@ -29,6 +30,7 @@ from rainfusion_trt.serve.pipeline_parts import (
 )
 from rainfusion_trt.serve.worker import (
     GenerationRequest,
+    Media,
     ModelDescription,
     OnStep,
     Ran,
@@ -141,11 +143,12 @@ class PipelineWorker:
         self._pipeline = Pipeline(**self._options)
         self._usual = self._pipeline.artifacts.settings.method
         self._pipeline.pipe.set_progress_bar_config(disable=True)  # clients see the progress
-        if not self._pipeline.takes() and not self._pipeline.takes("image"):
+        self._starts = starts_of(self._takes)
+        if not self._starts:
             self._pipeline.close()
             raise InvalidInputError(
-                f"{type(self._pipeline.pipe).__name__} starts from more than a text and an image, "
-                "which is all that requests bring: use `rainfusion-trt run` or Pipeline"
+                f"{type(self._pipeline.pipe).__name__} starts from something else than requests "
+                f"bring ({', '.join(BY_NAME)}): use `rainfusion-trt run` or Pipeline"
             )
         self._mag_steps = self._steps_of_mag(asked=(defaults or {}).get("steps"))
         if vae_tiling:
@@ -181,24 +184,23 @@ class PipelineWorker:
             caches=tuple(name for name in RULES if name != "mag" or self._mag_steps is not None),
             cache_steps=self._mag_steps,
             cache=None if pipeline.cache is None else pipeline.cache.rule,
-            takes_image=pipeline.takes("image"),
-            needs_image=not pipeline.takes(),
+            starts=self._starts,
             takes_negative_prompt="negative_prompt" in takes,
             **{**values, **self._defaults},
         )
 
     def generate(
-        self, request: GenerationRequest, image: bytes | None, output: Path, on_step: OnStep
+        self, request: GenerationRequest, media: Media, output: Path, on_step: OnStep
     ) -> Ran:
         """Make a video; see `rainfusion_trt.serve.worker.Worker`."""
-        ran = self.take_part(request, image, output, on_step)
+        ran = self.take_part(request, media, output, on_step)
         assert ran is not None  # nobody else makes it
         return ran
 
     def take_part(
         self,
         request: GenerationRequest,
-        image: bytes | None,
+        media: Media,
         output: Path,
         on_step: OnStep,
         cancel: Flag | None = None,
@@ -207,13 +209,13 @@ class PipelineWorker:
 
         Parameters
         ----------
-        request, image, output, on_step
+        request, media, output, on_step
             See `generate`; of several processes the first calls `on_step`, which must not raise.
         cancel
             Ends the call between two steps, in all processes.
         """
         try:
-            return self._make(request, image, output, on_step, cancel)
+            return self._make(request, media, output, on_step, cancel)
         except Exception:
             self._fault = self._fault or device_fault(self._pipeline.device)
             raise
@@ -221,7 +223,7 @@ class PipelineWorker:
     def _make(
         self,
         request: GenerationRequest,
-        image: bytes | None,
+        media: Media,
         output: Path,
         on_step: OnStep,
         cancel: Flag | None,
@@ -231,8 +233,7 @@ class PipelineWorker:
         pipeline = self._pipeline
         pipeline.denoiser.keep_dense(dense_layers)
         arguments: dict[str, Any] = {"negative_prompt": request.negative_prompt}
-        if image is not None:
-            arguments["image"] = picture(image)
+        arguments |= {name: picture(data) for name, data in media.items()}
         start = time.monotonic()
         result = pipeline(
             request.prompt,
@@ -286,6 +287,22 @@ class PipelineWorker:
     def close(self) -> None:
         """Free what it holds."""
         self._pipeline.close()
+
+    def _takes(self, *media: str) -> bool:
+        """Whether requests may have these files.
+
+        A graph of one size makes one clip here, and not a shorter one where a pipeline adds frames
+        for them.
+        """
+        made = self._pipeline.artifacts
+        if made.size is not None and not made.dynamic:
+            try:
+                clip = made.model.clip_of_graph(made.size, dict.fromkeys(media))
+            except InvalidInputError:  # of no frame at all
+                return False
+            if clip != made.size:
+                return False
+        return self._pipeline.takes(*media)
 
     def _ranges(self) -> tuple[ClipRange, ...]:
         """Of the engines that run; other backends take all sizes, or one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from collections.abc import Collection
 from typing import Annotated, Any
 
 from pydantic import (
@@ -22,8 +23,9 @@ from rainfusion_trt.console import one_line
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.presets import PRESETS, preset_of
 from rainfusion_trt.serve.errors import ServiceError
+from rainfusion_trt.serve.media import check_start
 from rainfusion_trt.serve.settings import Limits
-from rainfusion_trt.serve.worker import GenerationRequest, ModelDescription
+from rainfusion_trt.serve.worker import GenerationRequest, Media, ModelDescription
 from rainfusion_trt.step_cache.settings import OFF
 from rainfusion_trt.video import check_fps
 
@@ -43,7 +45,7 @@ def _also(name: str) -> Any:
 
 
 class VideoRequest(BaseModel):
-    """The body of ``POST /v1/videos``, but for the image.
+    """The body of ``POST /v1/videos``, but for its files.
 
     Attributes
     ----------
@@ -137,9 +139,14 @@ def _refused_field(error: ValidationError) -> ServiceError:
 
 
 def plan(
-    request: VideoRequest, model: ModelDescription, limits: Limits, *, image: bool
+    request: VideoRequest, model: ModelDescription, limits: Limits, *, media: Collection[str] = ()
 ) -> GenerationRequest:
     """The request with everything said, as the model will be asked for it.
+
+    Parameters
+    ----------
+    media
+        Names of the files that come with it.
 
     Raises
     ------
@@ -157,18 +164,7 @@ def plan(
             code="model_not_found",
             param="model",
         )
-    if image and not model.takes_image:
-        raise ServiceError(
-            f"{model.model} makes videos of text alone: leave out input_reference",
-            code="unsupported",
-            param="input_reference",
-        )
-    if model.needs_image and not image:
-        raise ServiceError(
-            f"{model.model} makes videos of an image: send one as input_reference",
-            code="missing_image",
-            param="input_reference",
-        )
+    check_start(media, model)
     fps = _fps(request, model)
     width, height = _pixels(request, model)
     frames = _frames(request, model, fps)
@@ -200,10 +196,12 @@ def plan(
     )
 
 
-def fingerprint(request: VideoRequest, image: bytes | None) -> str:
+def fingerprint(request: VideoRequest, media: Media) -> str:
     """Tells requests apart; repeated ones, whatever their id, have the same."""
     digest = hashlib.sha256(request.model_dump_json(exclude={"request_id"}).encode())
-    digest.update(hashlib.sha256(image or b"").digest())
+    for name in sorted(media):
+        digest.update(hashlib.sha256(name.encode()).digest())
+        digest.update(hashlib.sha256(media[name]).digest())
     return digest.hexdigest()
 
 

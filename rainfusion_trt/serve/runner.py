@@ -120,9 +120,10 @@ class JobRunner:
     def _run(self, job: Job, name: str, pulse: Pulse) -> None:
         with tempfile.TemporaryDirectory(prefix="rainfusion-serve-") as scratch:
             made = Path(scratch) / "video.mp4"
-            image = b"".join(self._content.read(job.image_key)) if job.has_image else None
+            keys = {name: job.media_key(name) for name in job.media}
+            media = {name: b"".join(self._content.read(key)) for name, key in keys.items()}
             pulse.step(0, job.request.steps)
-            ran = self._worker.generate(job.request, image, made, pulse.step)
+            ran = self._worker.generate(job.request, media, made, pulse.step)
             key = job.video_key(job.attempt)
             size = self._content.put(key, made)
         if not self._complete(job, name, key, size, ran):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from rainfusion_trt.serve.jobs import Job
+from rainfusion_trt.serve.media import MEDIA
 from rainfusion_trt.serve.request import VideoRequest
 from rainfusion_trt.serve.worker import Ran
 
@@ -115,9 +116,10 @@ def request_body() -> dict[str, Any]:
         "required": ["image_url"],
         "additionalProperties": False,
     }
-    as_json = {**body, "properties": {**body["properties"], "input_reference": reference}}
     file = {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP."}
-    as_form = {**body, "properties": {**body["properties"], "input_reference": file}}
+    urls, files = (dict.fromkeys((one.field for one in MEDIA), form) for form in (reference, file))
+    as_json = {**body, "properties": {**body["properties"], **urls}}
+    as_form = {**body, "properties": {**body["properties"], **files}}
     return {
         "required": True,
         "content": {

@@ -12,12 +12,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from rainfusion_trt.serve.content import Content
 from rainfusion_trt.serve.errors import ServiceError
-from rainfusion_trt.serve.image import clean_image
-from rainfusion_trt.serve.jobs import Job, is_id, new_id
+from rainfusion_trt.serve.jobs import Job, is_id, media_key, new_id
+from rainfusion_trt.serve.media import clean_media
 from rainfusion_trt.serve.request import VideoRequest, fingerprint, plan
 from rainfusion_trt.serve.settings import Limits, WorkerSettings
 from rainfusion_trt.serve.store import Counts, Store, no_page_after
-from rainfusion_trt.serve.worker import ModelDescription
+from rainfusion_trt.serve.worker import NO_MEDIA, Media, ModelDescription
 
 _LIVE_S = 60.0  # since a worker was seen
 _LOADING_S = 10  # advice while none was
@@ -76,7 +76,7 @@ class VideoService:
             )
         return found
 
-    def submit(self, request: VideoRequest, image: bytes | None = None) -> Job:
+    def submit(self, request: VideoRequest, media: Media = NO_MEDIA) -> Job:
         """Put a job into the queue, or find that of the same `request_id`.
 
         Raises
@@ -84,35 +84,33 @@ class VideoService:
         ServiceError
             This server does not make such a video, or has no room for the job.
         """
-        mark = fingerprint(request, image)
+        mark = fingerprint(request, media)
         if request.request_id is not None:
             # A repeated request is answered whatever the queue and the server are like by now.
             known = self.store.find(request.request_id, mark)
             if known is not None:
                 return known
         model = self.model()
-        planned = plan(request, model, self.limits, image=image is not None)
-        clean = None
-        if image is not None:
-            clean = clean_image(image, most_pixels=self.limits.image_pixels)
+        planned = plan(request, model, self.limits, media=media)
+        files = clean_media(media, self.limits)
         job_id = new_id()
-        key = f"{job_id}.png"
-        if clean is not None:
-            self._keep(key, clean)
         created = False
         try:
+            for name, data in files.items():
+                self._keep(media_key(job_id, name), data)
             job, created = self.store.submit(
                 job_id,
                 model.model,
                 planned,
                 fingerprint=mark,
                 request_id=request.request_id,
-                has_image=clean is not None,
+                media=tuple(files),
                 limit=self.limits.queued,
             )
         finally:
-            if clean is not None and not created and not self._may_be_there(job_id):
-                self.content.delete(key)
+            if files and not created and not self._may_be_there(job_id):
+                for name in files:
+                    self.content.delete(media_key(job_id, name))
         if created:
             self._wake()
         return job
@@ -190,8 +188,8 @@ class VideoService:
             return False
         if not self.store.delete(job_id):
             raise _unknown()
-        if job.has_image:
-            self.content.delete(job.image_key)
+        for name in job.media:
+            self.content.delete(job.media_key(name))
         for attempt in range(1, job.attempt + 1):  # also what a lost worker left
             self.content.delete(job.video_key(attempt))
         return True
@@ -213,7 +211,7 @@ class VideoService:
 
     def _keep(self, key: str, data: bytes) -> None:
         with tempfile.TemporaryDirectory(prefix="rainfusion-serve-") as scratch:
-            file = Path(scratch) / "image.png"
+            file = Path(scratch) / "file"
             file.write_bytes(data)
             self.content.put(key, file)
 

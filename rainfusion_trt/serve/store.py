@@ -7,6 +7,7 @@ once the job is another's. A lease that ran out is found by `sweep`.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -68,7 +69,7 @@ class Store:
         *,
         fingerprint: str,
         request_id: str | None = None,
-        has_image: bool = False,
+        media: Collection[str] = (),
         limit: int,
     ) -> tuple[Job, bool]:
         """Put a job into the queue; the job of that `request_id`, and False, if there is one.
@@ -111,7 +112,7 @@ class Store:
                     request=request.model_dump_json(),
                     fingerprint=fingerprint,
                     request_id=request_id,
-                    has_image=has_image,
+                    media=",".join(media),
                     created_at=self._db.now(transaction),
                 )
             )
@@ -379,7 +380,7 @@ def _cancelled() -> dict[str, Any]:
 def _job(row: Any) -> Job:
     columns = row._mapping
     alike = (
-        *("number", "id", "model", "status", "request_id", "has_image", "progress", "attempt"),
+        *("number", "id", "model", "status", "request_id", "progress", "attempt"),
         *("cancel_requested", "created_at", "started_at", "completed_at", "content"),
         "content_bytes",
     )
@@ -387,6 +388,7 @@ def _job(row: Any) -> Job:
     return Job(
         **{name: columns[name] for name in alike},
         request=GenerationRequest.model_validate_json(row.request),
+        media=tuple(filter(None, row.media.split(","))),
         error=JobError(row.error_code, row.error_message) if failed else None,
         ran=None if row.ran is None else Ran.model_validate_json(row.ran),
     )

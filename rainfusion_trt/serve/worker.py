@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -13,6 +14,11 @@ from rainfusion_trt.errors import InvalidInputError
 
 OnStep = Callable[[int, int], None]
 """Called as ``on_step(done, steps)`` after every step. What it raises ends the generation."""
+
+Media = Mapping[str, bytes]
+"""Files that a video starts from, by the argument of `Pipeline`: "image", "last_image"."""
+
+NO_MEDIA: Media = MappingProxyType({})
 
 
 class _Record(BaseModel):
@@ -59,10 +65,11 @@ class ModelDescription(_Record):
         The number of steps, as requests name it, that "mag" was calibrated for.
     cache : str or None
         What a request gets that does not name a cache; None: every step runs.
-    takes_image, takes_negative_prompt : bool
-        Whether the model is made for them.
-    needs_image : bool
-        Whether it makes nothing of a text alone.
+    starts : tuple of tuple of str
+        What a video may start from beside the text: each is a set of names of `Media` that a
+        request may bring, and () is the text alone.
+    takes_negative_prompt : bool
+        Whether the model is made for one.
     """
 
     model: str
@@ -83,8 +90,7 @@ class ModelDescription(_Record):
     caches: tuple[str, ...] = ()
     cache_steps: int | None = None
     cache: str | None = None
-    takes_image: bool = False
-    needs_image: bool = False
+    starts: tuple[tuple[str, ...], ...] = ((),)
     takes_negative_prompt: bool = True
 
 
@@ -192,7 +198,7 @@ class Worker(Protocol):
         """What it makes videos with."""
 
     def generate(
-        self, request: GenerationRequest, image: bytes | None, output: Path, on_step: OnStep
+        self, request: GenerationRequest, media: Media, output: Path, on_step: OnStep
     ) -> Ran:
         """Make a video and write it to `output`, an .mp4 that is not there yet.
 
@@ -200,8 +206,8 @@ class Worker(Protocol):
         ----------
         request
             What to make.
-        image
-            A PNG file of the first frame, for a model that takes one.
+        media
+            PNG files, one of `ModelDescription.starts`.
         output
             The file.
         on_step

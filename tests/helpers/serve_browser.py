@@ -17,7 +17,7 @@ import pytest
 from benchmarks.serving.noop import NoopWorker
 from helpers.serve_running import Running
 from helpers.serve_workers import wait_for
-from rainfusion_trt.serve.worker import GenerationRequest, OnStep, Ran
+from rainfusion_trt.serve.worker import GenerationRequest, Media, OnStep, Ran
 from rainfusion_trt.video import save_video
 
 SECONDS, FPS = 2, 8
@@ -45,13 +45,13 @@ class ShadeWorker(NoopWorker):
             self._videos[shade] = save_video(frames, folder / f"{shade}.mp4", fps=FPS).read_bytes()
 
     def generate(
-        self, request: GenerationRequest, image: bytes | None, output: Path, on_step: OnStep
+        self, request: GenerationRequest, media: Media, output: Path, on_step: OnStep
     ) -> Ran:
         def stepped(done: int, steps: int) -> None:
             on_step(done, steps)
             assert self.go.wait(60)
 
-        ran = super().generate(request, image, output, stepped)
+        ran = super().generate(request, media, output, stepped)
         output.write_bytes(self._videos[DENSE if request.sparsity == 0 else SPARSE])
         return ran
 

@@ -12,22 +12,23 @@ from benchmarks.serving.noop import NoopWorker
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models import VideoSize, get_model
 from rainfusion_trt.serve.pipeline_worker import PipelineWorker
-from rainfusion_trt.serve.worker import GenerationRequest, ModelDescription, OnStep, Ran
+from rainfusion_trt.serve.worker import GenerationRequest, Media, ModelDescription, OnStep, Ran
 
 TINY = VideoSize(9, 64, 96)
+STARTS = ((), ("image",), ("image", "last_image"))
 
 
 class JournalWorker(NoopWorker):
     """Does what the prompt says, and notes what it began and made, a line each, in a file."""
 
     def __init__(self, *, journal: str, **options: Any) -> None:
-        super().__init__(takes_image=True, **options)
+        super().__init__(starts=STARTS, **options)
         self._journal = Path(journal)
         self._broken: str | None = None
         self.go = threading.Event()  # what hangs goes on
 
     def generate(
-        self, request: GenerationRequest, image: bytes | None, output: Path, on_step: OnStep
+        self, request: GenerationRequest, media: Media, output: Path, on_step: OnStep
     ) -> Ran:
         self._note("began", request.prompt)
         if request.prompt == "refuse":
@@ -43,9 +44,9 @@ class JournalWorker(NoopWorker):
             raise RuntimeError("the GPU is gone")
         if request.prompt == "hang" and not self._began_before(request.prompt):
             self.go.wait()
-        if image is not None:
-            self._note("image", f"{len(image)}")
-        ran = super().generate(request, image, output, on_step)
+        for name, data in media.items():
+            self._note(name, f"{len(data)}")
+        ran = super().generate(request, media, output, on_step)
         self._note("made", request.prompt)
         return ran
 
@@ -75,13 +76,13 @@ class JournalCogVideoX(JournalWorker):
         return self._model.describe()
 
     def generate(
-        self, request: GenerationRequest, image: bytes | None, output: Path, on_step: OnStep
+        self, request: GenerationRequest, media: Media, output: Path, on_step: OnStep
     ) -> Ran:
         if not request.prompt.startswith("real"):
             self._step_seconds = 0.2 if request.prompt.startswith("slow") else 0.0
-            return super().generate(request, image, output, on_step)
+            return super().generate(request, media, output, on_step)
         self._note("began", request.prompt)
-        ran = self._model.generate(request, image, output, on_step)
+        ran = self._model.generate(request, media, output, on_step)
         self._note("made", request.prompt)
         return ran
 

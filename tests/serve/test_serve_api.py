@@ -208,7 +208,10 @@ def test_deleting_removes_the_files(running):
     files = {"prompt": (None, "with"), "input_reference": ("../../x.png", png(), "image/png")}
     made = running.client.post("/v1/videos", files=files).json()
     running.drain()
-    assert sorted(p.name for p in folder.iterdir()) == [f"{made['id']}.1.mp4", f"{made['id']}.png"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        f"{made['id']}.1.mp4",
+        f"{made['id']}.image.png",
+    ]
     assert running.client.delete(f"/v1/videos/{made['id']}").json()["deleted"]
     assert list(folder.iterdir()) == []
     assert running.client.delete(f"/v1/videos/{made['id']}").status_code == 404
@@ -384,7 +387,9 @@ def test_bad_forms_are_refused(refusing):
     url = ("input_reference[image_url]", (None, "data:image/png;base64,AAAA"))
     assert "twice" in send([prompt, file, url])  # and not the latter alone
     assert send([prompt, file, file])
-    assert "the one file" in send([prompt, ("other", ("a.png", png(), "image/png"))])
+    assert "files of a request are input_reference, last_image" in send(
+        [prompt, ("other", ("a.png", png(), "image/png"))]
+    )
     assert "damaged" in send([prompt, ("input_reference", ("a.png", png()[:40], "image/png"))])
     assert send([prompt, *((f"f{i}", (None, "a")) for i in range(100))])
     assert send([("prompt", (None, "a" * 2**19))])
@@ -405,7 +410,7 @@ def test_unknown_places_are_errors_in_the_same_form(running):
 def test_images_arrive_clean(running):
     file = {"prompt": (None, "a"), "input_reference": ("x", png(kind="JPEG"), "image/jpeg")}
     made = running.client.post("/v1/videos", files=file).json()
-    stored = running.service.content.path(f"{made['id']}.png").read_bytes()
+    stored = running.service.content.path(f"{made['id']}.image.png").read_bytes()
     assert Image.open(io.BytesIO(stored)).format == "PNG"
     url = "data:image/png;base64," + base64.b64encode(png()).decode()
     running.post(prompt="b", input_reference={"image_url": url})
@@ -548,21 +553,108 @@ def test_sizes_of_no_engine_are_refused_at_the_door(fields, param, words):
     model = described(ranges=(one, other), frames_first=5)
     request = VideoRequest.read({"prompt": "a", **fields})
     if param is None:
-        assert plan(request, model, Limits(), image=False).frames in (5, 9)
+        assert plan(request, model, Limits()).frames in (5, 9)
         return
     with pytest.raises(ServiceError, match=re.escape(words)) as refused:
-        plan(request, model, Limits(), image=False)
+        plan(request, model, Limits())
     assert refused.value.param == param
 
 
 def test_a_model_of_images_needs_one():
-    request, model = VideoRequest.read({"prompt": "a"}), described(takes_image=True)
-    plan(request, model, Limits(), image=False)
-    of_images = described(takes_image=True, needs_image=True)
-    plan(request, of_images, Limits(), image=True)
+    request, model = VideoRequest.read({"prompt": "a"}), described(starts=((), ("image",)))
+    plan(request, model, Limits())
+    of_images = described(starts=(("image",),))
+    plan(request, of_images, Limits(), media=["image"])
     with pytest.raises(ServiceError, match="makes videos of an image") as refused:
-        plan(request, of_images, Limits(), image=False)
+        plan(request, of_images, Limits())
     assert refused.value.param == "input_reference"
+
+
+FIRST_AND_LAST = ("image", "last_image")
+
+
+@pytest.mark.parametrize(
+    ("starts", "given", "param", "words"),
+    [
+        (
+            ((),),
+            ["image", "last_image"],
+            "input_reference",
+            "text alone: leave out input_ref.* and",
+        ),
+        (((), ("image",)), ["image", "last_image"], "last_image", "an image: leave out last_image"),
+        (((), ("image",)), ["last_image"], "last_image", "text alone: leave out last_image"),
+        ((FIRST_AND_LAST,), ["image"], "last_image", "an image and a last image: send last_image"),
+        ((FIRST_AND_LAST,), [], "input_reference", "send input_reference and last_image"),
+        (((), FIRST_AND_LAST), ["last_image"], "input_reference", "send input_reference$"),
+        ((("image",), FIRST_AND_LAST), [], "input_reference", "an image: send input_ref"),
+    ],
+)
+def test_what_it_does_not_start_from_is_refused_at_the_door(starts, given, param, words):
+    request, model = VideoRequest.read({"prompt": "a"}), described(starts=starts)
+    with pytest.raises(ServiceError, match=f"tiny makes videos of .*{words}") as refused:
+        plan(request, model, Limits(), media=given)
+    assert refused.value.param == param
+    for start in starts:
+        plan(request, model, Limits(), media=start)
+
+
+def test_a_first_and_a_last_image(running):
+    """By a file, by a data URL in JSON and in a form; kept and deleted together."""
+    url = "data:image/png;base64," + base64.b64encode(png((4, 4))).decode()
+    first = ("x", png(kind="JPEG"), "image/jpeg")
+    form = {"prompt": (None, "a"), "input_reference": first}
+    bodies = (
+        {"files": {**form, "last_image": ("y", png((4, 4)), "image/png")}},
+        {"files": {**form, "last_image[image_url]": (None, url)}},
+        {"json": {"prompt": "a", **dict.fromkeys(REFERENCES, {"image_url": url})}},
+    )
+    ids = [running.client.post("/v1/videos", **body).json()["id"] for body in bodies]
+    folder = running.service.content.path("x").parent
+    for name, size in (("image", (8, 8)), ("last_image", (4, 4))):
+        stored = Image.open(folder / f"{ids[0]}.{name}.png")
+        assert (stored.format, stored.size) == ("PNG", size)
+    assert running.drain() == ids
+    for name in FIRST_AND_LAST:
+        assert len(journal_lines(running.journal, name)) == 3
+    for job in ids:
+        assert running.client.delete(f"/v1/videos/{job}").json()["deleted"]
+    assert list(folder.iterdir()) == []
+
+
+REFERENCES = ("input_reference", "last_image")
+
+
+def test_a_last_image_makes_another_request(running):
+    def send(**files):
+        form = {"prompt": (None, "a"), "request_id": (None, "k"), **files}
+        return running.client.post("/v1/videos", files=form)
+
+    one, other = (("x", png(size), "image/png") for size in ((8, 8), (4, 4)))
+    whole = dict(zip(REFERENCES, (one, other), strict=True))
+    first = send(**whole).json()
+    assert send(**whole).json() == first
+    for files in (
+        {"input_reference": one},
+        dict(zip(REFERENCES, (other, one), strict=True)),
+        dict(zip(REFERENCES, (one, one), strict=True)),
+    ):
+        assert error_of(send(**files))["code"] == "idempotency_conflict"
+    kept = {path.name for path in running.service.content.path("x").parent.iterdir()}
+    assert kept == {f"{first['id']}.{name}.png" for name in FIRST_AND_LAST}
+
+
+def test_a_bad_last_image_leaves_nothing(running):
+    prompt = {"prompt": (None, "a"), "input_reference": ("x", png(), "image/png")}
+    for last, words in (
+        (("y", b"no picture", "image/png"), "last_image is no PNG"),
+        (("y", png((6000, 6000)), "image/png"), "last_image has 6000x6000 pixels"),
+    ):
+        answer = running.client.post("/v1/videos", files={**prompt, "last_image": last})
+        assert error_of(answer)["param"] == "last_image" and words in answer.text
+    bad = {"prompt": "a", "last_image": {"image_url": "http://169.254.169.254/"}}
+    assert error_of(running.client.post("/v1/videos", json=bad))["param"] == "last_image"
+    assert list(running.service.content.path("x").parent.iterdir()) == []
 
 
 def test_other_names_of_fields(running):

@@ -16,7 +16,7 @@ from benchmarks.serving.noop import NoopWorker
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.serve.check import read_worker
 from rainfusion_trt.serve.dynamo import Videos
-from rainfusion_trt.serve.dynamo_messages import fields_of, image_of
+from rainfusion_trt.serve.dynamo_messages import fields_of, media_of
 from rainfusion_trt.serve.errors import ServiceError
 from rainfusion_trt.serve.settings import Limits
 
@@ -25,11 +25,11 @@ class Seen(NoopWorker):
     """Keeps what it was asked for, and does what the prompt says."""
 
     def __init__(self, **options):
-        super().__init__(takes_image=True, **options)
+        super().__init__(starts=((), ("image",), ("image", "last_image")), **options)
         self.asked, self.steps, self.broken = [], 0, None
 
-    def generate(self, request, image, output, on_step):
-        self.asked.append((request, image))
+    def generate(self, request, media, output, on_step):
+        self.asked.append((request, media))
         if request.prompt == "break":
             self.broken = "the GPU is gone"
             raise RuntimeError("secret")
@@ -40,7 +40,7 @@ class Seen(NoopWorker):
             self.steps = done
             on_step(done, steps)
 
-        return super().generate(request, image, output, counted)
+        return super().generate(request, media, output, counted)
 
     def fault(self):
         return self.broken
@@ -100,8 +100,8 @@ def test_a_video_as_dynamo_asks_for_it(videos, worker):
     passed = {"media_passthrough": {"sparsity": 0.25, "method": "piecewise"}}
     body = {"model": "noop", "prompt": "a fox", "size": "16x16", "user": "u", "stream": False}
     found = send(videos, **body, nvext=extension, extra_args=passed, response_format="b64_json")
-    (request, image), *others = worker.asked
-    assert not others and image is None
+    (request, media), *others = worker.asked
+    assert not others and media == {}
     assert (request.prompt, request.steps, request.seed) == ("a fox", 3, 5)
     assert (request.sparsity, request.method, request.width) == (0.25, "piecewise", 16)
     (data,) = found.pop("data")
@@ -122,7 +122,10 @@ def test_an_image(videos, worker):
     Image.new("RGB", (4, 4), "red").save(file, "JPEG")
     text = base64.b64encode(file.getvalue()).decode()
     send(videos, prompt="a fox", input_reference=f"data:image/jpeg;base64,{text}")
-    assert worker.asked[0][1].startswith(b"\x89PNG")
+    send(videos, prompt="a fox", input_reference=text, last_image=text)
+    names = [("image",), ("image", "last_image")]
+    assert [tuple(media) for _, media in worker.asked] == names
+    assert all(data.startswith(b"\x89PNG") for _, media in worker.asked for data in media.values())
 
 
 @pytest.mark.parametrize(
@@ -137,6 +140,7 @@ def test_an_image(videos, worker):
         ({"wrong": 1}, "wrong is no field"),
         ({"size": "17x16"}, "multiples of 16"),
         ({"input_reference": "https://example.org/a.png"}, "addresses are not fetched"),
+        ({"last_image": "https://example.org/a.png"}, "last_image is no base64"),
         ({"model": "other"}, "is not served here"),
     ],
 )
@@ -147,8 +151,8 @@ def test_refused_before_the_worker(videos, worker, dynamo, body, said):
 
 
 def test_a_large_image_is_not_decoded():
-    with pytest.raises(ServiceError, match="more than 8 bytes"):
-        image_of({"input_reference": "A" * 40}, Limits(upload_bytes=8))
+    with pytest.raises(ServiceError, match="input_reference: more than 8 bytes"):
+        media_of({"input_reference": "A" * 40}, Limits(upload_bytes=8))
 
 
 def test_fields_that_dynamo_adds_are_left_out():
@@ -198,10 +202,10 @@ def test_a_worker_that_hangs_is_given_up(dynamo, monkeypatch):
     monkeypatch.setattr("os._exit", ended.append)
 
     class Hanging(Seen):
-        def generate(self, request, image, output, on_step):
+        def generate(self, request, media, output, on_step):
             on_step(1, 2)
             assert go.wait(60)
-            return super().generate(request, image, output, on_step)
+            return super().generate(request, media, output, on_step)
 
     videos = Videos(lambda: Hanging(), step_limit_s=0.2)
 

@@ -59,12 +59,12 @@ def descendants(worker) -> list[int]:
 def test_two_processes_make_the_clip_of_one(made, options, tmp_path, one_thread):
     steps = []
     assert isinstance(made, GroupWorker) and len(set(descendants(made))) == 2
-    ran = made.generate(ASKED, None, tmp_path / "two.mp4", lambda *step: steps.append(step))
+    ran = made.generate(ASKED, {}, tmp_path / "two.mp4", lambda *step: steps.append(step))
     assert steps == [(1, 2), (2, 2)] and ran.frames == 9 and len(ran.steps) == 2
     alone = PipelineWorker(**options)
     said = alone.describe()
     assert made.describe() == said
-    alone.generate(ASKED, None, tmp_path / "one.mp4", lambda *_: None)
+    alone.generate(ASKED, {}, tmp_path / "one.mp4", lambda *_: None)
     alone.close()
     one, two = (list(load_video(tmp_path / f"{name}.mp4")) for name in ("one", "two"))
     assert len(one) == len(two) == 9
@@ -81,9 +81,9 @@ def test_a_cancellation_reaches_all_and_leaves_it_usable(made, tmp_path):
             raise Stop
 
     with pytest.raises(Stop):
-        made.generate(ASKED.model_copy(update={"steps": 9}), None, tmp_path / "a.mp4", stop)
+        made.generate(ASKED.model_copy(update={"steps": 9}), {}, tmp_path / "a.mp4", stop)
     assert not (tmp_path / "a.mp4").exists() and made.fault() is None
-    made.generate(ASKED, None, tmp_path / "b.mp4", lambda *_: None)
+    made.generate(ASKED, {}, tmp_path / "b.mp4", lambda *_: None)
     assert (tmp_path / "b.mp4").exists()
 
 
@@ -103,9 +103,9 @@ def test_an_error_of_a_clip_leaves_the_same_processes_usable(
     asked = ASKED.model_copy(update=changes)
     (tmp_path / "taken").touch()  # no folder
     with pytest.raises(Exception, match=words) as error:
-        made.generate(asked, None, tmp_path / folder / "a.mp4", lambda *_: None)
+        made.generate(asked, {}, tmp_path / folder / "a.mp4", lambda *_: None)
     assert not isinstance(error.value, WorkerGone) and made.fault() is None
-    made.generate(ASKED, None, tmp_path / "b.mp4", lambda *_: None)
+    made.generate(ASKED, {}, tmp_path / "b.mp4", lambda *_: None)
     assert (tmp_path / "b.mp4").exists() and descendants(made) == processes
 
 
@@ -181,7 +181,7 @@ def test_the_cause_is_told_and_what_is_out_of_step_ends(answer, kind, words):
         assert worker.fault() == fault
         assert [end.closed for end in worker._ends] == [fault is not None] * 2
     with pytest.raises(WorkerGone, match="out of step"):
-        worker.generate(ASKED, None, Path("x"), lambda *_: None)
+        worker.generate(ASKED, {}, Path("x"), lambda *_: None)
 
 
 def test_a_process_that_all_others_miss_is_a_death():

@@ -43,7 +43,7 @@ def test_the_videos_of_openai(tmp_path):
         Image.new("RGB", (8, 8)).save(file, "PNG")
         image = ("x.png", file.getvalue(), "image/png")
         third = await videos.create(prompt="c", input_reference=image)
-        assert running.service.get(third.id).has_image
+        assert running.service.get(third.id).media == ("image",)
         with pytest.raises(openai.BadRequestError, match="damaged"):
             await videos.create(prompt="c", input_reference=("x.png", b"no image", "image/png"))
         await asyncio.to_thread(running.drain)

@@ -12,11 +12,12 @@ from helpers.serve_running import make_running
 from rainfusion_trt.serve.errors import ServiceError
 from rainfusion_trt.serve.page import Page, _layout
 
-NOTHING = {"image": None, "preset": "usual", "sparsity": "", "steps": "", "seed": ""}
+NOTHING = {"preset": "usual", "sparsity": "", "steps": "", "seed": ""}
 
 
 def make(page: Page, prompt: str, *, beside: bool = False, **given) -> list[str]:
-    return page.make(prompt, *{**NOTHING, **given}.values(), beside)
+    pictures = (given.pop("image", None), given.pop("last_image", None))
+    return page.make(prompt, *{**NOTHING, **given}.values(), beside, *pictures)
 
 
 def gradio_or_skip():
@@ -32,7 +33,9 @@ def test_a_video_is_made_and_shown(running, tmp_path):
     page = Page(running.service)
     image = tmp_path / "x.png"
     Image.new("RGB", (8, 8)).save(image)
-    ids = make(page, "<b>a panda</b>", steps="3", seed=" 4", image=str(image))
+    ids = make(
+        page, "<b>a panda</b>", steps="3", seed=" 4", image=str(image), last_image=str(image)
+    )
     said, shown, queue = page.look(ids)
     assert "queued, 0 %" in said and shown == ""
     cells = (ids[0], "queued", "0", "&lt;b&gt;a panda&lt;/b&gt;")
@@ -42,7 +45,7 @@ def test_a_video_is_made_and_shown(running, tmp_path):
     assert "completed, 100 %" in said and f'src="/v1/videos/{ids[0]}/content"' in shown
     assert "panda" not in said + shown  # which are shown as Markdown and HTML
     job = running.service.get(ids[0])
-    assert (job.request.steps, job.request.seed, job.has_image) == (3, 4, True)
+    assert (job.request.steps, job.request.seed, job.media) == (3, 4, ("image", "last_image"))
 
 
 def test_dense_beside_sparse_has_the_same_noise(running):
@@ -74,7 +77,7 @@ def test_images_of_the_page_are_looked_at_as_any_other(tmp_path, monkeypatch):
     running = make_running(tmp_path, limits={"image_pixels": 100})
     page = Page(running.service)
     blocks = _layout(gradio, page, running.service)
-    (image,) = (found for found in blocks.blocks.values() if isinstance(found, gradio.Image))
+    image, _ = (found for found in blocks.blocks.values() if isinstance(found, gradio.Image))
     bad = (("a.gif", (8, 8), "is no PNG"), ("a.png", (20, 20), "pixels"))
     for name, size, _ in bad:
         Image.new("L", size).save(tmp_path / name)

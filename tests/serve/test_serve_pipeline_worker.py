@@ -28,6 +28,7 @@ from rainfusion_trt.serve.request import VideoRequest, plan
 from rainfusion_trt.serve.settings import Limits
 from rainfusion_trt.serve.worker import GenerationRequest, make_worker
 from rainfusion_trt.step_cache.ratios import MagnitudeRatios
+from rainfusion_trt.video import load_video
 
 
 class Stop(Exception):  # noqa: N818  (no error)
@@ -54,7 +55,7 @@ def test_what_it_says_of_itself(worker):
     assert (said.width, said.height, said.frames) == (TINY.width, TINY.height, TINY.frames)
     assert said.methods[0] == AttentionSettings.method
     assert sorted(said.methods) == sorted(METHODS)
-    assert not said.takes_image and said.takes_negative_prompt
+    assert said.starts == ((),) and said.takes_negative_prompt
 
 
 def test_the_ranges_of_its_engines_are_told(worker, monkeypatch):
@@ -72,7 +73,7 @@ def test_the_ranges_of_its_engines_are_told(worker, monkeypatch):
 def test_a_video_and_what_ran(worker, tmp_path, one_thread):
     told = []
     output = tmp_path / "a.mp4"
-    ran = worker.generate(request_of(guidance=3.0), None, output, lambda *step: told.append(step))
+    ran = worker.generate(request_of(guidance=3.0), {}, output, lambda *step: told.append(step))
     assert told == [(1, 2), (2, 2)]
     with av.open(str(output)) as video:
         assert sum(1 for _ in video.decode(video=0)) == TINY.frames
@@ -92,16 +93,16 @@ def test_a_stop_between_steps_leaves_it_usable(worker, tmp_path, one_thread):
 
     output = tmp_path / "a.mp4"
     with pytest.raises(Stop):
-        worker.generate(request_of(), None, output, stop)
+        worker.generate(request_of(), {}, output, stop)
     assert not output.exists()
-    worker.generate(request_of(), None, output, lambda *_: None)
+    worker.generate(request_of(), {}, output, lambda *_: None)
     assert output.exists() and worker.fault() is None
 
 
 def test_presets_and_methods_of_a_request(worker, tmp_path, one_thread):
     def run(name, **asked):
         output = tmp_path / f"{name}.mp4"
-        return worker.generate(request_of(**asked), None, output, lambda *_: None)
+        return worker.generate(request_of(**asked), {}, output, lambda *_: None)
 
     fast = run("fast", preset="fast", method=None, frames=37)  # more than one window
     assert fast.method == "piecewise" and max(step.sparsity for step in fast.steps) == (
@@ -128,10 +129,10 @@ def test_a_sparse_job_that_waited_for_a_dense_server(worker, tmp_path, monkeypat
 
 def test_the_precision_of_every_step(worker, tmp_path, one_thread):
     asked = request_of(steps=2, method="rainfusion2", sparsity=0.25)
-    ran = worker.generate(asked, None, tmp_path / "a.mp4", lambda *_: None)
+    ran = worker.generate(asked, {}, tmp_path / "a.mp4", lambda *_: None)
     assert [step.precision for step in ran.steps] == ["16bit", "16bit"]
     with contextlib.closing(tiny_cogvideox(attention_precision="8bit", first_16bit=0.5)) as other:
-        ran = other.generate(asked, None, tmp_path / "b.mp4", lambda *_: None)
+        ran = other.generate(asked, {}, tmp_path / "b.mp4", lambda *_: None)
         methods = other.describe().methods
     assert [step.precision for step in ran.steps] == ["16bit", "8bit"]
     # Requests of the others are refused at once, and not by the worker.
@@ -143,7 +144,7 @@ def test_a_cache_of_a_request(worker, tmp_path, one_thread):
 
     def run(name, **asked):
         output = tmp_path / f"{name}.mp4"
-        return worker.generate(request_of(steps=4, **asked), None, output, lambda *_: None)
+        return worker.generate(request_of(steps=4, **asked), {}, output, lambda *_: None)
 
     cached = run("cached", cache="easy", cache_threshold=1e9)
     assert (cached.cache, cached.cache_threshold) == ("easy", 1e9)
@@ -167,8 +168,8 @@ def test_a_cache_for_requests_that_name_none(tmp_path):
     assert (said.caches, said.cache_steps, said.cache) == (("easy", "mag"), 2, "easy")
     asked = VideoRequest(prompt="a", cache="mag", steps=3)
     with pytest.raises(ServiceError, match="calibrated for 2 steps, and this request has 3"):
-        plan(asked, said, Limits(), image=False)
-    usual = plan(VideoRequest(prompt="a", cache_threshold=0.1), said, Limits(), image=False)
+        plan(asked, said, Limits())
+    usual = plan(VideoRequest(prompt="a", cache_threshold=0.1), said, Limits())
     assert (usual.cache, usual.cache_threshold) == (None, 0.1)
 
 
@@ -180,7 +181,7 @@ def test_the_demo_model_from_a_request_to_a_file(tmp_path):
     assert (said.width, said.height, said.frames, said.steps) == (320, 256, 49, 30)
     whole = {"width": said.width, "height": said.height, "frames": said.frames}
     asked = request_of(prompt=TRAINED_PROMPT, method=None, sparsity=0.5, **whole)
-    ran = worker.generate(asked, None, tmp_path / "a.mp4", lambda *_: None)
+    ran = worker.generate(asked, {}, tmp_path / "a.mp4", lambda *_: None)
     assert (ran.frames, ran.height, ran.width) == (
         *(TRAINED_SIZE.frames, TRAINED_SIZE.height),
         TRAINED_SIZE.width,
@@ -216,6 +217,12 @@ def test_bad_factories_are_one_line():
             make_worker(factory, {}, gpus=0)
 
 
+def png(red: int) -> bytes:
+    picture = io.BytesIO()
+    Image.new("RGB", (192, 128), (red, 10, 10)).save(picture, "PNG")
+    return picture.getvalue()
+
+
 WAN = {"width": 192, "height": 128, "frames": 9, "steps": 1, "guidance": 1.0}
 
 
@@ -238,16 +245,14 @@ def test_what_it_starts_from_is_the_registrys(text_and_image, tmp_path, monkeypa
     """And not what the class that the checkpoint names takes."""
     said = text_and_image.describe()
     assert type(text_and_image._pipeline.pipe).__name__ == "WanPipeline"
-    assert said.takes_image and not said.needs_image
+    assert said.starts == ((), ("image",))  # a last one it would leave out
     monkeypatch.setattr("rainfusion_trt.runtime.one_call.check_packages", lambda _: None)
     monkeypatch.setattr(
         "diffusers.pipelines.wan.pipeline_wan_i2v.prompt_clean", lambda text: text
     )  # which needs ftfy
-    picture = io.BytesIO()
-    Image.new("RGB", (192, 128), (200, 10, 10)).save(picture, "PNG")
     output = tmp_path / "a.mp4"
     asked = GenerationRequest(prompt="a", fps=8, seed=3, sparsity=0.0, **WAN)
-    text_and_image.generate(asked, picture.getvalue(), output, lambda *_: None)
+    text_and_image.generate(asked, {"image": png(200)}, output, lambda *_: None)
     assert output.exists()
 
 
@@ -283,9 +288,33 @@ def test_a_model_of_images_says_that_it_needs_one():
         return PipelineWorker(pipe=tiny_pipeline(transformer, kind), defaults=WAN)
 
     said = worker_of("wan2.1-i2v-14b").describe()
-    assert said.takes_image and said.needs_image
-    with pytest.raises(InvalidInputError, match="starts from more than a text and an image"):
+    assert said.starts == (("image",),)  # though its pipeline takes last_image
+    with pytest.raises(InvalidInputError, match="starts from something else than"):
         worker_of("wan2.2-animate-14b")
+
+
+def test_a_first_and_a_last_picture(tmp_path, monkeypatch, one_thread):
+    """Both reach the model: another last one changes the end of the video."""
+    from helpers.wan_pipeline import tiny_pipeline
+
+    model = get_model("wan2.1-flf2v-14b")
+    transformer = model.create(model.config("tiny"), dtype=torch.float32)
+    worker = PipelineWorker(
+        pipe=tiny_pipeline(transformer, getattr(diffusers, model.pipeline_class)), defaults=WAN
+    )
+    assert worker.describe().starts == (("image", "last_image"),)
+    monkeypatch.setattr("rainfusion_trt.runtime.one_call.check_packages", lambda _: None)
+    monkeypatch.setattr(
+        "diffusers.pipelines.wan.pipeline_wan_i2v.prompt_clean", lambda text: text
+    )  # which needs ftfy
+    asked = GenerationRequest(prompt="a", fps=8, seed=3, sparsity=0.0, **WAN)
+    ends = []
+    for number, last in enumerate((250, 10, 250)):
+        output = tmp_path / f"{number}.mp4"
+        pictures = {"image": png(200), "last_image": png(last)}
+        worker.generate(asked, pictures, output, lambda *_: None)
+        ends.append(load_video(output)[-1])
+    assert (ends[0] == ends[2]).all() and (ends[0] != ends[1]).any()
 
 
 @pytest.fixture
@@ -317,7 +346,7 @@ def fail_with(error, worker, monkeypatch, output):
 
     monkeypatch.setattr(type(worker._pipeline), "__call__", fail)
     with pytest.raises(type(error)):
-        worker.generate(request_of(), None, output, lambda *_: None)
+        worker.generate(request_of(), {}, output, lambda *_: None)
     assert torch.is_grad_enabled()  # the call left nothing behind
 
 
@@ -363,7 +392,7 @@ def test_a_pipeline_that_cannot_be_made_again_is_a_fault(tmp_path, monkeypatch):
     monkeypatch.setattr("rainfusion_trt.serve.pipeline_worker.Pipeline", broken)
     asked = request_of(method="rainfusion2", sparsity=0.5)
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        worker.generate(asked, None, tmp_path / "a.mp4", lambda *_: None)
+        worker.generate(asked, {}, tmp_path / "a.mp4", lambda *_: None)
     assert (
         worker.fault() == "its pipeline cannot be made again: CUDA error: an illegal memory access"
     )

@@ -75,8 +75,9 @@ def complete(store: Store, job, worker: str) -> bool:
 
 
 def test_a_job_and_its_states(store):
-    job = submit(store, request_id="r", has_image=True)
-    assert (job.status, job.attempt, job.request, job.has_image) == ("queued", 0, REQUEST, True)
+    job = submit(store, request_id="r", media=("image", "last_image"))
+    assert (job.status, job.attempt, job.request) == ("queued", 0, REQUEST)
+    assert job.media == ("image", "last_image")
     assert abs(job.created_at - time.time()) < 60
     claimed = store.claim("w", "tiny")
     assert (claimed.id, claimed.status, claimed.attempt) == (job.id, "in_progress", 1)
