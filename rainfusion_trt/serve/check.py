@@ -12,18 +12,22 @@ from pydantic import BaseModel, ValidationError
 
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.models import get_model
-from rainfusion_trt.presets import preset_of
 from rainfusion_trt.runtime.artifacts import check_weight_files, files_by_component
 from rainfusion_trt.runtime.graphs import graph_of_engine, graph_of_onnx
 from rainfusion_trt.runtime.precision import precision_of_options, read_precision
 from rainfusion_trt.serve.pipeline_worker import PipelineWorker
 from rainfusion_trt.serve.settings import ServeSettings, WorkerSettings
+from rainfusion_trt.serve.usual_attention import NAMES, UsualAttention
 from rainfusion_trt.step_cache.ratios import MagnitudeRatios
 from rainfusion_trt.step_cache.settings import read_cache
 
 T = TypeVar("T", bound=BaseModel)
 _OF_GROUPS = ("split_guidance", "timeout")  # options of `group_worker.pipeline_worker` alone
-_NOT_OPTIONS = ("self", "pipe", "gpus", "parallel")  # of `PipelineWorker`
+_NOT_OPTIONS = ("self", "pipe", "gpus", "parallel", "attention")  # of `PipelineWorker`
+_GRAPHS = {
+    **dict.fromkeys(("engine", "engine_2"), graph_of_engine),
+    **dict.fromkeys(("onnx", "onnx_2"), graph_of_onnx),
+}
 _SHOWN = 3  # faults of a file that are named
 
 
@@ -71,7 +75,7 @@ def check_worker(worker: WorkerSettings, file: Path) -> None:
 
 def check_names(options: Mapping[str, Any], file: Path) -> None:
     """Raise InvalidInputError for an option that no worker of ours has."""
-    names = {*inspect.signature(PipelineWorker.__init__).parameters, *_OF_GROUPS}
+    names = {*inspect.signature(PipelineWorker.__init__).parameters, *NAMES, *_OF_GROUPS}
     for name in options:
         if name not in names.difference(_NOT_OPTIONS):
             raise InvalidInputError(
@@ -89,7 +93,6 @@ def check_options(options: Mapping[str, Any]) -> None:
         An unknown model, preset, precision or cache, ratios of another model, or a file that is
         not what it has to be, or of no use.
     """
-    preset_of(options.get("preset"))
     given = (options.get(name) for name in ("transformer", "transformer_2"))
     weights = files_by_component("transformer", *given)
     if weights and options.get("demo"):
@@ -102,6 +105,10 @@ def check_options(options: Mapping[str, Any]) -> None:
     precision = precision_of_options(options.get("attention_precision"), *shares)
     if precision is not None:
         read_precision(precision)  # type: ignore[arg-type]
+    attention = UsualAttention(**{name: options[name] for name in NAMES if name in options})
+    for name, graph_of in _GRAPHS.items():
+        if options.get(name) is not None:
+            graph_of(options[name]).check_settings(attention.settings)
     model = options.get("model")
     if model is not None:
         model = get_model(model).name

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from rainfusion_trt.runtime import options as run
-from rainfusion_trt.runtime.option_groups import AttentionBits, Caching, Graphs, Place, Weights
+from rainfusion_trt.runtime.option_groups import (
+    Attention,
+    AttentionBits,
+    Caching,
+    Graphs,
+    Place,
+    Weights,
+)
 from rainfusion_trt.serve import options
 from rainfusion_trt.spread_options import spread_options
 
@@ -28,7 +35,7 @@ def main(
     model: run.Model = None,
     graphs: Graphs,
     weights: Weights,
-    preset: run.Preset = None,
+    attention: Attention,
     bits: AttentionBits,
     caching: Caching,
     place: Place,
@@ -51,9 +58,9 @@ def main(
     from rainfusion_trt.serve.local import serve_here
 
     chosen: dict[str, Any] = {"checkpoint": checkpoint, "demo": demo, "model": model}
-    chosen |= {"preset": preset, **asdict(graphs), **asdict(weights), **asdict(bits)}
-    chosen |= asdict(caching)
-    chosen |= {**asdict(place), "vae_tiling": vae_tiling, "split_guidance": split_guidance}
+    chosen |= {**asdict(graphs), **asdict(weights), **attention.arguments, **asdict(bits)}
+    chosen |= {**asdict(caching), **asdict(place)}
+    chosen |= {"vae_tiling": vae_tiling, "split_guidance": split_guidance}
     device = chosen.pop("device")
     places = {"folder": folder, "database": database, "content": content}
     if settings is not None:

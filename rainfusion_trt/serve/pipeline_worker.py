@@ -28,6 +28,7 @@ from rainfusion_trt.serve.pipeline_parts import (
     picture,
     steps_of,
 )
+from rainfusion_trt.serve.usual_attention import UsualAttention
 from rainfusion_trt.serve.worker import (
     GenerationRequest,
     Media,
@@ -56,8 +57,6 @@ class PipelineWorker:
         Files of weights in the place of the checkpoint's, as `Pipeline` takes them in PyTorch.
     vae_tiling : bool
         Decode in tiles.
-    preset : str, optional
-        What a request gets that names neither preset, sparsity nor method.
     attention_precision, first_16bit, last_16bit
         Precision of attention, and shares of the steps that are in 16 bits beside 8.
     cache, cache_threshold, cache_ratios
@@ -68,6 +67,11 @@ class PipelineWorker:
         How many this worker was given: one; see `rainfusion_trt.serve.group_worker` for more.
     parallel : ParallelConfig, optional
         This process is one of several that make a clip together, see `take_part`.
+    **attention
+        Sparse attention, by the names that `Pipeline` has: see `UsualAttention`. A preset is for
+        requests that name neither preset, sparsity nor method, a method for those that name none
+        and no preset, a sparsity for those that name neither of the two, and a dense_fraction for
+        those that name no preset; all else is for all requests.
 
     Raises
     ------
@@ -93,7 +97,6 @@ class PipelineWorker:
         compile: bool = False,
         cpu_offload: bool = False,
         vae_tiling: bool = False,
-        preset: str | None = None,
         attention_precision: str | None = None,
         first_16bit: float | None = None,
         last_16bit: float | None = None,
@@ -103,19 +106,21 @@ class PipelineWorker:
         defaults: dict[str, Any] | None = None,
         gpus: int = 0,
         parallel: ParallelConfig | None = None,
+        **attention: Any,
     ) -> None:
         if gpus > 1:
             raise InvalidInputError(
                 f"gpus={gpus}: this worker runs on one GPU; name the factory "
                 "rainfusion_trt.serve.group_worker:pipeline_worker"
             )
-        preset_of(preset)
-        self._preset = preset
+        self._attends = UsualAttention(**attention)
+        self._preset = self._attends.preset
         self._defaults = dict(defaults or {})
         self._fault: str | None = None
         device = device or ("cuda" if gpus else "cpu")
         files = {"engine": engine, "engine_2": engine_2, "onnx": onnx, "onnx_2": onnx_2}
         self._options: dict[str, Any] = {"device": device, "cpu_offload": cpu_offload}
+        self._options |= self._attends.of_pipeline
         self._options |= {"cache": cache, "cache_threshold": cache_threshold}
         self._options |= {"cache_ratios": MagnitudeRatios.read(cache_ratios)}
         precision = precision_of_options(attention_precision, first_16bit, last_16bit)
@@ -140,7 +145,7 @@ class PipelineWorker:
             self._options |= {"model": model, "cuda_graph": cuda_graph, **files, **source}
             if not (engine or engine_2):  # dense attention: see describe()
                 self._options["sparsity"] = 0.0
-        self._pipeline = Pipeline(**self._options)
+        self._pipeline = Pipeline(**self._options, method=self._attends.method)
         self._usual = self._pipeline.artifacts.settings.method
         self._pipeline.pipe.set_progress_bar_config(disable=True)  # clients see the progress
         self._starts = starts_of(self._takes)
@@ -150,6 +155,7 @@ class PipelineWorker:
                 f"{type(self._pipeline.pipe).__name__} starts from something else than requests "
                 f"bring ({', '.join(BY_NAME)}): use `rainfusion-trt run` or Pipeline"
             )
+        self._check_usual()
         self._mag_steps = self._steps_of_mag(asked=(defaults or {}).get("steps"))
         if vae_tiling:
             self._pipeline.pipe.vae.enable_tiling()
@@ -310,6 +316,21 @@ class PipelineWorker:
             return ()
         return clip_ranges(self._pipeline.artifacts, self._pipeline.backend)
 
+    def _check_usual(self) -> None:
+        """Refuse attention of the settings that no request could be made with."""
+        preset, methods = preset_of(self._preset), self._methods()
+        try:
+            if not methods:
+                self._attends.check_sparse(self._pipeline.backend)
+            elif preset and self._attends.method is None and preset.method not in methods:
+                raise InvalidInputError(
+                    f"preset {self._preset} is of method {preset.method!r}, and this worker has "
+                    f"{', '.join(methods)}: leave it out, or give sparsity"
+                )
+        except InvalidInputError:
+            self._pipeline.close()
+            raise
+
     def _steps_of_mag(self, asked: int | None) -> int | None:
         """The `num_inference_steps` that the rule "mag" can have; None without its ratios.
 
@@ -362,9 +383,12 @@ class PipelineWorker:
                 )
             return choose_schedule(None, 0.0, None, None), self._usual, ()
         preset = preset_of(request.preset if any(v is not None for v in asked) else self._preset)
-        schedule = choose_schedule(preset, request.sparsity, None, None)
-        method = request.method or (preset.method if preset else self._usual)
-        return schedule, method, preset.dense_layers if preset else ()
+        named = request.preset is not None
+        schedule = self._attends.schedule(preset, request.sparsity, named=named)
+        own = self._usual if preset is None else preset.method
+        if not named and self._attends.method is not None:  # which goes before the usual preset's
+            own = self._usual
+        return schedule, request.method or own, self._attends.dense_layers(preset)
 
     def _choose(self, method: str) -> None:
         """Let the pipeline have a method; PyTorch's is made anew around the same modules."""

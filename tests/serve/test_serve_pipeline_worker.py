@@ -27,6 +27,7 @@ from rainfusion_trt.serve.pipeline_worker import PipelineWorker
 from rainfusion_trt.serve.request import VideoRequest, plan
 from rainfusion_trt.serve.settings import Limits
 from rainfusion_trt.serve.worker import GenerationRequest, make_worker
+from rainfusion_trt.sigma_schedule import SigmaSchedule
 from rainfusion_trt.step_cache.ratios import MagnitudeRatios
 from rainfusion_trt.video import load_video
 
@@ -173,6 +174,59 @@ def test_a_cache_for_requests_that_name_none(tmp_path):
     assert (usual.cache, usual.cache_threshold) == (None, 0.1)
 
 
+def test_attention_of_the_settings(tmp_path, one_thread):
+    """What requests get that do not say otherwise, and what all of them get."""
+    usual = {"method": "rainfusion2", "sparsity": 0.25, "dense_fraction": 0.0, "dense_layers": [0]}
+    worker = tiny_cogvideox(**usual, last_sink_frames=1, exact_frames=[[1, 2]])
+
+    def found(**asked):
+        schedule, method, dense = worker._attention(request_of(**{"method": None, **asked}))
+        assert dense == (0,)
+        if isinstance(schedule, SigmaSchedule):
+            return schedule.peak, method
+        return schedule(0, 4), schedule(3, 4), method
+
+    assert found() == (0.25, 0.25, "rainfusion2")
+    assert found(sparsity=0.5) == (0.5, 0.5, "rainfusion2")
+    assert found(method="piecewise") == (0.25, 0.25, "piecewise")
+    assert found(preset="fast") == (0.9, "piecewise")  # its own goes before what is usual
+    assert found(preset="fast", method="rainfusion_two_way") == (0.9, "rainfusion_two_way")
+    said = worker.describe()
+    assert said.methods[0] == "rainfusion2" and "rainfusion" not in said.methods  # exact frames
+    # A larger clip: this one has latent frames beside the sinks and the exact one.
+    asked = request_of(method=None, frames=17)
+    ran = worker.generate(asked, {}, tmp_path / "a.mp4", lambda *_: None)
+    assert ran.method == "rainfusion2" and [step.sparsity for step in ran.steps] == [0.25, 0.25]
+    assert worker._pipeline.denoiser.dense_layers == (0,)
+    worker._choose("rainfusion_two_way")
+    kept = worker._pipeline.artifacts.settings
+    assert (kept.last_sink_frames, kept.exact_frames) == (1, ((1, 2),))
+    worker.close()
+
+
+def test_a_preset_of_the_settings_beside_a_method():
+    worker = tiny_cogvideox(preset="fast", method="rainfusion2", sparsity=0.5)
+    schedule, method, _ = worker._attention(request_of(method=None))
+    assert (schedule.peak, method) == (0.5, "rainfusion2")
+    assert worker._attention(request_of(method=None, preset="quality"))[1] == "piecewise"
+    worker.close()
+
+
+@pytest.mark.parametrize("given", [{"preset": "fast"}, {"sparsity": 0.5}, {"dense_layers": [0]}])
+def test_sparse_attention_of_a_dense_backend_is_refused(monkeypatch, given):
+    monkeypatch.setattr("rainfusion_trt.runtime.torch_denoiser.TorchDenoiser.sparse", False)
+    with pytest.raises(InvalidInputError, match=f"{next(iter(given))}=.* attention is dense on"):
+        tiny_cogvideox(**given)
+    tiny_cogvideox(sparsity=0.0).close()
+
+
+def test_a_preset_of_a_method_that_no_request_could_have(monkeypatch):
+    monkeypatch.setattr(PipelineWorker, "_methods", lambda _: ("rainfusion2",))
+    with pytest.raises(InvalidInputError, match="preset fast is of method 'piecewise', and this"):
+        tiny_cogvideox(preset="fast")
+    tiny_cogvideox(preset="fast", method="rainfusion2").close()
+
+
 @pytest.mark.slow
 def test_the_demo_model_from_a_request_to_a_file(tmp_path):
     """Two steps of the model that ships, as `rainfusion-trt serve --demo` makes it."""
@@ -204,6 +258,7 @@ def test_the_demo_model_from_a_request_to_a_file(tmp_path):
         ({"demo": True, "transformer": __file__}, "pipe= has a transformer"),
         ({"demo": True, "gpus": 2}, "gpus=2"),
         ({"demo": True, "preset": "best"}, "preset='best'"),
+        ({"demo": True, "surprise": 1}, "'surprise' is no option of a worker"),
     ],
 )
 def test_bad_options_are_one_line(options, words):

@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 
 from rainfusion_trt.cli import app
 from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.serve import check, cli, local, settings
 from rainfusion_trt.serve.ray_app import Door, build
 from rainfusion_trt.serve.settings import ServeSettings
+from rainfusion_trt.serve.usual_attention import NAMES, UsualAttention
 from rainfusion_trt.step_cache.ratios import MagnitudeRatios
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "serving"
@@ -71,6 +73,36 @@ def test_the_command_makes_settings(started, tmp_path):
     assert given.database == f"sqlite:///{folder / 'jobs.sqlite'}" and folder.is_dir()
 
 
+def test_the_command_has_the_attention_of_run(started, tmp_path):
+    """Every option of the group, so that one which `run` gets is one of the service too."""
+    given = {
+        "preset": "fast",
+        "method": "rainfusion2",
+        "alpha": 0.8,
+        "sink_frames": 2,
+        "last_sink_frames": 1,
+        "exact_frames": ((4, 6), 8),
+        "sparsity": 0.25,
+        "dense_fraction": 0.5,
+        "dense_layers": [0, 3],
+    }
+    texts = {"exact_frames": ("4:6", "8"), "dense_layers": ("0", "3")}
+    words = []
+    for name in NAMES:
+        option = "--" + name.replace("_", "-").removesuffix("s" if name == "dense_layers" else "")
+        for text in texts.get(name, (str(given[name]),)):
+            words += [option, text]
+    done = invoke("--demo", "--folder", str(tmp_path / "kept"), *words)
+    assert done.exit_code == 0, done.output
+    ((made, _),) = started
+    assert made.worker.options == {"demo": True, **{name: given[name] for name in NAMES}}
+    kept = ServeSettings.model_validate(made.model_dump(mode="json"))  # as Ray's processes get it
+    assert UsualAttention(**{name: kept.worker.options[name] for name in NAMES}).settings == {
+        **{name: given[name] for name in NAMES if name in AttentionSettings().attributes()},
+        "exact_frames": ((4, 6), (8, 9)),
+    }
+
+
 def test_the_command_takes_a_file(started, tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text("database: sqlite:////tmp/x\ncontent: /tmp/y\nlease_s: 5\n")
@@ -95,6 +127,13 @@ RATIOS = "ratios"  # in the place of a file that is there
             "transformer= names no for transformer: no such file",
         ),
         (("--demo", "--preset", "best"), "preset='best'"),
+        (("--demo", "--sparsity", "1"), "sparsity"),
+        (("--demo", "--last-sink-frames", "-1"), "last_sink_frames=-1"),
+        (("--demo", "--exact-frames", "4-6"), "exact_frames '4-6' is neither"),
+        (
+            ("--demo", "--exact-frames", "4", "--method", "rainfusion"),
+            "no kernel for the textural heads",
+        ),
         (("--demo", "--attention-precision", "4bit"), "give one of 16bit, 8bit"),
         (("--demo", "--first-16bit", "2"), "first=2.0 must be a share"),
         (
@@ -158,6 +197,8 @@ PLACES = "database: sqlite:////tmp/x\ncontent: /tmp/y\n"
         (f"{PLACES}worker: {{options: {{chekpoint: x}}}}", "options of a worker have 'chekpoint'"),
         (f"{PLACES}worker: {{options: {{cache: mag}}}}", "needs calibrated ratios"),
         (f"{PLACES}worker: {{options: {{demo: true, model: nope}}}}", "model 'nope' is unknown"),
+        (f"{PLACES}worker: {{options: {{exact_frames: 4}}}}", "must be a sequence of latent frame"),
+        (f"{PLACES}worker: {{options: {{attention: 1}}}}", "options of a worker have 'attention'"),
     ],
 )
 def test_bad_files_of_settings_are_one_line(started, tmp_path, text, words):
