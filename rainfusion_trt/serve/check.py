@@ -109,6 +109,8 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name, graph_of in _GRAPHS.items():
         if options.get(name) is not None:
             graph_of(options[name]).check_settings(attention.settings)
+    if options.get("onnx") is not None and options.get("engine") is None:
+        attention.check_sparse("onnxruntime")
     model = options.get("model")
     if model is not None:
         model = get_model(model).name

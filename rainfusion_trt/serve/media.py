@@ -56,8 +56,9 @@ def clean_media(media: Media, limits: Limits) -> Media:
         One is something else, damaged or too large.
     """
     return {
-        name: clean_image(data, most_pixels=limits.image_pixels, field=BY_NAME[name].field)
-        for name, data in media.items()
+        one.name: clean_image(media[one.name], most_pixels=limits.image_pixels, field=one.field)
+        for one in MEDIA
+        if one.name in media
     }
 
 

@@ -94,8 +94,8 @@ class UsualAttention:
         return self._given.get("sparsity"), self._given.get("dense_fraction")
 
     def _checked(self, preset: Preset | None) -> dict[str, Any]:
-        """The attributes of the operator among the options, as it keeps them."""
-        given = {name: value for name, value in self._given.items() if name in _SETTINGS}
-        method = {} if preset is None else {"method": preset.method}
-        checked = AttentionSettings(**{**method, **given})
+        """The attributes of the operator that the options say, as it keeps them."""
+        given: dict[str, Any] = {} if preset is None else {"method": preset.method}
+        given |= {name: value for name, value in self._given.items() if name in _SETTINGS}
+        checked = AttentionSettings(**given)
         return {name: getattr(checked, name) for name in given}

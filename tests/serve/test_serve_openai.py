@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import warnings
 
@@ -44,6 +45,12 @@ def test_the_videos_of_openai(tmp_path):
         image = ("x.png", file.getvalue(), "image/png")
         third = await videos.create(prompt="c", input_reference=image)
         assert running.service.get(third.id).media == ("image",)
+        url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+        last = {"last_image": {"image_url": url}}
+        both = await videos.create(prompt="c", input_reference=image, extra_body=last)
+        assert running.service.get(both.id).media == ("image", "last_image")
+        assert not (await videos.delete(both.id)).deleted  # cancelled
+        assert (await videos.delete(both.id)).deleted
         with pytest.raises(openai.BadRequestError, match="damaged"):
             await videos.create(prompt="c", input_reference=("x.png", b"no image", "image/png"))
         await asyncio.to_thread(running.drain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from rainfusion_trt.cli import app
 from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.operator.settings import AttentionSettings
+from rainfusion_trt.runtime.graphs import Graph
 from rainfusion_trt.serve import check, cli, local, settings
 from rainfusion_trt.serve.ray_app import Door, build
 from rainfusion_trt.serve.settings import ServeSettings
@@ -101,6 +103,35 @@ def test_the_command_has_the_attention_of_run(started, tmp_path):
         **{name: given[name] for name in NAMES if name in AttentionSettings().attributes()},
         "exact_frames": ((4, 6), (8, 9)),
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"last_sink_frames": 1}, "last_sink_frames=1 was asked for, but .*=0"),
+        ({"preset": "fast"}, "method='piecewise' was asked for, but .*='rainfusion'"),
+        ({"preset": "fast", "method": "rainfusion", "last_sink_frames": 0}, None),
+    ],
+)
+def test_attention_is_held_against_what_an_engine_has(monkeypatch, given, words):
+    account = SimpleNamespace(settings=AttentionSettings(method="rainfusion"), model="cogvideox-5b")
+    graph = Graph("the engine a", account, "tensorrt")
+    monkeypatch.setitem(check._GRAPHS, "engine", lambda _: graph)
+    options = {"engine": "a", "model": "cogvideox-5b", **given}
+    if words is None:
+        check.check_options(options)
+        return
+    with pytest.raises(InvalidInputError, match=words):
+        check.check_options(options)
+
+
+def test_sparsity_of_an_onnx_file_is_refused(monkeypatch):
+    account = SimpleNamespace(settings=AttentionSettings(), model="cogvideox-5b")
+    monkeypatch.setitem(check._GRAPHS, "onnx", lambda _: Graph("a", account, None))
+    options = {"onnx": "a", "model": "cogvideox-5b"}
+    with pytest.raises(InvalidInputError, match="attention is dense on onnxruntime"):
+        check.check_options({**options, "preset": "fast"})
+    check.check_options({**options, "sparsity": 0.0})
 
 
 def test_the_command_takes_a_file(started, tmp_path):
