@@ -47,6 +47,16 @@ RAINFUSION_HOST_DEVICE constexpr int row_offset(int head_size, int row, int chun
   return row * head_size + ((chunk ^ key) << 4);
 }
 
+// The row and the chunk that a lane names to ldmatrix, of a 16 x 32 operand A of mma.sync (queries)
+// and of two 32 x 8 operands B side by side (keys, or channels of values), whose rows begin at
+// `first`.
+RAINFUSION_HOST_DEVICE constexpr int lane_row_a(int first, int lane) { return first + lane % 16; }
+RAINFUSION_HOST_DEVICE constexpr int lane_chunk_a(int lane) { return lane / 16; }
+RAINFUSION_HOST_DEVICE constexpr int lane_row_b(int first, int lane) {
+  return first + lane / 16 * 8 + lane % 8;
+}
+RAINFUSION_HOST_DEVICE constexpr int lane_chunk_b(int lane) { return lane / 8 % 2; }
+
 // Values lie transposed, in steps of 32 keys that one instruction takes: head_size rows of 32
 // bytes.
 constexpr int kStepKeys = 32;
@@ -67,11 +77,17 @@ RAINFUSION_HOST_DEVICE constexpr int packed_score(int reg, int byte) {
   return reg / 2 * 8 + reg % 2 * 2 + byte / 2 * 4 + byte % 2;
 }
 
-// Byte offset of the value of a key and channel in a tile, swizzled as for rows of 32 bytes.
+// Byte offset of a 16-byte chunk of a step's row in a tile of values, swizzled as for rows of 32
+// bytes.
+RAINFUSION_HOST_DEVICE constexpr int value_row_offset(int head_size, int step, int channel,
+                                                      int chunk) {
+  return (step * head_size + channel) * kStepKeys + ((chunk ^ (channel >> 2 & 1)) << 4);
+}
+
+// Byte offset of the value of a key and channel.
 RAINFUSION_HOST_DEVICE constexpr int value_offset(int head_size, int channel, int key) {
   const int place = place_in_step(key % kStepKeys);
-  const int chunk = place / 16 ^ (channel >> 2 & 1);
-  return (key / kStepKeys * head_size + channel) * kStepKeys + chunk * 16 + place % 16;
+  return value_row_offset(head_size, key / kStepKeys, channel, place / 16) + place % 16;
 }
 
 // Integers of scores become floats by their bits: added to those of 1.5 * 2^23 they are its

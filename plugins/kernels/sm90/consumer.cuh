@@ -22,7 +22,6 @@ class Consumer {
   using Storage = tma::Shared<Shape>;
   using Queries = tma::QueryTile<Shape>;
   using Keys = tma::KeyTile<Shape>;
-  using Work = tma::Work;
   using Scores = float[kKeys / 2];  // of a thread
   using Output = float[kHeadSize / 2];
   using Probabilities = uint32_t[kKeys / kStepKeys][4];
@@ -322,7 +321,7 @@ class Consumer {
   // Rows that may hold a token.
   __device__ __forceinline__ int rows_of(const Work& work) const {
     if constexpr (Shape::kWindows) {
-      if (tma::WindowRows::is_window(work.rows)) return p_.q_windows.box.volume();
+      if (WindowRows::is_window(work.rows)) return p_.q_windows.box.volume();
     }
     return work.rows;
   }
@@ -331,10 +330,10 @@ class Consumer {
   __device__ __forceinline__ int token_of(const Work& work, int row) const {
     if (row >= rows_of(work)) return -1;
     if constexpr (Shape::kWindows) {
-      if (tma::WindowRows::is_window(work.rows)) {
+      if (WindowRows::is_window(work.rows)) {
         const WindowCut& cut = p_.q_windows;
         const Extents at = cut.place(row);
-        if (!tma::WindowRows::hold(work.rows, at)) return -1;
+        if (!WindowRows::hold(work.rows, at)) return -1;
         return work.begin + (at.t * cut.grid.h + at.h) * cut.grid.w + at.w;
       }
     }

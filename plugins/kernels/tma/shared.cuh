@@ -7,35 +7,11 @@
 
 #include <type_traits>
 
-#include "common/windows.h"
+#include "common/query_items.cuh"
 #include "tma/barrier.cuh"
 #include "tma/tile.cuh"
 
 namespace rainfusion::tma {
-
-// What the consumers compute next: a query block.
-struct Work {
-  static constexpr int kEnd = -1;
-
-  int tiles;  // of keys, 0 where the block attends to nothing; kEnd after the last block
-  int batch;
-  int head;
-  int begin;  // its first token
-  int rows;   // and how many it has
-};
-
-// The `rows` of a query window: what of its box lies in the grid, a byte for each extent and the
-// sign for a mark, because a register more would not fit. `begin` of such work is the window's
-// first token.
-struct WindowRows {
-  static __device__ __forceinline__ int pack(const Extents& inside) {
-    return INT32_MIN | inside.t << 16 | inside.h << 8 | inside.w;
-  }
-  static __device__ __forceinline__ bool is_window(int rows) { return rows < 0; }
-  static __device__ __forceinline__ bool hold(int rows, const Extents& at) {
-    return at.t < (rows >> 16 & 0x7fff) && at.h < (rows >> 8 & 0xff) && at.w < (rows & 0xff);
-  }
-};
 
 // What `valid` of a stage says in a kernel by windows, beside the number of keys.
 enum TileCode : int {

@@ -10,33 +10,6 @@
 
 namespace rainfusion::tma {
 
-// Which query block an item of the queue is. Runs of sinks attend to everything and come first, so
-// that no long block is left for the end; windows follow head by head, for the L2 cache.
-struct WindowItem {
-  int batch;
-  int head;
-  int block;  // of the window cut; of the raster where heads are dense
-  bool window;
-
-  __device__ WindowItem(const AttentionParams& p, int item, bool dense) {
-    const int sinks = p.q_windows.sinks();
-    const int sink_items = dense ? 0 : p.batch * p.heads * sinks;
-    const bool sink = item < sink_items;
-    const int blocks = dense ? p.q_cut.blocks : sink ? sinks : p.q_windows.windows();
-    const int rest = sink ? item : item - sink_items;
-    const int batch_head = rest / blocks;
-    batch = batch_head / p.heads;
-    head = batch_head % p.heads;
-    block = rest % blocks;
-    window = !dense && !sink;
-    if (window) {
-      block += p.q_windows.leading_sinks;
-    } else if (sink && block >= p.q_windows.leading_sinks) {
-      block += p.q_windows.windows();
-    }
-  }
-};
-
 template <typename Shape>
 class WindowProducer {
  public:

@@ -2,9 +2,11 @@
 // in the turns of sm90/consumer.cuh.
 #pragma once
 
+#include "eight_bit/output.cuh"
+#include "eight_bit/scores.cuh"
+#include "eight_bit/softmax.cuh"
 #include "sm90/eight_bit/scores.cuh"
 #include "sm90/eight_bit/shared.cuh"
-#include "sm90/eight_bit/softmax.cuh"
 
 namespace rainfusion::sm90 {
 
@@ -15,7 +17,6 @@ class EightBitConsumer {
   static constexpr int kHeadSize = Shape::kHeadSize;
   static constexpr int kKeys = Shape::kKeys;
   using Storage = EightBitShared<Shape>;
-  using Work = tma::Work;
   using Integers = int32_t[kKeys / 2];  // of a thread
   using Scores = float[kKeys / 2];
   using Output = float[kHeadSize / 2];
@@ -38,7 +39,7 @@ class EightBitConsumer {
       tma::barrier_wait(shared_.q_full, phase);
       const Work work = read_work();
       if (work.tiles == Work::kEnd) break;
-      if (group_ * kGroupRows >= rows_of(work)) {
+      if (group_ * kGroupRows >= eight_bit::rows_of(work)) {
         stand_by(work);
         continue;
       }
@@ -49,7 +50,7 @@ class EightBitConsumer {
       } else {
         release(shared_.q_empty);
       }
-      write(work, o, rows);
+      eight_bit::write_output<Element>(params_, work, warp_row(), o, rows);
     }
   }
 
@@ -61,24 +62,25 @@ class EightBitConsumer {
     float factor[kRows];
     float scale[kRows];
 
-    begin_scores(bits);
+    eight_bit::begin_scores(bits);
     Tile tile = wait_keys();
     start_scores(bits);
     find_scale(tile, scale);
     wgmma_wait<0>();
     pin_registers(bits);
-    scores_as_floats(bits, s);
+    eight_bit::scores_as_floats(bits, s);
     mask(s, tile, scale);
     release_keys();
     if (work.tiles == 1) release(shared_.q_empty);
-    integer_softmax_from_maxima(s, rows, scale, factor);  // the accumulators are still zero
+    eight_bit::integer_softmax_from_maxima(s, rows, scale,
+                                           factor);  // the accumulators are still zero
     release_bias(tile);
-    pack_e4m3(s, p);
+    eight_bit::pack_e4m3(s, p);
 
     for (int i = 1; i < work.tiles; ++i) {
       // Here no scores are in registers.
       if (i % eight_bit::kPromotedTiles == 0) promote(o, rows, i > eight_bit::kPromotedTiles);
-      begin_scores(bits);
+      eight_bit::begin_scores(bits);
       tile = wait_keys();
       take_turn();
       start_scores(bits);
@@ -88,10 +90,10 @@ class EightBitConsumer {
       find_scale(tile, scale);
       wgmma_wait<1>();
       pin_registers(bits);
-      scores_as_floats(bits, s);
+      eight_bit::scores_as_floats(bits, s);
       mask(s, tile, scale);
-      const bool moved =
-          integer_softmax_tile(s, rows, scale, factor, [&] { compute_scores(s, tile, scale); });
+      const bool moved = eight_bit::integer_softmax_tile(s, rows, scale, factor,
+                                                         [&] { compute_scores(s, tile, scale); });
       release_bias(tile);
       release_keys();  // not before: the scores may have been computed again
       if (i + 1 == work.tiles) release(shared_.q_empty);
@@ -100,7 +102,7 @@ class EightBitConsumer {
       pin_registers(s);
       release_values();
       if (moved) rescale(o, factor);
-      pack_e4m3(s, p);
+      eight_bit::pack_e4m3(s, p);
     }
 
     wait_values();
@@ -145,10 +147,10 @@ class EightBitConsumer {
   __device__ __forceinline__ void compute_scores(Scores& s, const Tile& tile,
                                                  const float (&scale)[kRows]) {
     Integers bits;
-    compute_warp_integer_scores<kHeadSize>(bits, shared_address(shared_.q),
-                                           shared_address(shared_.k[k_.stage]), warp_row());
+    eight_bit::compute_warp_integer_scores<kHeadSize>(
+        bits, shared_address(shared_.q), shared_address(shared_.k[k_.stage]), warp_row());
     tma::fence_async_proxy();  // the copy engine writes over what was read here
-    scores_as_floats(bits, s);
+    eight_bit::scores_as_floats(bits, s);
     mask(s, tile, scale);
   }
 
@@ -302,81 +304,6 @@ class EightBitConsumer {
   __device__ __forceinline__ void give_turn() {
     const int next = group_ + 1 < Shape::kConsumers ? group_ + 1 : 0;
     tma::named_barrier_arrive(kTurnBarrier + next, 2 * kGroupThreads);
-  }
-
-  // Accumulators, scaled and moved back, to out and lse, straight from registers.
-  __device__ __forceinline__ void write(const Work& work, const Output& o,
-                                        const RowStatistics& rows) {
-    const int lane = threadIdx.x % 32;
-    const int first_row = warp_row() + lane / 4;
-    const RainfusionStrides& strides = p_.out_strides;
-    constexpr int kBytes = ElementTraits<Element>::kBytes;
-    static_assert(kBytes == 2, "two columns are packed into 32 bits");
-    char* out = static_cast<char*>(p_.out) + kBytes * (work.head / p_.heads * strides.batch +
-                                                       work.head % p_.heads * strides.head);
-    const float* centres = params_.tiles.centres +
-                           static_cast<int64_t>(work.head) * eight_bit::kCentres * kHeadSize +
-                           lane % 4 * 2;
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const float sum = quad_sum(rows.sum[r]);
-      const float real = sum != 0.f ? 1.f : 0.f;  // a row without keys is 0
-      const float inverse = sum != 0.f ? __fdividef(1.f, sum) : 0.f;
-      const int64_t token = token_of(work, first_row + r * 8);
-      auto* out_row = reinterpret_cast<uint2*>(out + kBytes * token * strides.token) +
-                      lane % 2 * 2 + lane % 4 / 2;
-#pragma unroll
-      for (int n = 0; n < kHeadSize / 8; n += 2) {
-        uint32_t pairs[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const auto at = [&](int which) {
-            return __ldg(
-                reinterpret_cast<const float2*>(centres + which * kHeadSize + (n + i) * 8));
-          };
-          const float2 scale = at(eight_bit::kValueScale);
-          const float2 centre = at(eight_bit::kOutputCentre);
-          const int place = (n + i) * 4 + r * 2;
-          pairs[i] = pack<Element>(fmaf(o[place] * inverse, scale.x, centre.x * real),
-                                   fmaf(o[place + 1] * inverse, scale.y, centre.y * real));
-        }
-        const uint2 columns = four_columns(pairs[0], pairs[1]);
-        if (token >= 0) out_row[n / 2 * 4] = columns;
-      }
-      if (token >= 0 && p_.lse != nullptr && lane % 4 == 0) {
-        const int64_t place = static_cast<int64_t>(work.head) * p_.q_cut.tokens + token;
-        p_.lse[place] =
-            sum > 0.f ? rows.reference[r] / kLog2E + logf(sum) + params_.tiles.lse_shift[place]
-                      : -INFINITY;
-      }
-    }
-  }
-
-  static __device__ __forceinline__ Extents inside(int rows) {
-    return {rows >> 16 & 0x7fff, rows >> 8 & 0xff, rows & 0xff};
-  }
-
-  // Rows that hold a token: the first ones.
-  __device__ __forceinline__ int rows_of(const Work& work) const {
-    return tma::WindowRows::is_window(work.rows) ? inside(work.rows).volume() : work.rows;
-  }
-
-  // The token in a row of the block, -1 if there is none.
-  __device__ __forceinline__ int token_of(const Work& work, int row) const {
-    if (row >= rows_of(work)) return -1;
-    if (!tma::WindowRows::is_window(work.rows)) return work.begin + row;
-    const Extents size = inside(work.rows);
-    const Extents& grid = p_.q_windows.grid;
-    const int line = row / size.w;
-    return work.begin + (line / size.h * grid.h + line % size.h) * grid.w + row % size.w;
-  }
-
-  // As in sm90/consumer.cuh: an even lane gets four columns of the first chunk of eight, an odd one
-  // of the second.
-  static __device__ __forceinline__ uint2 four_columns(uint32_t first, uint32_t second) {
-    const bool odd = threadIdx.x % 2 != 0;
-    const uint32_t received = __shfl_xor_sync(0xffffffffu, odd ? first : second, 1);
-    return odd ? uint2{received, second} : uint2{first, received};
   }
 
   const EightBitParams& params_;

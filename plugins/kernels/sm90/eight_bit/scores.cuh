@@ -1,21 +1,9 @@
-// The product q k^T of 8-bit integers, of a warpgroup or of one of its warps.
+// The product q k^T of 8-bit integers, of a warpgroup.
 #pragma once
 
-#include "common/eight_bit.h"
-#include "common/element.h"
-#include "common/ptx.cuh"
 #include "sm90/wgmma.cuh"
 
 namespace rainfusion::sm90 {
-
-// Scores begin with what makes floats of their bits.
-template <int kScores>
-__device__ __forceinline__ void begin_scores(int32_t (&s)[kScores]) {
-#pragma unroll
-  for (int i = 0; i < kScores; ++i) {  // an instruction each: one constant would be copied twice
-    asm volatile("mov.b32 %0, %1;\n" : "=r"(s[i]) : "n"(eight_bit::kScoreOriginBits));
-  }
-}
 
 // s += q k^T of 64 rows of a query tile, which begin at address `q`, and a key tile at `k`; running
 // on return.
@@ -32,47 +20,6 @@ __device__ __forceinline__ void start_integer_scores(int32_t (&s)[kScores], uint
   }
   wgmma_commit();
   pin_registers(s);
-}
-
-template <int kScores>
-__device__ __forceinline__ void scores_as_floats(const int32_t (&bits)[kScores],
-                                                 float (&s)[kScores]) {
-#pragma unroll
-  for (int i = 0; i < kScores; ++i) s[i] = __int_as_float(bits[i]);
-}
-
-// c += a * b for a 16 x 32 (row) and b 32 x 8 (column), integers.
-__device__ __forceinline__ void multiply_accumulate(int32_t (&c)[4], const uint32_t (&a)[4],
-                                                    uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};\n"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// As start_integer_scores for a warp alone, whose 16 rows of the query tile begin at `first_row`.
-template <int kHeadSize, int kScores>
-__device__ __forceinline__ void compute_warp_integer_scores(int32_t (&s)[kScores], uint32_t q,
-                                                            uint32_t k, int first_row) {
-  constexpr int kKeys = kScores * 2;
-  int lane;  // read here, so that no address is kept in registers through the caller's loop
-  asm volatile("mov.u32 %0, %%laneid;\n" : "=r"(lane));
-  begin_scores(s);
-#pragma unroll 1
-  for (int chunk = 0; chunk < kHeadSize / kChunkBytes; chunk += 2) {
-    uint32_t a[4];
-    load_matrices(a,
-                  q + eight_bit::row_offset(kHeadSize, first_row + lane % 16, chunk + lane / 16));
-#pragma unroll
-    for (int keys = 0; keys < kKeys; keys += 16) {
-      uint32_t b[4];
-      const int row = keys + lane / 16 * 8 + lane % 8;
-      load_matrices(b, k + eight_bit::row_offset(kHeadSize, row, chunk + lane / 8 % 2));
-      multiply_accumulate(reinterpret_cast<int32_t (&)[4]>(s[keys / 2]), a, b[0], b[1]);
-      multiply_accumulate(reinterpret_cast<int32_t (&)[4]>(s[keys / 2 + 4]), a, b[2], b[3]);
-    }
-  }
 }
 
 }  // namespace rainfusion::sm90

@@ -49,7 +49,7 @@ struct EightBitShared {
   tma::Barrier v_empty[kRing];
   tma::Barrier bias_full[kBiasRing];
   tma::Barrier bias_empty[kBiasRing];
-  tma::Work work;
+  Work work;
 
   __device__ void initialise() {
     tma::barrier_init(q_full, 1);

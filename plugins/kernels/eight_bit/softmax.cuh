@@ -1,11 +1,11 @@
 // Online softmax of integer scores, which are floats from kScoreOrigin on, and probabilities that
-// fit e4m3. What sm90/softmax.cuh says of rows, references and sums holds here, too.
+// fit e4m3. References move as in sm90/softmax.cuh.
 #pragma once
 
 #include "common/eight_bit.h"
-#include "sm90/softmax.cuh"
+#include "common/row_softmax.cuh"
 
-namespace rainfusion::sm90 {
+namespace rainfusion::eight_bit {
 
 // Exponentials of row r under its reference, to base 2. A key tile's scores have a scale of their
 // own. Where a score would need more than 22 bits beside its origin, rounding is some thousandths
@@ -13,7 +13,7 @@ namespace rainfusion::sm90 {
 template <int kScores>
 __device__ __forceinline__ float integer_exponentials(float (&s)[kScores], int r, float reference,
                                                       float scale) {
-  return exponentials(s, r, fmaf(eight_bit::kScoreOrigin, scale, reference), scale);
+  return exponentials(s, r, fmaf(kScoreOrigin, scale, reference), scale);
 }
 
 // As softmax_from_maxima: the largest exponential of a row becomes 2^kPeak, or is less.
@@ -24,8 +24,8 @@ __device__ __forceinline__ void integer_softmax_from_maxima(float (&s)[kScores],
                                                             float (&factor)[kRows]) {
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    const float largest = (row_maximum(s, r) - eight_bit::kScoreOrigin) * scale[r];
-    const float reference = fmaxf(rows.reference[r], largest - eight_bit::kPeak);
+    const float largest = (row_maximum(s, r) - kScoreOrigin) * scale[r];
+    const float reference = fmaxf(rows.reference[r], largest - kPeak);
     factor[r] = exp2_fast(rows.reference[r] - reference);
     rows.reference[r] = reference;
     rows.sum[r] = rows.sum[r] * factor[r] + integer_exponentials(s, r, reference, scale[r]);
@@ -39,7 +39,7 @@ __device__ __forceinline__ void lower_to_usual(float (&s)[kScores], const float 
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const float largest = quad_max(sum[r]);
-    const float excess = largest > eight_bit::kLargestSum ? largest / eight_bit::kUsualSum : 1.f;
+    const float excess = largest > kLargestSum ? largest / kUsualSum : 1.f;
     const float reference = rows.reference[r] + __log2f(excess);
     factor[r] = exp2_fast(rows.reference[r] - reference);  // of the rounded reference
     rows.reference[r] = reference;
@@ -66,7 +66,7 @@ __device__ __forceinline__ bool integer_softmax_tile(float (&s)[kScores], RowSta
   const auto within = [&](float limit) {  // false for NaN
     return __all_sync(0xffffffffu, sum[0] <= limit && sum[1] <= limit);
   };
-  const bool moved = !within(eight_bit::kLargestSum);
+  const bool moved = !within(kLargestSum);
   if (moved && !within(kLargestFloatSum)) {
     compute_scores();
     integer_softmax_from_maxima(s, rows, scale, factor);
@@ -96,7 +96,6 @@ __device__ __forceinline__ uint32_t pack_e4m3(float a, float b, float c, float d
 template <int kScores>
 __device__ __forceinline__ void pack_e4m3(const float (&s)[kScores],
                                           uint32_t (&p)[kScores / 16][4]) {
-  using eight_bit::packed_score;
 #pragma unroll
   for (int step = 0; step < kScores / 16; ++step) {
     const float* own = s + step * 16;
@@ -108,4 +107,4 @@ __device__ __forceinline__ void pack_e4m3(const float (&s)[kScores],
   }
 }
 
-}  // namespace rainfusion::sm90
+}  // namespace rainfusion::eight_bit
