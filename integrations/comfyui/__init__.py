@@ -7,7 +7,7 @@ from typing import Any
 from rainfusion_trt.integrations.comfyui import Wanted, patch
 from rainfusion_trt.integrations.comfyui_engine import replace
 from rainfusion_trt.operator.exact_frames import frames_of_text
-from rainfusion_trt.operator.settings import METHODS, PRECISIONS, AttentionSettings
+from rainfusion_trt.operator.settings import EIGHT_BIT_GPUS, METHODS, PRECISIONS, AttentionSettings
 
 
 class RainFusionAttention:
@@ -56,7 +56,7 @@ class RainFusionAttention:
                     list(PRECISIONS),
                     {
                         "default": AttentionSettings.precision,
-                        "tooltip": "8bit is for Hopper; dense steps are ComfyUI's own",
+                        "tooltip": f"8bit is for {EIGHT_BIT_GPUS}; dense steps are ComfyUI's own",
                     },
                 ),
                 "last_sink_frames": (

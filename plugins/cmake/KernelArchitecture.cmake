@@ -82,8 +82,30 @@ template cudaError_t launch_window_attention<@element@, @head_size@>(
     endforeach()
   endforeach()
 
+  rainfusion_kernel_objects(${name} "${architectures}" ${sources})
+endfunction()
+
+# rainfusion_eight_bit_arch(<name> <source>...)
+#
+# Adds 8-bit kernels that run from compute capability 8.9 on: for the architectures of the build,
+# where an older one of 8.x becomes 89, machine code or PTX as it is. So whatever library runs on a
+# GPU of 8.9 or newer has these kernels for it, which dispatch.cc takes for granted.
+function(rainfusion_eight_bit_arch name)
+  set(architectures ${CMAKE_CUDA_ARCHITECTURES})
+  list(TRANSFORM architectures REPLACE "^8[0-8]" "89")
+  rainfusion_gpu_targets(targets ${architectures})  # each once
+  list(TRANSFORM targets REPLACE "^sm_(.*)$" "\\1-real")
+  list(TRANSFORM targets REPLACE "^compute_(.*)$" "\\1-virtual")
+  rainfusion_kernel_objects(${name} "${targets}" ${ARGN})
+endfunction()
+
+# rainfusion_kernel_objects(<name> <architectures> <source>...)
+#
+# Adds sources, compiled for architectures of their own, to the library. dispatch.cc is compiled with
+# RAINFUSION_<NAME>.
+function(rainfusion_kernel_objects name architectures)
   set(target rainfusion_kernels_${name})
-  add_library(${target} OBJECT ${sources})
+  add_library(${target} OBJECT ${ARGN})
   set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${architectures}")
   rainfusion_kernel_target(${target})
   target_sources(rainfusion_kernels PRIVATE $<TARGET_OBJECTS:${target}>)

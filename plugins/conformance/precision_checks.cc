@@ -58,6 +58,31 @@ void check_fields(Suite& suite) {
   }
 }
 
+// Every GPU whose mma.sync takes e4m3 has kernels, if it runs the library at all.
+void check_gpus(Suite& suite) {
+  suite.report.begin("8 bits: GPUs");
+  auto* const check =
+      suite.library.symbol<decltype(rainfusion_check_precision)>("rainfusion_check_precision");
+  auto* const check_device =
+      suite.library.symbol<decltype(rainfusion_check_device)>("rainfusion_check_device");
+  for (int capability = 80; capability < 140; ++capability) {
+    const int major = capability / 10;
+    const int minor = capability % 10;
+    char message[1024] = "";
+    const bool runs = check_device(major, minor, nullptr, 0) == RAINFUSION_SUCCESS;
+    const auto status = check(RAINFUSION_PRECISION_8BIT, major, minor, message, sizeof(message));
+    const bool wanted = runs && capability >= 89;
+    suite.report.expect(status == (wanted ? RAINFUSION_SUCCESS : RAINFUSION_UNSUPPORTED),
+                        std::to_string(capability) + ": " + message);
+    const std::string words = capability < 89 ? "use precision 16bit" : "cannot run this build";
+    suite.report.expect(wanted == (std::string(message).find(words) == std::string::npos),
+                        "words of the error: " + std::string(message));
+    suite.report.expect(
+        check(RAINFUSION_PRECISION_16BIT, major, minor, nullptr, 0) == RAINFUSION_SUCCESS,
+        std::to_string(capability) + " in 16 bits");
+  }
+}
+
 // One engine has both precisions, and the workspace of the one that needs more.
 void check_layers(Suite& suite) {
   suite.report.begin("8 bits: layers");
@@ -196,8 +221,9 @@ std::string eight_bit_refusal(trt_host::PluginLibrary& library) {
 }
 
 void check_precision(trt_host::PluginLibrary& library, Report& report) {
-  run_checks(library, report,
-             {check_fields, check_layers, check_bits, check_without_kernels, check_calls});
+  run_checks(
+      library, report,
+      {check_fields, check_gpus, check_layers, check_bits, check_without_kernels, check_calls});
 }
 
 }  // namespace conformance

@@ -96,11 +96,15 @@ Result attend(const Geometry& geometry, const RainfusionTensors& tensors, const 
                      "launching the 8-bit attention");
 }
 
-Result check_precision(bool eight_bit, int capability) {
-  if (!eight_bit || has_eight_bit_attention(capability)) return {};
-  return unsupported("precision 8bit has no kernel in this build for compute capability " +
-                     std::to_string(capability / 10) + "." + std::to_string(capability % 10) +
-                     "; it needs 9.0 and a build for it, use precision 16bit");
+// Of this build, on any GPU.
+Result check_precision(bool eight_bit, int major, int minor) {
+  if (!eight_bit) return {};
+  if (!has_eight_bit_attention(major * 10 + minor)) {
+    return unsupported("precision 8bit has no kernel for compute capability " +
+                       std::to_string(major) + "." + std::to_string(minor) +
+                       "; it needs 8.9 or newer, use precision 16bit");
+  }
+  return check_capability(major, minor);
 }
 
 // ARM, or the choice of blocks, up to the heads' kinds and masks.
@@ -151,7 +155,7 @@ Result run(const RainfusionProblem* problem, const RainfusionTensors* tensors,
   if (!result.ok()) return result;
   int capability = 0;
   result = device_capability(&capability);
-  if (result.ok()) result = check_precision(geometry.eight_bit, capability);
+  if (result.ok()) result = check_precision(geometry.eight_bit, capability / 10, capability % 10);
   if (!result.ok()) return result;
 
   result = plan_heads(geometry, used, plan != nullptr ? *plan : RainfusionPlan{}, parts, capability,
@@ -227,7 +231,7 @@ RainfusionStatus rainfusion_check_device(int32_t major, int32_t minor, char* mes
 RainfusionStatus rainfusion_check_precision(RainfusionPrecision precision, int32_t major,
                                             int32_t minor, char* message, size_t capacity) {
   return guarded(
-      [&] { return check_precision(precision == RAINFUSION_PRECISION_8BIT, major * 10 + minor); },
+      [&] { return check_precision(precision == RAINFUSION_PRECISION_8BIT, major, minor); },
       message, capacity);
 }
 

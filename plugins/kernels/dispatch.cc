@@ -3,6 +3,7 @@
 #include "common/launch.h"
 #include "common/variants.h"
 #include "sm80/launch.h"
+#include "sm89/launch.h"
 #include "sm90/eight_bit/launch.h"
 #include "sm90/launch.h"
 
@@ -67,24 +68,15 @@ cudaError_t launch_attention(const Geometry& geometry, const AttentionParams& pa
   return cudaErrorNoKernelImageForDevice;
 }
 
-bool has_eight_bit_attention([[maybe_unused]] int capability) {
-#ifdef RAINFUSION_SM90
-  return capability == 90;
-#else
-  return false;
-#endif
-}
+// Of GPUs that the library runs on (common/device.cc).
+bool has_eight_bit_attention(int capability) { return capability >= sm89::kFirstCapability; }
 
-cudaError_t launch_eight_bit_attention([[maybe_unused]] const Geometry& geometry,
-                                       [[maybe_unused]] const EightBitParams& params,
-                                       [[maybe_unused]] int capability,
-                                       [[maybe_unused]] cudaStream_t stream) {
+cudaError_t launch_eight_bit_attention(const Geometry& geometry, const EightBitParams& params,
+                                       [[maybe_unused]] int capability, cudaStream_t stream) {
 #ifdef RAINFUSION_SM90
-  if (has_eight_bit_attention(capability)) {
-    return sm90::launch_eight_bit_attention(geometry, params, stream);
-  }
+  if (capability == 90) return sm90::launch_eight_bit_attention(geometry, params, stream);
 #endif
-  return cudaErrorNoKernelImageForDevice;
+  return sm89::launch_eight_bit_attention(geometry, params, stream);
 }
 
 cudaError_t launch_recall(const RecallParams& params, int capability, cudaStream_t stream) {

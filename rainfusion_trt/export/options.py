@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rainfusion_trt.operator.exact_frames import TEXT_FORM
-from rainfusion_trt.operator.settings import METHODS, PRECISIONS, TEXT_PLACES
+from rainfusion_trt.operator.settings import EIGHT_BIT_GPUS, METHODS, PRECISIONS, TEXT_PLACES
 
 
 class Config(str, Enum):
@@ -108,7 +108,8 @@ AttentionPrecision = Annotated[
     str,
     typer.Option(
         metavar=f"[{'|'.join(PRECISIONS)}]",
-        help="Of attention's products; 8bit is for Hopper, and each step may still run in 16.",
+        help=f"Of attention's products; 8bit is for {EIGHT_BIT_GPUS}, and each step may still run "
+        "in 16.",
     ),
 ]
 Output = Annotated[

@@ -98,7 +98,7 @@ def rainfusion_attention(  # type: ignore[misc]  # the overloads leave the setti
     precision
         "16bit", or "8bit": q and k are rounded to 8-bit integers, probabilities and v to e4m3
         (docs/rainfusion.md). D of 64 and 128, methods without textural heads, and on CUDA compute
-        capability 9.0. Has no gradient and cannot be exported to ONNX.
+        capability 8.9 or newer. Has no gradient and cannot be exported to ONNX.
     last_sink_frames
         Latent frames at the end of the clip that are as those of `sink_frames`, for a clip whose
         last picture is given.

@@ -21,6 +21,7 @@ from rainfusion_trt.operator.exact_frames import FrameRanges, flat_of, frames_of
 __all__ = [
     "ATTRIBUTES",
     "EIGHT_BIT_FORMATS",
+    "EIGHT_BIT_GPUS",
     "LATER_ATTRIBUTES",
     "METHODS",
     "NODE_ATTRIBUTES",
@@ -46,6 +47,9 @@ EIGHT_BIT_FORMATS: Mapping[str, str] = MappingProxyType(
     {"q": "int8", "k": "int8", "p": "float8_e4m3fn", "v": "float8_e4m3fn"}
 )
 """Operands of the two products with ``precision="8bit"``; p are the probabilities."""
+
+EIGHT_BIT_GPUS = "GPUs of compute capability 8.9 and newer"
+"""Where 8 bits have kernels, in words. Which GPU has one the library says."""
 
 NODE_ATTRIBUTES = ("text", "method", "alpha", "sink_frames", "scale")
 """Settings in the order in which the ONNX node has them."""
@@ -87,7 +91,7 @@ class AttentionSettings:
         Softmax scale; 0 is 1 / sqrt(D). In a model each attention says it.
     precision : str
         "16bit", or "8bit" for products of 8-bit operands (docs/rainfusion.md): GPUs of compute
-        capability 9.0, D of 64 and 128, methods without textural heads.
+        capability 8.9 and newer, D of 64 and 128, methods without textural heads.
     last_sink_frames : int
         Latent frames at the end of the clip that are as those of `sink_frames`: 1 keeps exact what
         a given last picture fixes.

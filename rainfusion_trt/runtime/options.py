@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rainfusion_trt.operator.exact_frames import TEXT_FORM
-from rainfusion_trt.operator.settings import METHODS, PRECISIONS, AttentionSettings
+from rainfusion_trt.operator.settings import EIGHT_BIT_GPUS, METHODS, PRECISIONS, AttentionSettings
 from rainfusion_trt.presets import PRESETS
 from rainfusion_trt.step_cache.settings import CACHES
 
@@ -90,8 +90,8 @@ ExactFrames = Annotated[
 AttentionPrecision = Annotated[
     str | None,
     typer.Option(
-        help=f"{' or '.join(PRECISIONS)}, of attention's products; 8bit is for Hopper (default: "
-        "engine's, else 16bit)."
+        help=f"{' or '.join(PRECISIONS)}, of attention's products; 8bit is for {EIGHT_BIT_GPUS} "
+        "(default: engine's, else 16bit)."
     ),
 ]
 First16bit = Annotated[

@@ -107,10 +107,10 @@ class Pipeline:
         given the last picture too keeps it exact with ``last_sink_frames=1``, and pictures in the
         middle with their latent frames, as in ``exact_frames=(4, (8, 10))``.
     precision : str, PrecisionSchedule, callable or iterable of str, optional
-        "16bit", or "8bit" for products of 8-bit operands (docs/rainfusion.md) on Hopper: of all
-        steps, or of each, as ``precision(step, steps)`` or one value per step. By default what a
-        file or engine was exported with, and 16 bits in PyTorch. An engine of 16 bits has no
-        others; one of 8 has both.
+        "16bit", or "8bit" for products of 8-bit operands (docs/rainfusion.md) on GPUs of compute
+        capability 8.9 and newer: of all steps, or of each, as ``precision(step, steps)`` or one
+        value per step. By default what a file or engine was exported with, and 16 bits in PyTorch.
+        An engine of 16 bits has no others; one of 8 has both.
     dense_layers : sequence of int, optional
         Self-attentions, numbered from 0, that stay dense in every step: the torch backend alone.
     cache : str or CacheSettings, optional

@@ -19,6 +19,7 @@ import torch
 
 from helpers import whole_scores
 from helpers.blocks_asked_for import ask_for
+from helpers.gpu import skip_without_kernel
 from helpers.layouts import places_of
 from helpers.quick import with_a_quick_one
 from helpers.rising_scores import GRID, LEVELS, TOKENS, leveled_heads
@@ -51,9 +52,9 @@ CLIPS = {
 
 
 @pytest.fixture(autouse=True, scope="module")
-def on_hopper():
-    if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("8-bit kernels are for compute capability 9.0")
+def has_kernels():
+    """Hopper's, or the portable one; on Hopper too in a build for 89-virtual (docs/kernels.md)."""
+    skip_without_kernel("8bit")
 
 
 def make(clip, head_size, dtype=torch.float16, seed=0):

@@ -11,6 +11,7 @@ import math
 import pytest
 import torch
 
+from helpers.gpu import skip_without_kernel
 from rainfusion_trt import rainfusion_attention
 
 pytestmark = pytest.mark.gpu
@@ -62,11 +63,6 @@ CASES = [
 HEADS = 64  # in two clips: several blocks for every multiprocessor
 
 
-def skip_without_a_kernel(precision):
-    if precision == "8bit" and torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("8-bit kernels are for compute capability 9.0")
-
-
 def tokens_of(grid):
     return math.prod(grid) + TEXT_TOKENS
 
@@ -111,7 +107,7 @@ def assert_same_bits(found, expected):
 @pytest.mark.parametrize("short", [None, 300, 1290])
 @pytest.mark.parametrize(("method", "precision", "head_size"), CASES)
 def test_contents_of_device_memory(monkeypatch, method, precision, head_size, short, sparsity):
-    skip_without_a_kernel(precision)
+    skip_without_kernel(precision)
     grid = GRIDS["rows cut"]
     q, k, v = tensors(grid, head_size)
     kv_len = lengths(grid, short)
@@ -142,7 +138,7 @@ def test_contents_of_device_memory_for_kinds_of_heads(monkeypatch, method, alpha
 @pytest.mark.parametrize(("method", "precision", "head_size"), CASES)
 def test_what_other_calls_leave_in_multiprocessors(grid, method, precision, head_size):
     """The same kernel, with as many blocks as to reach every one, leaves what it computed with."""
-    skip_without_a_kernel(precision)
+    skip_without_kernel(precision)
     q, k, v = tensors(grid, head_size, HEADS)
 
     def leave(value):
@@ -161,7 +157,7 @@ def test_what_other_calls_leave_in_multiprocessors(grid, method, precision, head
 @grids
 @pytest.mark.parametrize(("method", "precision", "head_size"), CASES)
 def test_what_one_clip_holds_stays_there(grid, method, precision, head_size, short, value):
-    skip_without_a_kernel(precision)
+    skip_without_kernel(precision)
     q, k, v = tensors(grid, head_size, HEADS)
     kv_len = lengths(grid, short)
     expected = [x[1] for x in compute(q, k, v, grid, method, precision, kv_len=kv_len)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
@@ -51,9 +53,30 @@ def test_blocks_are_those_of_the_reference(library, head_size):
     assert library.block_counts(clip) == counts
 
 
-def test_only_hopper_has_kernels(library):
-    """Where a build has them at all; 16 bits are everywhere."""
-    for capability in ((8, 0), (8, 9), (10, 0), (12, 0)):
-        with pytest.raises(UnsupportedError, match="precision 8bit has no kernel in this build"):
+def runs(library, capability):
+    try:
+        library.check_device(*capability)
+    except UnsupportedError:
+        return False
+    return True
+
+
+def test_gpus_that_multiply_e4m3_have_kernels(library):
+    """Whatever the library was built for: if it runs there. 16 bits are everywhere."""
+    for capability in ((8, 0), (8, 6)):
+        with pytest.raises(UnsupportedError, match=r"8bit has no kernel for .* 8\.[06]; .* 16bit"):
             library.check_precision(native.Precision.BITS_8, *capability)
+    for capability in ((8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1)):
+        if runs(library, capability):
+            library.check_precision(native.Precision.BITS_8, *capability)
+        else:
+            with pytest.raises(UnsupportedError, match="cannot run this build: .* build-plugin"):
+                library.check_precision(native.Precision.BITS_8, *capability)
         library.check_precision(native.Precision.BITS_16, *capability)
+
+
+def test_a_library_that_runs_on_8_9_has_its_kernels(library):
+    """Machine code of 8.0, as CI builds it, runs on 8.9 too: its 8-bit kernels are of 8.9."""
+    if re.search(r"sm_8[0-9]", library.build_info):
+        library.check_precision(native.Precision.BITS_8, 8, 9)
+        assert b"sm_89" in library.path.read_bytes()

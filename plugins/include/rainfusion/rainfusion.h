@@ -64,8 +64,8 @@ typedef enum {
 } RainfusionMethod;
 
 /* Of the products q k and p v. 8BIT rounds q and k to integers, p and v to e4m3: on GPUs of compute
- * capability 9.0, for head sizes 64 and 128 and methods without textural heads. Elsewhere it is
- * RAINFUSION_UNSUPPORTED, never 16 bits. */
+ * capability 8.9 and newer, for head sizes 64 and 128 and methods without textural heads. Elsewhere
+ * it is RAINFUSION_UNSUPPORTED, never 16 bits. */
 typedef enum { RAINFUSION_PRECISION_16BIT = 0, RAINFUSION_PRECISION_8BIT = 1 } RainfusionPrecision;
 
 /* Values of RainfusionPlan::kind. BLOCKS is what every head of method rainfusion2 reports, WINDOWS
@@ -177,8 +177,8 @@ RAINFUSION_API RainfusionStatus rainfusion_check_head_size(int32_t head_size, ch
 RAINFUSION_API RainfusionStatus rainfusion_check_device(int32_t major, int32_t minor, char* message,
                                                         size_t capacity);
 
-/* RAINFUSION_SUCCESS if this library holds kernels of that precision for a compute capability that
- * rainfusion_check_device takes. No GPU is asked. */
+/* RAINFUSION_SUCCESS if there are kernels of that precision for a compute capability; of 8 bits, if
+ * this library holds them. No GPU is asked. */
 RAINFUSION_API RainfusionStatus rainfusion_check_precision(RainfusionPrecision precision,
                                                            int32_t major, int32_t minor,
                                                            char* message, size_t capacity);

@@ -46,7 +46,8 @@ cudaError_t launch_report(const AttentionParams& attention, const RainfusionPlan
 cudaError_t launch_eight_bit_tiles(const Geometry& geometry, const RainfusionTensors& tensors,
                                    const Workspace& workspace, cudaStream_t stream);
 
-// Whether there is an 8-bit attention kernel for a compute capability; and its launch.
+// Whether there is an 8-bit attention kernel for a compute capability that the library runs on; and
+// its launch.
 bool has_eight_bit_attention(int capability);
 cudaError_t launch_eight_bit_attention(const Geometry& geometry, const EightBitParams& params,
                                        int capability, cudaStream_t stream);

@@ -34,15 +34,15 @@ __device__ __forceinline__ void multiply_accumulate(int32_t (&c)[4], const uint3
 }
 
 // s = q k^T of a warp, whose 16 rows of the query tile at address `q` begin at `first_row`, and the
-// key tile at `k`.
-template <int kHeadSize, int kScores>
+// key tile at `k`. kUnrolled steps of 32 channels are written out: few where it is seldom done.
+template <int kHeadSize, int kUnrolled, int kScores>
 __device__ __forceinline__ void compute_warp_integer_scores(int32_t (&s)[kScores], uint32_t q,
                                                             uint32_t k, int first_row) {
   constexpr int kKeys = kScores * 2;
   int lane;  // read here, so that no address is kept in registers through the caller's loop
   asm volatile("mov.u32 %0, %%laneid;\n" : "=r"(lane));
   begin_scores(s);
-#pragma unroll 1
+#pragma unroll kUnrolled
   for (int chunk = 0; chunk < kHeadSize / kChunkBytes; chunk += 2) {
     uint32_t a[4];
     load_matrices(

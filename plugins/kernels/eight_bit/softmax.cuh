@@ -7,6 +7,37 @@
 
 namespace rainfusion::eight_bit {
 
+// Windows seldom have all keys of a tile, and seldom lack more: then few scores are looked at.
+constexpr int kShortBy = 32;
+
+// Scores of what is no key, of a tile that has `keys`, become -infinity.
+template <int kScores>
+__device__ __forceinline__ void mask_short_tile(float (&s)[kScores], int keys) {
+  constexpr int kKeys = kScores * 2;
+  if (keys >= kKeys - kShortBy) {
+    mask_scores<kKeys - kShortBy>(s, keys);
+  } else {
+    mask_scores(s, keys);
+  }
+}
+
+// Pseudo-keys get their biases, to base 2, in units of scores.
+template <int kScores>
+__device__ __forceinline__ void add_pseudo_biases(float (&s)[kScores], const float* shared_biases,
+                                                  const float (&scale)[kRows]) {
+  const float inverse[kRows] = {__fdividef(1.f, scale[0]), __fdividef(1.f, scale[1])};
+  const float2* biases = reinterpret_cast<const float2*>(shared_biases) + threadIdx.x % 4;
+#pragma unroll
+  for (int n = 0; n < kScores / 4; ++n) {
+    const float2 bias = biases[n * 4];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      s[n * 4 + r * 2] = fmaf(bias.x, inverse[r], s[n * 4 + r * 2]);
+      s[n * 4 + r * 2 + 1] = fmaf(bias.y, inverse[r], s[n * 4 + r * 2 + 1]);
+    }
+  }
+}
+
 // Exponentials of row r under its reference, to base 2. A key tile's scores have a scale of their
 // own. Where a score would need more than 22 bits beside its origin, rounding is some thousandths
 // of what the integers' own rounding makes of it.

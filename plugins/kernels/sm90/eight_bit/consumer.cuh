@@ -21,8 +21,6 @@ class EightBitConsumer {
   using Scores = float[kKeys / 2];
   using Output = float[kHeadSize / 2];
   using Probabilities = uint32_t[Shape::kSteps][4];
-  // Windows seldom have all keys of a tile, and seldom lack more: then few scores are looked at.
-  static constexpr int kShortBy = 32;
 
   // What a key tile says of itself.
   struct Tile {
@@ -147,7 +145,7 @@ class EightBitConsumer {
   __device__ __forceinline__ void compute_scores(Scores& s, const Tile& tile,
                                                  const float (&scale)[kRows]) {
     Integers bits;
-    eight_bit::compute_warp_integer_scores<kHeadSize>(
+    eight_bit::compute_warp_integer_scores<kHeadSize, 1>(
         bits, shared_address(shared_.q), shared_address(shared_.k[k_.stage]), warp_row());
     tma::fence_async_proxy();  // the copy engine writes over what was read here
     eight_bit::scores_as_floats(bits, s);
@@ -159,22 +157,9 @@ class EightBitConsumer {
     if (tile.keys == kKeys) return;
     if (tile.keys == eight_bit::kPseudoKeys) {
       tma::barrier_wait(shared_.bias_full[bias_.stage], bias_.phase);
-      const float inverse[kRows] = {__fdividef(1.f, scale[0]), __fdividef(1.f, scale[1])};
-      const float2* biases =
-          reinterpret_cast<const float2*>(shared_.bias[bias_.stage]) + threadIdx.x % 4;
-#pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n) {
-        const float2 bias = biases[n * 4];
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-          s[n * 4 + r * 2] = fmaf(bias.x, inverse[r], s[n * 4 + r * 2]);
-          s[n * 4 + r * 2 + 1] = fmaf(bias.y, inverse[r], s[n * 4 + r * 2 + 1]);
-        }
-      }
-    } else if (tile.keys >= kKeys - kShortBy) {
-      mask_scores<kKeys - kShortBy>(s, tile.keys);
+      eight_bit::add_pseudo_biases(s, shared_.bias[bias_.stage], scale);
     } else {
-      mask_scores(s, tile.keys);
+      eight_bit::mask_short_tile(s, tile.keys);
     }
   }
 
