@@ -77,6 +77,7 @@ def test_gpus_that_multiply_e4m3_have_kernels(library):
 
 def test_a_library_that_runs_on_8_9_has_its_kernels(library):
     """Machine code of 8.0, as CI builds it, runs on 8.9 too: its 8-bit kernels are of 8.9."""
-    if re.search(r"sm_8[0-9]", library.build_info):
-        library.check_precision(native.Precision.BITS_8, 8, 9)
-        assert b"sm_89" in library.path.read_bytes()
+    if not re.search(r"sm_8[0-9]", library.build_info):
+        pytest.skip(f"a library for other GPUs: {library.build_info}")
+    library.check_precision(native.Precision.BITS_8, 8, 9)
+    assert b"sm_89" in library.path.read_bytes()
