@@ -9,6 +9,7 @@ import torch
 from test_exported_models import TOLERANCE
 from test_tensorrt_parser import parse
 
+from helpers.built_engines import built_for_rtx
 from rainfusion_trt.models import VideoSize
 
 NAME = "opensoraplan-1.2"
@@ -117,27 +118,18 @@ def test_parser_makes_attention_a_plugin_layer(exported, plugin_library):
 
 @pytest.mark.tensorrt
 def test_tensorrt_builds_an_engine_of_two_sizes(exported, plugin_library, tmp_path):
-    from rainfusion_trt.engine import build_engine, load_metadata
-    from rainfusion_trt.engine.flavour import available_flavours
-    from rainfusion_trt.engine.recipe import EngineRecipe
-
-    if "tensorrt_rtx" not in available_flavours():
-        pytest.skip("TensorRT for RTX is not installed")
-    recipe = EngineRecipe.model_validate(
-        {
-            "model": NAME,
-            "precision": "float16",
-            "target": ["sm80", "sm120"],
-            "sizes": {
-                "small": {"frames": 9, "height": 64, "width": 96, "batch": 2},
-                "large": {"frames": 29, "height": 128, "width": 192, "batch": 2},
-            },
-            "builder": {"optimization_level": 0, "workspace_gib": 1},
-        }
-    )
     file = exported(NAME, torch.float16, dynamic=True, layers=1)
-    folder = build_engine(file.path, recipe=recipe, plugin=plugin_library, output=tmp_path / "e")
-    built = load_metadata(folder)
+    built = built_for_rtx(
+        file.path,
+        plugin_library,
+        tmp_path / "e",
+        model=NAME,
+        precision="float16",
+        sizes={
+            "small": {"frames": 9, "height": 64, "width": 96, "batch": 2},
+            "large": {"frames": 29, "height": 128, "width": 192, "batch": 2},
+        },
+    )
     assert built.plugin_layers == 1 and built.model == NAME
     assert {i.name: i.dtype for i in built.inputs} == {
         "hidden_states": "float16",

@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import torch
 
+from helpers.built_engines import built_for_rtx
 from rainfusion_trt.models import VideoSize, get_model
 
 MODEL = get_model("hunyuanvideo-1.5")
@@ -62,20 +63,8 @@ def test_attention_takes_a_length_in_place_of_the_mask(exported):
 
 @pytest.mark.tensorrt
 def test_tensorrt_builds_it_with_every_attention_a_plugin_layer(exported, plugin_library, tmp_path):
-    from rainfusion_trt.engine import build_engine, load_metadata
-    from rainfusion_trt.engine.flavour import available_flavours
-    from rainfusion_trt.engine.recipe import EngineRecipe
-
-    if "tensorrt_rtx" not in available_flavours():
-        pytest.skip("TensorRT for RTX is not installed")
-    recipe = EngineRecipe.model_validate(
-        {
-            "model": "hunyuanvideo-1.5",
-            "precision": "bfloat16",
-            "target": ["sm80", "sm120"],
-            "builder": {"optimization_level": 0, "workspace_gib": 1},
-        }
-    )
     file = exported("hunyuanvideo-1.5", torch.bfloat16, layers=1)
-    folder = build_engine(file.path, recipe=recipe, plugin=plugin_library, output=tmp_path / "e")
-    assert load_metadata(folder).plugin_layers == 1
+    built = built_for_rtx(
+        file.path, plugin_library, tmp_path / "e", model="hunyuanvideo-1.5", precision="bfloat16"
+    )
+    assert built.plugin_layers == 1

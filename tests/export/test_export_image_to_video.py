@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import torch
 
+from helpers.built_engines import built_for_rtx
 from helpers.export_fixtures import Exported
 from rainfusion_trt.export import export_model
 from rainfusion_trt.models import VideoSize, get_model
@@ -95,23 +96,10 @@ def test_tensorrt_builds_it_with_every_attention_a_plugin_layer(
     exported, plugin_library, tmp_path, name
 ):
     """The graphs whose operators differ from those of text to video."""
-    from rainfusion_trt.engine import build_engine, load_metadata
-    from rainfusion_trt.engine.flavour import available_flavours
-    from rainfusion_trt.engine.recipe import EngineRecipe
-
-    if "tensorrt_rtx" not in available_flavours():
-        pytest.skip("TensorRT for RTX is not installed")
-    recipe = EngineRecipe.model_validate(
-        {
-            "model": name,
-            "precision": "bfloat16",
-            "target": ["sm80", "sm120"],
-            "builder": {"optimization_level": 0, "workspace_gib": 1},
-        }
-    )
     file = exported(name, torch.bfloat16, layers=1)
-    folder = build_engine(file.path, recipe=recipe, plugin=plugin_library, output=tmp_path / "e")
-    built = load_metadata(folder)
+    built = built_for_rtx(
+        file.path, plugin_library, tmp_path / "e", model=name, precision="bfloat16"
+    )
     assert built.plugin_layers == file.report.facts.attentions
     names = [given.name for given in file.model.inputs]
     assert [i.name for i in built.inputs] == [*names, "sparsity"]

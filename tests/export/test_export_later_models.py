@@ -11,9 +11,9 @@ import onnxruntime
 import pytest
 import torch
 
+from helpers.built_engines import built_for_rtx
 from helpers.cosmos_resize import resizing
 from helpers.routed_parity import outputs
-from rainfusion_trt.engine.recipe import EngineRecipe
 from rainfusion_trt.models import VideoSize
 
 pytestmark = pytest.mark.rehearsal
@@ -49,17 +49,9 @@ def test_one_graph_equals_pytorch_at_unseen_sizes(exported, name):
 def test_tensorrt_builds_it_with_every_attention_a_plugin_layer(
     exported, plugin_library, tmp_path, name
 ):
-    from rainfusion_trt.engine import build_engine, load_metadata
-    from rainfusion_trt.engine.flavour import available_flavours
-
-    if "tensorrt_rtx" not in available_flavours():
-        pytest.skip("TensorRT for RTX is not installed")
-    builder = {"optimization_level": 0, "workspace_gib": 1}
-    recipe = EngineRecipe.model_validate(
-        {"model": name, "precision": "float16", "target": ["sm80"], "builder": builder}
-    )
     file = exported(name, torch.float16, layers=1)
-    folder = build_engine(file.path, recipe=recipe, plugin=plugin_library, output=tmp_path / "e")
-    built = load_metadata(folder)
+    built = built_for_rtx(
+        file.path, plugin_library, tmp_path / "e", model=name, precision="float16", target=["sm80"]
+    )
     assert built.plugin_layers == file.report.facts.attentions == 1
     assert [i.name for i in built.inputs] == [g.name for g in file.model.inputs] + ["sparsity"]

@@ -11,6 +11,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LTXPipeline
 
 import rainfusion_trt
+from helpers.built_engines import built_for_rtx
 from helpers.ltx_models import errors, run
 from helpers.ltx_pipelines import arguments_of, call_with_conditions, condition_pipeline
 from helpers.sparse_graph import run_sparse
@@ -237,24 +238,15 @@ ENGINES = [
 def test_tensorrt_builds_it_with_every_attention_a_plugin_layer(
     exported, plugin_library, tmp_path, name, dtype, dynamic, sizes
 ):
-    from rainfusion_trt.engine import build_engine, load_metadata
-    from rainfusion_trt.engine.flavour import available_flavours
-    from rainfusion_trt.engine.recipe import EngineRecipe
-
-    if "tensorrt_rtx" not in available_flavours():
-        pytest.skip("TensorRT for RTX is not installed")
-    recipe = EngineRecipe.model_validate(
-        {
-            "model": name,
-            "precision": str(dtype).removeprefix("torch."),
-            "target": ["sm80", "sm120"],
-            "sizes": sizes,
-            "builder": {"optimization_level": 0, "workspace_gib": 1},
-        }
-    )
     file = exported(name, dtype, dynamic=dynamic, layers=1)
-    folder = build_engine(file.path, recipe=recipe, plugin=plugin_library, output=tmp_path / "e")
-    built = load_metadata(folder)
+    built = built_for_rtx(
+        file.path,
+        plugin_library,
+        tmp_path / "e",
+        model=name,
+        precision=str(dtype).removeprefix("torch."),
+        sizes=sizes,
+    )
     assert built.plugin_layers == 1 and built.model == name
     assert tuple(record.name for record in built.outputs) == file.model.outputs
     tokens = built.inputs[0].profiles.get("large")

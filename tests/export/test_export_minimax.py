@@ -13,6 +13,7 @@ from diffusers.modular_pipelines import MiniMaxH3Blocks
 from diffusers.modular_pipelines.minimax_h3.denoise import MiniMaxH3LoopDenoiser
 from typer.testing import CliRunner
 
+from helpers.built_engines import built_for_rtx
 from helpers.minimax_calls import GRID, call_of
 from rainfusion_trt import load_graph
 from rainfusion_trt.errors import (
@@ -192,13 +193,8 @@ def test_what_is_no_graph_is_one_line(path, tmp_path):
 @pytest.mark.tensorrt
 def test_tensorrt_builds_it_with_every_attention_a_plugin_layer(plugin_library, tmp_path):
     """In bfloat16, of which the ends of the network and all that is of time are kept out."""
-    from rainfusion_trt.engine import build_engine, load_metadata
-    from rainfusion_trt.engine.flavour import available_flavours
-    from rainfusion_trt.engine.recipe import EngineRecipe
     from rainfusion_trt.export import export_model
 
-    if "tensorrt_rtx" not in available_flavours():
-        pytest.skip("TensorRT for RTX is not installed")
     mixed = MODEL.create(ONE_LAYER, dtype=torch.bfloat16)
     file = export_model(MODEL, mixed, MODEL.tiny_size, output=tmp_path / "m.onnx", dynamic=True)
     weights = {w.name: w.data_type for w in onnx.load(file.path).graph.initializer}
@@ -207,17 +203,14 @@ def test_tensorrt_builds_it_with_every_attention_a_plugin_layer(plugin_library, 
     assert first == {"proj_in", "audio_proj_in", "time_embedder", "proj_out", "audio_proj_out"}
     clip = GRID[0] * GRID[1] * GRID[2]
     frame = GRID[1] * GRID[2]
-    recipe = EngineRecipe.model_validate(
-        {
-            "model": "minimax-h3",
-            "precision": "bfloat16",
-            "target": ["sm80", "sm120"],
-            "shapes": {"clip": ranges((8, 30, 64), (clip, clip, clip + 2 * frame), 38)},
-            "builder": {"optimization_level": 0, "workspace_gib": 1},
-        }
+    built = built_for_rtx(
+        file.path,
+        plugin_library,
+        tmp_path / "e",
+        model="minimax-h3",
+        precision="bfloat16",
+        shapes={"clip": ranges((8, 30, 64), (clip, clip, clip + 2 * frame), 38)},
     )
-    folder = build_engine(file.path, recipe=recipe, plugin=plugin_library, output=tmp_path / "e")
-    built = load_metadata(folder)
     assert built.plugin_layers == 1 and built.model == "minimax-h3"
     assert tuple(record.name for record in built.outputs) == MODEL.outputs
     names = [given.name for given in MODEL.inputs]

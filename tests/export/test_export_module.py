@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.built_engines import built_for_rtx
 from helpers.plain_dit import GRID, TEXT_TOKENS, WIDTH, PlainDiT, example
 from rainfusion_trt.errors import ExportError, InvalidInputError, UnsupportedError
 from rainfusion_trt.export import ExportReport, export_module
@@ -322,12 +323,6 @@ def test_more_than_one_output_is_an_error(tmp_path):
 
 @pytest.mark.tensorrt
 def test_tensorrt_builds_it_with_every_attention_a_plugin_layer(tmp_path, plugin_library):
-    from rainfusion_trt.engine import build_engine, load_metadata
-    from rainfusion_trt.engine.flavour import available_flavours
-    from rainfusion_trt.engine.recipe import EngineRecipe
-
-    if "tensorrt_rtx" not in available_flavours():
-        pytest.skip("TensorRT for RTX is not installed")
     inputs = {name: tensor.half() for name, tensor in example().items()}
     report = export_module(
         dit("first").half(),
@@ -337,15 +332,5 @@ def test_tensorrt_builds_it_with_every_attention_a_plugin_layer(tmp_path, plugin
         text_tokens=TEXT_TOKENS,
         output=tmp_path / "m.onnx",
     )
-    recipe = EngineRecipe.model_validate(
-        {
-            "precision": "float16",
-            "target": ["sm80", "sm120"],
-            "builder": {"optimization_level": 0, "workspace_gib": 1},
-        }
-    )
-    folder = build_engine(
-        report.path, recipe=recipe, plugin=plugin_library, output=tmp_path / "engine"
-    )
-    built = load_metadata(folder)
+    built = built_for_rtx(report.path, plugin_library, tmp_path / "engine", precision="float16")
     assert built.plugin_layers == 2 and built.model == "PlainDiT"

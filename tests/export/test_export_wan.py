@@ -10,6 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto
 
+from helpers.built_engines import built_for_rtx
 from helpers.export_fixtures import Exported
 from helpers.wan_pipeline import tiny_pipeline
 from rainfusion_trt import Pipeline
@@ -150,25 +151,11 @@ ENGINES = [
 def test_tensorrt_builds_it_with_every_attention_a_plugin_layer(
     exported, plugin_library, tmp_path, name, dtype, dynamic, sizes
 ):
-    from rainfusion_trt.engine import build_engine, load_metadata
-    from rainfusion_trt.engine.flavour import available_flavours
-    from rainfusion_trt.engine.recipe import EngineRecipe
-
-    if "tensorrt_rtx" not in available_flavours():
-        pytest.skip("TensorRT for RTX is not installed")
     precision = str(dtype).removeprefix("torch.")
-    recipe = EngineRecipe.model_validate(
-        {
-            "model": name,
-            "precision": precision,
-            "target": ["sm80", "sm120"],
-            "sizes": sizes,
-            "builder": {"optimization_level": 0, "workspace_gib": 1},
-        }
-    )
     file = exported(name, dtype, dynamic=dynamic, layers=1)
-    folder = build_engine(file.path, recipe=recipe, plugin=plugin_library, output=tmp_path / "e")
-    built = load_metadata(folder)
+    built = built_for_rtx(
+        file.path, plugin_library, tmp_path / "e", model=name, precision=precision, sizes=sizes
+    )
     assert built.plugin_layers == 1 and built.model == name
     assert {i.name: i.dtype for i in built.inputs} == {
         "hidden_states": precision,

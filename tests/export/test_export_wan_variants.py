@@ -10,9 +10,10 @@ import onnxruntime
 import pytest
 import torch
 
+from helpers.built_engines import built_for_rtx
 from helpers.export_fixtures import Exported
 from rainfusion_trt.engine.onnx_file import OnnxFile
-from rainfusion_trt.engine.recipe import EngineRecipe, load_recipe
+from rainfusion_trt.engine.recipe import load_recipe
 from rainfusion_trt.engine.shapes import resolve_profiles
 from rainfusion_trt.graph_file import GraphAccount, GraphTensor
 from rainfusion_trt.models import VideoSize, get_model
@@ -68,18 +69,10 @@ def test_one_graph_equals_pytorch_at_unseen_sizes(exported, name):
 def test_tensorrt_builds_it_with_every_attention_a_plugin_layer(
     exported, plugin_library, tmp_path, name
 ):
-    from rainfusion_trt.engine import build_engine, load_metadata
-    from rainfusion_trt.engine.flavour import available_flavours
-
-    if "tensorrt_rtx" not in available_flavours():
-        pytest.skip("TensorRT for RTX is not installed")
-    builder = {"optimization_level": 0, "workspace_gib": 1}
-    recipe = EngineRecipe.model_validate(
-        {"model": name, "precision": "float16", "target": ["sm80"], "builder": builder}
-    )
     file = exported(name, torch.float16, layers=1)
-    folder = build_engine(file.path, recipe=recipe, plugin=plugin_library, output=tmp_path / "e")
-    built = load_metadata(folder)
+    built = built_for_rtx(
+        file.path, plugin_library, tmp_path / "e", model=name, precision="float16", target=["sm80"]
+    )
     assert built.plugin_layers == file.report.facts.attentions and built.model == name
     assert [i.name for i in built.inputs] == [g.name for g in file.model.inputs] + ["sparsity"]
 
