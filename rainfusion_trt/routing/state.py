@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from numbers import Real
 from typing import Any
 
@@ -75,6 +75,7 @@ class Routing:
         self.meter: DensityMeter | None = None
         self.tokens: Tokens | None = None  # of the forward that runs
         self.sites: list[Site] = []
+        self.rows: dict[str, int] = {}  # of blocks, and how many these had
         self.handles: list[Any] = []  # of our hooks
         self.kind = type(transformer).__name__
         # Without self: a graph of torch.compile cannot bind arguments by a signature.
@@ -282,16 +283,17 @@ class Routing:
             self._check_blocks(transformer)
 
     def _check_blocks(self, transformer: nn.Module) -> None:
-        """See that no block was left out because another one has its place since `enable`."""
+        """See that no block came since `enable`, in another one's place or behind them."""
         left_out = [site for site in self.sites if not site.entered]
-        if all(_may_skip(site.block) for site in left_out):
+        longer = any(len(_row(transformer, name)) > rows for name, rows in self.rows.items())
+        if not longer and all(_may_skip(site.block) for site in left_out):
             return
         known = {id(site.attention) for site in self.sites}
         for name, module in transformer.named_modules():
             if self.model.is_self_attention(name, module) and id(module) not in known:
                 self._dense(
-                    f"{name} of {self.kind} came after enable(), in the place of what was there; "
-                    "call disable(), then enable() again"
+                    f"{name} of {self.kind} came after enable(), which does not know it; call "
+                    "disable(), then enable() again"
                 )
 
     # -- transformers without attention modules of diffusers ------------------------------------
@@ -419,6 +421,15 @@ class Routing:
                 "its tokens are unknown; call the transformer itself, not its forward or its blocks"
             )
         return self.tokens
+
+
+def _row(transformer: nn.Module, name: str) -> Sized:
+    """A list of blocks; an empty one where there is none of the name any more."""
+    try:
+        found: Any = transformer.get_submodule(name)
+    except AttributeError:
+        return ()
+    return found if isinstance(found, nn.ModuleList) else ()
 
 
 def _may_skip(module: nn.Module) -> bool:

@@ -144,6 +144,7 @@ def enable(
     else:
         routing.sparsity = plan
     routing.sites = _sites(transformer, routing)
+    routing.rows = _rows(transformer, routing.sites)
     routing.dense_layers = dense_layers
     _attach(routing, transformer)
     return routing
@@ -283,6 +284,13 @@ def _sites(transformer: nn.Module, routing: Routing) -> list[Site]:
         processor = None if ours is None else ours(original, routing, name)
         sites.append(Site(name, attention, block, processor))
     return sites
+
+
+def _rows(transformer: nn.Module, sites: Sequence[Site]) -> dict[str, int]:
+    """The lists that hold the blocks of self-attentions, by name, and their lengths."""
+    names = {site.name.rpartition(".")[0].rpartition(".")[0] for site in sites}
+    modules = {name: transformer.get_submodule(name) for name in sorted(names)}
+    return {name: len(m) for name, m in modules.items() if isinstance(m, nn.ModuleList)}
 
 
 def _begin(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

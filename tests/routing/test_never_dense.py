@@ -84,6 +84,21 @@ def test_a_processor_set_after_enable(name):
     assert routing.report().dense == (block,)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_block_behind_the_others_that_came_after_enable(whole):
+    """All others still run; the list may be another one."""
+    _, transformer = tiny("wan2.1-1.3b")
+    model, other = tiny("wan2.1-1.3b", seed=1)
+    call = call_of(model, transformer)
+    rainfusion_trt.enable(transformer, sparsity=0.5, method="rainfusion")
+    if whole:
+        transformer.blocks = torch.nn.ModuleList([*transformer.blocks, other.blocks[0]])
+    else:
+        transformer.blocks.append(other.blocks[0])
+    with pytest.raises(DenseAttentionError, match=r"blocks\.2\.attn1 .* came after enable\(\)"):
+        run(transformer, call)
+
+
 @pytest.mark.parametrize("fresh", [True, False])
 def test_a_block_that_came_after_enable(fresh):
     """Such as one of another transformer; one that is left out is none."""
