@@ -20,11 +20,13 @@ from helpers.rising_scores import (
 from rainfusion_trt.operator.geometry import block_shape
 from rainfusion_trt.plugin.build import source_directory
 
-SOFTMAX = source_directory() / "plugins" / "kernels" / "sm90" / "softmax.cuh"
+KERNELS = source_directory() / "plugins" / "kernels"
+SOFTMAX = (KERNELS / "sm90" / "softmax.cuh", KERNELS / "common" / "row_softmax.cuh")
 
 
 def limit(name: str) -> float:
-    return float(re.search(rf"{name} = ([0-9.e]+)f;", SOFTMAX.read_text())[1])
+    text = "".join(file.read_text() for file in SOFTMAX)
+    return float(re.search(rf"{name} = ([0-9.e]+)f;", text)[1])
 
 
 def paths(levels, head_size: int, kv_len: int) -> set[tuple[str, bool]]:
