@@ -13,7 +13,7 @@ self-attention by frames. RainFusion has no such mask and refuses it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -116,9 +116,13 @@ class SkyReelsV2(VideoModel):
             self.refused = {"encoder_hidden_states_image": remedy}
 
     def check_media(self, arguments: Mapping[str, Any], *, exported: bool) -> None:
-        """Embeddings are of one picture, although the pipeline has an argument for a last one."""
+        """Also that its image embeddings are of the pictures that are given."""
         super().check_media(arguments, exported=exported)
-        if self.image and arguments.get("last_image") is not None:
+        self.check_start([name for name, value in arguments.items() if value is not None])
+
+    def check_start(self, media: Collection[str]) -> None:
+        """Embeddings are of one picture, although the pipeline has an argument for a last one."""
+        if self.image and "last_image" in media:
             raise InvalidInputError(
                 f"{self.name} starts from one picture: leave last_image out, or take "
                 "skyreels-v2-df-14b, which has a last one"

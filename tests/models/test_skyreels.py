@@ -192,6 +192,9 @@ def test_a_last_image_is_refused():
     model.check_media({"image": picture(), "last_image": None}, exported=False)
     with pytest.raises(InvalidInputError, match="leave last_image out, or take skyreels-v2-df-14b"):
         model.check_media({"image": picture(), "last_image": picture()}, exported=False)
+    model.check_start(["image"])  # by which a service knows before there is a picture
+    with pytest.raises(InvalidInputError, match="leave last_image out"):
+        model.check_start(["image", "last_image"])
 
 
 # -- the graph -------------------------------------------------------------------------------------
