@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import replace
+from itertools import product
 
 import torch.distributed as dist
 
@@ -27,28 +28,33 @@ def measure_schedules(bench: Bench, options: argparse.Namespace, until: float) -
     from these where they are as good: the loss along noisy held-out shots is of the model alone.
     """
     sparsities = tuple(options.sparsity or SPARSITIES)
+    plans = tuple(product(options.dense_above or LIMITS, sparsities))
     complete = True
+
+    def time_is_over() -> bool:
+        return bool(total([float(time.monotonic() > until)], bench.device)[0])
+
     with PixelScorer() as scorer:
         videos = Videos(bench, scorer, options.output, 0)
         cases = [c for c in bench.sources[0].cases(bench.scene, options.shots) if c.t == TIMES[0]]
         mine = cases[videos.rank :: videos.world]
         for shift in options.shifts:
+            if not complete or time_is_over():
+                complete = False
+                break
             task = generation(bench, options.steps[0], range(options.seeds), shift=shift)
             videos.begin(task)
             dense = along_path(bench, mine, task, dense_attention)
-            for limit in options.dense_above or LIMITS:
-                for s in sparsities:
-                    if total([float(time.monotonic() > until)], bench.device)[0]:
-                        complete = False
-                        break
-                    labels = {"rule": TARGET, "sparsity": s, "shift": shift, "dense_above": limit}
-                    rule = OperatorRule(TARGET, s, bench.scene, TARGET)
-                    row = videos.measure(labels, rule, dense_above=limit)
-                    losses = along_path(bench, mine, replace(task, dense_above=limit), rule)
-                    pairs = [*zip(losses, dense, strict=True)]
-                    row["loss_rise"] = [
-                        rise for part in gather([a / b - 1 for a, b in pairs]) for rise in part
-                    ]
+            for limit, s in plans:
+                if time_is_over():
+                    complete = False
+                    break
+                labels = {"rule": TARGET, "sparsity": s, "shift": shift, "dense_above": limit}
+                rule = OperatorRule(TARGET, s, bench.scene, TARGET)
+                row = videos.measure(labels, rule, dense_above=limit)
+                losses = along_path(bench, mine, replace(task, dense_above=limit), rule)
+                rises = [loss / usual - 1 for loss, usual in zip(losses, dense, strict=True)]
+                row["loss_rise"] = [rise for part in gather(rises) for rise in part]
         rows = videos.finish()
     report = Report(
         options.output,
