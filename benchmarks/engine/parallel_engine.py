@@ -7,8 +7,8 @@ A few layers with seeded random weights at the model's standard size. One export
 it, for one GPU and for all. The attention of a layer alone comes first: on all GPUs with its
 exchanges, the same without them, and whole on one GPU, whose answer has to be that of all to the
 bit. Then a forward of either engine, launched and as a captured graph, in turn; the time on several
-GPUs is that of the slowest. Writes ``parallel_engine_<model>.json``. ``--tiny`` rehearses it in
-ONNX Runtime, with one process.
+GPUs is that of the slowest. Writes ``parallel_engine_<model>_<P>.json``. ``--tiny`` rehearses it
+in ONNX Runtime, with one process.
 """
 
 from __future__ import annotations
@@ -69,18 +69,19 @@ def main(
     """Prepare, compare, time and write the file."""
     device = "cpu" if tiny else "cuda"
     dtype = torch.float32 if tiny else torch.bfloat16
+    world = 1 if tiny else int(os.environ["WORLD_SIZE"])
     case = Case.standard(model, layers=layers, tiny=tiny, device=device, dtype=dtype)
     settings = AttentionSettings(method=method)  # type: ignore[arg-type]
     if tiny:
         rows = measure(case, settings, sparsity, rounds, folder, team=None)
     else:
-        config = ParallelConfig(ulysses=int(os.environ["WORLD_SIZE"]), timeout=500.0)
+        config = ParallelConfig(ulysses=world, timeout=500.0)
         team = Team.join(config, None)
         with team.together():
             rows = measure(case, settings, sparsity, rounds, folder, team)
         if not team.first:
             return
-    write_result(f"parallel_engine_{model}", rows, note=NOTE, folder=output)
+    write_result(f"parallel_engine_{model}_{world}", rows, note=NOTE, folder=output)
     for row in rows:
         print(row, flush=True)
     if bad := wrong(rows):

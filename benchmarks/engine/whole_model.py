@@ -1,6 +1,7 @@
 """A complete model: one denoising step by everything that makes it faster, one thing at a time.
 
     python -m benchmarks.engine.whole_model hunyuanvideo wan2.1-14b [--steps 50 --skipped FILE]
+    python -m benchmarks.engine.whole_model hunyuanvideo --forwards 8bit --steps 50 --name clip
     python -m benchmarks.engine.whole_model wan2.1-14b --tiny --compiler eager --output OUT
 
 The network has seeded random weights, made on the GPU. The forwards, which share them, are:
@@ -11,7 +12,8 @@ blocks takes minutes. All are timed in turn. ``--steps`` then runs so many steps
 bfloat16 weights, a tenth of them dense, and once more without those that a step cache skips.
 ``--skipped`` is a JSON list of these: with random weights a cache would find its own, which mean
 nothing. The dense forwards' time of so many steps is a multiple of one, and the row says so.
-Writes ``whole_<model>.json`` whenever a part is done.
+A clip takes minutes: ``--forwards`` and ``--no-every-step`` leave parts to other runs, whose files
+``--name`` tells apart. Writes ``whole_<model>[_<name>].json`` whenever a part is done.
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ COMPILED = "blocks compiled, cuDNN attention"
 SPARSE = "blocks compiled, RainFusion"
 EIGHT = "blocks compiled, RainFusion in 8 bits"
 FFN = "blocks compiled, RainFusion in 8 bits, FFNs in FP8"
+FORWARDS = {"eager": EAGER, "compiled": COMPILED, "sparse": SPARSE, "8bit": EIGHT, "ffns": FFN}
 # Linear layers of feed-forward networks as diffusers names them. `proj_out` of HunyuanVideo's
 # single blocks is attention's projection as well, and stays.
 _FFN = re.compile(r"(^|\.)((ff|ffn|ff_context)\.|proj_mlp$)")
@@ -79,13 +82,17 @@ class Options(MeasureOptions):
         Denoising steps; 0 for none.
     skipped
         Those that a cache skips.
-    ffns
-        Feed-forward networks in FP8 too, whose compilation takes minutes.
+    every_step
+        Run a clip without a step cache as well.
+    forwards
+        Which forwards, of the values of `FORWARDS`. That of feed-forward networks in FP8 takes
+        minutes to compile.
     """
 
     steps: int = 0
     skipped: tuple[int, ...] | None = None
-    ffns: bool = True
+    every_step: bool = True
+    forwards: frozenset[str] = frozenset(FORWARDS.values())
 
 
 @dataclass
@@ -117,7 +124,9 @@ def measure(case: Case, options: Options, save: Save) -> list[Row]:
         {"what": "network", "parameters": weights, "blocks": case.blocks, "tokens": eager.tokens}
     ]
     ready: dict[str, Contender] = {}
-    for name, make in _makers(eager, options).items():
+    for name, make in _makers(eager, options.compiler).items():
+        if name not in options.forwards:
+            continue
         release()
         try:
             with time_limit(options.seconds):
@@ -141,14 +150,14 @@ def measure(case: Case, options: Options, save: Save) -> list[Row]:
     return rows
 
 
-def _makers(eager: Eager, options: Options) -> dict[str, Callable[[], Contender]]:
+def _makers(eager: Eager, compiler: str) -> dict[str, Callable[[], Contender]]:
     """By name, what makes each forward; in this order the last one's weights come last."""
     padded = eager.valid != eager.tokens
 
     def dense(compiled: bool) -> Contender:
         one = eager.twin() if compiled else eager
         if compiled:
-            _compile_blocks(one.transformer, options.compiler)
+            _compile_blocks(one.transformer, compiler)
         return Contender(one, one.without_padding if padded else one)
 
     def sparse(precision: Precision, fp8: bool = False) -> Contender:
@@ -163,18 +172,16 @@ def _makers(eager: Eager, options: Options) -> dict[str, Callable[[], Contender]
             method=case.method,
             precision=precision,
         )
-        _compile_blocks(one.transformer, options.compiler)
+        _compile_blocks(one.transformer, compiler)
         return Contender(one, one, routing)
 
-    makers: dict[str, Callable[[], Contender]] = {
+    return {
         EAGER: partial(dense, compiled=False),
         COMPILED: partial(dense, compiled=True),
         SPARSE: partial(sparse, "16bit"),
         EIGHT: partial(sparse, "8bit"),
+        FFN: partial(sparse, "8bit", fp8=True),
     }
-    if options.ffns:
-        makers[FFN] = partial(sparse, "8bit", fp8=True)
-    return makers
 
 
 def _compile_blocks(transformer: nn.Module, compiler: str) -> None:
@@ -276,7 +283,7 @@ def _clips(ready: dict[str, Contender], rows: list[Row], options: Options) -> li
     ]
     if EIGHT not in ready:
         return [*made, {"what": what, "run": EIGHT, "not_run": "its first forward failed"}]
-    patterns: dict[str, Collection[int]] = {EIGHT: ()}
+    patterns: dict[str, Collection[int]] = {EIGHT: ()} if options.every_step else {}
     if options.skipped is not None:
         patterns[f"{EIGHT}, step cache"] = options.skipped
     for name, skipped in patterns.items():
@@ -356,9 +363,13 @@ def main(
     ] = None,
     compiler: Annotated[str, typer.Option(help="Backend of torch.compile.")] = "inductor",
     seconds: Annotated[float, typer.Option(help="When to give up on a first forward.")] = 180.0,
-    ffns: Annotated[
-        bool, typer.Option(help="Also with feed-forward networks in FP8: minutes of compilation.")
+    every_step: Annotated[
+        bool, typer.Option(help="Run the steps without the step cache as well.")
     ] = True,
+    forwards: Annotated[
+        list[str], typer.Option(help=f"Of {', '.join(FORWARDS)}; once for each.")
+    ] = list(FORWARDS),  # noqa: B006  # typer's way to say it
+    name: Annotated[str | None, typer.Option(help="Ends the name of the file.")] = None,
     tiny: Annotated[bool, typer.Option("--tiny", help="Rehearse with tiny networks.")] = False,
     output: Annotated[Path | None, typer.Option(help="Folder of the JSON files.")] = None,
 ) -> None:
@@ -367,13 +378,18 @@ def main(
         raise InvalidInputError("--tiny measures nothing real: give --output for its files")
     if skipped is not None and not steps:
         raise InvalidInputError("--skipped needs --steps, how many steps there are")
+    if not every_step and skipped is None:
+        raise InvalidInputError("--no-every-step leaves no steps to run: give --skipped")
+    if unknown := [one for one in forwards if one not in FORWARDS]:
+        raise InvalidInputError(f"--forwards {unknown[0]}: none of {', '.join(FORWARDS)}")
     options = Options(
         rounds=rounds,
         compiler=compiler,
         seconds=seconds,
         steps=steps,
         skipped=skipped_steps(skipped, steps),
-        ffns=ffns,
+        every_step=every_step,
+        forwards=frozenset(FORWARDS[one] for one in forwards),
     )
     gpu = torch.cuda.is_available()
     device = "cuda" if gpu or not tiny else "cpu"
@@ -382,8 +398,9 @@ def main(
     cases = [Case.standard(name, layers=layers, **settings) for name in models]
     failed: list[Row] = []
     for case in cases:
-        name, run = f"whole_{case.model.name}", partial(measure, case, options)
-        rows = measured(name, case, run, file=name, note=NOTE, output=output or RESULTS)
+        file = "_".join(["whole", case.model.name, *([name] if name else [])])
+        run = partial(measure, case, options)
+        rows = measured(file, case, run, file=file, note=NOTE, output=output or RESULTS)
         failed += [row for row in rows if "failed" in row or "not_run" in row]
     if failed:
         raise SystemExit(f"{len(failed)} rows failed: {failed}")

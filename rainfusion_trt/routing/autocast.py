@@ -7,6 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+# Devices of the operator that have autocast. Found out here, because torch.compile cannot trace the
+# question in PyTorch 2.9 to 2.12.
+_KINDS = frozenset(kind for kind in ("cpu", "cuda") if torch.amp.is_autocast_available(kind))
+
 
 def under_autocast(
     attend: Callable[[Tensor, Tensor, Tensor], Tensor], query: Tensor, key: Tensor, value: Tensor
@@ -17,7 +21,7 @@ def under_autocast(
     autocast's type, float64 excepted.
     """
     kind = query.device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if kind not in _KINDS or not torch.is_autocast_enabled(kind):
         return attend(query, key, value)
     dtype = torch.get_autocast_dtype(kind)
     query, key, value = (

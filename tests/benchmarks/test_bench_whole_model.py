@@ -64,10 +64,25 @@ def test_rehearsal(tmp_path, without_8_bits):
     assert cached["skipped"] == [4, 6] and cached["dense_steps"] == 1
 
 
+def test_a_clip_alone(tmp_path, without_8_bits):
+    """One forward, whose steps run with a step cache only, in a file of its own."""
+    (tmp_path / "skipped.json").write_text("[4, 6]")
+    arguments = ["wan2.1-14b", "--forwards", "8bit", "--steps", "10", "--name", "clip"]
+    arguments += ["--skipped", str(tmp_path / "skipped.json"), "--no-every-step"]
+    result = run(tmp_path, *arguments)
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "whole_wan2.1-14b_clip.json").read_text())["rows"]
+    times = [row["run"] for row in rows if row["what"] == "time of one forward"]
+    assert times == [whole_model.EIGHT]
+    clips = [(row["run"], row["how"]) for row in rows if row["what"] == "10 steps"]
+    assert clips == [(f"{whole_model.EIGHT}, step cache", "run")]
+    assert "step cache" in update_docs._whole(rows)
+
+
 def test_steps_that_are_skipped_run_no_forward(without_8_bits):
     case = Case.standard("wan2.1-14b", **SETTINGS)
     eager = whole_model.Eager(case)
-    makers = whole_model._makers(eager, whole_model.Options(compiler="eager"))
+    makers = whole_model._makers(eager, "eager")
     contender = makers[whole_model.EIGHT]()
     seen = []
 
@@ -128,6 +143,8 @@ def test_bad_lists_of_skipped_steps(tmp_path, text, words):
         (["wan2.1-14b", "--skipped", "x.json"], "--skipped needs --steps"),
         (["wan2.1-14b", "--steps", "9", "--skipped", "x.json"], "cannot be read"),
         (["no-model"], "no-model"),
+        (["wan2.1-14b", "--steps", "9", "--no-every-step"], "--no-every-step leaves no steps"),
+        (["wan2.1-14b", "--forwards", "fp4"], "--forwards fp4: none of eager"),
     ],
 )
 def test_bad_arguments_end_before_anything_is_made(tmp_path, monkeypatch, arguments, words):
