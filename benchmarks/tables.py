@@ -7,6 +7,7 @@ from typing import Any
 
 Row = dict[str, Any]
 Record = dict[str, Any]
+NOTHING = "Nothing has been measured yet.\n"
 
 
 def heading(name: str, record: Record, *, level: int = 3) -> str:

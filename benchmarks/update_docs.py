@@ -16,14 +16,22 @@ import typer
 
 from benchmarks import diffusers_tests
 from benchmarks.attention.cases import CUDNN, OURS
-from benchmarks.engine import models_table, parallel_tables
-from benchmarks.tables import Record, Row, heading, markdown, source
+from benchmarks.engine import models_table, parallel_tables, whole_table
+from benchmarks.tables import NOTHING, Record, Row, heading, markdown, source
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-NOTHING = "Nothing has been measured yet.\n"
 
+_ATTENTION = {
+    "cudnn": "cuDNN, bfloat16",
+    "16bit": "ours, bfloat16",
+    "8bit": "ours, 8 bits",
+    "fa3": "FlashAttention-3, bfloat16",
+    "fa3-fp8": "FlashAttention-3, FP8",
+    "fa3-fp8-rounded-before": "the same, rounded before",
+    "sage2": "SageAttention 2",
+}
 _ATTENTION_SPARSITIES = (0.0, 0.5, 0.64, 0.8)  # in the tables; the file has more
 _FIDELITY = "[docs/demo-study.md](demo-study.md)"
 _MODELS = "[docs/models.md](models.md#on-the-gpu)"
@@ -45,30 +53,6 @@ def render(folder: Path) -> str:
             + markdown(elsewhere)
         )
     return "\n".join(sections) or NOTHING
-
-
-def render_short(folder: Path) -> str:
-    """README.md: attention of mixed heads, a line for each shape."""
-    record = _records(folder).get("attention")
-    if record is None:
-        return NOTHING
-    table = []
-    for shape in dict.fromkeys(row["shape"] for row in record["rows"]):
-        dense, ours = _mixed_heads(record["rows"], shape)
-        if not ours:
-            continue
-        cells: Row = {"shape": shape, "head size": ours[0]["head_size"]}
-        if dense is not None:
-            cells["cuDNN, dense"] = f"{dense['ms']:.4g}"
-        for row in ours:
-            gain = "" if dense is None else f" ({dense['ms'] / row['ms']:.2f}x)"
-            cells[f"s = {row['sparsity']:g}"] = f"{row['ms']:.4g}{gain}"
-        table.append(cells)
-    return (
-        f"{record['device']}, {record['date']}. Milliseconds of one call, and in brackets how many "
-        "times faster\nthan cuDNN's dense attention. A third of the heads of each kind; planning "
-        f"included.\n\n{markdown(table)}"
-    )
 
 
 def replace_results(text: str, results: str, document: str = "README.md") -> str:
@@ -202,46 +186,23 @@ def _precision(rows: list[Row]) -> str:
                 "error": row.get("relative_error", ""),
             }
         )
+    peers = [
+        {
+            "dense, shape": row["shape"],
+            "attention": _ATTENTION[row["precision"]],
+            "ms": row["ms"],
+            "times faster than cuDNN": row["times_cudnn"],
+            "TFLOP/s": row["tflops"],
+            "error": row["relative_error"],
+        }
+        for row in rows
+        if row["precision"] in _ATTENTION and row["sparsity"] == 0.0
+    ]
+    compared = any("version" in row for row in rows)
     return (
         "Rounding to 8 bits and planning included. The error is that of dense rows against "
         f"float64; 16 bits\nhave .0024.\n\n{markdown(table)}"
-    )
-
-
-def _whole(rows: list[Row]) -> str:
-    """A step of a complete model by every forward, then whole clips."""
-    of = {what: [row for row in rows if row["what"] == what] for what in {r["what"] for r in rows}}
-    network = of["network"][0]
-    first = {row["run"]: row for row in of["first forward"]}
-    faster = {(row["run"], row["against"]): row["times"] for row in of.get("speed-up", ())}
-    dense = list(dict.fromkeys(against for _, against in faster))
-    table = [
-        {
-            "forward": row["run"],
-            "s": f"{row['sparsity']:g}",
-            "ms": row["ms"],
-            **{f"times {name}": faster.get((row["run"], name), "") for name in dense},
-            "peak GiB": first[row["run"]].get("peak_gib", ""),
-            "first forward, s": first[row["run"]]["seconds"],
-        }
-        for row in of.get("time of one forward", ())
-    ]
-    failed = [row for row in rows if "failed" in row or "not_run" in row]
-    columns = ("run", "seconds", "how", "skipped", "times_eager")
-    clips = [
-        {c: len(row[c]) if c == "skipped" else row[c] for c in columns if c in row}
-        for what, some in of.items()
-        if what.endswith(" steps")
-        for row in some
-        if "seconds" in row
-    ]
-    parts = [
-        f"{network['parameters'] / 1e9:.1f} billion parameters, {network['blocks']} blocks, "
-        f"{network['tokens']} tokens.\n\n{markdown(table)}"
-    ]
-    parts += [f"Steps:\n\n{markdown(clips)}"] if clips else []
-    parts += [f"Not measured:\n\n{markdown(failed)}"] if failed else []
-    return "\n".join(parts)
+    ) + (f"\n{markdown(peers)}" if compared else "")
 
 
 def _compiled(rows: list[Row]) -> str:
@@ -283,12 +244,13 @@ _TABLES: dict[str, Callable[[list[Row]], str] | str] = {
     "methods": _methods,
     "models": _MODELS,
     "precision": _precision,
+    "parallel_engine": parallel_tables.engines,
     "parallel": parallel_tables.parallel,
     "several": parallel_tables.several,
-    "whole": _whole,
+    "whole": whole_table.tables,
 }
 DOCUMENTS: dict[str, Callable[[Path], str]] = {
-    "README.md": render_short,
+    "README.md": whole_table.render_short,
     "docs/results.md": render,
     "docs/models.md": models_table.render,
     "docs/diffusers.md": diffusers_tests.render,

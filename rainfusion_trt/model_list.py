@@ -17,6 +17,7 @@ _ON_GPU = {
     "cogvideox-5b": "42 blocks, H100",
     "hunyuanvideo": "2 blocks, H100",
     "hunyuanvideo-1.5-i2v": "2 blocks, H100",
+    "ltx-2": "2 blocks, H200",
     "opensoraplan-1.2": "complete, H100",
     "wan2.1-14b": "2 blocks, H100",
     "wan2.2-i2v-a14b": "2 blocks, H100",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from benchmarks.tables import Row, markdown
 
+_FORWARD = "time of one forward"
+
 
 def parallel(rows: list[Row]) -> str:
     """Diffusers' context parallelism, dense and sparse, eager and compiled."""
-    times = {row["run"]: row for row in rows if row["what"] == "time of one forward"}
+    times = {row["run"]: row for row in rows if row["what"] == _FORWARD}
     errors = {row["run"]: row["relative_error"] for row in rows if "relative_error" in row}
     table = []
     for row in (row for row in rows if row["what"] == "speed-up"):
@@ -24,6 +26,56 @@ def parallel(rows: list[Row]) -> str:
             }
         )
     return f"{_facts(rows[0])}\n\n{markdown(table)}"
+
+
+def engines(rows: list[Row]) -> str:
+    """Engines for one GPU and for all, and their attention with and without the exchange."""
+    gpus = rows[0]["gpus"]
+    forwards = {(row["run"], row["sparsity"]): row["ms"] for row in rows if row["what"] == _FORWARD}
+    errors = {
+        (row["run"], row["sparsity"]): row["relative_error"]
+        for row in rows
+        if row["what"] == "one forward"
+    }
+    table = []
+    for row in (row for row in rows if row["what"] == "speed-up"):
+        s = row["sparsity"]
+        one, every = (f"one, {row['run']}", s), (f"all, {row['run']}", s)
+        table.append(
+            {
+                "engine": row["run"],
+                "s": f"{s:g}",
+                "one GPU, ms": forwards[one],
+                f"{gpus} GPUs, ms": forwards[every],
+                "times faster": row["times"],
+                "error against one GPU": f"{errors[every]:.1e}",
+            }
+        )
+    layer = [row for row in rows if row["what"] == "attention of a layer"]
+    ms = {(row["run"], row["sparsity"]): row["ms"] for row in layer if "ms" in row}
+    equal = {row["sparsity"]: row["equal"] for row in layer if "equal" in row}
+    attention = []
+    for row in (row for row in layer if row["run"] == "speed-up"):
+        s = row["sparsity"]
+        attention.append(
+            {
+                "attention, s": f"{s:g}",
+                "one GPU, ms": ms["one", s],
+                f"{gpus} GPUs, ms": ms["all", s],
+                "times faster": row["times"],
+                "without exchange": row["times_without_exchange"],
+                "share of the exchange": f"{row['share_of_exchange']:.1%}",
+                "equal to the bit": "yes" if equal[s] else "no",
+            }
+        )
+    memory = {row["run"]: row["gib"] for row in rows if row["what"] == "workspace"}
+    one, every = memory["one, launched"], memory["all, launched"]
+    facts = rows[0]
+    return (
+        f"{facts['model']}, {facts['size']}, blocks of each kind: {facts['layers']}, method "
+        f"{facts['method']}, {gpus} GPUs. Workspace {every:g} GiB instead of {one:g} "
+        f"({every / one:.3f}).\n\n{markdown(table)}\n{markdown(attention)}"
+    )
 
 
 def several(rows: list[Row]) -> str:

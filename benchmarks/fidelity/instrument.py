@@ -16,6 +16,7 @@ from benchmarks.tables import Row, markdown, sources
 Record = dict[str, Any]
 Makers = dict[str, tuple[str, Callable[[Mapping[str, Record]], str]]]
 BASE = "rainfusion2"
+TARGET = "piecewise"
 FOLDER = "../benchmarks/results/fidelity"
 
 
@@ -69,6 +70,63 @@ def fixed(records: Mapping[str, Record]) -> str:
                 f"{source}, {len(set(trainings.shots))} shots, {len(trainings.shots)} cases, at "
                 f"the density of `piecewise` at s = {s:g}:\n\n{markdown(table)}"
             )
+    return "\n".join(parts)
+
+
+def explored(records: Mapping[str, Record]) -> str:
+    """Rules beside `piecewise`, whose own error at their work is interpolated."""
+    parts = []
+    for name, record in records.items():
+        for source, cases in record["cases"].items():
+            trainings = Trainings({name: _of_source(record, source)})
+            for s in dict.fromkeys(row["sparsity"] for row in record["rows"]):
+                table = [_explored_row(trainings, rule, s) for rule in trainings.rules(s)]
+                shots = len({case[0] for case in cases})
+                parts.append(
+                    f"{name}, {source}, {shots} {'shot' if shots == 1 else 'shots'}, {len(cases)} "
+                    f"cases, s = {s:g}:\n\n{markdown(table)}"
+                )
+    return "\n".join(parts)
+
+
+def _explored_row(trainings: Trainings, rule: str, s: float) -> Row:
+    tiles = trainings.tiles(rule, s)
+    at_work = trainings.at_work(TARGET, tiles, "velocity")
+    return {
+        "rule": rule,
+        "density": _density(trainings, rule, s),
+        "tiles": f"{tiles:.3f}",
+        "error": _pm(trainings.mean(rule, s, "velocity")),
+        f"of {TARGET}'s": _pm(trainings.ratio(rule, TARGET, s, "velocity")),
+        f"{TARGET} with as many tiles": "" if at_work is None else f"{at_work:.3f}",
+        "loss, %": _pm(trainings.mean(rule, s, "loss"), factor=100, digits=2),
+        "flicker": _pm(trainings.mean(rule, s, "flicker")),
+    }
+
+
+def schedules(records: Mapping[str, Record]) -> str:
+    """How much noise it is worth to be dense at."""
+    parts = []
+    for name, record in records.items():
+        table = [
+            {
+                "shift": f"{row['shift']:g}",
+                "dense above": f"{row['dense_above']:g}",
+                "dense steps": f"{row['dense_steps']} of {row['steps']}",
+                "s": f"{row['sparsity']:g}",
+                "density of all steps": f"{row['density_of_all_steps']:.3f}",
+                "loss, %": _pm(_mean(row["loss_rise"]), factor=100, digits=2),
+                "error of the latents": _pm(_mean(row["latents_error"])),
+                "PSNR": _pm(_mean(row["psnr"]), digits=1),
+            }
+            for row in record["rows"]
+        ]
+        first = record["rows"][0]
+        ended = "" if record["complete"] else " Time ended before the other rows."
+        parts.append(
+            f"{name}: {len(first['psnr'])} videos, {len(first['loss_rise'])} held-out shots."
+            f"{ended}\n\n{markdown(table)}"
+        )
     return "\n".join(parts)
 
 
@@ -236,6 +294,8 @@ def bits(records: Mapping[str, Record]) -> str:
 
 SECTIONS: Makers = {
     "film-fixed": ("fixed", fixed),
+    "film-explored": ("explored", explored),
+    "film-schedules": ("schedules", schedules),
     "film-videos": ("videos", videos),
     "film-caching": ("caching", caching),
     "film-bits": ("bits", bits),
@@ -254,11 +314,10 @@ def _of_source(record: Record, source: str) -> Record:
 
 
 def _fixed_row(trainings: Trainings, rule: str, origin: str, s: float) -> Row:
-    rows = trainings.rows(rule, s)
     return {
         "rule": rule,
         "origin": origin,
-        "density": f"{statistics.fmean(r['density_with_pseudo_keys'] for r in rows):.3f}",
+        "density": _density(trainings, rule, s),
         "tiles": f"{trainings.tiles(rule, s):.3f}",
         "error": _pm(trainings.mean(rule, s, "velocity")),
         f"of {BASE}'s": _pm(trainings.ratio(rule, BASE, s, "velocity")),
@@ -266,6 +325,11 @@ def _fixed_row(trainings: Trainings, rule: str, origin: str, s: float) -> Row:
         f"loss of {BASE}'s": _pm(trainings.ratio(rule, BASE, s, "loss")),
         "flicker": _pm(trainings.mean(rule, s, "flicker")),
     }
+
+
+def _density(trainings: Trainings, rule: str, s: float) -> str:
+    rows = trainings.rows(rule, s)
+    return f"{statistics.fmean(row['density_with_pseudo_keys'] for row in rows):.3f}"
 
 
 def _video_row(row: Row, rows: Sequence[Row]) -> Row:

@@ -111,7 +111,8 @@ class Trainings:
         """
         values = self.values(rule, sparsity, measure)
         shots = values.mean(0)
-        stderr = float(shots.std(ddof=1)) / math.sqrt(len(shots))
+        alone = len(shots) == 1  # of which no error is known
+        stderr = math.nan if alone else float(shots.std(ddof=1)) / math.sqrt(len(shots))
         return Estimate(float(values.mean()), stderr, tuple(values.mean(1).tolist()))
 
     def ratio(self, rule: str, other: str, sparsity: float, measure: str) -> Estimate:
@@ -128,7 +129,8 @@ class Trainings:
         number = pair[0].shape[1]
         trainings = ratios(np.ones((1, number)))[:, 0]
         drawn = ratios(_resamples(number)).mean(0)
-        return Estimate(float(trainings.mean()), float(drawn.std()), tuple(trainings.tolist()))
+        stderr = math.nan if number == 1 else float(drawn.std())
+        return Estimate(float(trainings.mean()), stderr, tuple(trainings.tolist()))
 
     def tiles(self, rule: str, sparsity: float) -> float:
         """Work in tiles against dense attention, mean of the trainings."""

@@ -9,8 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import update_docs
-from benchmarks.engine import whole_model
+from benchmarks.engine import whole_model, whole_table
 from benchmarks.engine.cases import Case
 from rainfusion_trt import enable
 from rainfusion_trt.errors import InvalidInputError
@@ -57,7 +56,7 @@ def test_rehearsal(tmp_path, without_8_bits):
     clips = {row["run"]: row for row in rows if row["what"] == "10 steps"}
     assert clips[whole_model.EAGER]["how"] == "10 times the median of 1 forwards"
     assert clips[whole_model.EIGHT]["how"] == "run" and clips[whole_model.EIGHT]["skipped"] == []
-    table = update_docs._whole(rows)
+    table = whole_table.tables(rows)
     assert table.count("blocks compiled, RainFusion in 8 bits, step cache") == 1
     assert "Not measured" not in table
     cached = clips[f"{whole_model.EIGHT}, step cache"]
@@ -76,7 +75,7 @@ def test_a_clip_alone(tmp_path, without_8_bits):
     assert times == [whole_model.EIGHT]
     clips = [(row["run"], row["how"]) for row in rows if row["what"] == "10 steps"]
     assert clips == [(f"{whole_model.EIGHT}, step cache", "run")]
-    assert "step cache" in update_docs._whole(rows)
+    assert "step cache" in whole_table.tables(rows)
 
 
 def test_steps_that_are_skipped_run_no_forward(without_8_bits):

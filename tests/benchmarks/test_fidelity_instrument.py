@@ -25,11 +25,11 @@ KEPT, FLICKER = ["0.100 ± 0.000"], ["0.100 ± 0.000"]
 CASES = [[shot, 0, t] for shot in (0, 1) for t in (0.9, 0.3)]
 
 
-def measured(source, rule, values, density=0.3):
+def measured(source, rule, values, density=0.3, sparsity=0.8, tiles=0.31):
     cases = {"cases": values}
     return {
         "source": source,
-        "sparsity": 0.8,
+        "sparsity": sparsity,
         "own_sparsity": 0.78,
         "origin": "package",
         "rule": rule,
@@ -37,7 +37,7 @@ def measured(source, rule, values, density=0.3):
         "loss": cases,
         "flicker": cases,
         "density_with_pseudo_keys": density,
-        "tiles": 0.31,
+        "tiles": tiles,
     }
 
 
@@ -49,6 +49,25 @@ def fixed_record(**changes):
     ]
     record = {"cases": {"film": CASES, "clips": CASES}, "complete": True, "rows": rows}
     return {**HEAD, **record, **changes}
+
+
+def explored_record():
+    """Errors fall by half where the tiles double, of piecewise; the other rule's are .8 at 1.5."""
+    rows = [
+        measured("film", rule, [error], sparsity=s, tiles=tiles)
+        for rule, s, tiles, error in (
+            ("piecewise", 0.9, 0.2, 0.4),
+            ("piecewise", 0.8, 0.4, 0.2),
+            ("another", 0.9, 0.2 * 2**0.5, 0.3),
+            ("another", 0.8, 0.5, 0.1),
+        )
+    ]
+    return {**HEAD, "cases": {"film": [[7, 0, 0.9]]}, "complete": True, "rows": rows}
+
+
+def scheduled(shift, limit):
+    row = video("piecewise", 0.8, [30.0, 34.0], latents_error=[0.1, 0.3], loss_rise=[0.01, 0.03])
+    return {**row, "shift": shift, "dense_above": limit, "density_of_all_steps": 0.4}
 
 
 def video(rule, sparsity, psnr, **more):
@@ -88,6 +107,8 @@ def records():
     cost = {"step_ms": {"0": 10.0, "0.8": 4.5}, "step_ms_from": "this model here", "complete": True}
     return {
         "fixed_3": fixed_record(),
+        "explored_3": explored_record(),
+        "schedules_3": {**HEAD, "complete": False, "rows": [scheduled(1.0, 0.9)]},
         "caching_3": {
             **HEAD,
             **cost,
@@ -158,6 +179,12 @@ def test_every_section_says_what_its_files_say(records):
     line = "| piecewise | package | 0.300 | 0.310 | 0.100 ± 0.000 | 0.500 ± 0.000 |"
     assert line in texts["film-fixed"]
     assert line.replace("0.100", "0.200") in texts["film-fixed"]
+    line = "| another | 0.300 | 0.283 | 0.300 | 0.750 | 0.283 | 30.00 | 0.300 |"
+    assert line in texts["film-explored"]  # one shot has no standard error
+    assert "| another | 0.300 | 0.500 | 0.100 | 0.500 |  |" in texts["film-explored"]
+    assert "explored_3, film, 1 shot, 1 cases, s = 0.9:" in texts["film-explored"]
+    line = "| 1 | 0.9 | 1 of 8 | 0.8 | 0.400 | 2.00 ± 1.00 | 0.200 ± 0.100 | 32.0 ± 2.0 |"
+    assert line in texts["film-schedules"] and "Time ended" in texts["film-schedules"]
     line = "| piecewise | 0.8 | 0.310 | 0.330 | 32.0 ± 2.0 | +6.0 ± 1.0 | 0.900 ± 0.000 |"
     assert line in texts["film-videos"]
     assert "| dense, math |  | 1.000 | 1.000 | 61.0 ± 1.0 |  |" in texts["film-videos"]

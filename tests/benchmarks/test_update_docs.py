@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import update_docs
-from benchmarks.engine import models_table
+from benchmarks.engine import models_table, whole_model, whole_table
 from benchmarks.tables import sources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,24 +85,29 @@ def test_attention_is_set_beside_cudnn_of_the_same_shape(tmp_path):
     assert sum(line.startswith("| s |") for line in lines) == 1
 
 
-def test_readme_has_a_line_for_each_shape(tmp_path):
-    shared = {"shape": "s", "head_size": 64, "heads": "mixed", "density": 0.5, "tflops": 300.0}
+def test_readme_has_a_complete_model(tmp_path):
+    def timed(run, s, ms):
+        return {"what": "time of one forward", "run": run, "sparsity": s, "ms": ms}
+
     rows = [
-        {**shared, "rival": "rainfusion", "sparsity": 0.5, "ms": 2.0},
-        {**shared, "rival": "rainfusion", "sparsity": 0.9, "ms": 1.0},
-        {**shared, "rival": "cudnn", "sparsity": 0.0, "ms": 5.0},
-        {**shared, "heads": "spatial", "rival": "rainfusion", "sparsity": 0.5, "ms": 9.0},
-        {**shared, "shape": "t", "rival": "rainfusion", "sparsity": 0.5, "ms": 3.0},
+        timed(whole_model.EAGER, 0.0, 20000.0),
+        timed(whole_model.EIGHT, 0.8, 5000.0),
+        timed(whole_model.FFN, 0.8, 4000.0),
     ]
-    (tmp_path / "attention.json").write_text(json.dumps(record(rows)))
-    text = update_docs.render_short(tmp_path)
-    assert "NVIDIA H200, 2026-01-02." in text
-    assert text.endswith("| s | 64 | 5 | 2 (2.50x) |\n| t | 64 |  | 3 |\n")
+    (tmp_path / "whole_hunyuanvideo.json").write_text(json.dumps(record(rows)))
+    text = whole_table.render_short(tmp_path)
+    assert "NVIDIA H200, 2026-01-02; random weights, s = 0.8" in text
+    assert text.endswith("| the same, attention in 8 bits | 5.00 | 4.00 |\n")
+    clip = {"what": "50 steps", "seconds": 200.0, "dense_steps": 5, "skipped": [7, 9]}
+    (tmp_path / "whole_hunyuanvideo_cached-clip.json").write_text(json.dumps(record([clip])))
+    text = whole_table.render_short(tmp_path)
+    last = "| the same, 50 steps, 5 of them dense, 2 left to a step cache | 4.00 | 5.00 |\n"
+    assert text.endswith(last)
 
 
 def test_no_results(tmp_path):
     assert update_docs.render(tmp_path) == update_docs.NOTHING
-    assert update_docs.render_short(tmp_path) == update_docs.NOTHING
+    assert whole_table.render_short(tmp_path) == update_docs.NOTHING
 
 
 def test_what_sources_share_is_said_once():

@@ -59,6 +59,55 @@ def test_several_gpus(column, gpus):
         agrees(cells[column], value)
 
 
+def test_engines_on_several_gpus():
+    said = table("parallel.md", "| by engines, 720p | 2 GPUs |")
+    names = {"HunyuanVideo": "hunyuanvideo", "Wan 2.1 14B": "wan2.1-14b"}
+    assert len(said) == 8
+    for row, cells in said.items():
+        name, _, what = row.partition(", ")
+        for column, gpus in ((0, 2), (2, 4)):
+            file = f"parallel_engine_{names[name]}_{gpus}"
+            if cells[column] == "not run":
+                assert not (RESULTS / f"{file}.json").exists()
+                continue
+            agrees(cells[column], engine_figure(rows_of(file), what))
+
+
+def engine_figure(rows: list[dict[str, Any]], what: str) -> float:
+    if what.startswith("workspace"):
+        gib = {r["run"]: r["gib"] for r in rows if r["what"] == "workspace"}
+        return gib["all, captured"] / gib["one, captured"]
+    wanted = {"run": "speed-up", "sparsity": 0.8}
+    if what.startswith("a forward"):
+        wanted = {"what": "speed-up", "run": "captured", "sparsity": 0.8}
+    (row,) = (r for r in rows if wanted.items() <= r.items())
+    return row["times_without_exchange" if what.endswith("with planning") else "times"]
+
+
+def test_peers():
+    """TFLOP/s of dense attention, and the error of 8 bits, by shape."""
+    said = table("kernels.md", "| TFLOP/s and error of random normal data |")
+    names = {
+        "cuDNN, bfloat16": "cudnn",
+        "ours, bfloat16": "16bit",
+        "FlashAttention-3, bfloat16": "fa3",
+        "ours, 8 bits": "8bit",
+        "FlashAttention-3, FP8": "fa3-fp8",
+        "SageAttention 2": "sage2",
+    }
+    assert list(said) == list(names)
+    found = {
+        (r["precision"], r["shape"]): r for r in rows_of("precision_peers") if r["sparsity"] == 0
+    }
+    shapes = ("cogvideox-5b", "hunyuanvideo-720p", "wan2.1-14b-720p")
+    for name, cells in said.items():
+        for shape, cell in zip(shapes, cells, strict=True):
+            rate, *error = cell.split(", ")
+            agrees(rate, found[names[name], shape]["tflops"])
+            for value in error:
+                agrees(value, found[names[name], shape]["relative_error"])
+
+
 def film(sparsity: str) -> dict[str, list[str]]:
     """A table of docs/film.md, which a generator writes."""
     text = (ROOT / "docs/film.md").read_text(encoding="utf-8")

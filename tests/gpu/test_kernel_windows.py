@@ -15,15 +15,12 @@ import torch
 
 from helpers import whole_scores
 from helpers.blocks_asked_for import ask_for
+from helpers.kernel_choice import check_choice, kernels_choice, lengths_of
 from helpers.layouts import places_of
 from helpers.quick import with_a_quick_one
 from rainfusion_trt import classify_heads, rainfusion_attention
-from rainfusion_trt.operator import native
-from rainfusion_trt.operator.cuda_ops import launch
 from rainfusion_trt.operator.geometry import Kind, TokenLayout, block_shape, kept_blocks
-from rainfusion_trt.operator.piecewise import Windows, means
-from rainfusion_trt.operator.plan import HeadPlan
-from rainfusion_trt.operator.settings import AttentionSettings
+from rainfusion_trt.operator.piecewise import Windows
 
 pytestmark = pytest.mark.gpu
 
@@ -70,63 +67,6 @@ def arguments_of(layout, sparsity, kv_len=None):
     }
 
 
-def lengths_of(layout, kv_len):
-    return [layout.tokens] * HEADS[0] if kv_len is None else kv_len.tolist()
-
-
-def kernels_choice(layout, windows, q, k, sparsity, kv_len=None):
-    """bool [B, N, query windows, key windows], with the rest of the block mask checked."""
-    settings = AttentionSettings.of(method="piecewise", **places_of(layout))
-    q_cut, k_cut = windows.q_cut, windows.k_cut
-    mask = q.new_full((*q.shape[:2], q_cut.blocks, k_cut.blocks), 7, dtype=torch.uint8)
-    heads = HeadPlan.empty(q)  # outlives the launch
-    on_device = torch.tensor([sparsity], device="cuda")
-    plan = native.Plan.of(heads, mask)
-    launch("classify", (q, k, k, None), layout.grid, on_device, kv_len, settings, plan=plan)
-    assert mask.max() <= 1
-    mask = mask.bool()
-    rows = slice(q_cut.leading_sinks, q_cut.leading_sinks + q_cut.windows)
-    columns = slice(k_cut.leading_sinks, k_cut.leading_sinks + k_cut.windows)
-    chosen = mask[:, :, rows, columns].clone()
-    mask[:, :, rows, columns] = True
-    assert mask.all()  # sinks attend to everything, and everything to sinks
-    return chosen
-
-
-def check_choice(layout, shape, q, k, sparsity, kv_len=None):
-    windows = Windows(layout, shape, q.device)
-    chosen = kernels_choice(layout, windows, q, k, sparsity, kv_len)
-    scale = q.shape[-1] ** -0.5
-    for b, length in enumerate(lengths_of(layout, kv_len)):
-        candidates = windows.counts(length) > 0
-        keep = min(kept_blocks(sparsity, windows.k_cut.windows), int(candidates.sum()))
-        heads = zip(q[b], k[b], strict=True)
-        wanted = torch.stack([windows.choose(*head, sparsity, scale, length) for head in heads])
-        assert not (chosen[b] & ~candidates).any()
-        if keep == 0:
-            assert torch.equal(chosen[b], wanted)
-            continue
-        q_means, k_means = (
-            torch.stack([means(head, tokens, length).double() for head in x[b]])
-            for x, tokens in ((q, windows.q_tokens), (k, windows.k_tokens))
-        )
-        scores = (q_means @ k_means.mT * scale).masked_fill(~candidates, -math.inf)
-        last = scores.sort(dim=2, descending=True).values[..., keep - 1 : keep]
-        # Of the means and of the product, each of both sides.
-        error = 8 * (q.shape[-1] + shape.q + shape.k) * 2.0**-24 * scale
-        q_norms, k_norms = (x.norm(dim=2) for x in (q_means, k_means))
-        bound = error * q_norms[:, :, None] * k_norms[:, None]
-        near = (scores - last).abs() <= bound + bound.amax(2, keepdim=True)
-        assert not ((chosen[b] != wanted) & ~near).any()
-        # Most are held to the reference's choice: besides the last one itself few are near it.
-        asks = q_norms > 0
-        others = (near.sum(2) - 1) / windows.k_cut.windows
-        mean = others.masked_fill(~asks, 0.0).sum(1) / asks.sum(1).clamp(min=1)
-        assert (mean < 0.1).all()
-        assert (chosen[b].sum(2) >= keep).all()
-    return chosen
-
-
 def check(layout, shape, q, k, v, sparsity, kv_len=None):
     """The choice, then output, log-sum-exp and plan against float32 with the kernels' choice."""
     chosen = check_choice(layout, shape, q, k, sparsity, kv_len)
@@ -146,7 +86,7 @@ def check(layout, shape, q, k, v, sparsity, kv_len=None):
 def compare(layout, q, k, outputs, wanted_outputs, kv_len=None):
     (out, lse), (wanted, wanted_lse) = outputs, wanted_outputs
     assert not lse.isnan().any() and not lse.isposinf().any()
-    lengths = torch.tensor(lengths_of(layout, kv_len), device=q.device)
+    lengths = torch.tensor(lengths_of(layout, kv_len, HEADS[0]), device=q.device)
     empty = lengths == 0
     assert (out[empty] == 0).all() and lse[empty].isneginf().all()
     padding = (torch.arange(layout.tokens, device=q.device) >= lengths[:, None])[:, None]

@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from benchmarks.fidelity.film.bench import Bench
-from benchmarks.fidelity.film.entries import SPARSITIES, TARGET, Contender, contenders
+from benchmarks.fidelity.film.entries import BASE, SPARSITIES, TARGET, Contender, contenders
 from benchmarks.film.equal import Match, matched, realised
 from benchmarks.film.evaluate import Evaluator, total
 from benchmarks.film.product import EnabledRule
@@ -31,6 +31,8 @@ def measure_fixed(
 ) -> Report:
     """All contenders on all sources, written as ``fixed_SEED.json`` after every row.
 
+    Some of them without :data:`BASE` are ``explored_SEED.json``.
+
     The sparsity of a contender is found on the film, so that a rule is the same on every source.
 
     Parameters
@@ -44,7 +46,7 @@ def measure_fixed(
     film = evaluators["film"]
     report = Report(
         output,
-        f"{bench.prefix}fixed_{bench.seed}",
+        f"{bench.prefix}{'explored' if only and BASE not in only else 'fixed'}_{bench.seed}",
         {
             "seed": bench.seed,
             "processes": dist.get_world_size(),
