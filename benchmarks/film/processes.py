@@ -19,15 +19,15 @@ def process_group(cpu: bool) -> Iterator[torch.device]:
         level=logging.INFO if rank == 0 else logging.WARNING,
         format="[%(relativeCreated)8d ms] %(message)s",
     )
-    if "RANK" not in os.environ:
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", "29531")
     device = torch.device("cpu")
     if not cpu:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    dist.init_process_group("gloo" if cpu else "nccl")
+    backend = "gloo" if cpu else "nccl"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend)
+    else:  # without a port, of which two runs on one machine would want the same
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield device
     finally:
