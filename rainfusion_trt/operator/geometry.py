@@ -268,6 +268,35 @@ def always_kept(
     return shares | q_whole[:, None] | k_whole
 
 
+def blocks_cross(
+    grid: Sequence[int], sinks: tuple[int, int], exact: FrameRanges, shape: BlockShape
+) -> bool:
+    """Whether :func:`always_kept` is all pairs of blocks, for frames of `sinks` at the ends.
+
+    Text is cut by itself and all sinks, so that it says nothing here. The numbers may be symbolic.
+    """
+    frames, height, width = grid
+    frame, last = height * width, frames - sinks[1]
+    gaps, begin = [], sinks[0]
+    for first, behind in (*exact, (last, frames)):
+        if begin < min(first, last):
+            gaps.append((begin * frame, min(first, last) * frame))
+        begin = max(begin, behind)
+    outer_q, outer_k = (_outer_blocks(gaps, size, frames * frame) for size in shape)
+    return all(q[0] < k[1] and k[0] < q[1] for q in outer_q for k in outer_k)
+
+
+def _outer_blocks(gaps: Sequence[tuple[int, int]], size: int, tokens: int) -> list[tuple[int, int]]:
+    """Begin and end of the first and the last block of so many tokens that lie in each gap."""
+    blocks = []
+    for begin, end in gaps:
+        first = -(-begin // size)
+        last = (-(-end // size) if end == tokens else end // size) - 1  # the clip's last is cut off
+        if first <= last:
+            blocks += [(i * size, min((i + 1) * size, tokens)) for i in (first, last)]
+    return blocks
+
+
 def pair_mask(layout: TokenLayout, kind: Kind, parameter: int, a: Tensor, b: Tensor) -> Tensor:
     """Which pairs of non-sink tokens a kind keeps.
 

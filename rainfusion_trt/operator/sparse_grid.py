@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Literal
 
 from rainfusion_trt.operator.exact_frames import beside_sinks, check_within
-from rainfusion_trt.operator.geometry import block_shape
+from rainfusion_trt.operator.geometry import BlockShape, block_shape, blocks_cross
 from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.operator.windows import most_frames, single_window, windows_cross
 
-Obstacle = Literal["frames", "exact", "window", "windows"]
+Obstacle = Literal["frames", "exact", "window", "windows", "blocks"]
+# Methods whose heads are all made of blocks in memory order; textural heads choose single tokens.
+_OF_BLOCKS = ("rainfusion2", "rainfusion_two_way")
 # Of grids of more tokens, query and key windows are cut along one axis, and some do not meet; which
 # of them have exact frames is asked of all.
 _SMALL = 4096
@@ -36,10 +39,11 @@ def obstacle_to_sparsity(
 
     Returns
     -------
-    "frames", "exact", "window", "windows" or None
+    "frames", "exact", "window", "windows", "blocks" or None
         Fewer than two frames beside the sinks; nothing else than exact frames beside them; one
-        window of piecewise that holds all of them; or windows of which each query's meets each
-        key's, and what meets is always kept, as are windows with an exact frame ("exact").
+        window of piecewise that holds all of them; or windows or blocks of which each query's meets
+        each key's, and what meets is always kept, as is what holds a sink or an exact frame. Where
+        it is the exact frames that leave nothing else, "exact".
 
     Raises
     ------
@@ -55,9 +59,13 @@ def obstacle_to_sparsity(
     exact = beside_sinks(settings.exact_frames, first, last)
     if any(begin <= 0 and free_frames <= end for begin, end in exact):
         return "exact"
-    if settings.method != "piecewise" or head_size is None:
+    if head_size is None:
         return None
     shape = block_shape(head_size, settings.precision)
+    if settings.method in _OF_BLOCKS:
+        return _obstacle_of_blocks(grid, settings, shape)
+    if settings.method != "piecewise":
+        return None
     if single_window(free_frames, height * width, shape.k, most_frames(exact)):
         return "window"
     if exact:
@@ -73,6 +81,21 @@ def obstacle_to_sparsity(
     return "exact" if exact else "windows"
 
 
+def _obstacle_of_blocks(
+    grid: Sequence[int], settings: AttentionSettings, shape: BlockShape
+) -> Literal["exact", "blocks"] | None:
+    """What pairs all blocks of a grid with two frames and more that are no sinks, if anything."""
+    frames, height, width = grid
+    sinks = settings.sink_frames, settings.last_sink_frames
+    together = 1 if settings.exact_frames else frames - sum(sinks)  # at least, if not all are exact
+    if together * height * width >= 4 * max(shape):  # where a first key and a last query are apart
+        return None
+    if blocks_cross(grid, sinks, (), shape):
+        return "blocks"
+    exact = settings.exact_frames
+    return "exact" if exact and blocks_cross(grid, sinks, exact, shape) else None
+
+
 def explain_obstacle(
     obstacle: Obstacle, grid: Sequence[int], settings: AttentionSettings, sparsity: float
 ) -> str:
@@ -82,21 +105,25 @@ def explain_obstacle(
 
 def describe_obstacle(obstacle: Obstacle, grid: Sequence[int], settings: AttentionSettings) -> str:
     """The obstacle to any sparsity and its remedies, as the end of a line."""
+    grid = tuple(map(operator.index, grid))  # numbers, where torch.compile has symbols
     if obstacle == "frames":
-        names = ["sink_frames"]
-        if settings.last_sink_frames > 0:
-            names.append("last_sink_frames")
-        sinks = " and ".join(f"{name}={getattr(settings, name)}" for name in names)
+        names, sinks = _sinks(settings)
         return (
             f"the clip has {grid[0]} latent frames, {sinks} of them are always attended to, and "
-            f"at least two others are needed; use a longer clip, fewer {' and '.join(names)} or "
-            "sparsity=0"
+            f"at least two others are needed; use a longer clip, fewer {names} or sparsity=0"
+        )
+    if obstacle == "blocks":
+        names, sinks = _sinks(settings)
+        return (
+            f"of {grid[0]} x {grid[1]} x {grid[2]} tokens with {sinks} every two blocks of method "
+            f"{settings.method!r} share a token or one holds a sink, and are always attended to; "
+            f"use a larger clip, fewer {names} or sparsity=0"
         )
     if obstacle == "exact":
         return (
             f"exact_frames={settings.exact_frames} of {grid[0]} latent frames leave method "
-            f"{settings.method!r} no queries or no keys that are not exact; name fewer frames, or "
-            "use sparsity=0"
+            f"{settings.method!r} nothing to leave out, as what holds a token of theirs is exact; "
+            "name fewer frames, or use sparsity=0"
         )
     if obstacle == "windows":
         return (
@@ -108,3 +135,12 @@ def describe_obstacle(obstacle: Obstacle, grid: Sequence[int], settings: Attenti
         "one window of method 'piecewise' holds all tokens of this clip beside its sinks; use a "
         "larger clip, another method or sparsity=0"
     )
+
+
+def _sinks(settings: AttentionSettings) -> tuple[str, str]:
+    """The settings that make frames sinks, by name, and with their values."""
+    names = ["sink_frames"]
+    if settings.last_sink_frames > 0:
+        names.append("last_sink_frames")
+    values = [f"{name}={operator.index(getattr(settings, name))}" for name in names]
+    return " and ".join(names), " and ".join(values)

@@ -11,6 +11,7 @@ from rainfusion_trt.operator.settings import AttentionSettings
 
 MODEL = get_model("cogvideox-5b")
 WIDE = VideoSize(frames=37, height=96, width=128)  # with windows that do not all meet
+SMALL = VideoSize(frames=9, height=32, width=32)
 SINKS = {"sink_frames": 1, "last_sink_frames": 8}
 
 
@@ -28,8 +29,13 @@ def begin(_name: str) -> None:
         (WIDE, {}, None),
         (WIDE, SINKS, "37x96x128 alone runs dense at any sparsity: the clip has 10 latent frames"),
         (WIDE, {"exact_frames": (4,)}, None),
-        (WIDE, {"exact_frames": (2, 4, 6, (8, 10))}, r"no queries or no keys that are not exact"),
-        (VideoSize(frames=9, height=32, width=32), {}, "one window of method 'piecewise'"),
+        (WIDE, {"exact_frames": (2, 4, 6, (8, 10))}, "'piecewise' nothing to leave out"),
+        (WIDE, {"exact_frames": (2,), "method": "rainfusion2"}, None),
+        (WIDE, {"exact_frames": (2, 4, 6), "method": "rainfusion2"}, "'rainfusion2' nothing to"),
+        (WIDE, {"method": "rainfusion_two_way"}, None),
+        (SMALL, {"method": "rainfusion_two_way"}, "every two blocks of method 'rainfusion_two_way"),
+        (SMALL, {"method": "rainfusion"}, None),
+        (SMALL, {}, "one window of method 'piecewise'"),
     ],
 )
 def test_a_graph_of_one_size_that_is_dense_there(size, settings, words, tmp_path, caplog):

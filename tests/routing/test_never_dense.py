@@ -177,18 +177,26 @@ def test_too_few_frames(frames, options):
     assert routing.routed == 0 and len(routing.report().dense) == 2
 
 
-def test_a_clip_of_one_window():
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("piecewise", "one window of method 'piecewise'"),
+        ("rainfusion2", "every two blocks of method 'rainfusion2'"),
+        ("rainfusion_two_way", "every two blocks of method 'rainfusion_two_way'"),
+    ],
+)
+def test_a_clip_of_one_window_or_block(method, words):
     model, transformer = tiny("cogvideox-5b")
     # (3, 4, 6) tokens: 48 beside the sinks, and a window has 128.
     call = call_of(model, transformer, VideoSize(9, 64, 96))
-    routing = rainfusion_trt.enable(transformer, sparsity=0.7, method="piecewise")
-    with pytest.raises(RainFusionError, match=r"one window of method 'piecewise'.*allow_dense"):
+    routing = rainfusion_trt.enable(transformer, sparsity=0.7, method=method)
+    with pytest.raises(DenseAttentionError, match=f"has no effect.*{words}.*allow_dense"):
         run(transformer, call)
     routing.allow_dense = True
     run(transformer, call)
     assert routing.routed == 0 and len(routing.report().dense) == 2
     rainfusion_trt.disable(transformer)
-    routing = rainfusion_trt.enable(transformer, sparsity=0.7, method="piecewise")
+    routing = rainfusion_trt.enable(transformer, sparsity=0.7, method=method)
     run(transformer, call_of(model, transformer, VideoSize(17, 128, 192)))
     assert routing.routed == 2
 

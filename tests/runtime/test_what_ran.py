@@ -200,17 +200,22 @@ def test_a_clip_that_cannot_be_sparse(pipe, frames, settings, caplog):
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["torch", "graph"])
-def test_a_clip_of_one_window(pipe, graph, caplog):
+@pytest.mark.parametrize(
+    ("method", "what"),
+    [("piecewise", "one window"), ("rainfusion2", "every two blocks")],
+    ids=["window", "block"],
+)
+def test_a_clip_of_one_window_or_block(pipe, method, what, graph, caplog):
     """48 tokens beside the sinks; a window of piecewise holds 128 at this head size."""
 
     def made(**options):
-        pipeline = Pipeline(pipe=pipe, method="piecewise", sparsity=0.7, **options)
+        pipeline = Pipeline(pipe=pipe, method=method, sparsity=0.7, **options)
         if graph:  # as an engine is: sparse, and told of its sparsity by nobody but its input
             put_stand_in(pipeline)
         return pipeline
 
     transformer = pipe.transformer
-    words = r"0\.7 has no effect: one window of method 'piecewise'.*allow_dense"
+    words = rf"0\.7 has no effect: .*{what} of method '{method}'.*allow_dense"
     with made() as pipeline:
         with pytest.raises(DenseAttentionError, match=words):
             pipeline(**CALL)
@@ -219,7 +224,7 @@ def test_a_clip_of_one_window(pipe, graph, caplog):
     with made(allow_dense=True) as pipeline:
         out = pipeline(**CALL, profile=True)
     assert out.sparsity == (0.0, 0.0) and [row.density for row in out.timings] == [1.0, 1.0]
-    assert "one window" in caplog.text and "allow_dense=True permits it" in caplog.text
+    assert what in caplog.text and "allow_dense=True permits it" in caplog.text
 
 
 class EngineStandIn(GraphDenoiser):

@@ -46,7 +46,7 @@ def worker():
 def request_of(**changes) -> GenerationRequest:
     size = {"width": TINY.width, "height": TINY.height, "frames": TINY.frames}
     values = {"prompt": "a", "fps": 8, "seed": 3, "steps": 2, "guidance": 1.0, **size}
-    values["method"] = "rainfusion"  # piecewise has one window of a clip this small
+    values["method"] = "rainfusion"  # windows and blocks of a clip this small all meet
     return GenerationRequest(**{**values, **changes})
 
 
@@ -111,11 +111,13 @@ def test_presets_and_methods_of_a_request(worker, tmp_path, one_thread):
     )
     dense = run("dense", sparsity=0.0)
     assert dense.method is None and all(step.density == 1.0 for step in dense.steps)
-    plain = run("plain", method="rainfusion2", sparsity=0.25)
+    plain = run("plain", method="rainfusion2", sparsity=0.25, frames=65)
     assert plain.method == "rainfusion2" and plain.steps[1].sparsity == 0.25
     assert run("usual", method=None, frames=37).method == AttentionSettings.method
     with pytest.raises(DenseAttentionError, match="one window of .* larger clip, another method"):
         run("one window", method=None)
+    with pytest.raises(DenseAttentionError, match="every two blocks of method 'rainfusion2'"):
+        run("one block", method="rainfusion2", sparsity=0.25)
 
 
 @pytest.mark.parametrize("given", [{"preset": "fast"}, {"sparsity": 0.5}, {}])
@@ -129,7 +131,7 @@ def test_a_sparse_job_that_waited_for_a_dense_server(worker, tmp_path, monkeypat
 
 
 def test_the_precision_of_every_step(worker, tmp_path, one_thread):
-    asked = request_of(steps=2, method="rainfusion2", sparsity=0.25)
+    asked = request_of(steps=2, method="rainfusion2", sparsity=0.25, frames=65)
     ran = worker.generate(asked, {}, tmp_path / "a.mp4", lambda *_: None)
     assert [step.precision for step in ran.steps] == ["16bit", "16bit"]
     with contextlib.closing(tiny_cogvideox(attention_precision="8bit", first_16bit=0.5)) as other:
@@ -193,8 +195,8 @@ def test_attention_of_the_settings(tmp_path, one_thread):
     assert found(preset="fast", method="rainfusion_two_way") == (0.9, "rainfusion_two_way")
     said = worker.describe()
     assert said.methods[0] == "rainfusion2" and "rainfusion" not in said.methods  # exact frames
-    # A larger clip: this one has latent frames beside the sinks and the exact one.
-    asked = request_of(method=None, frames=17)
+    # A larger clip: this one has blocks beside the sinks and the exact frame that do not meet.
+    asked = request_of(method=None, frames=97)
     ran = worker.generate(asked, {}, tmp_path / "a.mp4", lambda *_: None)
     assert ran.method == "rainfusion2" and [step.sparsity for step in ran.steps] == [0.25, 0.25]
     assert worker._pipeline.denoiser.dense_layers == (0,)
