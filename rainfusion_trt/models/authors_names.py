@@ -24,6 +24,9 @@ class File(Protocol):
     def weights(self) -> dict[str, tuple[int, ...]]:
         """Shapes by name."""
 
+    def stored_name(self, name: str) -> str:
+        """What the file itself calls one of them."""
+
 
 Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -111,6 +114,40 @@ def on_shapes(convert: Convert, file: File, wanted: str) -> Callable[[Shapes], S
 
 def _without_storage(shapes: Shapes) -> dict[str, Tensor]:
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def check_spellings(convert: Convert, file: File) -> None:
+    """Refuse a file that holds a tensor under two of its names, of which diffusers takes one.
+
+    Names are converted one by one, which shows what they come to; that it is so beside the others,
+    whose names may decide how one is read, all without one of the two show.
+
+    Raises
+    ------
+    InvalidInputError
+        The message names both.
+    """
+    if convert is dict:
+        return
+    tensors = _without_storage(file.weights())
+    all_of_them = convert(dict(tensors)).keys()
+    first: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        try:
+            meant = convert({name: tensor})
+        except Exception:  # noqa: S112  (of any kind: it cannot be read without others)
+            continue
+        others = {first.setdefault(target, name) for target in meant} - {name}
+        for other in sorted(others):
+            if any(
+                convert({n: t for n, t in tensors.items() if n != spelling}).keys() == all_of_them
+                for spelling in (name, other)
+            ):
+                both = f"{file.stored_name(other)} and {file.stored_name(name)}"
+                raise InvalidInputError(
+                    f"checkpoint {file.origin!r} holds one tensor under two names, {both}: which "
+                    "is right cannot be told; save it with the one to take"
+                )
 
 
 def kept_in_float32(cls: type[Transformer], file: File, convert: Convert) -> frozenset[str]:

@@ -104,6 +104,10 @@ class GgufFile:
             kind = torch.float32 if name in float32 else dtype
             yield name, values.to(kind).reshape(self.shapes[name])
 
+    def stored_name(self, name: str) -> str:
+        """What the file calls a tensor."""
+        return str(self.tensors[name].name)
+
     def renamed(self, names: Mapping[str, str]) -> GgufFile:
         """The tensors of `names`, which gives the new name of each."""
         return replace(

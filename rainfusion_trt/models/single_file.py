@@ -18,7 +18,12 @@ from typing import Any
 import torch
 
 from rainfusion_trt.errors import InvalidInputError, RainFusionError, UnsupportedError
-from rainfusion_trt.models.authors_names import converter, kept_in_float32, on_shapes
+from rainfusion_trt.models.authors_names import (
+    check_spellings,
+    converter,
+    kept_in_float32,
+    on_shapes,
+)
 from rainfusion_trt.models.checkpoint_checks import Shapes, check_quantised, first_line, named
 from rainfusion_trt.models.gguf_file import GgufFile
 from rainfusion_trt.models.noise_expert import expert_prefix
@@ -77,8 +82,8 @@ def load_single_file(
     Raises
     ------
     InvalidInputError
-        The file cannot be read, is a LoRA, holds two transformers, or is of another model, which
-        the message names where it is in the registry.
+        The file cannot be read, is a LoRA, holds two transformers or one tensor under two names, or
+        is of another model, which the message names where it is in the registry.
     UnsupportedError
         It is pickled, or quantised in a way that is not read.
     """
@@ -93,6 +98,7 @@ def load_single_file(
     except InvalidInputError as error:
         _tell_the_model(file, model, error)
         raise
+    check_spellings(convert, file)
     float32 = kept_in_float32(cls, file, convert)
     try:
         weights = convert(dict(file.values(float32, dtype)))

@@ -218,6 +218,10 @@ class WeightFiles:
             if name not in beside and not (scaled and UNUSED_WITH_SCALES.fullmatch(name))
         }
 
+    def stored_name(self, name: str) -> str:
+        """What its file calls a tensor."""
+        return self.places[name][1]
+
     def _check_marks(self) -> None:
         marks = {
             name: bytes(self.tensor(name).to(torch.uint8).tolist())

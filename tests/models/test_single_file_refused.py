@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from helpers.wan_authors import MODEL, authors, authors_name, load, mark, refuse
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models import get_model
 from rainfusion_trt.models import single_file as single
+from rainfusion_trt.models.authors_names import check_spellings, converter
 from rainfusion_trt.models.wan import Wan
+from rainfusion_trt.models.weight_files import WeightFiles
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,17 @@ def with_and_without_prefix(tensors):
     return {**authors(tensors, "model.diffusion_model."), **authors(average)}
 
 
+def also(name, of):
+    def change(tensors):
+        return {**authors(tensors), name: tensors[of] + 1}
+
+    change.__name__ = f"also {name}"
+    return change
+
+
+TO_Q = "blocks.0.attn1.to_q.weight"
+
+
 def one_lost(tensors):
     return {n: t for n, t in authors(tensors).items() if n != "blocks.0.self_attn.q.weight"}
 
@@ -106,6 +120,18 @@ def infinite_scale(tensors):
         (both, InvalidInputError, r"two transformers \(high_noise_model\., low_noise_model\."),
         (both_of_diffusers, InvalidInputError, r"two transformers \(transformer_2\."),
         (with_and_without_prefix, InvalidInputError, r"two transformers \(model\.diffusion_model"),
+        # Of which diffusers' converter takes one.
+        (
+            also(TO_Q, TO_Q),
+            InvalidInputError,
+            r"under two names, blocks\.0\.attn1\.to_q\.weight and blocks\.0\.self_attn\.q\.weight",
+        ),
+        (
+            also(f"transformer.{TO_Q}", TO_Q),
+            InvalidInputError,
+            r"self_attn\.q\.weight and transformer\.blocks\.0\.attn1\.to_q\.weight: which is right",
+        ),
+        (also("scale_shift_table", "scale_shift_table"), InvalidInputError, "two names, head.mod"),
         (one_lost, InvalidInputError, r"lack blocks\.0\.attn1\.to_q\.weight"),
         (one_more, InvalidInputError, r"have, unknown to it, vace_blocks"),
         (strange, InvalidInputError, "does not fit"),
@@ -120,6 +146,43 @@ def infinite_scale(tensors):
 )
 def test_what_is_no_transformer_of_this_model_is_named(original, tmp_path, change, error, match):
     refused(write(tmp_path, change(original.state_dict())), error, match)
+
+
+@pytest.mark.parametrize(
+    ("names", "both"),
+    [
+        # ComfyUI's beside the authors'; one of diffusers' beside what it is cut of.
+        (("img_attn_qkv", "img_attn.qkv"), True),
+        (("img_attn_qkv", "attn.to_k"), True),
+        (("img_attn_qkv", "txt_attn_qkv"), False),
+    ],
+)
+@pytest.mark.parametrize("order", [1, -1])
+def test_two_names_of_hunyuanvideo(names, both, order):
+    stored = [f"double_blocks.0.{name}.weight" for name in names][::order]
+    shapes = {name: (12 if "qkv" in name else 4, 4) for name in stored}
+    place = dict(zip(stored, (("f", f"model.{name}") for name in stored), strict=True))
+    file = WeightFiles(Path("x"), ("f",), origin="x", shapes=shapes, places=place)
+    convert = converter(get_model("hunyuanvideo").diffusers_class(), file, {}, {})
+    if not both:
+        check_spellings(convert, file)
+        return
+    with pytest.raises(InvalidInputError) as refusal:
+        check_spellings(convert, file)
+    assert all(f"model.{name}" in str(refusal.value) for name in stored)
+
+
+def test_two_names_of_what_is_put_together_anew():
+    stored = ("final_layer.adaLN_modulation.1.weight", "norm_out.linear.weight")
+    file = WeightFiles(
+        Path("x"),
+        ("f",),
+        shapes=dict.fromkeys(stored, (8, 4)),
+        places={name: ("f", name) for name in stored},
+    )
+    convert = converter(get_model("hunyuanvideo").diffusers_class(), file, {}, {})
+    with pytest.raises(InvalidInputError, match=" and ".join(map(re.escape, stored))):
+        check_spellings(convert, file)
 
 
 @pytest.mark.parametrize(
