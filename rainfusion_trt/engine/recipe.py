@@ -101,6 +101,9 @@ class VideoRange(_Strict):
     condition_frames: Count = CountRange(min=0, opt=0, max=0)
 
 
+_EXTENTS = ("frames", "height", "width", "batch")
+
+
 class BuilderSettings(_Strict):
     """Settings for TensorRT's builder.
 
@@ -169,6 +172,16 @@ class EngineRecipe(_Strict):
         if both:
             raise ValueError(f"{sorted(both)} stand in `sizes` and in `shapes`: choose one")
         return self
+
+    @property
+    def varies(self) -> bool:
+        """Whether it needs a file of varying shapes: for several sizes, or a range of one."""
+        sizes = [getattr(size, name) for size in self.sizes.values() for name in _EXTENTS]
+        ranges: list[Range | ShapeRange] = [*sizes]
+        ranges += [shape for shapes in self.shapes.values() for shape in shapes.values()]
+        several = len(self.sizes) + len(self.shapes) > 1
+        conditions = any(size.condition_frames.max > 0 for size in self.sizes.values())
+        return several or conditions or any(each.min != each.max for each in ranges)
 
 
 def check_targets(target: str | tuple[str, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -14,6 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from rainfusion_trt.engine.recipe import load_recipe
+from rainfusion_trt.engine.recipes import shipped_recipes
 from rainfusion_trt.errors import InvalidInputError, RainFusionError
 from rainfusion_trt.export.exporter import ExportReport, export_model
 from rainfusion_trt.export.lora import fuse_loras
@@ -25,6 +28,8 @@ from rainfusion_trt.export.writer import check_output
 from rainfusion_trt.models import VideoModel, VideoSize, get_model
 from rainfusion_trt.models.noise_expert import check_expert
 from rainfusion_trt.runtime.call_arguments import check_seed
+
+logger = logging.getLogger("rainfusion_trt")
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -109,6 +114,8 @@ def model_job(
 
     def run(*, output: Path, **options: Any) -> ExportReport:
         check_output(output)
+        if not dynamic and weights.config == "full":  # no recipe is of the tiny one
+            _say_if_recipe_varies(model, size)
         transformer = weights.transformer(model, precision)
         return export_model(
             model,
@@ -125,6 +132,22 @@ def model_job(
     which += "-parallel" if parallel else ""
     name = f"{model.name}{which}-{shape}-{str(precision).removeprefix('torch.')}"
     return Job(run, Path(f"{name}.onnx"))
+
+
+def _say_if_recipe_varies(model: VideoModel, size: VideoSize) -> None:
+    """Warn of a file of one size where the model's recipe needs one of varying shapes."""
+    found = shipped_recipes().get(model.name)
+    if found is None:
+        return
+    recipe = load_recipe(found)
+    if recipe.varies:
+        logger.warning(
+            "a file of %s alone is no file for the recipe engines/%s, which has %s: export with "
+            "--dynamic for it, or build with a copy of it that has this size alone",
+            size,
+            found.name,
+            ", ".join((*recipe.sizes, *recipe.shapes)),
+        )
 
 
 def module_job(name: str, *, grid: str | None, **place: Any) -> Job:
