@@ -77,6 +77,9 @@ class Routing:
         self.sites: list[Site] = []
         self.rows: dict[str, int] = {}  # of blocks, and how many these had
         self.handles: list[Any] = []  # of our hooks
+        # Whose hooks these are: a deep copy has that copy here, one by copy.copy has the first one.
+        self.transformer: nn.Module | None = None
+        self.attached = False  # told by itself, as a graph of torch.compile asks
         self.kind = type(transformer).__name__
         # Without self: a graph of torch.compile cannot bind arguments by a signature.
         self._parameters = tuple(inspect.signature(type(transformer).forward).parameters)[1:]

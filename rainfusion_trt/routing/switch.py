@@ -51,7 +51,7 @@ def enable(
 
     A known one of diffusers needs nothing more; of any other, `grid` and `text` say where the video
     is. Works before and after ``torch.compile``, offloading, caches and context parallelism, and
-    copies of the transformer have it too, each with a sparsity of its own.
+    copies by ``copy.deepcopy`` have it too, each with a sparsity of its own.
 
     Parameters
     ----------
@@ -123,6 +123,8 @@ def enable(
             "returned, or call disable() first"
         )
     place = _place(grid, text, text_tokens, kv_len)
+    if _begin in transformer._forward_pre_hooks.values():
+        raise _shares_blocks(transformer)
     described = _described(transformer, model, place)
     chosen = preset_of(preset)
     if method is None:
@@ -163,6 +165,7 @@ def _attach(routing: Routing, transformer: nn.Module) -> None:
         transformer.register_forward_hook(_end, always_call=routing.by_tokens),
     ]
     setattr(transformer, _HANDLE, routing)
+    routing.transformer, routing.attached = transformer, True
 
 
 def _place(
@@ -229,13 +232,16 @@ def disable(transformer: nn.Module) -> None:
     Raises
     ------
     InvalidInputError
-        RainFusion is not on.
+        RainFusion is not on, or on for another one of which this is a ``copy.copy``.
     """
     transformer = uncompiled(transformer)
     routing = routing_of(transformer)
     if routing is None:
         raise InvalidInputError("RainFusion is not on for this transformer; call enable() first")
+    if routing.transformer is not transformer:
+        raise _shares_blocks(transformer)
     delattr(transformer, _HANDLE)
+    routing.transformer, routing.attached = None, False  # also for a copy.copy, which has it too
     for handle in routing.handles:
         handle.remove()
     for site in routing.sites:
@@ -247,7 +253,17 @@ def disable(transformer: nn.Module) -> None:
 @typed
 def routing_of(transformer: nn.Module) -> Routing | None:
     """What :func:`enable` returned for a transformer, or its twin for a copy of one."""
-    return uncompiled(transformer).__dict__.get(_HANDLE)
+    routing = uncompiled(transformer).__dict__.get(_HANDLE)
+    return routing if routing is not None and routing.attached else None
+
+
+def _shares_blocks(transformer: nn.Module) -> InvalidInputError:
+    """What is wrong with one of two transformers that have all but their attributes in common."""
+    kind = type(transformer).__name__
+    return InvalidInputError(
+        f"this {kind} shares its blocks with the {kind} that enable() was called for, as of "
+        "copy.copy: use that one in its place, or copy.deepcopy for one with a state of its own"
+    )
 
 
 def _sites(transformer: nn.Module, routing: Routing) -> list[Site]:
@@ -294,7 +310,10 @@ def _rows(transformer: nn.Module, sites: Sequence[Site]) -> dict[str, int]:
 
 
 def _begin(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    transformer._rainfusion_routing.begin(transformer, args, kwargs)
+    routing = getattr(transformer, _HANDLE, None)
+    if routing is None or not routing.attached:
+        raise _shares_blocks(transformer)
+    routing.begin(transformer, args, kwargs)
 
 
 def _enter(block: Any, args: tuple[Any, ...]) -> None:
@@ -303,6 +322,7 @@ def _enter(block: Any, args: tuple[Any, ...]) -> None:
 
 def _end(transformer: Any, args: tuple[Any, ...], output: Any) -> None:
     if output is None:  # the forward has failed, and its own error says why
-        transformer._rainfusion_routing.leave_route()
+        if hasattr(transformer, _HANDLE):
+            transformer._rainfusion_routing.leave_route()
     else:
         transformer._rainfusion_routing.end(transformer)

@@ -13,6 +13,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 
 import rainfusion_trt
+from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.routing import routing_of
 from tests.helpers.routed_models import ALL_CLASSES, assert_same, attentions, call_of, run, tiny
 
@@ -86,6 +87,48 @@ def test_copies_have_their_own_weights_and_sparsity(case, how):
     assert routing.sparsity == 0.7 and torch.equal(run(transformer, call), sparse)
     rainfusion_trt.disable(twin)
     assert torch.equal(run(transformer, call), sparse)
+
+
+SHARES = r"this \w+ shares its blocks with .* copy\.deepcopy"
+
+
+def test_a_shallow_copy_of_one_that_is_enabled(case):
+    """It has the same blocks, so that both are sparse or none is."""
+    _, transformer, call, dense, sparse, routing = case
+    twin = copy.copy(transformer)
+    assert torch.equal(run(twin, call), sparse) and routing_of(twin) is routing
+    with pytest.raises(InvalidInputError, match=SHARES):
+        rainfusion_trt.disable(twin)
+    assert torch.equal(run(transformer, call), sparse) and routing_of(transformer) is routing
+    rainfusion_trt.disable(transformer)
+    assert torch.equal(run(transformer, call), dense) and torch.equal(run(twin, call), dense)
+    assert routing_of(twin) is None
+    with pytest.raises(InvalidInputError, match="RainFusion is not on"):
+        rainfusion_trt.disable(twin)
+    # The other way round: what is on is the copy's now.
+    rainfusion_trt.enable(twin, sparsity=0.7, method="rainfusion")
+    assert torch.equal(run(twin, call), sparse)
+    for another in (lambda: rainfusion_trt.enable(transformer), lambda: run(transformer, call)):
+        with pytest.raises(InvalidInputError, match=SHARES):
+            another()
+    rainfusion_trt.disable(twin)
+    assert torch.equal(run(transformer, call), dense)
+
+
+def test_a_shallow_copy_of_before(case):
+    _, transformer, call, dense, sparse, _ = case
+    rainfusion_trt.disable(transformer)
+    twin = copy.copy(transformer)
+    rainfusion_trt.enable(transformer, sparsity=0.7, method="rainfusion")
+    with pytest.raises(InvalidInputError, match=SHARES):
+        run(twin, call)
+    with pytest.raises(InvalidInputError, match="not on"):
+        rainfusion_trt.disable(twin)
+    deep = copy.deepcopy(transformer)
+    rainfusion_trt.disable(transformer)
+    assert torch.equal(run(twin, call), dense) and torch.equal(run(deep, call), sparse)
+    rainfusion_trt.disable(deep)
+    assert torch.equal(run(deep, call), dense)
 
 
 def test_cpu_offload_of_accelerate_then_enable():
