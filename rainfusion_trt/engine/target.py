@@ -11,6 +11,7 @@ from rainfusion_trt.engine.onnx_file import OnnxFile
 from rainfusion_trt.engine.recipe import check_targets
 from rainfusion_trt.errors import BackendUnavailableError, InvalidInputError, UnsupportedError
 from rainfusion_trt.operator.native import Dtype, Method, NativeLibrary, Precision, Problem
+from rainfusion_trt.operator.settings import EIGHT_BIT_CAPABILITY
 
 logger = logging.getLogger(__name__)
 
@@ -104,10 +105,13 @@ def check_kernels(
 ) -> None:
     """Say now if the finished engine could not run for want of kernels in the plugin.
 
+    A library that was built for other GPUs is a warning, in 8 bits as in 16: an engine may run with
+    another build of it, as one for another machine does.
+
     Raises
     ------
     UnsupportedError
-        The file is of 8 bits, and the library has none for a target.
+        The file is of 8 bits, and a target has none in any library.
     """
     for target in targets:
         capability = divmod(int(target.removeprefix("sm")), 10)
@@ -115,6 +119,8 @@ def check_kernels(
             library.check_device(*capability)
         except UnsupportedError as error:
             logger.warning("the engine will load on %s but not run: %s", target, error)
+            if capability >= EIGHT_BIT_CAPABILITY:
+                continue  # what it lacks in 8 bits it lacks in all
         if eight_bit:
             try:
                 library.check_precision(Precision.BITS_8, *capability)

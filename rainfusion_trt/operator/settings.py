@@ -20,6 +20,7 @@ from rainfusion_trt.operator.exact_frames import FrameRanges, flat_of, frames_of
 
 __all__ = [
     "ATTRIBUTES",
+    "EIGHT_BIT_CAPABILITY",
     "EIGHT_BIT_FORMATS",
     "EIGHT_BIT_GPUS",
     "LATER_ATTRIBUTES",
@@ -48,7 +49,10 @@ EIGHT_BIT_FORMATS: Mapping[str, str] = MappingProxyType(
 )
 """Operands of the two products with ``precision="8bit"``; p are the probabilities."""
 
-EIGHT_BIT_GPUS = "GPUs of compute capability 8.9 and newer"
+EIGHT_BIT_CAPABILITY = (8, 9)
+"""The first compute capability whose instructions 8 bits need."""
+
+EIGHT_BIT_GPUS = "GPUs of compute capability {}.{} and newer".format(*EIGHT_BIT_CAPABILITY)
 """Where 8 bits have kernels, in words. Which GPU has one the library says."""
 
 NODE_ATTRIBUTES = ("text", "method", "alpha", "sink_frames", "scale")

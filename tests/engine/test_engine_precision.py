@@ -20,7 +20,7 @@ from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.export import export_model
 from rainfusion_trt.graph_file import GraphTensor
 from rainfusion_trt.models import get_model
-from rainfusion_trt.operator.native import load_library
+from rainfusion_trt.operator.native import Precision, load_library
 from rainfusion_trt.operator.settings import AttentionSettings
 
 CLIP = {"frames": 9, "height": 64, "width": 96, "batch": 1}
@@ -61,7 +61,7 @@ def test_every_profile_has_both_precisions(file):
 
 def has_kernels(library, target):
     try:
-        check_kernels(library, (target,), eight_bit=True)
+        library.check_precision(Precision.BITS_8, *divmod(int(target.removeprefix("sm")), 10))
     except UnsupportedError:
         return False
     return True
@@ -77,6 +77,30 @@ def test_what_has_no_kernel_is_refused(file, library):
     check_graph(library, dataclasses.replace(wide, eight_bit=False))
     with pytest.raises(UnsupportedError, match="target sm80: .* it needs 8.9 or newer"):
         check_kernels(library, ("sm80",), eight_bit=True)
+
+
+class OfOtherGpus:
+    """A library that was built for none of the targets."""
+
+    def check_device(self, major, minor):
+        raise UnsupportedError(f"a GPU of {major}.{minor} cannot run this build: build-plugin")
+
+    def check_precision(self, precision, major, minor):
+        raise UnsupportedError(f"{precision.name} has no kernel for {major}.{minor}")
+
+
+@pytest.mark.parametrize("eight_bit", [False, True])
+def test_a_library_of_other_gpus_is_a_warning(eight_bit, caplog):
+    """Another build of it can run the engine."""
+    check_kernels(OfOtherGpus(), ("sm89", "sm120"), eight_bit=eight_bit)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2 and "sm120 but not run: a GPU of 12.0 cannot" in lines[1]
+
+
+def test_a_gpu_without_8_bits_has_them_in_no_library():
+    check_kernels(OfOtherGpus(), ("sm86",))
+    with pytest.raises(UnsupportedError, match="target sm86: BITS_8 has no kernel for 8.6"):
+        check_kernels(OfOtherGpus(), ("sm86",), eight_bit=True)
 
 
 def test_an_engine_of_one_size_is_of_one_size():
