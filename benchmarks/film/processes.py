@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def process_group(cpu: bool) -> Iterator[torch.device]:
     if "RANK" in os.environ:
         dist.init_process_group(backend)
     else:  # without a port, of which two runs on one machine would want the same
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:
         yield device
     finally:
