@@ -6,7 +6,8 @@
 Seeded random weights at full width and 720p, RainFusion in every block, blocks compiled. In turn in
 one run: a forward on one GPU and on all, the attention of one block with its planning, the same
 over the heads of one GPU, and the exchange of tokens for heads without attention. A time is that of
-the slowest GPU. Writes ``several_<model>_<P>.json``. ``--tiny`` rehearses it on the CPU.
+the slowest GPU. Writes ``several_<model>_<P>.json``, and with ``--overlap`` (`ParallelConfig`)
+``several_<model>_<P>_overlap.json``. ``--tiny`` rehearses it on the CPU.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from rainfusion_trt.errors import InvalidInputError
 from rainfusion_trt.operator.settings import AttentionSettings
 from rainfusion_trt.parallel.spread import spread as share_tokens
 from rainfusion_trt.routing import Routing, compile_blocks
+from rainfusion_trt.routing.compiled import keep_order
 from rainfusion_trt.routing.parallel import Attend, Ulysses
 from rainfusion_trt.routing.site import Tokens
 
@@ -56,6 +58,10 @@ NOTE = (
     "is against the forward on one GPU. Peak memory is what torch allocates in a forward beyond "
     "what was allocated before it"
 )
+OVERLAP = (
+    "overlap: the heads of a GPU in two groups, of which one attends while the tokens of the other "
+    "travel"
+)
 Run = Callable[[], Tensor]
 _CALLS = 3  # of a timing, as steps follow each other
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -67,6 +73,7 @@ def main(
     sparsity: Annotated[float, typer.Option(help="Of every block.")] = 0.8,
     method: Annotated[str, typer.Option(help="How attention chooses.")] = "piecewise",
     rounds: Annotated[int, typer.Option(help="Timings of each run.", min=1)] = 7,
+    overlap: Annotated[bool, typer.Option("--overlap", help="As ParallelConfig has it.")] = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="Rehearse with a tiny network.")] = False,
     output: Annotated[Path, typer.Option(help="Folder of the JSON file.")] = RESULTS,
 ) -> None:
@@ -84,11 +91,12 @@ def main(
             )
         else:
             case = Case.standard(model, layers=LAYERS[model], method=settings.method)
-        rows = measure(case, sparsity, rounds)
+        rows = measure(case, sparsity, rounds, head_groups=2 if overlap else 1)
         if dist.get_rank() == 0:
             world = dist.get_world_size()
-            name = f"several_{model}_{world}"
-            write_result(name, rows, note=f"{world} processes; {NOTE}", folder=output)
+            name = f"several_{model}_{world}{'_overlap' if overlap else ''}"
+            note = f"{world} processes; {f'{OVERLAP}; ' if overlap else ''}{NOTE}"
+            write_result(name, rows, note=note, folder=output)
             for row in rows:
                 print(row, flush=True)
     finally:
@@ -98,7 +106,7 @@ def main(
 
 
 @torch.no_grad()
-def measure(case: Case, sparsity: float, rounds: int) -> list[Row]:
+def measure(case: Case, sparsity: float, rounds: int, *, head_groups: int = 1) -> list[Row]:
     """All rows, the same on every process."""
     world = dist.get_world_size()
     mesh = init_device_mesh(case.device, (1, world), mesh_dim_names=("ring", "ulysses"))
@@ -109,9 +117,11 @@ def measure(case: Case, sparsity: float, rounds: int) -> list[Row]:
         routings[name] = enable(
             eager.transformer, sparsity=sparsity, model=case.model, method=case.method
         )
-    share_tokens(routings[ALL], together.transformer, mesh)
+    share_tokens(routings[ALL], together.transformer, mesh, head_groups=head_groups)
     for routing in routings.values():
         compile_blocks(routing)
+    if head_groups > 1:
+        keep_order(routings[ALL])
     forwards: dict[str, Run] = {ONE: alone, ALL: together}
     answers = {name: run() for name, run in forwards.items()}
     error = slowest(torch.tensor(relative_error(answers[ALL], answers[ONE])))
@@ -125,7 +135,7 @@ def measure(case: Case, sparsity: float, rounds: int) -> list[Row]:
     times = _in_turn(forwards, rounds)
     rows += _times("time of one forward", times, sparsity)
     rows.append(_speed_up("forward", times[ONE], times[ALL]))
-    attentions = _attentions(alone, routings[ONE], mesh, sparsity)
+    attentions = _attentions(alone, routings[ONE], mesh, sparsity, head_groups)
     release()
     times = _in_turn(attentions, rounds)
     rows += _times("attention of one block", times, sparsity)
@@ -134,7 +144,9 @@ def measure(case: Case, sparsity: float, rounds: int) -> list[Row]:
     return [{"processes": world, **case.facts(), **row} for row in rows]
 
 
-def _attentions(eager: Eager, routing: Routing, mesh: Any, sparsity: float) -> dict[str, Run]:
+def _attentions(
+    eager: Eager, routing: Routing, mesh: Any, sparsity: float, head_groups: int
+) -> dict[str, Run]:
     """The attention of one block in parts, over normal q, k and v of the model's shape."""
     case = eager.case
     layout = case.model.layout(eager.transformer, case.model.forward_kwargs(eager.inputs))
@@ -168,7 +180,7 @@ def _attentions(eager: Eager, routing: Routing, mesh: Any, sparsity: float) -> d
         return ulysses.attention(tokens, q, k, v, whole)
 
     group = mesh["ulysses"].get_group()
-    ulysses = Ulysses(group, dist.get_world_size(), dist.get_rank())
+    ulysses = Ulysses(group, dist.get_world_size(), dist.get_rank(), head_groups)
     tokens = Tokens(layout.grid, layout.text, layout.text_tokens, layout.kv_len is not None)
     mine = sum(ulysses.sizes(n)[ulysses.rank] for n in (tokens.grid.numel(), tokens.text_tokens))
     own = [ulysses.part(x, dim=1) for x in (q, k, v)]

@@ -25,6 +25,9 @@ class ParallelConfig:
         error. One that ends, ends the others at once.
     ring, tensor : int
         Only 1; other values are an error that says why.
+    overlap : bool
+        Cut the heads of each process into two groups, of which one attends while the other one's
+        tokens travel. The PyTorch transformer alone; off, as it was not measured yet.
 
     Raises
     ------
@@ -37,6 +40,7 @@ class ParallelConfig:
     timeout: float = 60.0
     ring: int = 1
     tensor: int = 1
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         for name in ("ulysses", "guidance", "ring", "tensor"):
@@ -57,6 +61,13 @@ class ParallelConfig:
             raise InvalidInputError(
                 f"guidance={self.guidance}: guidance has two halves; give 1 or 2, and ulysses= for "
                 "more processes"
+            )
+        if type(self.overlap) is not bool:
+            raise InvalidInputError(f"overlap={self.overlap!r}: give True or False")
+        if self.overlap and self.ulysses == 1:
+            raise InvalidInputError(
+                "overlap=True hides the exchange of tokens, and ulysses=1 has none: give ulysses= "
+                "from 2 on, or leave it out"
             )
         given: Any = self.timeout
         is_number = isinstance(given, Real) and not isinstance(given, bool)

@@ -15,6 +15,7 @@ from rainfusion_trt.operator.settings import Precision
 from rainfusion_trt.parallel.guidance import GuidanceGroups
 from rainfusion_trt.parallel.spread import check_spread, spread, unspread
 from rainfusion_trt.parallel.team import Team
+from rainfusion_trt.routing.compiled import keep_order
 from rainfusion_trt.routing.parallel import Ulysses
 from rainfusion_trt.routing.switch import routing_of
 from rainfusion_trt.runtime.denoiser import After, Before, Denoiser
@@ -50,10 +51,13 @@ class ParallelDenoiser(Denoiser):
             self._share_tokens()
 
     def _share_tokens(self) -> None:
+        groups = 2 if self.team.config.overlap else 1
         for transformer in self._transformers:
             routing = routing_of(transformer)
             assert routing is not None  # the torch backend enables what it loads
-            spread(routing, transformer, self.team.mesh)
+            spread(routing, transformer, self.team.mesh, head_groups=groups)
+            if self.team.config.overlap:
+                keep_order(routing)
         self._spread = True
 
     @property
@@ -112,6 +116,7 @@ class ParallelDenoiser(Denoiser):
         return (
             f"{self.alone.describe()}; {self.team.world} processes, "
             f"ulysses={config.ulysses}, guidance={config.guidance}"
+            f"{', overlap' if config.overlap else ''}"
         )
 
     def close(self) -> None:

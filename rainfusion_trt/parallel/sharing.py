@@ -29,6 +29,10 @@ NO_ONNXRUNTIME = (
     "parallel= is for engines and the PyTorch transformer; the backend here is onnxruntime: build "
     "an engine, or use backend='torch' with checkpoint= or pipe="
 )
+NO_OVERLAP = (
+    "overlap=True is for the PyTorch transformer, and engines exchange their tokens themselves: "
+    "leave it out, or use backend='torch' with checkpoint= or pipe="
+)
 
 
 class Alone:
@@ -127,7 +131,7 @@ class Shared(Alone):
         """
         self.team.meet()
         config = self.team.config
-        plan = {**plan, "parallel": (config.ulysses, config.guidance)}
+        plan = {**plan, "parallel": (config.ulysses, config.guidance, config.overlap)}
         mine = digests_of_call(pipe, arguments, callback, plan)
         first = self.team.agree(lambda: mine)
         differ = [name for name in sorted({*mine, *first}) if mine.get(name) != first.get(name)]
@@ -198,12 +202,14 @@ def sharing(
     Raises
     ------
     UnsupportedError
-        Several processes and ONNX Runtime, or an engine that is for one.
+        Several processes and ONNX Runtime, an engine that is for one, or overlap with either.
     InvalidInputError, ParallelError
         The processes are not there, the engine is for another number, or another Pipeline of this
         process has the communicator that it would need.
     """
     count = 1 if config is None else config.ulysses
+    if config is not None and config.overlap and any(name != "torch" for name in backends):
+        raise UnsupportedError(NO_OVERLAP)
     for name in backends:
         if name == "torch":
             continue

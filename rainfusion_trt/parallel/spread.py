@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rainfusion_trt.errors import UnsupportedError
 from rainfusion_trt.models.transformer import uncompiled
-from rainfusion_trt.routing.parallel import Ulysses
+from rainfusion_trt.routing.parallel import HEAD_GROUPS, Ulysses
 from rainfusion_trt.routing.parallel_plan import cp_plan
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class _Early(NamedTuple):
 _EARLY = {"WanTransformer3DModel": _Early("patch_embedding", "blocks.0", "rope")}
 
 
-def spread(routing: Routing, transformer: Any, mesh: DeviceMesh) -> None:
+def spread(routing: Routing, transformer: Any, mesh: DeviceMesh, *, head_groups: int = 1) -> None:
     """Cut the sequence of an enabled transformer over the processes of a mesh.
 
     All processes of the job have to call it, since it makes groups.
@@ -54,6 +54,8 @@ def spread(routing: Routing, transformer: Any, mesh: DeviceMesh) -> None:
         Not compiled as a whole.
     mesh
         Has the dimensions ``ring``, of size 1, and ``ulysses``.
+    head_groups
+        `Ulysses.groups`.
     """
     from diffusers import ContextParallelConfig
     from diffusers.hooks.context_parallel import apply_context_parallel
@@ -64,6 +66,7 @@ def spread(routing: Routing, transformer: Any, mesh: DeviceMesh) -> None:
     )
     config = ParallelConfig(context_parallel_config=context)
     device = torch.device(mesh.device_type)
+    setattr(config, HEAD_GROUPS, head_groups)
     config.setup(dist.get_rank(), dist.get_world_size(), device, mesh=mesh)
     cuts, ends, early = _places(transformer)  # which may refuse it, before anything is changed
     transformer._parallel_config = config

@@ -41,7 +41,17 @@ def compile_blocks(routing: Routing) -> tuple[nn.Module, ...]:
     chosen = tuple(block for block in blocks if block._compiled_call_impl is None)
     for block in chosen:
         block.compile()
+    routing.compiled = chosen
     return chosen
+
+
+def keep_order(routing: Routing) -> None:
+    """Compile anew, so that operations stay in their order, what `compile_blocks` compiled.
+
+    To save memory Inductor may put off what is sent until its tokens are waited for.
+    """
+    for block in routing.compiled:
+        block.compile(options={"reorder_for_peak_memory": False})
 
 
 def uncompile_blocks(blocks: Iterable[nn.Module]) -> None:

@@ -26,6 +26,10 @@ class DensityMeter:
         """A forward with inputs on the device of `like`."""
         self.total = torch.zeros(1, dtype=torch.float32, device=like.device)
 
-    def add(self, density: Tensor) -> None:
-        """An attention whose heads have these densities."""
-        self.total = self.total + density.mean()
+    def add(self, density: Tensor, heads: int | None = None) -> None:
+        """Heads [B, n] of an attention of `heads`, all where it is not said, have these densities.
+
+        Heads that attend one group after the other come in as many calls.
+        """
+        share = 1.0 if heads is None else density.shape[1] / heads
+        self.total = self.total + density.mean() * share

@@ -5,31 +5,28 @@ exchanged for a part of the heads (Ulysses) and after it back, so that the opera
 sequence of some heads; heads are chosen one by one anyway. Ring attention would give each device a
 part of the keys, among which no head can choose.
 
-Tokens are sent with their number as the first dimension, so that the parts of the devices, one
-behind the other, are the whole sequence as they arrive. With text they are [v0 t0 v1 t1 ...], and
-one copy puts them in order: v0 v1 ... t0 t1 ..., or the text first. So the text is neither kept nor
-computed on more than one device. How many tokens each device has follows from the clip, by the
-rule of `torch.tensor_split`; nobody has to ask.
+How many tokens and heads each device has follows from the clip, by the rule of
+`torch.tensor_split`; nobody has to ask.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.distributed._functional_collectives as collectives
 from torch import Tensor, nn
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.routing.head_exchange import HeadExchange, Order, wait
 
 if TYPE_CHECKING:
-    from rainfusion_trt.operator.settings import TextPlace
     from rainfusion_trt.routing.site import Tokens
     from rainfusion_trt.routing.state import Routing
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+HEAD_GROUPS = "_rainfusion_head_groups"  # what `spread` adds to a ``_parallel_config``
 # Of which it is known how their parts lie together, and tested.
 _CLASSES = (
     "AllegroTransformer3DModel",
@@ -54,11 +51,15 @@ class Ulysses(NamedTuple):
         P, how many they are.
     rank : int
         Which of them this one is.
+    groups : int
+        Into how many its heads are cut, of which one attends while the next one's tokens travel; 1
+        exchanges all of them at once.
     """
 
     group: Any
     degree: int
     rank: int
+    groups: int = 1
 
     @classmethod
     def of(cls, parallel: Any) -> Ulysses | None:
@@ -67,7 +68,8 @@ class Ulysses(NamedTuple):
         if context is None:
             return None
         group = context._ulysses_mesh.get_group()
-        return cls(group, context.ulysses_degree, context._ulysses_local_rank)
+        groups = getattr(parallel, HEAD_GROUPS, 1)
+        return cls(group, context.ulysses_degree, context._ulysses_local_rank, groups)
 
     def sizes(self, total: int) -> list[int]:
         """How many of `total` things in a row each device has; as `torch.tensor_split`.
@@ -75,6 +77,10 @@ class Ulysses(NamedTuple):
         Without a branch, so that torch.compile makes one graph for all sizes.
         """
         return [(total + self.degree - 1 - rank) // self.degree for rank in range(self.degree)]
+
+    def own(self, total: int) -> int:
+        """How many of them this device has."""
+        return self.sizes(total)[self.rank]
 
     def part(self, whole: Tensor, dim: int) -> Tensor:
         """This device's part of a tensor over all video tokens, such as a rotary table."""
@@ -92,8 +98,8 @@ class Ulysses(NamedTuple):
         query, key, value
             [B, S of this device, N, D].
         attend
-            Gets q, k and v [B, S, n, D] of the n heads of this device over the whole sequence, and
-            returns [B, S, n, D].
+            Gets q, k and v [B, S, n, D] of n heads of this device over the whole sequence, and
+            returns [B, S, n, D]; called for each group of them.
 
         Returns
         -------
@@ -101,81 +107,65 @@ class Ulysses(NamedTuple):
             [B, S of this device, N, D].
         """
         video, text = self.sizes(tokens.grid.numel()), self.sizes(tokens.text_tokens)
-        order = _Order(tokens.text, video, text)
-        local = [v + t for v, t in zip(video, text, strict=True)]
-        heads = self.sizes(query.shape[2])
-        mine, batch, size = heads[self.rank], query.shape[0], query.shape[3]
-
-        # One after the other, so that no more than one of them is in two buffers at a time.
-        whole = []
-        for x in (query, key, value):
-            parts = self._exchange(
-                self._by_heads(x),
-                [local[self.rank] * batch * n * size for n in heads],
-                [s * batch * mine * size for s in local],
-            )
-            whole.append(order.whole(parts.view(-1, batch, mine, size)).transpose(0, 1))
-        output = attend(*whole)
-        del whole, parts  # before there are two buffers of the output
-
-        received = self._exchange(
-            order.parts(output.transpose(0, 1)).reshape(-1),
-            [s * batch * mine * size for s in local],
-            [local[self.rank] * batch * n * size for n in heads],
-        )
-        if len(set(heads)) == 1:
-            parts = received.view(self.degree, local[self.rank], batch, mine, size)
-            return parts.permute(2, 1, 0, 3, 4).reshape(batch, local[self.rank], -1, size)
-        split = received.split([local[self.rank] * batch * n * size for n in heads])
-        by_head = [
-            part.view(local[self.rank], batch, n, size)
-            for part, n in zip(split, heads, strict=True)
+        order = Order(tokens.text, video, text)
+        qkv = (query, key, value)
+        rows = [
+            HeadExchange(self.group, self.rank, order, firsts, counts)
+            for firsts, counts in self._rows(query.shape[2])
         ]
+        run = _overlapping if len(rows) > 1 else _in_turn
+        returning = run(rows, qkv, attend)
+        received = [wait(sent) for sent in returning]
+        if query.shape[2] % self.degree == 0:  # one copy
+            shape = (self.degree, query.shape[1], query.shape[0], -1, query.shape[3])
+            parts = [x.view(shape).permute(2, 1, 0, 3, 4) for x in received]
+            return torch.cat(parts, dim=3).flatten(2, 3)
+        by_row = [row.by_device(x, query) for row, x in zip(rows, received, strict=True)]
+        by_head = list(itertools.chain.from_iterable(zip(*by_row, strict=True)))
         return torch.cat(by_head, dim=2).transpose(0, 1)
 
-    def _by_heads(self, x: Tensor) -> Tensor:
-        """[B, S, N, D] as what each device gets, in a row: [S, B, n, D] of its n heads.
+    def _rows(self, heads: int) -> list[tuple[list[int], list[int]]]:
+        """Heads that are exchanged together, of each device: the first one and how many.
 
-        With the tokens first, what arrives from all devices is [S of all, B, n, D] as it lies.
+        One row wherever a device has too few for `groups`, on all devices alike.
         """
-        by_token = x.transpose(0, 1)
-        heads = self.sizes(x.shape[2])
-        if len(set(heads)) == 1:  # one copy
-            return by_token.unflatten(2, (self.degree, heads[0])).movedim(2, 0).reshape(-1)
-        return torch.cat([part.reshape(-1) for part in by_token.split(heads, dim=2)])
-
-    def _exchange(self, x: Tensor, sent: list[int], received: list[int]) -> Tensor:
-        """Send each device its elements of `x`; those of all devices in a row."""
-        arrived = collectives.all_to_all_single(x.contiguous(), received, sent, self.group)
-        return collectives.wait_tensor(arrived)
+        own = self.sizes(heads)
+        groups = self.groups if min(own) >= self.groups else 1
+        firsts, rows = [sum(own[:rank]) for rank in range(self.degree)], []
+        for group in range(groups):
+            counts = [(count + groups - 1 - group) // groups for count in own]
+            rows.append((firsts, counts))
+            firsts = [first + count for first, count in zip(firsts, counts, strict=True)]
+        return rows
 
 
-class _Order(NamedTuple):
-    """Where video and text of each device stand in the whole sequence, dimension 0."""
+def _in_turn(rows: Sequence[HeadExchange], qkv: Sequence[Tensor], attend: Attend) -> list[Tensor]:
+    """One after the other, so that no more than one of them is in two buffers at a time."""
+    (row,) = rows
+    whole = [row.arrived(row.send(x), x) for x in qkv]
+    output = attend(*whole)
+    del whole  # before there are two buffers of the output
+    return [row.send_back(output)]
 
-    place: TextPlace
-    video: list[int]
-    text: list[int]
 
-    def whole(self, parts: Tensor) -> Tensor:
-        """The sequence of which these are the devices' parts, one behind the other."""
-        if self.place == "none":
-            return parts
-        firsts, lasts = self._firsts_and_lasts()
-        pieces = parts.split(list(itertools.chain.from_iterable(zip(firsts, lasts, strict=True))))
-        return torch.cat([*pieces[::2], *pieces[1::2]])
-
-    def parts(self, whole: Tensor) -> Tensor:
-        """The inverse."""
-        if self.place == "none":
-            return whole
-        firsts, lasts = self._firsts_and_lasts()
-        pieces = whole.split([*firsts, *lasts])
-        pairs = zip(pieces[: len(firsts)], pieces[len(firsts) :], strict=True)
-        return torch.cat(list(itertools.chain.from_iterable(pairs)))
-
-    def _firsts_and_lasts(self) -> tuple[list[int], list[int]]:
-        return (self.text, self.video) if self.place == "first" else (self.video, self.text)
+def _overlapping(
+    rows: Sequence[HeadExchange], qkv: Sequence[Tensor], attend: Attend
+) -> list[Tensor]:
+    """A row attends while the next one's q, k and v and the output of the one before travel."""
+    returning = []
+    arriving = [rows[0].send(x) for x in qkv]
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        sent, whole = [], []
+        for x in qkv:  # by turns, so that few buffers are in use at a time
+            if following is not None:
+                sent.append(following.send(x))
+            whole.append(row.arrived(arriving.pop(0), x))
+        arriving = sent
+        output = attend(*whole)
+        del whole
+        returning.append(row.send_back(output))
+        del output
+    return returning
 
 
 def check_class(transformer: nn.Module) -> None:

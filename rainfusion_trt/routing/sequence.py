@@ -24,6 +24,7 @@ def sequence_attention(
     scale: float | None = None,
     *,
     exact: bool = False,
+    heads: int | None = None,
 ) -> Tensor:
     """RainFusion attention of one self-attention.
 
@@ -41,6 +42,8 @@ def sequence_attention(
         Of the softmax, default 1 / sqrt(D).
     exact
         Whether the sparsity is 0, whatever that of the forward is.
+    heads
+        Of this attention on this device, where q, k and v have but a part of them.
 
     Returns
     -------
@@ -69,7 +72,7 @@ def sequence_attention(
         if routing.meter is None:
             return torch.ops.rainfusion.attention(*arguments)
         output, density = torch.ops.rainfusion.attention_measured(*arguments)
-        routing.meter.add(density)
+        routing.meter.add(density, heads)
         return output
 
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))

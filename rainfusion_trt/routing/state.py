@@ -75,6 +75,7 @@ class Routing:
         self.meter: DensityMeter | None = None
         self.tokens: Tokens | None = None  # of the forward that runs
         self.sites: list[Site] = []
+        self.compiled: tuple[nn.Module, ...] = ()  # blocks, by `compile_blocks`
         self.rows: dict[str, int] = {}  # of blocks, and how many these had
         self.handles: list[Any] = []  # of our hooks
         # Whose hooks these are: a deep copy has that copy here, one by copy.copy has the first one.

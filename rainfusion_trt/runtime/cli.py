@@ -56,6 +56,7 @@ def main(
     profile: options.Profile = False,
     gpus: options.Gpus = 1,
     split_guidance: options.SplitGuidance = False,
+    overlap: options.Overlap = False,
     timeout: options.Timeout = 60.0,
 ) -> None:
     """Make a video from a text, and a picture or a video."""
@@ -74,9 +75,9 @@ def main(
     given = [name for name in (*start.files, *start.values) if call.get(name) is not None]
     _check_takes(model or _exported_model(graphs), checkpoint, given)
     chosen["transformer"] = asdict(weights)
-    chosen["parallel"] = _parallel(gpus, split_guidance, timeout)
+    chosen["parallel"] = _parallel(gpus, split_guidance, timeout, overlap=overlap)
     if gpus > 1 and not is_started():
-        _check_shared(backend, graphs)
+        _check_shared(backend, graphs, overlap=overlap)
         launch((sys.executable, "-m", "rainfusion_trt.cli", *sys.argv[1:]), gpus)
         return
     with reporting(), _pipeline(model, vae_tiling=vae_tiling, **chosen) as pipeline:
@@ -89,19 +90,26 @@ def main(
     typer.echo(output)
 
 
-def _parallel(gpus: int, split_guidance: bool, timeout: float) -> ParallelConfig | None:
+def _parallel(
+    gpus: int, split_guidance: bool, timeout: float, *, overlap: bool = False
+) -> ParallelConfig | None:
     """How processes share the work; None for one alone."""
     guidance = 2 if split_guidance else 1
     if gpus % guidance:
         raise InvalidInputError(
             f"--split-guidance makes two groups of --gpus {gpus}: give 2, 4 ..."
         )
-    config = ParallelConfig(ulysses=gpus // guidance, guidance=guidance, timeout=timeout)
+    config = ParallelConfig(gpus // guidance, guidance, timeout, overlap=overlap)
     return None if gpus == 1 else config
 
 
-def _check_shared(backend: str, graphs: Graphs) -> None:
+def _check_shared(backend: str, graphs: Graphs, *, overlap: bool = False) -> None:
     """Refuse before processes are started what each of them would refuse."""
+    exported = graphs.engine is not None or graphs.onnx is not None
+    if overlap and (backend not in ("auto", "torch") or (backend == "auto" and exported)):
+        from rainfusion_trt.parallel.sharing import NO_OVERLAP
+
+        raise UnsupportedError(NO_OVERLAP)
     only_onnx = graphs.engine is None and graphs.onnx is not None
     if backend == "onnxruntime" or (backend == "auto" and only_onnx):
         from rainfusion_trt.parallel.sharing import NO_ONNXRUNTIME

@@ -141,6 +141,14 @@ Gpus = Annotated[int, typer.Option(help="GPUs that make the clip together.", min
 SplitGuidance = Annotated[
     bool, typer.Option(help="Give the halves of guidance to two groups of the GPUs.")
 ]
+Overlap = Annotated[
+    bool,
+    typer.Option(
+        "--overlap",
+        help="Let one half of a GPU's heads attend while the other one's tokens travel "
+        "(PyTorch transformer; not measured yet).",
+    ),
+]
 Timeout = Annotated[
     float, typer.Option(help="Seconds that a GPU waits for another one before all end.")
 ]

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models import get_model
+from rainfusion_trt.parallel.sharing import NO_OVERLAP
 from rainfusion_trt.runtime.artifacts import check_weight_files, files_by_component
 from rainfusion_trt.runtime.graphs import graph_of_engine, graph_of_onnx
 from rainfusion_trt.runtime.precision import precision_of_options, read_precision
@@ -22,7 +23,8 @@ from rainfusion_trt.step_cache.ratios import MagnitudeRatios
 from rainfusion_trt.step_cache.settings import read_cache
 
 T = TypeVar("T", bound=BaseModel)
-_OF_GROUPS = ("split_guidance", "timeout")  # options of `group_worker.pipeline_worker` alone
+# Options of `group_worker.pipeline_worker` alone.
+_OF_GROUPS = ("split_guidance", "overlap", "timeout")
 _NOT_OPTIONS = ("self", "pipe", "gpus", "parallel", "attention")  # of `PipelineWorker`
 _GRAPHS = {
     **dict.fromkeys(("engine", "engine_2"), graph_of_engine),
@@ -99,6 +101,8 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise InvalidInputError("the demo model has its own transformer: leave out --transformer")
     exported = any(options.get(name) for name in ("engine", "engine_2", "onnx", "onnx_2"))
     check_weight_files(weights, None, exported=exported)
+    if exported and options.get("overlap"):
+        raise UnsupportedError(NO_OVERLAP)
     ratios = MagnitudeRatios.read(options.get("cache_ratios"))
     read_cache(options.get("cache"), options.get("cache_threshold"), ratios)
     shares = (options.get(name) for name in ("first_16bit", "last_16bit"))

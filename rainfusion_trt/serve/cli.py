@@ -48,6 +48,7 @@ def main(
     replicas: options.Replicas = 1,
     gpus: options.Gpus = 1,
     split_guidance: run.SplitGuidance = False,
+    overlap: run.Overlap = False,
     queue: options.Queue = None,
     page: options.Page = False,
     allow_host: options.AllowHost = None,
@@ -60,7 +61,7 @@ def main(
     chosen: dict[str, Any] = {"checkpoint": checkpoint, "demo": demo, "model": model}
     chosen |= {**asdict(graphs), **asdict(weights), **attention.arguments, **asdict(bits)}
     chosen |= {**asdict(caching), **asdict(place)}
-    chosen |= {"vae_tiling": vae_tiling, "split_guidance": split_guidance}
+    chosen |= {"vae_tiling": vae_tiling, "split_guidance": split_guidance, "overlap": overlap}
     device = chosen.pop("device")
     places = {"folder": folder, "database": database, "content": content}
     if settings is not None:
@@ -68,7 +69,8 @@ def main(
         given = read_settings(settings)
     else:
         door = {"page": page, "hosts": allow_host or ()}
-        of_workers = {"replicas": replicas, "gpus": _gpus(device, gpus, split=split_guidance)}
+        count = _gpus(device, gpus, split=split_guidance, overlap=overlap)
+        of_workers = {"replicas": replicas, "gpus": count}
         given = _of_options(chosen, of_workers, places, door, queue=queue)
     serve_here(given, host=host, port=port)
 
@@ -152,11 +154,12 @@ def _absolute(value: Any) -> Any:
     return value
 
 
-def _gpus(device: str | None, asked: int, *, split: bool) -> int:
+def _gpus(device: str | None, asked: int, *, split: bool, overlap: bool) -> int:
     """Of one worker."""
     import torch
 
     from rainfusion_trt.errors import InvalidInputError
+    from rainfusion_trt.parallel.config import ParallelConfig
 
     if device not in (None, "cpu", "cuda"):
         raise InvalidInputError(f"--device {device}: give cuda or cpu; which GPU, Ray decides")
@@ -167,6 +170,7 @@ def _gpus(device: str | None, asked: int, *, split: bool) -> int:
         raise InvalidInputError(
             f"--split-guidance makes two groups of --gpus {asked}: give 2, 4 ..."
         )
+    ParallelConfig(asked // 2 if split else asked, overlap=overlap)  # which may refuse it
     if not found or device == "cpu":
         if asked > 1:
             raise InvalidInputError(

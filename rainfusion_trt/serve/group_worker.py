@@ -42,10 +42,15 @@ _MODULE = "rainfusion_trt.serve.group_process"
 def pipeline_worker(*, gpus: int = 0, **options: Any) -> Worker:
     """A `PipelineWorker`, or a `GroupWorker` of them where there is more than one GPU."""
     split, timeout = options.pop("split_guidance", False), options.pop("timeout", 60.0)
+    overlap = options.pop("overlap", False)
     if gpus > 1:
-        return GroupWorker(options, gpus=gpus, split_guidance=split, timeout=timeout)
+        return GroupWorker(
+            options, gpus=gpus, split_guidance=split, overlap=overlap, timeout=timeout
+        )
     if split:
         raise InvalidInputError(f"split_guidance with gpus: {gpus}: give 2, 4, ... GPUs")
+    if overlap:
+        raise InvalidInputError(f"overlap with gpus: {gpus}: give 2 GPUs or more")
     return PipelineWorker(**options, gpus=gpus)
 
 
@@ -60,6 +65,8 @@ class GroupWorker:
         How many; one process for each.
     split_guidance : bool
         Give the halves of guidance to two groups of them.
+    overlap : bool
+        Of `ParallelConfig`.
     timeout : float
         Seconds that one waits for another.
 
@@ -70,7 +77,13 @@ class GroupWorker:
     """
 
     def __init__(
-        self, options: dict[str, Any], *, gpus: int, split_guidance: bool, timeout: float
+        self,
+        options: dict[str, Any],
+        *,
+        gpus: int,
+        split_guidance: bool,
+        timeout: float,
+        overlap: bool = False,
     ) -> None:
         if split_guidance and gpus % 2:
             raise InvalidInputError(f"split_guidance with gpus: {gpus}: give 2, 4, ... GPUs")
@@ -79,8 +92,9 @@ class GroupWorker:
             "ulysses": gpus // guidance,
             "guidance": guidance,
             "timeout": timeout,
+            "overlap": overlap,
         }
-        ParallelConfig(**sharing)  # refuses a timeout that is none before processes start
+        ParallelConfig(**sharing)  # refuses what cannot be before processes start
         self._fault: str | None = None
         self._stack = contextlib.ExitStack()
         self._ends: list[Connection] = []

@@ -138,4 +138,25 @@ def test_onnx_runtime_is_refused_before_processes_are_started(monkeypatch):
     with pytest.raises(UnsupportedError, match="build an engine"):
         cli._check_shared("auto", Graphs(onnx=Path("m.onnx")))
     cli._check_shared("auto", Graphs(engine=Path("m.engine"), onnx=Path("m.onnx")))
+
+
+def test_overlap_of_engines_is_refused_before_processes_are_started(monkeypatch):
+    from typer.testing import CliRunner
+
+    from rainfusion_trt.cli import app
+    from rainfusion_trt.runtime import cli
+    from rainfusion_trt.runtime.option_groups import Graphs
+
+    monkeypatch.setattr(cli, "launch", lambda command, gpus: pytest.fail("were started"))
+    arguments = ["run", "--prompt", "x", "--checkpoint", "no", "--overlap"]
+    one = CliRunner().invoke(app, arguments)
+    assert one.exit_code == 2 and "ulysses=1 has none" in one.output
+    result = CliRunner().invoke(app, [*arguments, "--gpus", "2", "--backend", "tensorrt"])
+    assert result.exit_code == 2 and "overlap=True is for the PyTorch" in result.output
+    for graphs in (Graphs(engine=Path("m.engine")), Graphs(onnx=Path("m.onnx"))):
+        with pytest.raises(UnsupportedError, match="overlap=True is for the PyTorch"):
+            cli._check_shared("auto", graphs, overlap=True)
+        cli._check_shared("torch", graphs, overlap=True)
+    cli._check_shared("auto", Graphs(), overlap=True)
+    assert cli._parallel(4, True, 60.0, overlap=True).overlap
     cli._check_shared("torch", Graphs(onnx=Path("m.onnx")))

@@ -28,6 +28,7 @@ from rainfusion_trt.models import get_model
 from rainfusion_trt.parallel.guidance import GuidanceGroups
 from rainfusion_trt.parallel.sharing import sharing
 from rainfusion_trt.parallel.team import Team
+from rainfusion_trt.routing.parallel import Ulysses
 from tests.helpers.parallel_pipelines import CALL, cogvideox, wan
 from tests.helpers.process_group import in_processes
 
@@ -115,6 +116,47 @@ def test_four_processes_make_the_clip_of_one():
     for other in others:
         assert [part[2] for part in other["parts"]] == [part[2] for part in first["parts"]]
         assert other["calls"] == [] and other["sums"] == first["sums"]
+
+
+def _noting(rows: set[int]) -> Any:
+    """`Ulysses._rows`, which notes how many there are."""
+    rows_of = Ulysses._rows
+
+    def noting(ulysses: Ulysses, heads: int) -> Any:
+        found = rows_of(ulysses, heads)
+        rows.add(len(found))
+        return found
+
+    return noting
+
+
+def _overlapping(rank: int) -> list[Any]:
+    """A clip in both halves of guidance and with a step cache, without and with overlap."""
+    found = []
+    arguments = {**CALL, "num_inference_steps": 5, "guidance_scale": 4.0, "output_type": "latent"}
+    for overlap in (False, True):
+        watched = Watched(wan(num_attention_heads=4))
+        config = ParallelConfig(2, 2, overlap=overlap)
+        rows: set[int] = set()
+        options = {"model": "wan2.1-1.3b", "cache": "easy", "cache_threshold": 10.0}
+        with (
+            Pipeline(pipe=watched.pipe, parallel=config, **options) as pipeline,
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setattr(Ulysses, "_rows", _noting(rows))
+            steps = pipeline("a fox", **arguments).steps
+            found.append((watched.latents[-1].sum().item(), steps, rows))
+            assert ("overlap" in pipeline.denoiser.describe()) is overlap
+    return found
+
+
+def test_overlap_makes_the_same_clip():
+    for (one, steps, rows), (two, steps_2, rows_2) in in_processes(_overlapping, 4):
+        assert one == two and rows == {1} and rows_2 == {2}
+        assert [step.ran for step in steps] == [step.ran for step in steps_2]
+        assert not all(step.ran for step in steps)  # the cache skips some
+        densities, others = ([step.density for step in each] for each in (steps, steps_2))
+        assert densities == pytest.approx(others, abs=1e-6) and 0.0 < densities[-1] < 1.0
 
 
 def _error(rank: int, case: str) -> str:
@@ -267,6 +309,8 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path):
         ({"ulysses": 0}, InvalidInputError, "from 1 on"),
         ({"timeout": 0.0}, InvalidInputError, "seconds"),
         ({"timeout": "60"}, InvalidInputError, "seconds"),
+        ({"overlap": 1, "ulysses": 2}, InvalidInputError, "give True or False"),
+        ({"overlap": True, "guidance": 2}, InvalidInputError, "ulysses=1 has none"),
     )
     for given, kind, words in cases:
         with pytest.raises(kind, match=words) as error:
@@ -277,6 +321,9 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path):
         Pipeline(pipe=pipe, parallel=ParallelConfig(2, 2))
     with pytest.raises(RainFusionError, match="the backend here is onnxruntime"):
         sharing(ParallelConfig(2), "cpu", ["onnxruntime", "torch"])
+    for backend in ("tensorrt", "tensorrt_rtx", "onnxruntime"):
+        with pytest.raises(UnsupportedError, match="overlap=True is for the PyTorch transformer"):
+            sharing(ParallelConfig(2, overlap=True), "cpu", [backend, "torch"])
 
 
 @pytest.mark.parametrize("name", ["ltx-2", "cosmos-predict2.5-2b", "kandinsky5-lite"])

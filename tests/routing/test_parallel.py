@@ -39,9 +39,12 @@ def _model(name: str, **changes: Any) -> tuple[VideoModel, Any]:
     return tiny(name, **changes)
 
 
-def _call(model: VideoModel, transformer: Any, batch: int) -> dict[str, Any]:
+def _call(
+    model: VideoModel, transformer: Any, batch: int, size: VideoSize | None = None
+) -> dict[str, Any]:
     """A call with short texts, of different lengths where the batch has several."""
-    size = VideoSize(25, 128, 128) if model.name.startswith("cogvideox") else SIZE
+    if size is None:
+        size = VideoSize(25, 128, 128) if model.name.startswith("cogvideox") else SIZE
     call = call_of(model, transformer, size, batch=batch)
     for name in ("encoder_hidden_states", "encoder_hidden_states_2", "image_embeds"):
         if name in call:

@@ -248,5 +248,9 @@ def test_options_that_do_not_fit(options):
         pipeline_worker(**options, gpus=3, split_guidance=True)
     with pytest.raises(RainFusionError, match="gpus: 0: give 2, 4"):
         pipeline_worker(**options, split_guidance=True)
+    with pytest.raises(RainFusionError, match="overlap with gpus: 1: give 2 GPUs"):
+        pipeline_worker(**options, gpus=1, overlap=True)
+    with pytest.raises(RainFusionError, match="ulysses=1 has none"):
+        pipeline_worker(**options, gpus=2, split_guidance=True, overlap=True)
     with pytest.raises(RainFusionError, match="timeout='long'"):
         pipeline_worker(**options, gpus=2, timeout="long")

@@ -174,6 +174,7 @@ RATIOS = "ratios"  # in the place of a file that is there
         (("--demo", "--device", "tpu"), "--device tpu"),
         (("--demo", "--device", "cpu", "--gpus", "2"), "--gpus 2"),
         (("--demo", "--gpus", "3", "--split-guidance"), "--split-guidance"),
+        (("--demo", "--overlap"), "ulysses=1 has none"),
         (("--demo", "--allow-host", "http://a.org"), "hosts.0: "),
         (("--demo", "--database", "sqlite:///x"), "is relative, and workers run elsewhere"),
         (("--demo", "--model", "nope"), "model 'nope' is unknown"),

@@ -238,5 +238,6 @@ def test_what_can_be_run_can_be_calibrated():
     )
     cache = {"cache", "cache_threshold", "cache_ratios"}
     steps = {"attention_precision", "first_16bit", "last_16bit"}
-    others = {"fps", "vae_tiling", "profile", "gpus", "split_guidance", "timeout", "allow_fallback"}
+    others = {"fps", "vae_tiling", "profile", "allow_fallback"}
+    others |= {"gpus", "split_guidance", "overlap", "timeout"}
     assert of_run - of_calibrate == cache | steps | others

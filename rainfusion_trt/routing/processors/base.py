@@ -104,19 +104,27 @@ class RoutedProcessor:
                 f"only lengths in the place of masks, and {self.routing.model.name} has "
                 f"{'padding at the end' if tokens.padded else 'none'}: leave the mask out"
             )
-        attend = partial(self._attend, mask=mask)
         if ulysses is None:
-            return attend(query, key, value)
+            return self._attend(query, key, value, mask=mask)
+        attend = partial(self._attend, mask=mask, heads=ulysses.own(query.shape[2]))
         return ulysses.attention(tokens, query, key, value, attend)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None) -> Tensor:
-        """Attention of some heads over the whole sequence, on this device alone."""
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        mask: Tensor | None,
+        heads: int | None = None,
+    ) -> Tensor:
+        """Attention of some of this device's `heads` over the whole sequence, on it alone."""
         if self.dense:
             return dispatch_attention_fn(
                 query, key, value, attn_mask=mask, backend=self._attention_backend
             )
         return sequence_attention(
-            self.routing, self.name, query, key, value, mask, exact=self.exact
+            self.routing, self.name, query, key, value, mask, exact=self.exact, heads=heads
         )
 
     def part(self, whole: Tensor, dim: int) -> Tensor:
