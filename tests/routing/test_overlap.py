@@ -246,6 +246,37 @@ def test_a_compiled_block_keeps_the_order():
             assert between.count("all_to_all") == 1 and between.count("wait") == 3
 
 
+def _sends_behind_arrivals(rank: int) -> list[int]:
+    """By send in a traced graph, how many arrivals it comes after."""
+    graphs: list[torch.fx.Graph] = []
+
+    def keep(module: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(module.graph)
+        return module.forward
+
+    ulysses, tokens = _ulysses(1), _tokens("last")
+    own = [_own(ulysses, tokens, torch.randn(1, tokens.total, 4, SIZE)) for _ in range(3)]
+
+    def attention(*qkv: Tensor) -> Tensor:
+        return ulysses.attention(tokens, *qkv, _mixed)
+
+    compiled = torch.compile(attention, backend=keep, fullgraph=True)
+    assert torch.equal(compiled(*own), attention(*own))
+    (graph,) = graphs
+    behind: dict[torch.fx.Node, set[torch.fx.Node]] = {}
+    for node in graph.nodes:
+        behind[node] = set().union(*(behind[n] for n in node.all_input_nodes))
+        if "wait_tensor" in str(node.target):
+            behind[node].add(node)
+    return [len(behind[n]) for n in graph.nodes if "all_to_all_single" in str(n.target)]
+
+
+def test_compiled_sends_wait_for_the_one_before():
+    """Or Inductor packs q and k in one kernel, for which all of their buffers exist at once."""
+    for found in in_processes(_sends_behind_arrivals, 2):
+        assert found == [0, 1, 2, 3]
+
+
 def test_off_under_parallelism_of_diffusers():
     from types import SimpleNamespace
 
