@@ -30,6 +30,7 @@ from rainfusion_trt.parallel.board import Board
 from rainfusion_trt.parallel.config import ParallelConfig
 from rainfusion_trt.parallel.ends import End, exchanges, in_step
 from rainfusion_trt.parallel.group_errors import is_of_groups, said_shortly, shortly
+from rainfusion_trt.parallel.standard_output import output_to_errors
 
 T = TypeVar("T")
 _PATIENCE = 3600.0  # seconds for processes that start
@@ -67,7 +68,8 @@ class Team:
         self._board = board
         with said_shortly("meet"):
             board.meet(f"mesh/{self._next()}")
-            self.mesh = self._mesh()
+            with output_to_errors():
+                self.mesh = self._mesh()
 
     @classmethod
     def join(cls, config: ParallelConfig, device: str | torch.device | None) -> Team:
@@ -106,13 +108,14 @@ class Team:
         with said_shortly("meet"):
             store, rank, world = next(rendezvous("env://", timeout=patience))
             Board(store, rank, world).meet("start")
-            dist.init_process_group(
-                "gloo" if place.type == "cpu" else "cpu:gloo,cuda:nccl",
-                store=store,
-                rank=rank,
-                world_size=world,
-                timeout=timedelta(seconds=config.timeout),
-            )
+            with output_to_errors():
+                dist.init_process_group(
+                    "gloo" if place.type == "cpu" else "cpu:gloo,cuda:nccl",
+                    store=store,
+                    rank=rank,
+                    world_size=world,
+                    timeout=timedelta(seconds=config.timeout),
+                )
         # And not before: another Pipeline may want it.
         atexit.register(cls._leave, cls._board_of_group())
 

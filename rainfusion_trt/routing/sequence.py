@@ -51,11 +51,11 @@ def sequence_attention(
         [B, S, N, D].
     """
     tokens = routing.running_tokens()
-    if query.shape[1] != tokens.total or key.shape[1] != tokens.total:
+    if query.shape[1] != tokens.total() or key.shape[1] != tokens.total():
         raise RainFusionError(
             f"{name} attends from {query.shape[1]} to {key.shape[1]} tokens, and a clip of "
             f"{tuple(tokens.grid.shape)} tokens with {tokens.text_tokens} of text has "
-            f"{tokens.total}: this transformer does not work like "
+            f"{tokens.total()}: this transformer does not work like "
             f"{routing.model.name}; choose model= or grid= by how it patches its latents"
         )
     # By the mask, and not by the masks of the forward: a cache may run half a batch, and a

@@ -33,7 +33,6 @@ class Tokens(NamedTuple):
     text_tokens: int
     padded: bool
 
-    @property
     def total(self) -> int:
         """S, the length of the sequence."""
         return self.grid.numel() + self.text_tokens

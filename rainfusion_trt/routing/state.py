@@ -213,8 +213,9 @@ class Routing:
         if self._route is not None and self._route.entered:
             self._check_thread(begins=True)
         self._thread = None if torch.compiler.is_compiling() else threading.get_ident()
-        call = dict(zip(self._parameters, args, strict=False))
-        call.update(kwargs)
+        # Cut to one length: to torch.compile in PyTorch 2.9 every zip is strict.
+        named = zip(self._parameters[: len(args)], args[: len(self._parameters)], strict=True)
+        call = {**dict(named), **kwargs}
         try:
             layout = self.model.layout(transformer, call)
         except NotSparseError as error:

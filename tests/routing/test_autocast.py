@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import rainfusion_trt
+from rainfusion_trt.routing import autocast
 from tests.helpers.plain_dit import PlainDiT, example
 from tests.helpers.routed_models import ALL_CLASSES, call_of, run, tiny
 
@@ -59,3 +60,19 @@ def test_attention_found_by_its_tokens():
     exact = module(**call)
     with torch.autocast("cpu", BF16):
         assert error(module(**call), exact) < 1.5 * error(eager, exact)
+
+
+def test_which_devices_have_autocast_is_not_asked_in_a_forward(monkeypatch):
+    """torch.compile can trace the question from PyTorch 2.13 on only."""
+
+    def asked(kind):
+        raise AssertionError(f"whether {kind} has autocast")
+
+    q, k, v = torch.randn(3, 1, 2, 4, 8)
+    types = []
+    with torch.autocast("cpu", BF16):
+        monkeypatch.setattr(torch._C, "_is_autocast_available", asked)
+        with pytest.raises(AssertionError, match="whether cpu"):
+            torch.amp.is_autocast_available("cpu")
+        autocast.under_autocast(lambda *x: types.extend(t.dtype for t in x) or x[0], q, k, v)
+    assert types == [BF16] * 3

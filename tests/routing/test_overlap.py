@@ -62,7 +62,7 @@ def _exchanged(rank: int) -> list[tuple[Any, ...]]:
     found = []
     for heads, batch, place in itertools.product((3, 4, 5, 7, 8), (1, 2), PLACES):
         generator = torch.Generator().manual_seed(heads)
-        shape = (batch, _tokens(place).total, heads, SIZE)
+        shape = (batch, _tokens(place).total(), heads, SIZE)
         whole = [torch.randn(shape, generator=generator) for _ in range(3)]
         for groups in (1, 2):
             calls: list[int] = []
@@ -120,7 +120,7 @@ class _Layer:
 
 def _inputs(place: str) -> tuple[Tokens, Tensor, Tensor, Tensor]:
     ulysses, tokens = Ulysses(None, 2, 0), _tokens(place)
-    q, k, v = (_own(ulysses, tokens, torch.randn(1, tokens.total, 8, 64)) for _ in range(3))
+    q, k, v = (_own(ulysses, tokens, torch.randn(1, tokens.total(), 8, 64)) for _ in range(3))
     return tokens, q, k, v
 
 
@@ -255,7 +255,7 @@ def _sends_behind_arrivals(rank: int) -> list[int]:
         return module.forward
 
     ulysses, tokens = _ulysses(1), _tokens("last")
-    own = [_own(ulysses, tokens, torch.randn(1, tokens.total, 4, SIZE)) for _ in range(3)]
+    own = [_own(ulysses, tokens, torch.randn(1, tokens.total(), 4, SIZE)) for _ in range(3)]
 
     def attention(*qkv: Tensor) -> Tensor:
         return ulysses.attention(tokens, *qkv, _mixed)
