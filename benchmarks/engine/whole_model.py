@@ -19,7 +19,6 @@ A clip takes minutes: ``--forwards`` and ``--no-every-step`` leave parts to othe
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from torch._dynamo.utils import counters
 
 from benchmarks.engine.cases import Case
 from benchmarks.engine.eager import Eager
+from benchmarks.engine.ffns import quantise_ffns
 from benchmarks.engine.kept import Save, measured
 from benchmarks.engine.measure import (
     MeasureOptions,
@@ -61,9 +61,6 @@ SPARSE = "blocks compiled, RainFusion"
 EIGHT = "blocks compiled, RainFusion in 8 bits"
 FFN = "blocks compiled, RainFusion in 8 bits, FFNs in FP8"
 FORWARDS = {"eager": EAGER, "compiled": COMPILED, "sparse": SPARSE, "8bit": EIGHT, "ffns": FFN}
-# Linear layers of feed-forward networks as diffusers names them. `proj_out` of HunyuanVideo's
-# single blocks is attention's projection as well, and stays.
-_FFN = re.compile(r"(^|\.)((ff|ffn|ff_context)\.|proj_mlp$)")
 NOTE = (
     "seeded random weights; forwards share them and are timed in turn. A denoising step is one "
     "forward where the model has its guidance inside, else as many as guidance needs. Peak memory "
@@ -188,46 +185,6 @@ def _compile_blocks(transformer: nn.Module, compiler: str) -> None:
     transformer.compile_repeated_blocks(  # type: ignore[operator]
         backend=compiler, fullgraph=True, dynamic=False
     )
-
-
-def ffn_layers(transformer: nn.Module) -> list[str]:
-    """Names of the linear layers of the feed-forward networks of blocks.
-
-    Raises
-    ------
-    InvalidInputError
-        There is none.
-    """
-    names = [
-        name
-        for name, module in transformer.named_modules()
-        if isinstance(module, nn.Linear) and _FFN.search(name)
-    ]
-    if not names:
-        raise InvalidInputError(
-            f"{type(transformer).__name__} has no linear layer that is known as one of a "
-            "feed-forward network"
-        )
-    return names
-
-
-def quantise_ffns(transformer: nn.Module) -> list[str]:
-    """Weights of `ffn_layers` as e4m3, a scale a row; activations as they come. Their names."""
-    from torchao.quantization import (
-        Float8DynamicActivationFloat8WeightConfig,
-        PerRow,
-        quantize_,
-    )
-
-    names = ffn_layers(transformer)
-    chosen = frozenset(names)
-    # torchao's settings of the compiler hold for all that is compiled afterwards, and search for
-    # minutes: without them all forwards are compiled by the same ones.
-    config = Float8DynamicActivationFloat8WeightConfig(
-        granularity=PerRow(), set_inductor_config=False
-    )
-    quantize_(transformer, config, filter_fn=lambda _module, name: name in chosen)
-    return names
 
 
 def _first(name: str, contender: Contender) -> Row:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks.engine import whole_model, whole_table
+from benchmarks.engine import ffns, whole_model, whole_table
 from benchmarks.engine.cases import Case
 from rainfusion_trt import enable
 from rainfusion_trt.errors import InvalidInputError
@@ -34,7 +34,7 @@ def without_8_bits(monkeypatch):
         return enable(*args, **kwargs)
 
     monkeypatch.setattr(whole_model, "enable", enabled)
-    monkeypatch.setattr(whole_model, "quantise_ffns", whole_model.ffn_layers)
+    monkeypatch.setattr(whole_model, "quantise_ffns", ffns.ffn_layers)
 
 
 def test_rehearsal(tmp_path, without_8_bits):
@@ -108,7 +108,7 @@ def test_steps_that_are_skipped_run_no_forward(without_8_bits):
 )
 def test_layers_of_feed_forward_networks(name, wanted, left):
     case = Case.standard(name, **SETTINGS)
-    layers = whole_model.ffn_layers(case.transformer())
+    layers = ffns.ffn_layers(case.transformer())
     assert wanted in layers
     assert not any("attn" in layer for layer in layers)
     assert left not in layers and not any(layer.endswith("proj_out") for layer in layers)
@@ -116,7 +116,7 @@ def test_layers_of_feed_forward_networks(name, wanted, left):
 
 def test_a_network_without_them():
     with pytest.raises(InvalidInputError, match="Linear has no linear layer that is known"):
-        whole_model.ffn_layers(torch.nn.Linear(2, 2))
+        ffns.ffn_layers(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize(

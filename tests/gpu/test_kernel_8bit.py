@@ -20,17 +20,16 @@ import torch
 from helpers import whole_scores
 from helpers.blocks_asked_for import ask_for
 from helpers.gpu import skip_without_kernel
+from helpers.kernel_choice import kernels_choice, lengths_of
 from helpers.layouts import places_of
 from helpers.quick import with_a_quick_one
 from helpers.rising_scores import GRID, LEVELS, TOKENS, leveled_heads
 from rainfusion_trt import classify_heads, rainfusion_attention
 from rainfusion_trt.errors import UnsupportedError
-from rainfusion_trt.operator import native
 from rainfusion_trt.operator.cuda_ops import launch
 from rainfusion_trt.operator.eight_bit import rotated
 from rainfusion_trt.operator.geometry import Kind, TokenLayout, block_shape
 from rainfusion_trt.operator.piecewise import Windows
-from rainfusion_trt.operator.plan import HeadPlan
 from rainfusion_trt.operator.settings import AttentionSettings
 
 pytestmark = pytest.mark.gpu
@@ -81,32 +80,13 @@ def arguments_of(layout, sparsity, method="piecewise", kv_len=None):
     }
 
 
-def lengths_of(layout, kv_len):
-    return [layout.tokens] * HEADS[0] if kv_len is None else kv_len.tolist()
-
-
-def kernels_choice(layout, windows, q, k, arguments):
-    """bool [B, N, query windows, key windows]: what the kernels chose."""
-    names = ("text", "sink_frames", "last_sink_frames", "exact_frames", "method", "precision")
-    settings = AttentionSettings.of(**{name: arguments[name] for name in names})
-    q_cut, k_cut = windows.q_cut, windows.k_cut
-    mask = q.new_full((*q.shape[:2], q_cut.blocks, k_cut.blocks), 7, dtype=torch.uint8)
-    heads = HeadPlan.empty(q)  # outlives the launch
-    on_device = torch.tensor([arguments["sparsity"]], device="cuda")
-    plan = native.Plan.of(heads, mask)
-    grid, kv_len = layout.grid, arguments["kv_len"]
-    launch("classify", (q, k, k, None), grid, on_device, kv_len, settings, plan=plan)
-    rows = slice(q_cut.leading_sinks, q_cut.leading_sinks + q_cut.windows)
-    columns = slice(k_cut.leading_sinks, k_cut.leading_sinks + k_cut.windows)
-    return mask[:, :, rows, columns].bool()
-
-
 def wanted_of(layout, q, k, v, arguments, shape=None):
     """Output and log-sum-exp in 8 bits, with the windows that the kernels chose."""
     plan, chosen = classify_heads(q, k, layout.grid, **arguments), None
     if (plan.kind == Kind.WINDOWS).any():
         windows = Windows(layout, shape or block_shape(q.shape[-1], "8bit"), q.device)
-        chosen = kernels_choice(layout, windows, q, k, arguments)
+        sparsity, kv_len = arguments["sparsity"], arguments["kv_len"]
+        chosen = kernels_choice(layout, windows, q, k, sparsity, kv_len, "8bit")
     wanted = whole_scores.attend(q, k, v, layout.grid, blocks=shape, chosen=chosen, **arguments)
     return wanted.out, wanted.lse
 
@@ -116,7 +96,7 @@ def check(layout, q, k, v, arguments, shape=None):
     assert torch.equal(out, rainfusion_attention(q, k, v, layout.grid, **arguments))
     assert out.isfinite().all() and not lse.isnan().any() and not lse.isposinf().any()
     wanted, wanted_lse = wanted_of(layout, q, k, v, arguments, shape)
-    for b, length in enumerate(lengths_of(layout, arguments["kv_len"])):
+    for b, length in enumerate(lengths_of(layout, arguments["kv_len"], HEADS[0])):
         if length == 0:
             assert (out[b] == 0).all() and lse[b].isneginf().all()
             continue

@@ -31,9 +31,10 @@ def kernels_choice(
     k: Tensor,
     sparsity: float,
     kv_len: Tensor | None = None,
+    precision: str = "16bit",
 ) -> Tensor:
     """bool [B, N, query windows, key windows], with the rest of the block mask checked."""
-    settings = AttentionSettings.of(method="piecewise", **places_of(layout))
+    settings = AttentionSettings.of(method="piecewise", precision=precision, **places_of(layout))
     q_cut, k_cut = windows.q_cut, windows.k_cut
     mask = q.new_full((*q.shape[:2], q_cut.blocks, k_cut.blocks), 7, dtype=torch.uint8)
     heads = HeadPlan.empty(q)  # outlives the launch
