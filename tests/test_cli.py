@@ -275,7 +275,7 @@ def test_models_are_those_of_the_registry():
     assert "text" in rows["wan2.1-14b"]["modes"]
     table = invoke("models").stdout
     assert all(name in table for name in rows) and "2 x 40" in table
-    assert rows["wan2.2-i2v-a14b"]["on_gpu"] == "2 blocks, H100" and rows["ltx-2"]["on_gpu"] is None
+    assert rows["ltx-2"]["on_gpu"] == "2 blocks, H200" and rows["ltx-2.3"]["on_gpu"] is None
     assert table.count(" 2 blocks, H100") == 4 and "not run" in table
     assert all(pipeline in table for row in rows.values() for pipeline in row["pipelines"])
 
