@@ -25,7 +25,7 @@ def parallel(rows: list[Row]) -> str:
                 f"error, {row['processes']} GPUs": f"{errors[every]:.1e}",
             }
         )
-    return f"{_facts(rows[0])}\n\n{markdown(table)}"
+    return f"{_facts(rows[0], rows[0]['processes'])}\n\n{markdown(table)}"
 
 
 def engines(rows: list[Row]) -> str:
@@ -69,12 +69,10 @@ def engines(rows: list[Row]) -> str:
             }
         )
     memory = {row["run"]: row["gib"] for row in rows if row["what"] == "workspace"}
-    one, every = memory["one, launched"], memory["all, launched"]
-    facts = rows[0]
+    whole, share = memory["one, launched"], memory["all, launched"]
     return (
-        f"{facts['model']}, {facts['size']}, blocks of each kind: {facts['layers']}, method "
-        f"{facts['method']}, {gpus} GPUs. Workspace {every:g} GiB instead of {one:g} "
-        f"({every / one:.3f}).\n\n{markdown(table)}\n{markdown(attention)}"
+        f"{_facts(rows[0], gpus)} Workspace {share:g} GiB instead of {whole:g} "
+        f"({share / whole:.3f}).\n\n{markdown(table)}\n{markdown(attention)}"
     )
 
 
@@ -96,13 +94,14 @@ def several(rows: list[Row]) -> str:
         if row["what"] == "speed-up"
     )
     return (
-        f"{_facts(rows[0])} s = {rows[0]['sparsity']:g}; {'; '.join(facts)}.\n\n"
+        f"{_facts(rows[0], rows[0]['processes'])} s = {rows[0]['sparsity']:g}; "
+        f"{'; '.join(facts)}.\n\n"
         f"{markdown(times)}\n{gains}"
     )
 
 
-def _facts(row: Row) -> str:
+def _facts(row: Row, gpus: int) -> str:
     return (
         f"{row['model']}, {row['size']}, blocks of each kind: {row['layers']}, method "
-        f"{row['method']}, {row['processes']} GPUs."
+        f"{row['method']}, {gpus} GPUs."
     )

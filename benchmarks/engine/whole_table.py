@@ -36,6 +36,9 @@ def render_short(folder: Path) -> str:
         }
         for run, value in seconds.items()
     ]
+    facts = (
+        f"{record['device']}, {record['date']}; random weights, s = {_sparsity(record['rows']):g}"
+    )
     clip = folder / "whole_hunyuanvideo_cached-clip.json"
     if clip.is_file():
         rows = json.loads(clip.read_text(encoding="utf-8"))["rows"]
@@ -48,11 +51,8 @@ def render_short(folder: Path) -> str:
                 "times faster": f"{STEPS * seconds[EAGER] / row['seconds']:.2f}",
             }
         )
-    return (
-        f"{record['device']}, {record['date']}; random weights, s = {_sparsity(record['rows']):g}; "
-        "the clip of the last row ran on another card of the host\n([more](docs/results.md"
-        f"#whole_hunyuanvideo)).\n\n{markdown(table)}"
-    )
+        facts += "; the clip of the last row ran on another card of the host"
+    return f"{facts}\n([more](docs/results.md#whole_hunyuanvideo)).\n\n{markdown(table)}"
 
 
 def _sparsity(rows: list[Row]) -> float:
