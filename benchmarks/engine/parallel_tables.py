@@ -77,27 +77,35 @@ def engines(rows: list[Row]) -> str:
 
 
 def several(rows: list[Row]) -> str:
-    """A forward, its attention, the exchange and memory, on one GPU and on all."""
-    error = next(row["relative_error"] for row in rows if "relative_error" in row)
-    share = next((row["share"] for row in rows if "share" in row), None)
-    facts = [f"relative error against one GPU {error:.1e}"]
-    if share is not None:
-        facts.append(f"peak memory less weights {share:g} of one GPU's")
+    """Forwards, attention, the exchange and memory, on one GPU and on several."""
+    world = rows[0]["processes"]
+    errors = [row["relative_error"] for row in rows if "relative_error" in row]
+    facts = [f"relative errors against one GPU up to {max(errors):.1e}"]
+    facts += [
+        f"peak memory less weights of {row.get('gpus', world)} GPUs "
+        f"({row['run']}) {row['share']:g} of one GPU's"
+        for row in rows
+        if "share" in row
+    ]
     times = [
-        {"what": row["what"], "run": row["run"], "ms": row["ms"], "least": row["ms_min"]}
+        {
+            "what": row["what"],
+            "run": row["run"],
+            "GPUs": row.get("gpus", ""),
+            "s": f"{row['sparsity']:g}",
+            "ms": row["ms"],
+            "least": row["ms_min"],
+        }
         for row in rows
         if "ms" in row
     ]
     gains = "".join(
-        f"* {row['run']}: {row['times']:g} times faster\n"
+        f"* {row['run']}, {row.get('gpus', world)} GPUs, s = "
+        f"{row.get('sparsity', rows[0]['sparsity']):g}: {row['times']:g} times faster\n"
         for row in rows
         if row["what"] == "speed-up"
     )
-    return (
-        f"{_facts(rows[0], rows[0]['processes'])} s = {rows[0]['sparsity']:g}; "
-        f"{'; '.join(facts)}.\n\n"
-        f"{markdown(times)}\n{gains}"
-    )
+    return f"{_facts(rows[0], world)} {'; '.join(facts)}.\n\n{markdown(times)}\n{gains}"
 
 
 def _facts(row: Row, gpus: int) -> str:
