@@ -215,10 +215,19 @@ def test_transformers_give_the_same_bits(world):
 
 
 def _by_inductor(rank: int) -> list[list[str]]:
-    """The order of what every graph of a compiled transformer sends, waits for and attends to."""
+    """The order of what every graph of a compiled transformer sends, waits for and attends to.
+
+    As one of two processes, of which there is no other: nothing is sent, and Inductor's kernels,
+    which a compiler of C++ would take a minute for, do nothing.
+    """
+    import torch.distributed as dist
+    from torch._inductor.async_compile import AsyncCompile
     from torch._inductor.utils import run_and_get_code
     from torch.distributed.device_mesh import init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    AsyncCompile.cpp_pybinding = lambda *_args, **_kwargs: lambda *_: None
     mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("ring", "ulysses"))
     model, transformer = _model("hunyuanvideo")
     call = _call(model, transformer, 1, WIDE)
@@ -236,14 +245,14 @@ def _by_inductor(rank: int) -> list[list[str]]:
 @pytest.mark.slow
 def test_a_compiled_block_keeps_the_order():
     """Which Inductor changes to save memory, in one kind of block of HunyuanVideo, by default."""
-    for orders in in_processes(_by_inductor, 2):
-        assert len(orders) >= 2  # kinds of blocks
-        for order in orders:
-            first = order.index("attention")
-            second = order.index("attention", first + 1)
-            assert order[:first].count("all_to_all") == 6 and order[:first].count("wait") == 3
-            between = order[first + 1 : second]
-            assert between.count("all_to_all") == 1 and between.count("wait") == 3
+    (orders,) = in_processes(_by_inductor, 1, group=False)
+    assert len(orders) >= 2  # kinds of blocks
+    for order in orders:
+        first = order.index("attention")
+        second = order.index("attention", first + 1)
+        assert order[:first].count("all_to_all") == 6 and order[:first].count("wait") == 3
+        between = order[first + 1 : second]
+        assert between.count("all_to_all") == 1 and between.count("wait") == 3
 
 
 def _sends_behind_arrivals(rank: int) -> list[int]:
