@@ -17,6 +17,7 @@ by two groups of GPUs beside one by all; ``--complete`` takes all blocks. Writes
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,7 +50,8 @@ app = typer.Typer(add_completion=False, help=__doc__)
 @app.command()
 def main(
     model: Annotated[str, typer.Option(help=f"Of {', '.join(LAYERS)}.")] = "wan2.1-14b",
-    sparsity: Annotated[float, typer.Option(help="Of every block, beside 0.")] = 0.8,
+    sparsity: Annotated[float, typer.Option(help="Of every block.")] = 0.8,
+    dense: Annotated[bool, typer.Option(help="Sparsity 0 as well.")] = True,
     method: Annotated[str, typer.Option(help="How attention chooses.")] = "piecewise",
     rounds: Annotated[int, typer.Option(help="Timings of each run.", min=1)] = 7,
     overlap: Annotated[
@@ -76,7 +78,8 @@ def main(
         given: dict[str, Any] = {"method": settings.method}
         given |= {"device": "cpu", "dtype": torch.float32} if tiny else {}
         case = Case.standard(model, layers=None if complete else LAYERS[model], tiny=tiny, **given)
-        rows = measure(case, sparsity, rounds, overlap=overlap, guidance=guidance)
+        levels = [0.0, sparsity] if dense and sparsity > 0.0 else [sparsity]
+        rows = measure(case, levels, rounds, overlap=overlap, guidance=guidance)
         if dist.get_rank() == 0:
             name = f"several_{model}{'_complete' * complete}_{world}"
             write_result(name, rows, note=f"{world} processes; {NOTE}", folder=output)
@@ -90,13 +93,18 @@ def main(
 
 @torch.no_grad()
 def measure(
-    case: Case, sparsity: float, rounds: int, *, overlap: bool = False, guidance: bool = False
+    case: Case,
+    levels: Sequence[float],
+    rounds: int,
+    *,
+    overlap: bool = False,
+    guidance: bool = False,
 ) -> list[Row]:
-    """All rows, the same on every process."""
+    """All rows, the same on every process; memory and guidance at the last of the sparsities."""
     world = dist.get_world_size()
     with torch._dynamo.config.patch(recompile_limit=GRAPHS):
-        rows = forward_rows(case, sparsity, rounds, overlap=overlap, guidance=guidance)
-        rows += attention_rows(case, sparsity, rounds, overlap=overlap)
+        rows = forward_rows(case, levels, rounds, overlap=overlap, guidance=guidance)
+        rows += attention_rows(case, levels, rounds, overlap=overlap)
     return [{"processes": world, **case.facts(), **row} for row in rows]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -33,9 +34,9 @@ PLANNED, EXCHANGED = "attention with planning", "attention with planning and exc
 _GAINS = {OWN: PLANNED, SHARED: EXCHANGED, OVERLAPPING: f"{EXCHANGED}, overlap"}
 
 
-def attention_rows(case: Case, sparsity: float, rounds: int, *, overlap: bool) -> list[Row]:
+def attention_rows(case: Case, levels: Sequence[float], rounds: int, *, overlap: bool) -> list[Row]:
     """Times of the parts, how often faster they are, and the exchange's share."""
-    runs = _runs(case, sparsity, overlap)
+    runs = _runs(case, levels, overlap)
     release()
     times = time_in_turn(runs, rounds)
     rows = time_rows("attention of one block", times)
@@ -50,7 +51,7 @@ def attention_rows(case: Case, sparsity: float, rounds: int, *, overlap: bool) -
     return rows
 
 
-def _runs(case: Case, sparsity: float, overlap: bool) -> dict[Way, Run]:
+def _runs(case: Case, levels: Sequence[float], overlap: bool) -> dict[Way, Run]:
     """Over normal q, k and v of the model's shape."""
     network = dataclasses.replace(case, layers=1).transformer()  # which say the same
     inputs = case.inputs(network)
@@ -65,7 +66,6 @@ def _runs(case: Case, sparsity: float, overlap: bool) -> dict[Way, Run]:
     q, k, v = (
         torch.randn(shape, generator=generator, device=place, dtype=case.dtype) for _ in range(3)
     )
-    levels = dict.fromkeys((0.0, sparsity))
     attend = {s: _attend(case, layout, s) for s in levels}
     runs: dict[Way, Run] = {Way(WHOLE, 1, s): partial(attend[s], q, k, v) for s in levels}
     tokens = Tokens(layout.grid, layout.text, layout.text_tokens, layout.kv_len is not None)

@@ -29,16 +29,19 @@ _GATHER, _CUT, _KEEP = "rainfusion_gather", "rainfusion_cut", "rainfusion_keep"
 
 class _Early(NamedTuple):
     """Modules by name: a convolution, the first block, before which its output is but flattened,
-    and what makes the rotary tables."""
+    and what makes the rotary tables, where the plan cuts them."""
 
     patches: str
     block: str
-    tables: str
+    tables: str | None = None
 
 
 # By class. A plan cuts at the block, in whose call the forward still holds the whole sequence:
 # with Wan 14B at 720p, 0.7 of 4.4 GiB on every GPU, however many there are.
-_EARLY = {"WanTransformer3DModel": _Early("patch_embedding", "blocks.0", "rope")}
+_EARLY = {
+    "HunyuanVideoTransformer3DModel": _Early("x_embedder.proj", "transformer_blocks.0"),
+    "WanTransformer3DModel": _Early("patch_embedding", "blocks.0", "rope"),
+}
 
 
 def spread(routing: Routing, transformer: Any, mesh: DeviceMesh, *, head_groups: int = 1) -> None:
@@ -80,7 +83,9 @@ def spread(routing: Routing, transformer: Any, mesh: DeviceMesh, *, head_groups:
         (end, _Gather(routing, ulysses), _GATHER) for end in ends
     ]
     if early is not None:
-        hooks += [(early.patches, _Cut(ulysses), _CUT), (early.tables, _Keep(), _KEEP)]
+        hooks.append((early.patches, _Cut(ulysses), _CUT))
+        if early.tables is not None:
+            hooks.append((early.tables, _Keep(), _KEEP))
     for place, hook, name in hooks:
         module = transformer.get_submodule(place)
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
@@ -144,14 +149,33 @@ class _Gather(ModelHook):
 
 
 class _Cut(ModelHook):
-    """This process's part of the tokens [B, C, T, H, W] of a convolution, as [B, C, S, 1, 1]."""
+    """This process's part of the tokens [B, C, T, H, W] of a convolution, as [B, C, S, 1, 1].
+
+    The convolution has but the frames that the part is in, as what it makes of all of them, and of
+    what it makes that, would be the most that a forward holds. Its kernels do not overlap.
+    """
 
     def __init__(self, ulysses: Ulysses) -> None:
         super().__init__()
         self.ulysses = ulysses
+        self.begin = 0  # of the part, in the tokens of the frames that there are
+        self.count = 0
+
+    def pre_forward(
+        self, module: nn.Module, latents: Tensor
+    ) -> tuple[tuple[Tensor], dict[str, Any]]:
+        patch: tuple[int, ...] = module.kernel_size  # type: ignore[assignment]
+        frames, rows, columns = (n // p for n, p in zip(latents.shape[2:], patch, strict=True))
+        sizes = self.ulysses.sizes(frames * rows * columns)
+        start = sum(sizes[: self.ulysses.rank])
+        self.count = sizes[self.ulysses.rank]
+        first = start // (rows * columns)
+        last = -(-(start + self.count) // (rows * columns))
+        self.begin = start - first * rows * columns
+        return (latents[:, :, first * patch[0] : last * patch[0]],), {}
 
     def post_forward(self, module: nn.Module, output: Tensor) -> Tensor:
-        part = self.ulysses.part(output.flatten(2), dim=2)
+        part = output.flatten(2).narrow(2, self.begin, self.count)
         return part.clone(memory_format=torch.contiguous_format)[..., None, None]
 
 
@@ -167,6 +191,9 @@ def _places(transformer: Any) -> tuple[dict[str, Any], list[str], _Early | None]
     plan = cp_plan(transformer)
     early = _EARLY.get(uncompiled(transformer).__class__.__name__)
     if early is not None:
-        del plan[early.block]
+        others = {
+            name: cut for name, cut in plan.pop(early.block).items() if name != "hidden_states"
+        }
+        plan |= {early.block: others} if others else {}
     cuts = {name: part for name, part in plan.items() if isinstance(part, dict)}
     return cuts, [name for name in plan if name not in cuts], early

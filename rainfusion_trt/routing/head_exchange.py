@@ -1,14 +1,16 @@
 """``HeadExchange``: some heads of every device, exchanged for tokens before attention and back.
 
 Tokens are sent with their number as the first dimension, so that the parts of the devices, one
-behind the other, are the whole sequence as they arrive. With text they are [v0 t0 v1 t1 ...], and
-one copy puts them in order: v0 v1 ... t0 t1 ..., or the text first. So the text is neither kept nor
-computed on more than one device.
+behind the other, are the whole sequence as they arrive. Tensors that are sent together lie side by
+side, token by token: each of them is a view of what arrives. With text they are [v0 t0 v1 t1 ...],
+and one copy puts them in order: v0 v1 ... t0 t1 ..., or the text first. So the text is neither kept
+nor computed on more than one device.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -73,23 +75,30 @@ class HeadExchange(NamedTuple):
     firsts: list[int]
     counts: list[int]
 
-    def send(self, x: Tensor) -> Tensor:
-        """Send [B, S of this device, N, D]: to each device its heads."""
-        by_token = x.transpose(0, 1)
+    def send(self, *tensors: Tensor) -> Tensor:
+        """Send [B, S of this device, N, D], one or several: to each device its heads."""
+        x, count = tensors[0], len(tensors)
+        by_token = [x.transpose(0, 1) for x in tensors]
         devices = len(self.counts)
         if x.shape[2] % devices == 0:  # one copy
-            by_device = by_token.unflatten(2, (devices, x.shape[2] // devices))
-            own = by_device.narrow(3, self.firsts[0], self.counts[0])
-            packed = own.movedim(2, 0).reshape(-1)
+            size = x.shape[2] // devices
+            own = [
+                x.unflatten(2, (devices, size)).narrow(3, self.firsts[0], self.counts[0])
+                for x in by_token
+            ]
+            packed = _side_by_side([x.movedim(2, 0) for x in own], dim=3)
         else:
             spans = zip(self.firsts, self.counts, strict=True)
-            packed = torch.cat([by_token.narrow(2, *span).reshape(-1) for span in spans])
-        return self._start(packed, self._elements_of_heads(x), self._elements_of_tokens(x))
+            parts = [_side_by_side([x.narrow(2, *span) for x in by_token], dim=2) for span in spans]
+            packed = torch.cat(parts)
+        sent, received = self._elements_of_heads(x), self._elements_of_tokens(x)
+        return self._start(packed, [count * n for n in sent], [count * n for n in received])
 
-    def arrived(self, sent: Tensor, like: Tensor) -> Tensor:
-        """[B, S, n, D] of the n heads of this device, of what was sent of tensors like `like`."""
-        shape = (-1, like.shape[0], self.counts[self.rank], like.shape[3])
-        return self.order.whole(wait(sent).view(shape)).transpose(0, 1)
+    def arrived(self, sent: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """[B, S, n, D] of the n heads of this device, of each tensor that was sent with these."""
+        x = tensors[0]
+        shape = (-1, x.shape[0], len(tensors), self.counts[self.rank], x.shape[3])
+        return [x.transpose(0, 1) for x in self.order.whole(wait(sent).view(shape)).unbind(2)]
 
     def send_back(self, output: Tensor) -> Tensor:
         """Send [B, S, n, D]: to each device its tokens."""
@@ -120,6 +129,11 @@ class HeadExchange(NamedTuple):
         """
         start = torch.ops._c10d_functional.all_to_all_single
         return start(x.contiguous(), received, sent, self.group.group_name)
+
+
+def _side_by_side(tensors: list[Tensor], dim: int) -> Tensor:
+    """All of them stacked, flat."""
+    return tensors[0].reshape(-1) if len(tensors) == 1 else torch.stack(tensors, dim).reshape(-1)
 
 
 def wait(sent: Tensor) -> Tensor:

@@ -142,38 +142,26 @@ class Ulysses(NamedTuple):
 def _in_turn(rows: Sequence[HeadExchange], qkv: Sequence[Tensor], attend: Attend) -> list[Tensor]:
     """One after the other, so that no more than one of them is in two buffers at a time."""
     (row,) = rows
-    whole: list[Tensor] = []
-    for x in qkv:
-        if whole and torch.compiler.is_compiling():
-            x = _after(whole[-1], x)
-        whole.append(row.arrived(row.send(x), x))
+    whole = [arrived for x in qkv for arrived in row.arrived(row.send(x), [x])]
     output = attend(*whole)
     del whole  # before there are two buffers of the output
     return [row.send_back(output)]
 
 
-def _after(arrived: Tensor, x: Tensor) -> Tensor:
-    """`x`, of which torch.compile packs nothing before another tensor has arrived.
-
-    It would put q and k into one kernel, and then both are in three buffers at once.
-    """
-    first = arrived[0, 0, 0, 0]
-    return torch.where(first == first, x, x)
-
-
 def _overlapping(
     rows: Sequence[HeadExchange], qkv: Sequence[Tensor], attend: Attend
 ) -> list[Tensor]:
-    """A row attends while the next one's q, k and v and the output of the one before travel."""
+    """A row attends while the next one's q, k and v and the output of the one before travel.
+
+    q, k and v travel together: an exchange that begins while attention runs finds no
+    multiprocessor, as attention leaves none to others until it ends.
+    """
     returning = []
-    arriving = [rows[0].send(x) for x in qkv]
+    arriving = [rows[0].send(*qkv)]
     for row, following in zip(rows, [*rows[1:], None], strict=True):
-        sent, whole = [], []
-        for x in qkv:  # by turns, so that few buffers are in use at a time
-            if following is not None:
-                sent.append(following.send(x))
-            whole.append(row.arrived(arriving.pop(0), x))
-        arriving = sent
+        whole = row.arrived(arriving.pop(), qkv)
+        if following is not None:  # only now, as what was sent is free again
+            arriving.append(following.send(*qkv))
         output = attend(*whole)
         del whole
         returning.append(row.send_back(output))

@@ -78,6 +78,7 @@ def test_engine_equals_torch_backend(checkpoint, engine, schedule):
 
 
 def test_a_picture_becomes_an_mp4(checkpoint, engine, tmp_path):
+    pytest.importorskip("av")
     from PIL import Image
 
     picture, video = tmp_path / "picture.png", tmp_path / "clip.mp4"

@@ -35,9 +35,20 @@ class RoutedHunyuanVideo(RoutedProcessor):
             query, key = (_rotated(x, rotary, end) for x in (query, key))
         if not one_stream:
             query, key, value = _with_text(attn, (query, key, value), encoder_hidden_states)
-        output = self.attention(query, key, value, attention_mask)
+        output = self.attention(query, key, value, self._whole(attention_mask))
         output = output.flatten(2, 3).to(query.dtype)
         return _two_streams(attn, output, text)
+
+    def _whole(self, mask: Tensor | None) -> Tensor | None:
+        """A mask [B, 1, 1, S] over all tokens.
+
+        The transformer makes it of the video tokens that it has and the whole text: where devices
+        have cut the former before that, those of the others are missing. Text comes last.
+        """
+        if mask is None:
+            return None
+        missing = self.routing.running_tokens().total() - mask.shape[-1]
+        return nn.functional.pad(mask, (missing, 0), value=True)
 
 
 class RoutedHunyuanVideo15(RoutedProcessor):
