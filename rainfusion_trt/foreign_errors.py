@@ -14,7 +14,9 @@ import errno
 import json
 from collections.abc import Iterator
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from rainfusion_trt.field_errors import explain_fields
 
 _MOST = 600  # characters of what others say
 
@@ -67,6 +69,7 @@ _REFUSALS = (
     _Kind(("onnx", "onnxruntime"), "the ONNX file is refused ({}): export it again"),
     _TRACER,
 )
+_VALIDATION = ("pydantic_core._pydantic_core", "ValidationError")
 _GENERAL = (ValueError, RuntimeError, NotImplementedError, OSError, ImportError, Exception)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # of torch, in a RuntimeError
@@ -147,5 +150,11 @@ def _package(kind: _Kind, module: str) -> str:
 
 def _said(error: BaseException) -> str:
     """An exception's own words, not too many of them."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(_words(error).split()) or type(error).__name__
     return text if len(text) <= _MOST else f"{text[:_MOST]} ..."
+
+
+def _words(error: Any) -> str:
+    if (type(error).__module__, type(error).__name__) == _VALIDATION:
+        return explain_fields(error)
+    return str(error)

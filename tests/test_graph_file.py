@@ -89,30 +89,39 @@ def test_settings_left_out_mean_version_1_of_the_operator(path):
     assert read_onnx(path).account.settings == AttentionSettings("rainfusion", 0.9, 3)
 
 
+LORA_WITH_MORE = '[{"file": "x", "scale": 1, "sha256": "", "layers": 1, "skale": 1}]'
+
+
 @pytest.mark.parametrize(
     ("key", "text", "words"),
     [
         ("dynamic", "yes", "not JSON"),
-        ("dynamic", '"true"', "'true', should be a valid boolean"),
-        ("dynamic", "1", "valid boolean"),
+        ("dynamic", '"true"', "='true' must be true or false"),
+        ("dynamic", "1", "=1 must be true or false"),
         ("attention_nodes", "two", "not JSON"),
-        ("attention_nodes", "2.5", "2.5, should be a valid integer"),
-        ("attention_nodes", "true", "valid integer"),
-        ("config", "[1]", r"\[1\], should be a valid dictionary"),
+        ("attention_nodes", "2.5", "=2.5 must be an integer"),
+        ("attention_nodes", "true", "=True must be an integer"),
+        ("config", "[1]", r"=\[1\] must be a mapping"),
         ("config", "{", "not JSON"),
         ("settings", '{"alpha": 2}', "alpha=2"),
         ("settings", '{"beta": 2}', "'beta'"),
         ("settings", '"dense"', "'dense'"),
-        ("size", "9x64", "'9x64', not FRAMESxHEIGHTxWIDTH"),
-        ("loras", "{}", "valid tuple"),
-        ("loras", '[{"file": "x"}]', "Field required"),
-        ("weights", "elsewhere", "'none'"),
+        ("size", "9x64", "='9x64': not FRAMESxHEIGHTxWIDTH"),
+        ("loras", "{}", "={} must be a list"),
+        (
+            "loras",
+            '[{"file": "x"}]',
+            r"\.0\.scale is missing: give it; .*\.0\.sha256 is missing",
+        ),
+        ("loras", LORA_WITH_MORE, r"\.0\.skale is no field here: leave it out"),
+        ("attention_nodes", "-1", "=-1 must be 0 or more"),
+        ("weights", "elsewhere", "='elsewhere' must be 'none'"),
     ],
 )
 @pytest.mark.parametrize("read", [read_onnx, read_for_build, graph_of_onnx])
 def test_wrong_metadata_is_refused_by_its_key(path, key, text, words, read):
     write_model(path, properties={**OF_0_1, f"rainfusion.{key}": text})
-    with pytest.raises(InvalidInputError, match=rf"m\.onnx: .*rainfusion\.{key} is .*{words}") as e:
+    with pytest.raises(InvalidInputError, match=rf"m\.onnx: .*rainfusion\.{key}.*{words}") as e:
         read(path)
     assert "\n" not in str(e.value) and str(e.value).endswith("export it again")
 

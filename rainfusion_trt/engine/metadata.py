@@ -10,12 +10,11 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, ValidationError
 
 from rainfusion_trt.engine.flavour import FlavourName
-from rainfusion_trt.engine.recipe import BuilderSettings, Range, ShapeRange
+from rainfusion_trt.engine.recipe import BuilderSettings, Name, Range, ShapeRange
 from rainfusion_trt.engine.records import (
     Count,
     Date,
     FileRecord,
-    Name,
     Names,
     PluginRecord,
     Record,
@@ -25,6 +24,7 @@ from rainfusion_trt.engine.records import (
     Version,
 )
 from rainfusion_trt.errors import EngineLoadError
+from rainfusion_trt.field_errors import explain_fields
 from rainfusion_trt.graph_file import (
     SHAPE_INPUTS,
     FusedLora,
@@ -211,11 +211,7 @@ def _parse(file: Path) -> EngineMetadata:
 
 
 def _reason(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors(include_url=False)[0]
-    place = ".".join(map(str, first["loc"])) or "the file"
-    return f"{place}: {first['msg'].removeprefix('Value error, ')}"
+    return explain_fields(error) if isinstance(error, ValidationError) else str(error)
 
 
 def _check_tensors(metadata: EngineMetadata) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticKnownError
 
 from rainfusion_trt.engine.recipes import find_recipe
 from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.field_errors import explain_fields
 
 _TARGET = re.compile(r"sm\d{2,3}")
 _GPUS = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
@@ -21,12 +22,27 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _as_range(value: Any) -> Any:
-    return {"min": value, "opt": value, "max": value} if isinstance(value, int) else value
+def _range_from(least: int) -> BeforeValidator:
+    """Lets an integer stand for all three of a range; one that is too small is one error."""
+
+    def as_range(value: Any) -> Any:
+        if isinstance(value, (dict, Range)):
+            return value
+        if not isinstance(value, int):
+            raise ValueError("must be an integer, or min, opt and max")
+        if value < least:
+            raise PydanticKnownError("greater_than_equal", {"ge": least})
+        return {"min": value, "opt": value, "max": value}
+
+    return BeforeValidator(as_range)
 
 
 def _as_shapes(value: Any) -> Any:
-    return {"min": value, "opt": value, "max": value} if isinstance(value, list) else value
+    if isinstance(value, (dict, ShapeRange)):
+        return value
+    if not isinstance(value, list):
+        raise ValueError("must be a list of extents, or min, opt and max")
+    return {"min": value, "opt": value, "max": value}
 
 
 class Range(_Strict):
@@ -80,8 +96,9 @@ class ShapeRange(_Strict):
         return self.min == self.max
 
 
-Extent = Annotated[Range, BeforeValidator(_as_range)]
-Count = Annotated[CountRange, BeforeValidator(_as_range)]
+Name = Annotated[str, Field(min_length=1)]
+Extent = Annotated[Range, _range_from(1)]
+Count = Annotated[CountRange, _range_from(0)]
 Shape = Annotated[ShapeRange, BeforeValidator(_as_shapes)]
 
 
@@ -150,9 +167,9 @@ class EngineRecipe(_Strict):
     model: str | None = None
     precision: Literal["float16", "bfloat16"]
     target: Literal["native"] | tuple[str, ...] = "native"
-    sizes: dict[str, VideoRange] = {}
+    sizes: dict[Name, VideoRange] = {}
     gpus: Extent | None = None
-    shapes: dict[str, dict[str, Shape]] = {}
+    shapes: dict[Name, dict[str, Shape]] = {}
     builder: BuilderSettings = BuilderSettings()
 
     @model_validator(mode="before")
@@ -225,7 +242,8 @@ def load_recipe(path: str | Path) -> EngineRecipe:
     try:
         return EngineRecipe.model_validate(content)
     except ValidationError as error:
-        raise InvalidInputError(f"engine recipe {path}: {explain_fields(error)}") from error
+        reason = explain_fields(error, known=EngineRecipe.model_fields)
+        raise InvalidInputError(f"engine recipe {path}: {reason}") from error
 
 
 def with_gpus(recipe: EngineRecipe, gpus: str | int | None) -> EngineRecipe:
@@ -243,20 +261,6 @@ def with_gpus(recipe: EngineRecipe, gpus: str | int | None) -> EngineRecipe:
     if not 1 <= first <= last:
         raise InvalidInputError(f"gpus={gpus} is no number of GPUs: give one from 1 on, or 2-8")
     return recipe.model_copy(update={"gpus": Range(min=first, opt=first, max=last)})
-
-
-def explain_fields(error: ValidationError) -> str:
-    """One line about the fields that pydantic refuses."""
-    lines = []
-    for item in error.errors(include_url=False):
-        place = [str(part) for part in item["loc"]]
-        # Union branches appear in the location under pydantic's own names.
-        key = ".".join(part for part in place if "[" not in part and "literal" not in part)
-        message = item["msg"].removeprefix("Value error, ")
-        given = item["input"]
-        shown = f", got {reprlib.repr(given)}" if not isinstance(given, dict) else ""
-        lines.append(f"{key}: {message}{shown}" if key else message)
-    return "; ".join(dict.fromkeys(lines))
 
 
 def _show(shape: tuple[int, ...]) -> str:

@@ -7,11 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from rainfusion_trt.engine.recipe import ShapeRange, check_targets
+from rainfusion_trt.engine.recipe import Name, ShapeRange, check_targets
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
-Name = Annotated[str, Field(min_length=1)]
 Version = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)+")]
 Dtype = Literal["bool", "uint8", "int8", "int32", "int64", "float16", "bfloat16", "float32"]
 """Element types that torch and TensorRT both have, by torch's names."""

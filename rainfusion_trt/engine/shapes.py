@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from rainfusion_trt.engine.onnx_file import OnnxFile
-from rainfusion_trt.engine.recipe import EngineRecipe, Range, ShapeRange, VideoRange, explain_fields
+from rainfusion_trt.engine.recipe import EngineRecipe, Range, ShapeRange, VideoRange
 from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.field_errors import explain_fields
 from rainfusion_trt.graph_file import BITS, BITS_INPUT, PART_AXIS, GraphTensor
 from rainfusion_trt.models import GraphInput, VideoModel, VideoSize, get_model
 from rainfusion_trt.models.inputs import extent_of

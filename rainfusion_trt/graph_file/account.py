@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from pydantic import (
 )
 
 from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.field_errors import explain_fields
 from rainfusion_trt.graph_file.names import METADATA_PREFIX
 from rainfusion_trt.operator.settings import AttentionSettings
 
@@ -221,13 +221,8 @@ class GraphAccount(BaseModel):
         try:
             return cls.model_validate(found)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            name = str(first["loc"][0])
-            reason = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-            raise InvalidInputError(
-                f"{origin}: metadata {METADATA_PREFIX}{name} is {reprlib.repr(found[name])}, "
-                f"{reason}: export it again"
-            ) from error
+            reason = explain_fields(error, prefix=METADATA_PREFIX)
+            raise InvalidInputError(f"{origin}: metadata {reason}: export it again") from error
 
 
 def _is_said(value: Any) -> bool:

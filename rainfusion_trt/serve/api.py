@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from rainfusion_trt import __version__
+from rainfusion_trt.field_errors import field_errors, in_one_line
 from rainfusion_trt.serve.body import read_body
 from rainfusion_trt.serve.errors import STORAGE_FULL, ServiceError, is_full
 from rainfusion_trt.serve.gate import App, Gate
@@ -219,9 +220,9 @@ def _add_errors(api: FastAPI) -> None:
 
     @api.exception_handler(RequestValidationError)
     async def unfit(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        name = str(first["loc"][-1])
-        return _json(ServiceError(f"{name}: {first['msg']}", param=name))
+        # Their places begin with where in a request they lie, such as "query".
+        found = field_errors([{**each, "loc": each["loc"][1:]} for each in error.errors()])
+        return _json(ServiceError(in_one_line(found), param=found[0].field))
 
     @api.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:

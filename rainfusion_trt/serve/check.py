@@ -11,11 +11,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
+from rainfusion_trt.field_errors import explain_fields
 from rainfusion_trt.models import get_model
 from rainfusion_trt.parallel.sharing import NO_OVERLAP
 from rainfusion_trt.runtime.artifacts import check_weight_files, files_by_component
 from rainfusion_trt.runtime.graphs import graph_of_engine, graph_of_onnx
 from rainfusion_trt.runtime.precision import precision_of_options, read_precision
+from rainfusion_trt.serve.defaults import read_defaults
 from rainfusion_trt.serve.pipeline_worker import PipelineWorker
 from rainfusion_trt.serve.settings import ServeSettings, WorkerSettings
 from rainfusion_trt.serve.usual_attention import NAMES, UsualAttention
@@ -30,7 +32,6 @@ _GRAPHS = {
     **dict.fromkeys(("engine", "engine_2"), graph_of_engine),
     **dict.fromkeys(("onnx", "onnx_2"), graph_of_onnx),
 }
-_SHOWN = 3  # faults of a file that are named
 
 
 def read_settings(file: Path) -> ServeSettings:
@@ -95,6 +96,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         An unknown model, preset, precision or cache, ratios of another model, or a file that is
         not what it has to be, or of no use.
     """
+    read_defaults(options.get("defaults"))
     given = (options.get(name) for name in ("transformer", "transformer_2"))
     weights = files_by_component("transformer", *given)
     if weights and options.get("demo"):
@@ -136,16 +138,5 @@ def _read(kind: type[T], file: Path, document: str) -> T:
     try:
         return kind.model_validate(found)
     except ValidationError as error:
-        raise InvalidInputError(f"{file}: {faults(error)}: see {document}") from error
-
-
-def faults(error: ValidationError) -> str:
-    """What does not fit and where, the first few."""
-    found = error.errors(include_url=False)
-    lines = [
-        f"{'.'.join(map(str, item['loc'])) or 'settings'}: "
-        f"{item['msg'].removeprefix('Value error, ')}"
-        for item in found[:_SHOWN]
-    ]
-    more = len(found) - len(lines)
-    return "; ".join(lines) + (f"; and {more} more" if more else "")
+        reason = explain_fields(error, known=kind.model_fields)
+        raise InvalidInputError(f"{file}: {reason}: see {document}") from error

@@ -102,7 +102,8 @@ def _of_options(
     from pydantic import ValidationError
 
     from rainfusion_trt.errors import InvalidInputError
-    from rainfusion_trt.serve.check import check_options, faults
+    from rainfusion_trt.field_errors import explain_fields
+    from rainfusion_trt.serve.check import check_options
     from rainfusion_trt.serve.settings import ServeSettings
 
     _check_source(chosen)
@@ -117,7 +118,8 @@ def _of_options(
     try:
         return ServeSettings.in_folder(folder, worker=worker, **door, **limits, **given)
     except ValidationError as error:
-        raise InvalidInputError(f"{faults(error)}: see `rainfusion-trt serve --help`") from error
+        reason = explain_fields(error)
+        raise InvalidInputError(f"{reason}: see `rainfusion-trt serve --help`") from error
 
 
 def _check_source(chosen: dict[str, Any]) -> None:

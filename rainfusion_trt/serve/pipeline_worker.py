@@ -19,6 +19,7 @@ from rainfusion_trt.runtime.pipeline import Pipeline, PipelineOutput
 from rainfusion_trt.runtime.precision import precision_of_options
 from rainfusion_trt.runtime.schedule import Schedule, choose_schedule
 from rainfusion_trt.runtime.steps import Flag
+from rainfusion_trt.serve.defaults import read_defaults
 from rainfusion_trt.serve.media import BY_NAME, starts_of
 from rainfusion_trt.serve.pipeline_parts import (
     demo_pipeline,
@@ -115,7 +116,7 @@ class PipelineWorker:
             )
         self._attends = UsualAttention(**attention)
         self._preset = self._attends.preset
-        self._defaults = dict(defaults or {})
+        self._defaults = given = read_defaults(defaults)
         self._fault: str | None = None
         device = device or ("cuda" if gpus else "cpu")
         files = {"engine": engine, "engine_2": engine_2, "onnx": onnx, "onnx_2": onnx_2}
@@ -131,7 +132,7 @@ class PipelineWorker:
         weights = files_by_component("transformer", transformer, transformer_2)
         if demo:
             pipe, extra = demo_pipeline(device)
-            self._defaults = {**extra, **self._defaults}
+            self._defaults = {**extra, **given}
         check_weight_files(weights, pipe, exported=self._exported)
         if not self._exported:
             # The pipeline is kept whole, so that another method takes no loading.
@@ -156,7 +157,7 @@ class PipelineWorker:
                 f"bring ({', '.join(BY_NAME)}): use `rainfusion-trt run` or Pipeline"
             )
         self._check_usual()
-        self._mag_steps = self._steps_of_mag(asked=(defaults or {}).get("steps"))
+        self._mag_steps = self._steps_of_mag(asked=given.get("steps"))
         if vae_tiling:
             self._pipeline.pipe.vae.enable_tiling()
 

@@ -46,7 +46,7 @@ class VideoWorker:
     """One worker and the device that it holds."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        given = ServeSettings.model_validate(settings)
+        given = ServeSettings.read(settings)
         chosen = given.worker
         self._store = _open_store(given)
         self._worker = make_worker(chosen.factory, chosen.options, gpus=chosen.gpus)
@@ -81,7 +81,7 @@ class Door:
                 f"{TOKEN_VARIABLE} is set where the application was built, and not on this machine "
                 "of the cluster: set it on all"
             )
-        self._settings = ServeSettings.model_validate(settings)
+        self._settings = ServeSettings.read(settings)
         self._store = _open_store(self._settings)
         self._deployment = deployment_of(self._settings.worker)
         self._turns = Turns(self._store, self._deployment, workers)
@@ -172,10 +172,10 @@ def build(settings: dict[str, Any]) -> serve.Application:
 
     Raises
     ------
-    pydantic.ValidationError
+    InvalidInputError
         The settings do not fit.
     """
-    given = ServeSettings.model_validate(settings)
+    given = ServeSettings.read(settings)
     guarded = token() is not None  # a wrong one is refused here, and not by a replica
     chosen = given.worker
     workers = serve.deployment(

@@ -21,6 +21,7 @@ from pydantic import (
 from rainfusion_trt.argument_types import has_half_character
 from rainfusion_trt.console import one_line
 from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.field_errors import field_errors, in_one_line
 from rainfusion_trt.presets import PRESETS, preset_of
 from rainfusion_trt.serve.errors import ServiceError
 from rainfusion_trt.serve.media import check_start
@@ -124,18 +125,10 @@ class VideoRequest(BaseModel):
 
 
 def _refused_field(error: ValidationError) -> ServiceError:
-    first = error.errors(include_url=False)[0]
-    name = one_line(str(first["loc"][0]))[:80] if first["loc"] else None
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(VideoRequest.model_fields)
-        return ServiceError(
-            f"{name} is no field of this service: leave it out; there are {known}",
-            code="unknown_field",
-            param=name,
-        )
-    said = first["msg"].removeprefix("Value error, ")
-    where = "the request" if name is None else name
-    return ServiceError(f"{where}: {said}", param=name)
+    errors = error.errors(include_url=False)
+    found = field_errors(errors, whole="the request", known=VideoRequest.model_fields)
+    code = "unknown_field" if found[0].unknown else "invalid_value"
+    return ServiceError(in_one_line(found), code=code, param=found[0].field or None)
 
 
 def plan(

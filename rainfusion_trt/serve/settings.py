@@ -7,9 +7,17 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.field_errors import explain_fields
 
 _SQLITE = "sqlite:///"
 TOKEN_VARIABLE = "RAINFUSION_TRT_TOKEN"  # noqa: S105  (its name)
@@ -132,6 +140,21 @@ class ServeSettings(_Settings):
                 f"page with doors: {self.doors}: what a page knows is in one door; give doors: 1"
             )
         return self
+
+    @classmethod
+    def read(cls, given: Any) -> ServeSettings:
+        """Those of a mapping, as Ray hands them on.
+
+        Raises
+        ------
+        InvalidInputError
+            They do not fit.
+        """
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            reason = explain_fields(error, whole="settings", known=cls.model_fields)
+            raise InvalidInputError(f"{reason}: see docs/serving.md") from error
 
     @classmethod
     def in_folder(cls, folder: Path, **given: Any) -> ServeSettings:

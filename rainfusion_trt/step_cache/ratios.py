@@ -11,6 +11,7 @@ from typing import Any
 
 from rainfusion_trt.argument_types import shown
 from rainfusion_trt.errors import InvalidInputError
+from rainfusion_trt.field_errors import explain_fields
 
 _FORMAT = "rainfusion-trt cache ratios 1"
 _REMEDY = "write it anew with `rainfusion-trt calibrate-cache`"
@@ -129,9 +130,8 @@ def read_ratios(path: str | Path) -> MagnitudeRatios:
     try:
         made = TypeAdapter(MagnitudeRatios).validate_json(json.dumps(body), strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
         raise InvalidInputError(
-            f"cache_ratios {path} lack or spoil {first['loc'][0]} ({first['msg']}): {_REMEDY}"
+            f"cache_ratios {path} cannot be read ({explain_fields(error)}): {_REMEDY}"
         ) from error
     ratios = [ratio for ratio in made.ratios if ratio is not None]
     if not made.ratios or len(made.ratios) != len(made.timesteps):

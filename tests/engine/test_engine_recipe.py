@@ -66,17 +66,26 @@ SIZE = "{frames: 9, height: 64, width: 96, batch: 1}"
     ("text", "words"),
     [
         ("precision: float32", ["precision", "float32", "bfloat16"]),
-        ("target: native", ["precision", "required"]),
-        ("precision: float16\nprecison: 1", ["precison", "not permitted"]),
+        ("target: native", ["precision is missing: give it"]),
+        (
+            "precision: float16\nprecison: 1",
+            ["precison is no field here: leave it out, or take one of model, precision,"],
+        ),
         ("precision: float16\ntarget: hopper", ["'hopper'", "sm80"]),
         ("precision: float16\ntarget: []", ["target is empty"]),
         ("precision: float16\ntarget: [sm80, sm80]", ["twice"]),
-        ("precision: float16\nbuilder: {optimization_level: 7}", ["optimization_level", "7"]),
-        ("precision: float16\nbuilder: {workspace_gib: -1}", ["workspace_gib", "-1"]),
+        (
+            "precision: float16\nbuilder: {optimization_level: 7}",
+            ["builder.optimization_level=7 must be 5 or less"],
+        ),
+        (
+            "precision: float16\nbuilder: {workspace_gib: -1}",
+            ["builder.workspace_gib=-1 must be more than 0"],
+        ),
         (f"precision: float16\nsizes: {{a: {SIZE}}}", ["sizes", "model"]),
         (
             "precision: float16\nmodel: m\nsizes: {a: {frames: 9, height: 64, batch: 1}}",
-            ["sizes.a.width", "required"],
+            ["sizes.a.width is missing: give it"],
         ),
         (
             "precision: float16\nmodel: m\nsizes: {a: {frames: {min: 9, opt: 5, max: 9}, "
@@ -85,7 +94,7 @@ SIZE = "{frames: 9, height: 64, width: 96, batch: 1}"
         ),
         (
             f"precision: float16\nmodel: m\nsizes: {{a: {SIZE[:-1]}, condition_frames: -1}}}}",
-            ["sizes.a.condition_frames", "-1"],
+            ["sizes.a.condition_frames=-1 must be 0 or more"],
         ),
         (
             "precision: float16\nshapes: {a: {x: {min: [2, 9], opt: [2, 9], max: [2, 5]}}}",
@@ -100,6 +109,21 @@ SIZE = "{frames: 9, height: 64, width: 96, batch: 1}"
             f"precision: float16\nmodel: m\nsizes: {{a: {SIZE}}}\nshapes: {{a: {{x: [1]}}}}",
             ["'a'", "sizes", "shapes"],
         ),
+        ("precision: float16\ntarget: 5", ["target=5 must be 'native' or a list"]),
+        ("precision: float16\ntarget: [80]", ["recipe.yaml: target.0=80 must be a text"]),
+        (
+            "precision: float16\nmodel: m\nsizes: {a: {frames: x, height: 0, wdth: 1, batch: 1}}",
+            [
+                "sizes.a.frames='x': must be an integer, or min, opt and max; ",
+                "sizes.a.height=0 must be 1 or more; sizes.a.width is missing: give it; and 1 more",
+            ],
+        ),
+        (
+            "precision: float16\nshapes: {a: {x: 3, y: [1.5]}}",
+            ["shapes.a.x=3: must be a list of extents", "shapes.a.y.min.0=1.5 must be an integer"],
+        ),
+        ("precision: float16\nsizes: {1: {}}", ["the name of sizes.1 must be a text"]),
+        ("precision: float16\nshapes: {'': {x: [1]}}", ["the name of shapes.'' must be a text"]),
         ("- precision", ["must hold keys", "list"]),
         ("precision: [float16", ["not valid YAML"]),
     ],
@@ -109,6 +133,7 @@ def test_error_names_file_key_and_value(tmp_path, text, words):
         recipe_of(tmp_path, text)
     for word in ["recipe.yaml", *words]:
         assert word in str(error.value)
+    assert str(error.value).isprintable() or "not valid YAML" in str(error.value)
 
 
 def test_missing_file(tmp_path):

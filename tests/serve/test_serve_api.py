@@ -270,7 +270,7 @@ def test_failures_are_told_in_one_line(running, prompt, code, words):
 
 
 BAD = [
-    ({}, "prompt", "Field required"),
+    ({}, "prompt", "prompt is missing: give it"),
     ({"prompt": ""}, "prompt", "empty"),
     ({"prompt": " \n"}, "prompt", "empty"),
     ({"prompt": "a\u0000b"}, "prompt", "control characters"),
@@ -278,7 +278,7 @@ BAD = [
     ({"prompt": "a", "\ud800": 1}, None, "half a character"),
     ({"prompt": "a", "\ud800": "\ud800"}, None, "half a character"),
     ({"prompt": "x" * 8001}, "prompt", "8001 characters"),
-    ({"prompt": ["a"]}, "prompt", "string"),
+    ({"prompt": ["a"]}, "prompt", "prompt=['a'] must be a text"),
     ({"prompt": "a", "negative_prompt": "\x1b[2J"}, "negative_prompt", "control"),
     ({"prompt": "a", "model": "sora-2"}, "model", "not served here"),
     ({"prompt": "a", "size": "1280 x 720"}, "size", "WIDTHxHEIGHT"),
@@ -290,26 +290,44 @@ BAD = [
     ({"prompt": "a", "width": 16}, "width", "both width and height"),
     ({"prompt": "a", "size": "99984x99984", "frames": 257}, "size", "pixels"),
     ({"prompt": "a", "frames": 6}, "frames", "4k + 1"),
-    ({"prompt": "a", "frames": 0}, "frames", "greater than or equal to 1"),
+    ({"prompt": "a", "frames": 0}, "frames", "frames=0 must be 1 or more"),
     ({"prompt": "a", "frames": 5, "seconds": 1}, "seconds", "not both"),
     ({"prompt": "a", "frames": 5, "num_frames": 9}, None, "are the same"),
-    ({"prompt": "a", "seconds": -1}, "seconds", "greater than 0"),
+    ({"prompt": "a", "seconds": -1}, "seconds", "seconds=-1 must be more than 0"),
     ({"prompt": "a", "seconds": 1e300}, "size", "pixels"),
     ({"prompt": "a", "fps": 1001}, "fps", "1 to 1000"),
     ({"prompt": "a", "steps": 201}, "steps", "up to 200"),
-    ({"prompt": "a", "steps": 2.5}, "steps", "integer"),
+    ({"prompt": "a", "steps": 2.5}, "steps", "steps=2.5 must be an integer"),
     ({"prompt": "a", "steps": True}, None, "steps is true"),
-    ({"prompt": "a", "seed": -1}, "seed", "greater than or equal to 0"),
-    ({"prompt": "a", "seed": 2**63}, "seed", "less than"),
-    ({"prompt": "a", "guidance": "much"}, "guidance", "number"),
+    ({"prompt": "a", "seed": -1}, "seed", "seed=-1 must be 0 or more"),
+    ({"prompt": "a", "seed": 2**63}, "seed", "must be less than"),
+    ({"prompt": "a", "guidance": "much"}, "guidance", "guidance='much' must be a number"),
     ({"prompt": "a", "preset": "best"}, "preset", "quality, balanced, fast"),
-    ({"prompt": "a", "sparsity": 1.0}, "sparsity", "less than 1"),
+    ({"prompt": "a", "sparsity": 1.0}, "sparsity", "sparsity=1.0 must be less than 1"),
     ({"prompt": "a", "method": "magic"}, "method", "this server has rainfusion, piecewise"),
-    ({"prompt": "a", "loops": "on"}, "loops", "is no field"),
+    (
+        {"prompt": "a", "loops": "on"},
+        "loops",
+        "loops is no field here: leave it out, or take one of prompt,",
+    ),
     ({"prompt": "a", "cache": "on"}, "cache", "this server has: off"),
     ({"prompt": "a", "cache": "off", "cache_threshold": 0.1}, "cache_threshold", "without a cache"),
-    ({"prompt": "a", "cache_threshold": -0.1}, "cache_threshold", "greater than or equal to 0"),
-    ({"prompt": "a", "request_id": "a b"}, "request_id", "pattern"),
+    (
+        {"prompt": "a", "cache_threshold": -0.1},
+        "cache_threshold",
+        "cache_threshold=-0.1 must be 0 or more",
+    ),
+    (
+        {"prompt": "a", "request_id": "a b"},
+        "request_id",
+        "request_id='a b' must be a text of the form",
+    ),
+    (
+        {"prompt": "a", "loops": 1, "steps": 0, "\x1b[2J": 1, "seed": "x"},
+        "seed",
+        "seed='x' must be an integer; steps=0 must be 1 or more; loops is no field",
+    ),
+    ({"prompt": "a", "\x1b[2J": 1}, "\\x1b[2J", "\\x1b[2J is no field here"),
     ({"prompt": "a", "input_reference": "x"}, "input_reference", "image_url"),
     (
         {"prompt": "a", "input_reference": {"image_url": "http://169.254.169.254/"}},
@@ -402,9 +420,17 @@ def test_unknown_places_are_errors_in_the_same_form(running):
         assert answer.status_code == 404 and error_of(answer)["code"] == "not_found"
     answer = running.client.put(f"/v1/videos/video_{'0' * 32}")
     assert error_of(answer)["code"] == "method_not_allowed" and answer.headers["allow"]
-    for query in ("limit=0", "limit=x", "order=up", "after=video_x", "after=%00"):
+    for query, words in (
+        ("limit=0", "limit='0' must be 1 or more"),
+        ("limit=x", "limit='x' must be an integer"),
+        ("order=up", "order='up' must be 'asc' or 'desc'"),
+        ("limit=101&order=up", "limit='101' must be 100 or less; order='up' must be"),
+        ("after=video_x", "names no video"),
+        ("after=%00", "names no video"),
+    ):
         answer = running.client.get(f"/v1/videos?{query}")
         assert answer.status_code == 400 and error_of(answer)["param"] == query.split("=")[0]
+        assert words in error_of(answer)["message"]
 
 
 def test_images_arrive_clean(running):

@@ -187,7 +187,7 @@ def test_refusals_are_shown_as_text(site, monkeypatch):
     ask(tab, "")
     tab.get_by_text("prompt is empty: say what the video shows").wait_for()
     ask(tab, "a", seed="-1")
-    tab.get_by_text("seed: Input should be greater than or equal to 0").wait_for()
+    tab.get_by_text("seed='-1' must be 0 or more").wait_for()
     hostile = f"'no' & {HOSTILE}"
     monkeypatch.setattr(site.running.service, "submit", lambda *_: refuse(hostile))
     ask(tab, "a", seed="")

@@ -227,7 +227,7 @@ def test_a_worker_that_hangs_is_given_up(dynamo, monkeypatch):
         (None, "is no file"),
         ("- 1", "holds no settings"),
         ("replicas: 2", "replicas: 2 in"),
-        ("gpus: two", "worker.yaml: gpus: Input should be"),
+        ("gpus: two", "worker.yaml: gpus='two' must be an integer: see"),
         ("options: {chekpoint: x}", "have 'chekpoint', which PipelineWorker does not"),
         ("options: {demo: true, preset: best}", "preset='best'"),
     ],

@@ -194,10 +194,24 @@ RATIOS = MagnitudeRatios("wan2.1-1.3b", "Fake", (3.0, 2.0, 1.0), None, (None, 1.
         (lambda body: json.dumps({**body, "ratios": [None, float("nan"), 1]}), "not finite"),
         (lambda body: json.dumps({**body, "ratios": [None, 10**400, 1.0]}), "not finite"),
         (lambda body: json.dumps({**body, "ratios": [None, -1.0, 1.0]}), "not above 0"),
-        (lambda body: json.dumps({**body, "ratios": [None, True, 1.0]}), "lack or spoil ratios"),
-        (lambda body: json.dumps({**body, "prompts": float("inf")}), "lack or spoil prompts"),
-        (lambda body: json.dumps({**body, "timesteps": "321"}), "lack or spoil timesteps"),
-        (lambda body: json.dumps({k: v for k, v in body.items() if k != "model"}), "lack or spoil"),
+        (
+            lambda body: json.dumps({**body, "ratios": [None, True, 1.0]}),
+            r"\(ratios.1=True must be a number\)",
+        ),
+        (
+            lambda body: json.dumps({**body, "prompts": float("inf")}),
+            "prompts=inf must be an integer",
+        ),
+        (lambda body: json.dumps({**body, "timesteps": "321"}), "timesteps='321' must be a list"),
+        (
+            lambda body: json.dumps({k: v for k, v in body.items() if k != "model"}),
+            "model is missing: give it",
+        ),
+        (
+            lambda body: json.dumps({**body, "model": 1, "reuse": None, "ratios": [None, "1", []]}),
+            r"model=1 must be a text; ratios\.1='1' must be a number; ratios\.2=\[\] must be a "
+            r"number; and 1 more\)",
+        ),
     ],
 )
 def test_files_that_cannot_be(tmp_path, change, said):
