@@ -65,3 +65,8 @@ class Site:
         self.block = block
         self.processor = processor
         self.entered = False
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the attention still has the processor that it was given."""
+        return self.processor is not None and self.attention.processor is self.processor

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -36,6 +36,7 @@ from rainfusion_trt.routing.parallel import check_forward
 from rainfusion_trt.routing.report import RoutingReport
 from rainfusion_trt.routing.route import AttentionRoute
 from rainfusion_trt.routing.site import Site, Tokens
+from rainfusion_trt.routing.site_checks import check_blocks, check_ran, check_sites, report_of
 from rainfusion_trt.sigma_schedule import NoiseLevels, SigmaSchedule
 
 _log = logging.getLogger(__name__)
@@ -186,18 +187,7 @@ class Routing:
         """What the self-attentions of the latest forward were."""
         if self.by_tokens:
             return RoutingReport(*self._by_tokens_report())
-        routed: list[str] = []
-        dense: list[str] = []
-        skipped: list[str] = []
-        for site in self.sites:
-            ours = site.processor if self._is_ours(site) else None
-            if ours is None:
-                (dense if site.entered else skipped).append(site.name)
-            elif not ours.ran:
-                skipped.append(site.name)
-            else:
-                (dense if ours.dense or self._dense_grid else routed).append(site.name)
-        return RoutingReport(tuple(routed), tuple(dense), tuple(skipped))
+        return report_of(self.sites, dense_grid=self._dense_grid)
 
     # -- around a forward -------------------------------------------------------------------------
 
@@ -236,32 +226,35 @@ class Routing:
         if self.meter is not None:
             self.meter.begin(layout.grid)
         if self._plan is not None:
-            schedule, levels = self._plan
-            timestep = call.get("timestep")
-            if timestep is None:
-                raise InvalidInputError(
-                    "the sparsity follows a schedule, and this call has no timestep; set the "
-                    "sparsity of what enable() returned"
-                )
-            timestep = torch.as_tensor(timestep, device=layout.grid.device)
-            # The noisiest, where tokens have timesteps of their own.
-            noisiest = timestep.amax().view(1)
-            sigma = noisiest if self.model.timesteps_are_sigmas else levels.sigma(noisiest)
-            self._scheduled = schedule.at(sigma)
+            self._scheduled = self._sparsity_by_plan(*self._plan, call.get("timestep"), place)
         self._check_grid()
-        self._check_sites()
+        check_sites(self)
         check_forward(self, transformer, call)
         if self.by_tokens:
             self.model.check_lengths(layout, call)
             self._shapes = shapes_of(call)
             self._enter_route(layout)
 
+    def _sparsity_by_plan(
+        self, schedule: SigmaSchedule, levels: NoiseLevels, timestep: Any, device: torch.device
+    ) -> Tensor:
+        if timestep is None:
+            raise InvalidInputError(
+                "the sparsity follows a schedule, and this call has no timestep; set the sparsity "
+                "of what enable() returned"
+            )
+        timestep = torch.as_tensor(timestep, device=device)
+        # The noisiest, where tokens have timesteps of their own.
+        noisiest = timestep.amax().view(1)
+        sigma = noisiest if self.model.timesteps_are_sigmas else levels.sigma(noisiest)
+        return schedule.at(sigma)
+
     def _begin_dense(self, transformer: nn.Module, call: Mapping[str, Any], message: str) -> None:
         """A forward in which nothing can be sparse: every attention is diffusers' own."""
         if self.by_tokens or self._sparsity > 0:
-            self._dense(message)
+            self.refuse_dense(message)
         self.tokens, self._scheduled, self._dense_grid = None, None, False
-        self._check_sites()
+        check_sites(self)
         check_forward(self, transformer, call)
         for site in self.sites:
             if site.processor is not None:
@@ -274,32 +267,9 @@ class Routing:
             self._check_route(transformer)
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             self.tokens = None  # else a backward pass may run a checkpointed block again
-        for site in self.sites:
-            ours = site.processor
-            if ours is None or ours.ran or ours.left_out or not site.entered:
-                continue
-            if not _may_skip(site.attention) and not _may_skip(site.block):
-                self._dense(
-                    f"{site.name} of {self.kind} did not run its attention processor, so that its "
-                    "attention is not RainFusion's; disable RainFusion, or leave that module's "
-                    "forward as it is"
-                )
+        check_ran(self)
         if not torch.compiler.is_compiling():
-            self._check_blocks(transformer)
-
-    def _check_blocks(self, transformer: nn.Module) -> None:
-        """See that no block came since `enable`, in another one's place or behind them."""
-        left_out = [site for site in self.sites if not site.entered]
-        longer = any(len(_row(transformer, name)) > rows for name, rows in self.rows.items())
-        if not longer and all(_may_skip(site.block) for site in left_out):
-            return
-        known = {id(site.attention) for site in self.sites}
-        for name, module in transformer.named_modules():
-            if self.model.is_self_attention(name, module) and id(module) not in known:
-                self._dense(
-                    f"{name} of {self.kind} came after enable(), which does not know it; call "
-                    "disable(), then enable() again"
-                )
+            check_blocks(self, transformer)
 
     # -- transformers without attention modules of diffusers ------------------------------------
 
@@ -330,7 +300,7 @@ class Routing:
         """What only the forward shows: whether there was such attention, and its head size."""
         assert self._route is not None
         if self._route.count == 0:
-            self._dense(
+            self.refuse_dense(
                 f"no self-attention of {self.kind} was routed: none of its calls reached "
                 f"F.scaled_dot_product_attention with the {self._route.tokens} tokens of "
                 f"{self.model.name}; {advice(transformer, self._route.others, self._shapes)}; call "
@@ -355,35 +325,7 @@ class Routing:
         # The number is read only here: a graph of torch.compile would be bound to it.
         if obstacle is not None and self._sparsity > 0:
             self._dense_grid = True
-            self._dense(explain_obstacle(obstacle, grid, self.settings, self._sparsity))
-
-    def _check_sites(self) -> None:
-        backend = self._common_backend()
-        for site in self.sites:
-            site.entered = False
-            if site.processor is None:
-                continue
-            site.processor.ran = False
-            site.processor.dense = site.processor.left_out = False
-            if not self._is_ours(site):
-                kind = type(site.attention.processor).__name__
-                self._dense(
-                    f"{site.name} of {self.kind} was given the attention processor {kind} after "
-                    "enable(); call disable(), then enable() again"
-                )
-            elif site.processor.backend_name() != backend:
-                site.processor.dense = True
-                self._dense(
-                    f"{site.name} of {self.kind} has an attention backend of its own, "
-                    f"{site.processor.backend_name()!r}, which RainFusion attention would replace; "
-                    "call transformer.set_attention_backend() for the whole transformer"
-                )
-
-    def _common_backend(self) -> str:
-        """The backend that the self-attentions agree on, else diffusers' default."""
-        names = [s.processor.backend_name() for s in self.sites if s.processor is not None]
-        agree = all(name == names[0] for name in names)
-        return names[0] if names and agree else "native"
+            self.refuse_dense(explain_obstacle(obstacle, grid, self.settings, self._sparsity))
 
     def _check_thread(self, *, begins: bool = False) -> None:
         """Refuse a forward beside that of another thread: what they are told is kept here.
@@ -402,15 +344,8 @@ class Routing:
     def _is_of_another_thread(self) -> bool:
         return self._thread is not None and self._thread != threading.get_ident()
 
-    @staticmethod
-    def _is_ours(site: Site) -> bool:
-        return site.processor is not None and site.attention.processor is site.processor
-
     def refuse_dense(self, message: str) -> None:
         """Raise `message` as an error, or log it once where dense attention is permitted."""
-        self._dense(message)
-
-    def _dense(self, message: str) -> None:
         if not self.allow_dense:
             raise DenseAttentionError(f"{message}; allow_dense=True runs it dense")
         if not torch.compiler.is_compiling() and message not in self._logged:
@@ -426,19 +361,3 @@ class Routing:
                 "its tokens are unknown; call the transformer itself, not its forward or its blocks"
             )
         return self.tokens
-
-
-def _row(transformer: nn.Module, name: str) -> Sized:
-    """A list of blocks; an empty one where there is none of the name any more."""
-    try:
-        found: Any = transformer.get_submodule(name)
-    except AttributeError:
-        return ()
-    return found if isinstance(found, nn.ModuleList) else ()
-
-
-def _may_skip(module: nn.Module) -> bool:
-    """Whether a hook of diffusers may give an earlier output of a module instead of running it."""
-    registry = getattr(module, "_diffusers_hook", None)
-    hooks = registry.hooks.values() if registry is not None else ()
-    return any(hasattr(hook, "new_forward") for hook in hooks)
