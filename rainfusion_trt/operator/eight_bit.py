@@ -27,7 +27,7 @@ _LARGEST_INTEGER = 127.0
 _LARGEST_E4M3 = 448.0
 _SMALLEST_AMPLITUDE = 1e-12
 _PEAK = 5.0  # the largest probability of a row's first tile is 2^5
-_USUAL_SUM = 64.0  # of the probabilities of a thread's keys, once they were too large
+_USUAL_SUM = 64.0  # at most, of the probabilities of a thread's keys, once they were too large
 _LARGEST_FLOAT_SUM = 1e30
 _THREADS = 4  # that share a row: of every 8 keys of a tile each has two
 _LOG2_E = math.log2(math.e)
@@ -178,7 +178,9 @@ class _Softmax:
         p = torch.exp2(scores - self.reference)
         largest = _thread_sums(p).amax(1, keepdim=True)
         moved = largest > _LARGEST_E4M3
-        by = torch.where(moved, torch.log2(largest / _USUAL_SUM), 0.0)
+        most = p.amax(1, keepdim=True)  # becomes a power of two, which e4m3 has
+        usual = torch.frexp(most * (_USUAL_SUM / largest)).exponent - 1
+        by = torch.where(moved, torch.log2(most) - usual, 0.0)
         from_maxima = (scores.amax(1, keepdim=True) - _PEAK - self.reference).clamp(min=0.0)
         by = torch.where(largest <= _LARGEST_FLOAT_SUM, by, from_maxima)
         factor = torch.exp2(-by)

@@ -133,7 +133,9 @@ class _Softmax:
         # Each of the four threads that share a row has two of every eight keys.
         p = torch.nn.functional.pad(torch.exp2(scores - old), (0, -scores.shape[2] % 8))
         largest = p.view(*p.shape[:2], -1, 4, 2).sum((2, 4)).amax(2, keepdim=True)
-        by = torch.where(largest > 448, torch.log2(largest / 64), 0.0)
+        most = p.amax(2, keepdim=True)
+        power = torch.floor(torch.log2(most * (64 / largest)))
+        by = torch.where(largest > 448, torch.log2(most) - power, 0.0)
         by = torch.where(largest <= 1e30, by, (from_maxima - old).clamp(min=0.0))
         by = torch.where(begun, by, 0.0)
         new = old + by

@@ -97,7 +97,8 @@ constexpr float kScoreOrigin = 12582912.f;
 
 // Exponentials stand for probabilities as e4m3, from 2^-9 to 448. The largest of a row's first tile
 // is 2^kPeak; a thread's sum of a row's in any later one is at most kLargestSum, so that none of
-// them is too large, or the row's reference moves until it is kUsualSum.
+// them is too large, or the row's reference moves until its largest is a power of two again and the
+// largest such sum at most kUsualSum.
 constexpr float kPeak = 5.f;
 constexpr float kLargestSum = kLargestE4m3;
 constexpr float kUsualSum = 64.f;

@@ -63,14 +63,23 @@ __device__ __forceinline__ void integer_softmax_from_maxima(float (&s)[kScores],
   }
 }
 
-// References move up until the larger sums of this tile are kUsualSum.
+// The power of two at or below a normal float.
+__device__ __forceinline__ float power_of_two_below(float x) {
+  return __uint_as_float(__float_as_uint(x) & 0x7f800000u);
+}
+
+// References move up until a row's largest exponential of this tile is a power of two, which e4m3
+// has: the heaviest key is not rounded. Of those it is the one that leaves the larger sums above
+// half of kUsualSum.
 template <int kScores>
 __device__ __forceinline__ void lower_to_usual(float (&s)[kScores], const float (&sum)[kRows],
                                                RowStatistics& rows, float (&factor)[kRows]) {
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    const float largest = quad_max(sum[r]);
-    const float excess = largest > kLargestSum ? largest / kUsualSum : 1.f;
+    const float larger_sum = quad_max(sum[r]);
+    const float largest = row_maximum(s, r);
+    const float usual = power_of_two_below(largest * __fdividef(kUsualSum, larger_sum));
+    const float excess = larger_sum > kLargestSum ? __fdividef(largest, usual) : 1.f;
     const float reference = rows.reference[r] + __log2f(excess);
     factor[r] = exp2_fast(rows.reference[r] - reference);  // of the rounded reference
     rows.reference[r] = reference;
