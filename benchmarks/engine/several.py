@@ -10,8 +10,9 @@ all share one, all groups of them do it at the same time. First whole forwards, 
 then the attention of one block with its planning, the same over the heads of one GPU, and the
 exchange of tokens for heads without attention. A time is that of the slowest GPU. ``--overlap``
 adds forwards with `ParallelConfig(overlap=True)`; ``--guidance`` a step of classifier-free guidance
-by two groups of GPUs beside one by all; ``--complete`` takes all blocks. Writes
-``several_<model>[_complete]_<P>.json``. ``--tiny`` rehearses it on the CPU.
+by two groups of GPUs beside one by all; ``--layers`` or ``--complete`` take more blocks, beside
+which what a forward does once weighs less. Writes ``several_<model>[_<N>-layers]_<P>.json``.
+``--tiny`` rehearses it on the CPU.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ from rainfusion_trt.operator.settings import AttentionSettings
 LAYERS = {"wan2.1-14b": 2, "hunyuanvideo": 1, "cogvideox-5b": 2}
 GRAPHS = 64  # of one code: a few for each number of GPUs; torch.compile gives up at eight
 NOTE = (
-    "seeded random weights, blocks through torch.compile. All numbers of GPUs in turn in one run, "
-    "groups of fewer than all side by side; each time is that of the slowest GPU, a third of three "
-    "calls in a row; relative errors are against the forward on one GPU. Peak memory is what torch "
-    "allocates in a forward beyond what was allocated before it. Overlap: the heads of a GPU in "
-    "two groups, of which one attends while the tokens of the other travel"
+    "seeded random weights, blocks through torch.compile, each size by itself. All numbers of GPUs "
+    "in turn in one run, groups of fewer than all side by side; each time is that of the slowest "
+    "GPU, a third of three calls in a row; relative errors are against the forward on one GPU. "
+    "Peak memory is what torch allocates in a forward beyond what was allocated before it. "
+    "Overlap: the heads of a GPU in two groups, of which one attends while the tokens of the other "
+    "travel"
 )
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -60,6 +62,7 @@ def main(
     guidance: Annotated[
         bool, typer.Option("--guidance", help="Steps of guidance by two groups as well.")
     ] = False,
+    layers: Annotated[int | None, typer.Option(help="Blocks of each kind.", min=1)] = None,
     complete: Annotated[bool, typer.Option("--complete", help="All blocks of the model.")] = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="Rehearse with a tiny network.")] = False,
     output: Annotated[Path, typer.Option(help="Folder of the JSON file.")] = RESULTS,
@@ -67,6 +70,8 @@ def main(
     """Compare, time and write the file."""
     if model not in LAYERS:
         raise InvalidInputError(f"--model {model} is none of {', '.join(LAYERS)}")
+    if layers and complete:
+        raise InvalidInputError(f"--layers {layers} and --complete exclude each other")
     settings = AttentionSettings(method=method)  # type: ignore[arg-type]  # which checks it
     if not tiny:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -77,11 +82,13 @@ def main(
             raise InvalidInputError("one process shares nothing: give --nproc-per-node 2 or more")
         given: dict[str, Any] = {"method": settings.method}
         given |= {"device": "cpu", "dtype": torch.float32} if tiny else {}
-        case = Case.standard(model, layers=None if complete else LAYERS[model], tiny=tiny, **given)
+        blocks = None if complete else layers or LAYERS[model]
+        case = Case.standard(model, layers=blocks, tiny=tiny, **given)
         levels = [0.0, sparsity] if dense and sparsity > 0.0 else [sparsity]
         rows = measure(case, levels, rounds, overlap=overlap, guidance=guidance)
         if dist.get_rank() == 0:
-            name = f"several_{model}{'_complete' * complete}_{world}"
+            part = "_complete" * complete or (f"_{layers}-layers" if layers else "")
+            name = f"several_{model}{part}_{world}"
             write_result(name, rows, note=f"{world} processes; {NOTE}", folder=output)
             for row in rows:
                 print(row, flush=True)
@@ -102,7 +109,10 @@ def measure(
 ) -> list[Row]:
     """All rows, the same on every process; memory and guidance at the last of the sparsities."""
     world = dist.get_world_size()
-    with torch._dynamo.config.patch(recompile_limit=GRAPHS):
+    # As in a process of its own: for the sizes of the second network torch.compile would otherwise
+    # make graphs of any size, which are slower.
+    own_sizes: dict[str, Any] = {"automatic_dynamic_shapes": False}
+    with torch._dynamo.config.patch(recompile_limit=GRAPHS, **own_sizes):
         rows = forward_rows(case, levels, rounds, overlap=overlap, guidance=guidance)
         rows += attention_rows(case, levels, rounds, overlap=overlap)
     return [{"processes": world, **case.facts(), **row} for row in rows]

@@ -190,3 +190,40 @@ def test_videos():
             assert bool(cell) == ((task, rule) in vmaf)
             if cell:
                 agrees(cell, vmaf[task, rule])
+
+
+def test_dense_steps_at_a_shift():
+    said = table("fidelity.md", "| computed densely above |")
+    rows = {f"{row['dense_above']:g}": row for row in rows_of("fidelity/schedules_6")}
+    assert [name.replace("never", "1") for name in said] == list(rows)
+    for name, (steps, density, loss, psnr) in said.items():
+        row = rows[name.replace("never", "1")]
+        agrees(steps, row["dense_steps"])
+        agrees(density, row["density_of_all_steps"])
+        agrees(loss, 100 * statistics.mean(row["loss_rise"]))
+        error = statistics.stdev(row["loss_rise"]) / len(row["loss_rise"]) ** 0.5
+        agrees(loss.partition("± ")[2], 100 * error)
+        agrees(psnr, statistics.mean(row["psnr"]))
+
+
+def test_errors_on_captured_layers():
+    text = " ".join((ROOT / "docs/kernels.md").read_text(encoding="utf-8").split())
+    record = json.loads((RESULTS / "fidelity/bits_6.json").read_text(encoding="utf-8"))
+    of = {
+        name: [
+            f"{r['relative_error_mean']:.4f}"[1:]
+            for r in record["attention"]
+            if r["precision"] == name
+        ]
+        for name in ("8bit", "sage2", "fa3-fp8")
+    }
+    ours, sage = (f"{a}, {b} and {c}" for a, b, c in (of["8bit"], of["sage2"]))
+    assert f"errors are {ours}, SageAttention 2's {sage}," in text
+    low, high = (f"{float(f(of['fa3-fp8'])):.3f}"[1:] for f in (min, max))
+    assert f"FlashAttention-3's in FP8 {low} to {high}." in text
+    shares = record["shares"]["film"]
+    lost, by_sage = (f"{shares[f'dense, {name}']:.3f}"[1:] for name in ("8 bits", "sage2"))
+    assert (
+        f"8 bits alone lose {lost} of what `piecewise` at s = .8 does, SageAttention 2 {by_sage}."
+        in text
+    )
