@@ -72,6 +72,7 @@ def spread(routing: Routing, transformer: Any, mesh: DeviceMesh, *, head_groups:
     setattr(config, HEAD_GROUPS, head_groups)
     config.setup(dist.get_rank(), dist.get_world_size(), device, mesh=mesh)
     cuts, ends, early = _places(transformer)  # which may refuse it, before anything is changed
+    patch = () if early is None else _patch_of(transformer, early.patches)  # as this may
     transformer._parallel_config = config
     for site in routing.sites:  # other attention has all of its keys on every process
         if hasattr(site.attention.processor, "_parallel_config"):
@@ -83,7 +84,7 @@ def spread(routing: Routing, transformer: Any, mesh: DeviceMesh, *, head_groups:
         (end, _Gather(routing, ulysses), _GATHER) for end in ends
     ]
     if early is not None:
-        hooks.append((early.patches, _Cut(ulysses), _CUT))
+        hooks.append((early.patches, _Cut(ulysses, patch), _CUT))
         if early.tables is not None:
             hooks.append((early.tables, _Keep(), _KEEP))
     for place, hook, name in hooks:
@@ -155,24 +156,24 @@ class _Cut(ModelHook):
     what it makes that, would be the most that a forward holds. Its kernels do not overlap.
     """
 
-    def __init__(self, ulysses: Ulysses) -> None:
+    def __init__(self, ulysses: Ulysses, patch: tuple[int, ...]) -> None:
         super().__init__()
         self.ulysses = ulysses
+        self.patch = patch
         self.begin = 0  # of the part, in the tokens of the frames that there are
         self.count = 0
 
     def pre_forward(
         self, module: nn.Module, latents: Tensor
     ) -> tuple[tuple[Tensor], dict[str, Any]]:
-        patch: tuple[int, ...] = module.kernel_size  # type: ignore[assignment]
-        frames, rows, columns = (n // p for n, p in zip(latents.shape[2:], patch, strict=True))
+        frames, rows, columns = (n // p for n, p in zip(latents.shape[2:], self.patch, strict=True))
         sizes = self.ulysses.sizes(frames * rows * columns)
         start = sum(sizes[: self.ulysses.rank])
         self.count = sizes[self.ulysses.rank]
         first = start // (rows * columns)
         last = -(-(start + self.count) // (rows * columns))
         self.begin = start - first * rows * columns
-        return (latents[:, :, first * patch[0] : last * patch[0]],), {}
+        return (latents[:, :, first * self.patch[0] : last * self.patch[0]],), {}
 
     def post_forward(self, module: nn.Module, output: Tensor) -> Tensor:
         part = output.flatten(2).narrow(2, self.begin, self.count)
@@ -187,6 +188,18 @@ class _Keep(ModelHook):
 
     def post_forward(self, module: nn.Module, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(part.clone() for part in output)
+
+
+def _patch_of(transformer: Any, name: str) -> tuple[int, ...]:
+    """Latent frames, rows and columns of a token, by the convolution that embeds them."""
+    module = transformer.get_submodule(name)
+    convolution = getattr(module, "base_layer", module)  # beneath a LoRA
+    if not isinstance(convolution, nn.Conv3d):
+        raise UnsupportedError(
+            f"{name} of {type(transformer).__name__} is {type(module).__name__} and no convolution "
+            "over patches, so that its tokens cannot be cut: use ulysses=1"
+        )
+    return tuple(convolution.kernel_size)
 
 
 def _places(transformer: Any) -> tuple[dict[str, Any], list[str], _Early | None]:

@@ -13,7 +13,7 @@ from torch import Tensor
 import rainfusion_trt
 from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models import VideoModel, VideoSize
-from rainfusion_trt.parallel.spread import _Cut, check_spread, spread, unspread
+from rainfusion_trt.parallel.spread import _Cut, _patch_of, check_spread, spread, unspread
 from rainfusion_trt.routing.parallel import Ulysses
 from tests.helpers.live_memory import peak_bytes
 from tests.helpers.process_group import in_processes
@@ -347,18 +347,35 @@ def test_every_class_has_a_plan(name):
     assert "proj_out" in plan
 
 
+@pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("patch", [(1, 2, 2), (2, 2, 2)])
 @pytest.mark.parametrize("degree", [2, 3, 5])
-def test_patches_are_made_of_the_frames_of_a_part(patch, degree):
+def test_patches_are_made_of_the_frames_of_a_part(patch, degree, lora):
     """7 x 3 x 5 tokens, none of whose frames any number of devices divides."""
-    convolution = torch.nn.Conv3d(4, 6, patch, patch)
+    model = torch.nn.Module()
+    model.patches = torch.nn.Conv3d(4, 6, patch, patch)
+    if lora:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        config = LoraConfig(r=2, target_modules=["patches"], init_lora_weights=False)
+        inject_adapter_in_model(config, model)
+    convolution = model.patches
+    assert hasattr(convolution, "base_layer") is lora
     latents = torch.randn(2, 4, *(n * p for n, p in zip((7, 3, 5), patch, strict=True)))
     whole = convolution(latents).flatten(2)
     for rank, wanted in enumerate(whole.tensor_split(degree, dim=2)):
-        cut = _Cut(Ulysses(None, degree, rank))
+        cut = _Cut(Ulysses(None, degree, rank), _patch_of(model, "patches"))
         (frames,), _ = cut.pre_forward(convolution, latents)
         tokens = wanted.shape[2]
         assert frames.shape[2] <= patch[0] * (tokens // 15 + 2)
         part = cut.post_forward(convolution, convolution(frames))
         assert part.shape == (2, 6, tokens, 1, 1)
         torch.testing.assert_close(part.flatten(2), wanted)
+        assert part.flatten(2).transpose(1, 2).is_contiguous()
+
+
+def test_patches_of_something_else_are_refused():
+    model = torch.nn.Module()
+    model.patches = torch.nn.Linear(4, 6)
+    with pytest.raises(UnsupportedError, match="patches of Module is Linear and no convolution"):
+        _patch_of(model, "patches")
