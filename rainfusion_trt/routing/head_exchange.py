@@ -77,11 +77,11 @@ class HeadExchange(NamedTuple):
 
     def send(self, *tensors: Tensor) -> Tensor:
         """Send [B, S of this device, N, D], one or several: to each device its heads."""
-        x, count = tensors[0], len(tensors)
+        like, count = tensors[0], len(tensors)
         by_token = [x.transpose(0, 1) for x in tensors]
         devices = len(self.counts)
-        if x.shape[2] % devices == 0:  # one copy
-            size = x.shape[2] // devices
+        if like.shape[2] % devices == 0:  # one copy
+            size = like.shape[2] // devices
             own = [
                 x.unflatten(2, (devices, size)).narrow(3, self.firsts[0], self.counts[0])
                 for x in by_token
@@ -91,14 +91,15 @@ class HeadExchange(NamedTuple):
             spans = zip(self.firsts, self.counts, strict=True)
             parts = [_side_by_side([x.narrow(2, *span) for x in by_token], dim=2) for span in spans]
             packed = torch.cat(parts)
-        sent, received = self._elements_of_heads(x), self._elements_of_tokens(x)
+        sent, received = self._elements_of_heads(like), self._elements_of_tokens(like)
         return self._start(packed, [count * n for n in sent], [count * n for n in received])
 
     def arrived(self, sent: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
         """[B, S, n, D] of the n heads of this device, of each tensor that was sent with these."""
-        x = tensors[0]
-        shape = (-1, x.shape[0], len(tensors), self.counts[self.rank], x.shape[3])
-        return [x.transpose(0, 1) for x in self.order.whole(wait(sent).view(shape)).unbind(2)]
+        like = tensors[0]
+        shape = (-1, like.shape[0], len(tensors), self.counts[self.rank], like.shape[3])
+        whole = self.order.whole(wait(sent).view(shape))
+        return [by_token.transpose(0, 1) for by_token in whole.unbind(2)]
 
     def send_back(self, output: Tensor) -> Tensor:
         """Send [B, S, n, D]: to each device its tokens."""
