@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from benchmarks.engine.measure import Row, milliseconds, spread
+from benchmarks.engine.measure import Row, milliseconds, release, spread
 from benchmarks.engine.parallel import slowest
 
 Run = Callable[[], Tensor]
@@ -75,6 +75,18 @@ def gain_row(way: Way, one: list[float], several: list[float]) -> Row:
     ratio = statistics.median(one) / statistics.median(several)
     efficiency = round(ratio / way.gpus, 3)
     return {**way.row("speed-up"), "times": round(ratio, 3), "efficiency": efficiency}
+
+
+def peak_gib(run: Run) -> float | None:
+    """What a run allocates at most beyond what is there before it; None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    release()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**30
 
 
 def _repeat(run: Run, calls: int) -> None:

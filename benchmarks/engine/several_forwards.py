@@ -20,6 +20,7 @@ from benchmarks.engine.several_clock import (
     Way,
     gain_row,
     mesh_of,
+    peak_gib,
     shares,
     time_in_turn,
     time_rows,
@@ -173,17 +174,13 @@ def _gains(times: Mapping[Way, list[float]]) -> list[Row]:
 
 def _peaks(forwards: Mapping[Way, Run]) -> list[Row]:
     """What a forward allocates beyond what is there before it, on the process with most."""
-    if not torch.cuda.is_available():
-        return []
     rows: list[Row] = []
     whole = 0.0
     for way, run in forwards.items():
-        release()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        torch.cuda.synchronize()
-        peak = slowest(torch.tensor((torch.cuda.max_memory_allocated() - before) / 2**30))
+        own = peak_gib(run)
+        if own is None:
+            return []
+        peak = slowest(torch.tensor(own))
         row = way.row("peak memory less weights")
         if way.gpus == 1:
             whole = peak
