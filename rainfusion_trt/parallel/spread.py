@@ -39,6 +39,7 @@ class _Early(NamedTuple):
 # By class. A plan cuts at the block, in whose call the forward still holds the whole sequence:
 # with Wan 14B at 720p, 0.7 of 4.4 GiB on every GPU, however many there are.
 _EARLY = {
+    "HunyuanVideo15Transformer3DModel": _Early("x_embedder.proj", "transformer_blocks.0"),
     "HunyuanVideoTransformer3DModel": _Early("x_embedder.proj", "transformer_blocks.0"),
     "WanTransformer3DModel": _Early("patch_embedding", "blocks.0", "rope"),
 }
