@@ -1,7 +1,7 @@
 """The service in Ray, as users start it: many clients, dead workers, a dead server.
 
 One deployment for all, since Ray takes its time to start: a tiny seeded CogVideoX on the CPU, two
-workers, a lease of four seconds.
+workers, a lease of eight seconds.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def settings(folder, journal):
     return {
         "database": f"sqlite:///{folder / 'jobs.sqlite'}",
         "content": str(folder / "content"),
-        "lease_s": 4.0,
+        "lease_s": 8.0,
         "limits": {"queued": 2 * JOBS},
         "worker": worker,
     }
