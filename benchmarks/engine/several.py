@@ -110,7 +110,7 @@ def measure(
     """All rows, the same on every process; memory and guidance at the last of the sparsities."""
     world = dist.get_world_size()
     # As in a process of its own: for the sizes of the second network torch.compile would otherwise
-    # make graphs of any size, which are slower.
+    # make graphs of any size, whose kernels know less.
     own_sizes: dict[str, Any] = {"automatic_dynamic_shapes": False}
     with torch._dynamo.config.patch(recompile_limit=GRAPHS, **own_sizes):
         rows = forward_rows(case, levels, rounds, overlap=overlap, guidance=guidance)
