@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.attention.cases import CUDNN, FA3, FLEX, OURS
 from benchmarks.attention.shapes import RANDOM
+from benchmarks.figures import save_png
 
 Row = dict[str, Any]
 _COLUMNS = 3
@@ -51,12 +52,7 @@ def draw(records: Sequence[dict[str, Any]], folder: Path) -> Path:
     grid[len(panels)].legend(
         handles.values(), handles.keys(), loc="center", fontsize=8, frameon=False
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "attention_density.png"
-    temporary = path.with_name(f".{path.name}.part")
-    figure.savefig(temporary, format="png", dpi=90, pil_kwargs={"optimize": True})
-    temporary.replace(path)
-    return path
+    return save_png(figure, folder / "attention_density.png")
 
 
 def lists_of(row: Row) -> str:

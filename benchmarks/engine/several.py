@@ -41,7 +41,8 @@ GRAPHS = 64  # of one code: a few for each number of GPUs; torch.compile gives u
 NOTE = (
     "seeded random weights, blocks through torch.compile, each size by itself. All numbers of GPUs "
     "in turn in one run, groups of fewer than all side by side; each time is that of the slowest "
-    "GPU, a third of three calls in a row; relative errors are against the forward on one GPU. "
+    "GPU, a third of three calls in a row (one call of a complete model); relative errors are "
+    "against the forward on one GPU. "
     "Peak memory is what torch allocates in a forward beyond what was allocated before it. "
     "Overlap: the heads of a GPU in two groups, of which one attends while the tokens of the other "
     "travel"

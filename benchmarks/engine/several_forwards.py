@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from benchmarks.engine.cases import Case
 from benchmarks.engine.eager import Eager
-from benchmarks.engine.measure import Row, error_row, relative_error, release
+from benchmarks.engine.measure import Row, error_row, relative_error
 from benchmarks.engine.parallel import slowest
 from benchmarks.engine.several_clock import (
     CALLS,
@@ -76,33 +76,33 @@ def forward_rows(
         times = time_in_turn(steps, rounds, calls)
         rows += time_rows(f"time of {STEP}", times)
         rows += _gains(times)
-    for one in networks.values():
-        one.routing.sparsity = sparsity
-    del networks, ways
-    release()
     return rows
+
+
+def shared(eager: Eager, way: Way, mesh: Any) -> Shared:
+    """A transformer enabled, its tokens cut over a mesh where several share them, and compiled."""
+    case = eager.case
+    routing = enable(eager.transformer, sparsity=way.sparsity, model=case.model, method=case.method)
+    overlap = way.run == OVERLAP
+    if way.gpus > 1:
+        share_tokens(routing, eager.transformer, mesh, head_groups=2 if overlap else 1)
+    compile_blocks(routing)
+    if overlap:
+        keep_order(routing)
+    return Shared(eager, routing)
 
 
 def _networks(case: Case, sparsity: float, overlap: bool) -> dict[tuple[str, int], Shared]:
     """By name and number of GPUs; all have the same weights."""
-    ways = [(FORWARD, 1)]
-    for gpus in shares(dist.get_world_size()):
-        ways += [(run, gpus) for run in ((FORWARD, OVERLAP) if overlap else (FORWARD,))]
     alone = Eager(case)
-    twins = [alone, *(alone.twin() for _ in ways[1:])]  # before one is enabled
-    networks = {}
-    for (run, gpus), eager in zip(ways, twins, strict=True):
-        routing = enable(eager.transformer, sparsity=sparsity, model=case.model, method=case.method)
-        if gpus > 1:
-            mesh = mesh_of(gpus, case.device)
-            groups = 2 if run == OVERLAP else 1
-            share_tokens(routing, eager.transformer, mesh, head_groups=groups)
-        networks[run, gpus] = Shared(eager, routing)
-    for (run, _), one in networks.items():
-        compile_blocks(one.routing)
-        if run == OVERLAP:
-            keep_order(one.routing)
-    return networks
+    twins = {Way(FORWARD, 1, sparsity): alone}  # all before one is enabled
+    for gpus in shares(dist.get_world_size()):
+        for run in (FORWARD, OVERLAP) if overlap else (FORWARD,):
+            twins[Way(run, gpus, sparsity)] = alone.twin()
+    meshes = {gpus: mesh_of(gpus, case.device) for gpus in {way.gpus for way in twins}}
+    return {
+        (way.run, way.gpus): shared(eager, way, meshes[way.gpus]) for way, eager in twins.items()
+    }
 
 
 def _steps(

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.engine.several_attention import PLANNED
 from benchmarks.engine.several_forwards import FORWARD, HALVES, OVERLAP, STEP
+from benchmarks.figures import save_png
 from rainfusion_trt.demo.console import run_app
 from rainfusion_trt.errors import InvalidInputError
 
@@ -35,11 +36,10 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder of the picture.")] = PICTURES,
 ) -> None:
     """Write ``several_gpus.png``."""
-    for path in draw(files, output):
-        print(path)
+    print(draw(files, output))
 
 
-def draw(files: Sequence[Path], folder: Path) -> list[Path]:
+def draw(files: Sequence[Path], folder: Path) -> Path:
     """A panel a file; solid lines are sparse, dotted ones dense.
 
     Raises
@@ -53,12 +53,7 @@ def draw(files: Sequence[Path], folder: Path) -> list[Path]:
         figure.subplots(1, len(files), squeeze=False).flat, records, strict=True
     ):
         _panel(axes, record)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "several_gpus.png"
-    temporary = path.with_name(f".{path.name}.part")
-    figure.savefig(temporary, format="png", dpi=90, pil_kwargs={"optimize": True})
-    temporary.replace(path)
-    return [path]
+    return save_png(figure, folder / "several_gpus.png")
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -25,13 +25,10 @@ from benchmarks.engine.eager import Eager
 from benchmarks.engine.measure import Row, release
 from benchmarks.engine.several import LAYERS
 from benchmarks.engine.several_clock import Way, mesh_of, peak_gib
+from benchmarks.engine.several_forwards import FORWARD, OVERLAP, shared
 from benchmarks.record import RESULTS, write_result
-from rainfusion_trt import enable
 from rainfusion_trt.demo.console import run_app
 from rainfusion_trt.errors import InvalidInputError
-from rainfusion_trt.parallel.spread import spread as share_tokens
-from rainfusion_trt.routing import compile_blocks
-from rainfusion_trt.routing.compiled import keep_order
 
 NOTE = (
     "seeded random weights, blocks through torch.compile. One process plays the first of so many "
@@ -71,11 +68,11 @@ def measure(case: Case, gpus: list[int], sparsity: float, *, overlap: bool) -> l
     twins = {
         Way(run, n, sparsity): alone.twin()  # before one is enabled
         for n in gpus
-        for run in (("forward", "forward, overlap") if overlap else ("forward",))
+        for run in ((FORWARD, OVERLAP) if overlap else (FORWARD,))
     }
     rows: list[Row] = []
-    for way, eager in {Way("forward", 1, sparsity): alone, **twins}.items():
-        peak = _peak(case, way, eager)
+    for way, eager in {Way(FORWARD, 1, sparsity): alone, **twins}.items():
+        peak = _peak(way, eager)
         row = way.row("peak memory less weights")
         if peak is not None:
             row["gib"] = round(peak, 3)
@@ -84,22 +81,13 @@ def measure(case: Case, gpus: list[int], sparsity: float, *, overlap: bool) -> l
     return rows
 
 
-def _peak(case: Case, way: Way, eager: Eager) -> float | None:
+def _peak(way: Way, eager: Eager) -> float | None:
     """Of one forward after another, in GiB; None on the CPU."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=way.gpus)
     try:
-        routing = enable(
-            eager.transformer, sparsity=way.sparsity, model=case.model, method=case.method
-        )
-        groups = 2 if way.run.endswith("overlap") else 1
-        if way.gpus > 1:
-            mesh = mesh_of(way.gpus, case.device)
-            share_tokens(routing, eager.transformer, mesh, head_groups=groups)
-        compile_blocks(routing)
-        if groups > 1:
-            keep_order(routing)
+        shared(eager, way, mesh_of(way.gpus, eager.case.device))
         eager()
         return peak_gib(eager)
     finally:

@@ -179,7 +179,7 @@ class _Cut(ModelHook):
     def post_forward(self, module: nn.Module, output: Tensor) -> Tensor:
         part = output.flatten(2).narrow(2, self.begin, self.count)
         # Token by token, as every later block has them: else the first block's strides are others,
-        # and torch.compile makes all graphs that follow for any size.
+        # and torch.compile makes the graphs that follow for any stride.
         by_token = part.transpose(1, 2).clone(memory_format=torch.contiguous_format)
         return by_token.transpose(1, 2)[..., None, None]
 

@@ -227,3 +227,47 @@ def test_errors_on_captured_layers():
         f"8 bits alone lose {lost} of what `piecewise` at s = .8 does, SageAttention 2 {by_sage}."
         in text
     )
+
+
+def test_two_gpus_with_graphs_of_any_size():
+    text = " ".join((ROOT / "docs/parallel.md").read_text(encoding="utf-8").split())
+    hunyuan, wan = (
+        rows_of(f"any_size/several_{name}_2") for name in ("hunyuanvideo_8-layers", "wan2.1-14b")
+    )
+    faster = [f"{gain(rows, 2, 'forward'):.2f}" for rows in (hunyuan, wan)]
+    held = [f"{gain(rows, 2, 'peak memory less weights'):.2f}"[1:] for rows in (hunyuan, wan)]
+    assert (
+        f"two GPUs were {faster[0]} (HunyuanVideo, 8 blocks of each kind) and {faster[1]}" in text
+    )
+    assert f"times faster (Wan), and held {held[0]} and {held[1]}." in text
+
+
+def test_overlap_and_guidance_of_two_gpus():
+    text = " ".join((ROOT / "docs/parallel.md").read_text(encoding="utf-8").split())
+    attention, steps, forwards = {}, {}, {}
+    for name in (
+        "several_hunyuanvideo_2",
+        "several_wan2.1-14b_2",
+        "high_priority/several_hunyuanvideo_2",
+    ):
+        rows = [row for row in rows_of(f"any_size/overlap/{name}") if "ms" in row]
+        ms = {(row["what"], row["run"], row["gpus"], row["sparsity"]): row["ms"] for row in rows}
+        attention[name] = [
+            ms["attention of one block", f"own heads and exchange{overlap}", 2, 0.8]
+            for overlap in ("", ", overlap")
+        ]
+        forwards[name] = [
+            ms["time of one forward", run, 2, 0.8] for run in ("forward", "forward, overlap")
+        ]
+        steps = {(run, gpus): v for (what, run, gpus, _), v in ms.items() if "guidance" in what}
+        if steps:
+            one, both, halves = sorted(steps.values(), reverse=True)
+    for without, overlap in forwards.values():
+        assert overlap == pytest.approx(without, rel=0.01)
+    (h, ho), (w, wo) = attention["several_hunyuanvideo_2"], attention["several_wan2.1-14b_2"]
+    assert f"took {ho:.1f} ms of HunyuanVideo instead of {h:.1f}, and {wo:.1f} of Wan 14B" in text
+    assert f"instead of {w:.1f}; forwards were as fast within 1 %" in text
+    assert f"took {one:.0f} ms on one H200, {both:.0f} on two that share its tokens" in text
+    assert f"and {halves:.0f} on two of which each computes a half" in text
+    for ratio in re.search(r"a half: ([\d.]+) and ([\d.]+) times faster", text).groups():
+        assert any(abs(float(ratio) - one / ms) <= 0.005 + 1e-9 for ms in (both, halves))
