@@ -27,6 +27,7 @@ app = typer.Typer(add_completion=False, help=__doc__)
 E4M3_LARGEST = 448.0
 TILE = 96  # keys that share a scale where it is one a tile
 STEP = 32  # keys of one instruction
+ERROR_ROWS = 4  # values that pass their errors on to the next
 KEPT_BITS = 13  # of a sum inside the tensor cores, below its largest exponent
 Tensors = tuple[Tensor, Tensor, Tensor]
 
@@ -122,6 +123,19 @@ def rounded(x: Tensor, kind: str, group: str) -> Tensor:
     return (values * scale).view_as(padded)[: len(x)]
 
 
+def passed_on(x: Tensor, share: float) -> Tensor:
+    """x [S, D] in e4m3, where of every four rows each gets a share of the error of the last one."""
+    if not share:
+        return e4m3(x)
+    result, lost = torch.empty_like(x), torch.zeros_like(x[::ERROR_ROWS])
+    for turn in range(ERROR_ROWS):
+        rows = x[turn::ERROR_ROWS]
+        wanted = rows + share * lost[: len(rows)] if turn else rows
+        result[turn::ERROR_ROWS] = e4m3(wanted)
+        lost = wanted - result[turn::ERROR_ROWS]
+    return result
+
+
 def tensor_core_sum(p: Tensor, v: Tensor, promote: int) -> Tensor:
     """p v as the tensor cores add it, in float32 from one promotion to the next."""
     total = torch.zeros(len(p), v.shape[1])
@@ -163,7 +177,8 @@ class Problem:
         pv: bool = True,
         v_centred: bool = True,
         v_recentred: bool = True,
-        peak: int = 5,
+        share: float = 0.25,
+        peak: int = 8,
         promote: int = 0,
     ) -> float:
         """Relative error of the output under these roundings."""
@@ -180,7 +195,7 @@ class Problem:
             centre = v.mean(0) if v_centred else centre
             v_scale = (v - centre).abs().amax(0) / E4M3_LARGEST
             p = e4m3(p * 2.0**peak) / 2.0**peak
-            v = e4m3((v - centre) / v_scale) * v_scale
+            v = passed_on((v - centre) / v_scale, share) * v_scale
             if v_centred and v_recentred:  # rounding has left it with a mean of its own
                 centre = centre - v.mean(0)
         product = tensor_core_sum(p, v, promote) if promote else p @ v
@@ -200,7 +215,8 @@ def variants() -> list[dict[str, Any]]:
         if not (centred and rotated)
     ]
     rows += [{"v_centred": False}, {"v_recentred": False}]
-    rows += [{"peak": peak} for peak in (0, 3, 8)]
+    rows += [{"share": share} for share in (0.0, 0.5)]
+    rows += [{"peak": peak} for peak in (0, 3, 5)]
     return rows
 
 

@@ -10,6 +10,7 @@
 namespace conformance {
 namespace {
 
+using rainfusion::BlockCut;
 using rainfusion::ExactFrames;
 using rainfusion::Extents;
 using rainfusion::most_windows;
@@ -109,13 +110,19 @@ void check_cuts(Report& report) {
     for (int32_t token = 0; token < k_cut.tokens; ++token) {
       const int32_t window = k_blocks[token] - k_cut.leading_sinks;
       const bool sink = token < k_cut.free_begin || token >= k_cut.free_end;
-      sound = sound && sink == k_cut.is_sink(k_blocks[token]);
+      const int32_t place = token - k_cut.free_begin;
+      const int32_t frame = k_cut.grid.h * k_cut.grid.w;
+      const int32_t block =
+          sink
+              ? k_cut.run_of(token)
+              : k_cut.block_of({place / frame, place % frame / k_cut.grid.w, place % k_cut.grid.w});
+      sound = sound && sink == k_cut.is_sink(k_blocks[token]) && block == k_blocks[token];
       if (sink) continue;
       below[window] += token < limit ? 1 : 0;
       if (is_exact_token(layout, token)) exact.insert(window);
       shared.emplace(q_blocks[token] - q_cut.leading_sinks, window);
     }
-    report.expect(sound, "sinks of " + what);
+    report.expect(sound, "sinks and blocks of tokens of " + what);
     bool counts = true;
     bool meetings = true;
     bool exactness = true;
@@ -126,6 +133,13 @@ void check_cuts(Report& report) {
       meetings = meetings && windows_meet(q_cut, k_cut, q, k) == (shared.count({q, k}) == 1);
     }
     for (const auto& [q, k] : shared) meetings = meetings && windows_meet(q_cut, k_cut, q, k);
+    const BlockCut runs(layout, q_cut.size);
+    bool blocks = true;
+    for (int32_t token = 0; token < runs.tokens; ++token) {
+      const int32_t block = runs.block_of(token);
+      blocks = blocks && runs.begin(block) <= token && token < runs.end(block);
+    }
+    report.expect(blocks, "blocks of tokens in " + std::to_string(runs.size));
     report.expect(counts, "tokens below " + std::to_string(limit) + " of " + what);
     report.expect(meetings, "shared tokens of " + what);
     report.expect(exactness, "exact frames of " + what);

@@ -33,6 +33,7 @@ class _Rows(NamedTuple):
     size: int  # how many they are
     keys: Tensor  # bool [S]
     means: Tensor | None  # bool [key windows]: attended to by their means
+    middle: int  # a token in the middle of them
     tiles: int  # of keys, in which a kernel has them
 
 
@@ -55,21 +56,28 @@ def _rows(call: Call, head: Head, kv_len: int) -> Iterator[_Rows]:
         else:
             keys = real & head.mask[i].repeat_interleave(lengths)
             tiles = int((head.mask[i] & starts_below).sum())
-        yield _Rows(slice(block.begin, block.end), block.end - block.begin, keys, None, tiles)
+        yield _run(block.begin, block.end, keys, tiles)
 
 
 def _window_rows(call: Call, head: Head, real: Tensor, kv_len: int) -> Iterator[_Rows]:
     windows, chosen = call.windows, head.mask
     assert windows is not None and chosen is not None
     for begin, end in windows.q_cut.sink_runs():
-        yield _Rows(slice(begin, end), end - begin, real, None, _tiles(call, kv_len))
+        yield _run(begin, end, real, _tiles(call, kv_len))
     candidates = windows.counts(kv_len) > 0
-    for tokens, kept in zip(windows.q_tokens, chosen, strict=True):
+    middles = windows.q_cut.middles(call.device).tolist()
+    for tokens, kept, middle in zip(windows.q_tokens, chosen, middles, strict=True):
         tokens = tokens[tokens >= 0]
         rest = candidates & ~kept
         tiles = _sink_tiles(call, kv_len) + int(kept.sum())
         tiles += sum(bool(tile.any()) for tile in rest.split(call.shape.k))
-        yield _Rows(tokens, len(tokens), real & windows.keys(kept), rest, tiles)
+        yield _Rows(tokens, len(tokens), real & windows.keys(kept), rest, middle, tiles)
+
+
+def _run(begin: int, end: int, keys: Tensor, tiles: int) -> _Rows:
+    """Tokens [begin, end)."""
+    size = end - begin
+    return _Rows(slice(begin, end), size, keys, None, begin + size // 2, tiles)
 
 
 def _tiles(call: Call, keys: int) -> int:
@@ -112,7 +120,8 @@ def _attend_in_eight_bits(
     lse = out.new_full(out.shape[:1], -math.inf)
     operands = eight_bit.EightBitHead(call, head, q, k, v, kv_len)
     for rows in _rows(call, head, kv_len):
-        found = operands.attend(eight_bit.RowTokens(rows.tokens, rows.keys, rows.means))
+        asked = eight_bit.RowTokens(rows.tokens, rows.keys, rows.means, rows.middle)
+        found = operands.attend(asked)
         if found is not None:
             out[rows.tokens], lse[rows.tokens] = found
     return out, lse

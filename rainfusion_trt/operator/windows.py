@@ -203,6 +203,13 @@ class WindowCut:
         first = torch.cartesian_prod(*axes).view(-1, 3) * box
         return torch.stack([first, torch.minimum(first + box, grid) - 1])
 
+    def middles(self, device: str | torch.device = "cpu") -> Tensor:
+        """int64 [windows]: the token in the middle of what of every window is in the grid."""
+        first, last = self.spans(device)
+        t, h, w = (first + (last - first + 1) // 2).unbind(1)
+        _, height, width = self.grid
+        return self.layout.free_begin + (t * height + h) * width + w
+
 
 def windows_meet(q_cut: WindowCut, k_cut: WindowCut, device: str | torch.device = "cpu") -> Tensor:
     """bool [query windows, key windows]: which share a token."""

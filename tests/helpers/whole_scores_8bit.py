@@ -7,6 +7,7 @@ there and leaves the row as it was.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -47,12 +48,14 @@ class EightBitClip:
         queries = integers(rows, amplitude)
         factor = amplitude / 127 * (call.scale * _LOG2_E / head_size)
 
-        def rounded(key: Tensor, value: Tensor, value_centre: Tensor) -> tuple[Tensor, ...]:
+        def rounded(
+            key: Tensor, value: Tensor, value_centre: Tensor, there: Tensor
+        ) -> tuple[Tensor, ...]:
             """Keys [N, tiles, n, D], their factors [N, tiles, 1, 1], and values."""
             key = rotated(key.float() - centre[:, None])
             largest = key.abs().amax((2, 3), keepdim=True).clamp(min=1e-12)
-            value = e4m3((value.float() - value_centre[:, None]) / value_scale[:, None])
-            return integers(key, largest), largest / 127, value
+            value = (value.float() - value_centre[:, None]) / value_scale[:, None]
+            return integers(key, largest), largest / 127, _with_errors_passed_on(value, there)
 
         table = _tile_table(call)
         there = (table >= 0) & (table < kv_len)  # [tiles, n]
@@ -62,12 +65,17 @@ class EightBitClip:
             torch.where(there[..., None], x[:, at].float(), middle[:, None])
             for x, middle in ((k, centre), (v, value_centre))
         )
-        keys, key_factor, values = rounded(k_there, v_there, value_centre)
+        keys, key_factor, values = rounded(k_there, v_there, value_centre, there)
         kept = torch.stack(self._keys)[:, :, at] & there  # [N, S, tiles, n]
         softmax = _Softmax(q)
-        for tile in range(len(table)):
-            scores = queries @ keys[:, tile].mT * (factor * key_factor[:, tile])
-            softmax.add(scores.masked_fill(~kept[:, :, tile], -math.inf), values[:, tile])
+        own = _tile_of_middle(call, table)
+        for its_own, tile in itertools.product((True, False), range(len(table))):
+            rows = ((own == tile) == its_own).nonzero()[:, 0]
+            if not len(rows):
+                continue
+            scores = queries[:, rows] @ keys[:, tile].mT * (factor[:, rows] * key_factor[:, tile])
+            scores = scores.masked_fill(~kept[:, rows, tile], -math.inf)
+            softmax.add(scores, values[:, tile], rows)
 
         output_centre = value_centre - value_scale * values.sum((1, 2))[:, None] / kv_len
         if call.windows is not None:
@@ -82,8 +90,9 @@ class EightBitClip:
                 for x, dim in ((all_keys, 1), (all_values, 1), (bias, 2))
             )
             for key, value, left_out in zip(*tiles, strict=True):
+                there = torch.ones(1, key.shape[1], dtype=torch.bool, device=key.device)
                 key, key_factor, value = (
-                    x[:, 0] for x in rounded(key[:, None], value[:, None], output_centre)
+                    x[:, 0] for x in rounded(key[:, None], value[:, None], output_centre, there)
                 )
                 scores = queries @ key.mT * (factor * key_factor) + left_out
                 softmax.add(scores, value)
@@ -108,6 +117,39 @@ def _tile_table(call: Call) -> Tensor:
     )
 
 
+def _with_errors_passed_on(values: Tensor, there: Tensor) -> Tensor:
+    """[N, tiles, n, D] in e4m3: of every four three get a quarter of what the one before lost."""
+    result, lost = torch.empty_like(values), torch.zeros_like(values[..., 0, :])
+    for row in range(values.shape[-2]):
+        passed_on = there[:, row, None] & (row % 4 > 0)
+        wanted = values[..., row, :] + torch.where(passed_on, lost / 4, 0.0)
+        result[..., row, :] = e4m3(wanted)
+        lost = wanted - result[..., row, :]
+    return result
+
+
+def _tile_of_middle(call: Call, table: Tensor) -> Tensor:
+    """int64 [S]: the tile with the middle token of each query's block."""
+    tile_of = torch.empty(call.layout.tokens, dtype=torch.int64, device=call.device)
+    tile_of[table[table >= 0]] = (table >= 0).nonzero()[:, 0]
+    middle = torch.empty_like(tile_of)
+    if call.windows is None:
+        for block in call.q_blocks:
+            middle[block.begin : block.end] = (block.begin + block.end) // 2
+        return tile_of[middle]
+    for begin, end in call.windows.q_cut.sink_runs():
+        middle[begin:end] = (begin + end) // 2
+    frames, height, width = call.windows.q_cut.grid
+    places = torch.cartesian_prod(*(torch.arange(n) for n in (frames, height, width)))
+    places = places.view(-1, 3).to(call.device)
+    for row in call.windows.q_tokens:
+        tokens = row[row >= 0]
+        at = places[tokens - call.layout.free_begin]
+        t, h, w = ((at.amin(0) + at.amax(0) + 1) // 2).tolist()
+        middle[tokens] = call.layout.free_begin + (t * height + h) * width + w
+    return tile_of[middle]
+
+
 def _spans(spans: list[tuple[int, int]], device: torch.device) -> Tensor:
     """int64 [spans, n]: the tokens of [begin, end) each, -1 behind them."""
     ends = torch.tensor(spans, dtype=torch.int64).view(-1, 2)
@@ -124,11 +166,16 @@ class _Softmax:
         self.sum = torch.zeros_like(self.reference)
         self.output = torch.zeros(q.shape, device=q.device)
 
-    def add(self, scores: Tensor, values: Tensor) -> None:
-        """A tile's scores to base 2 [N, S, n], -infinity for no pair, and values [N, n, D]."""
-        from_maxima = scores.amax(2, keepdim=True) - 5  # the first probabilities are up to 2^5
-        begun = self.reference.isfinite()
-        old = torch.where(begun, self.reference, from_maxima)
+    def add(self, scores: Tensor, values: Tensor, rows: Tensor | None = None) -> None:
+        """A tile's scores to base 2, -infinity for no pair, and values [N, n, D].
+
+        Scores are [N, S, n], or those of some `rows` alone.
+        """
+        at = slice(None) if rows is None else rows
+        reference = self.reference[:, at]
+        from_maxima = scores.amax(2, keepdim=True) - 8  # the first probabilities are up to 2^8
+        begun = reference.isfinite()
+        old = torch.where(begun, reference, from_maxima)
         old = torch.where(old.isfinite(), old, 0.0)  # rows that have not begun yet
         # Each of the four threads that share a row has two of every eight keys.
         p = torch.nn.functional.pad(torch.exp2(scores - old), (0, -scores.shape[2] % 8))
@@ -141,6 +188,6 @@ class _Softmax:
         new = old + by
         p = torch.exp2(scores - new)
         factor = torch.exp2(-by)
-        self.sum = self.sum * factor + p.sum(2, keepdim=True)
-        self.output = self.output * factor + e4m3(p) @ values
-        self.reference = torch.where(begun | from_maxima.isfinite(), new, -math.inf)
+        self.sum[:, at] = self.sum[:, at] * factor + p.sum(2, keepdim=True)
+        self.output[:, at] = self.output[:, at] * factor + e4m3(p) @ values
+        self.reference[:, at] = torch.where(begun | from_maxima.isfinite(), new, -math.inf)

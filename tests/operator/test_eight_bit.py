@@ -49,8 +49,22 @@ def walsh(row):
     return [sum((-1) ** (i & j).bit_count() * row[j] for j in range(size)) for i in range(size)]
 
 
-def row_by_rule(q, k, v, row, tiles, scale):
-    """One row of dense attention by the rules of docs/rainfusion.md, in float64 lists."""
+def rounded_values(values):
+    """A tile's values: of every four, three get a quarter of what rounding took from the last."""
+    rounded, lost = [], []
+    for row, value in enumerate(values):
+        before = lost if row % 4 else [0.0] * len(value)
+        wanted = [x + e / 4 for x, e in zip(value, before, strict=True)]
+        rounded.append([nearest_e4m3(x) for x in wanted])
+        lost = [x - y for x, y in zip(wanted, rounded[-1], strict=True)]
+    return rounded
+
+
+def row_by_rule(q, k, v, row, tiles, own, scale):
+    """One row of dense attention by the rules of docs/rainfusion.md, in float64 lists.
+
+    `tiles` are the tokens of each, and `own` is the one with the middle of the row's block.
+    """
     size = len(q[row])
     sample = k[::8]
     centre = [sum(key[d] for key in sample) / len(sample) for d in range(size)]
@@ -59,31 +73,39 @@ def row_by_rule(q, k, v, row, tiles, scale):
     query = walsh(q[row])
     query_unit = max(map(abs, query)) / 127
     query = [round(x / query_unit) for x in query]
-    out, total, reference = [0.0] * size, 0.0, None
+    values = []
     for begin, end in tiles:
+        scaled = [[(x - m) / u for x, m, u in zip(value, means, unit, strict=True)]
+                  for value in v[begin:end]]  # fmt: skip
+        values += rounded_values(scaled)
+    left = [sum(value[d] for value in values) / len(v) for d in range(size)]
+    out, total, reference = [0.0] * size, 0.0, None
+    for begin, end in [own, *(tile for tile in tiles if tile != own)]:
         keys = [walsh([key[d] - centre[d] for d in range(size)]) for key in k[begin:end]]
         key_unit = max(abs(x) for key in keys for x in key) / 127
         factor = query_unit * key_unit / size * scale / math.log(2)
         scores = [factor * sum(a * round(b / key_unit) for a, b in zip(query, key, strict=True))
                   for key in keys]  # fmt: skip
-        if reference is None:
-            reference = max(scores) - 5
+        first = reference is None
+        if first:
+            reference = max(scores) - 8
         p = [2 ** (s - reference) for s in scores]
         largest = max(sum(x for j, x in enumerate(p) if j % 8 // 2 == t) for t in range(4))
-        if largest > 448:
+        if largest > 448 and not first:
             # The largest becomes a power of two, and the sum at most 64.
             move = math.log2(max(p)) - math.floor(math.log2(max(p) * 64 / largest))
             reference += move
             p = [x / 2**move for x in p]
             out, total = [x / 2**move for x in out], total / 2**move
         total += sum(p)
-        for x, value in zip(p, v[begin:end], strict=True):
+        for x, value in zip(p, values[begin:end], strict=True):
             weight = nearest_e4m3(x)
             for d in range(size):
-                out[d] += weight * nearest_e4m3((value[d] - means[d]) / unit[d])
+                out[d] += weight * value[d]
     lse = math.log(total) + reference * math.log(2)
     lse += scale * sum(a * b for a, b in zip(q[row], centre, strict=True))
-    return [x / total * u + m for x, u, m in zip(out, unit, means, strict=True)], lse
+    centre = [m - u * x for m, u, x in zip(means, unit, left, strict=True)]
+    return [x / total * u + m for x, u, m in zip(out, unit, centre, strict=True)], lse
 
 
 @pytest.mark.parametrize(("spread", "rows"), [
@@ -99,7 +121,10 @@ def test_is_what_the_rules_say(spread, rows):
     tiles = [(block.begin, block.end) for block in layout.blocks(size)]
     lists = [x[0, 1].double().tolist() for x in (q, k, v)]
     for row in rows:
-        wanted, wanted_lse = row_by_rule(*lists, row, tiles, 64**-0.5)
+        (block,) = (b for b in layout.blocks(192) if b.begin <= row < b.end)
+        middle = (block.begin + block.end) // 2
+        (own,) = (tile for tile in tiles if tile[0] <= middle < tile[1])
+        wanted, wanted_lse = row_by_rule(*lists, row, tiles, own, 64**-0.5)
         # float32 moves a number here and there over the edge of two roundings.
         assert relative_error(out[0, 1, row], torch.tensor(wanted)) < 2e-3
         assert lse[0, 1, row].item() == pytest.approx(wanted_lse, abs=1e-3 * spread)

@@ -140,6 +140,20 @@ def test_runs_and_windows_hold_every_token_once(size, layout):
 
 
 @settings(max_examples=30, deadline=None)
+@given(layout=layouts, size=st.sampled_from(SIZES))
+def test_the_middle_of_a_window_is_that_of_every_axis(layout, size):
+    cut = WindowCut(layout, size)
+    _, height, width = layout.grid
+    middles = cut.middles().tolist()
+    assert len(middles) == cut.windows
+    for tokens, middle in zip(cut.tokens_of(), middles, strict=True):
+        places = tokens[tokens >= 0] - layout.free_begin
+        axes = (places // (height * width), places // width % height, places % width)
+        t, h, w = (sorted(set(axis.tolist()))[len(set(axis.tolist())) // 2] for axis in axes)
+        assert middle == layout.free_begin + (t * height + h) * width + w
+
+
+@settings(max_examples=30, deadline=None)
 @given(layout=layouts, head_size=st.sampled_from([64, 96, 128]))
 def test_windows_meet_where_they_share_a_token(layout, head_size):
     q_cut, k_cut = (WindowCut(layout, size) for size in block_shape(head_size))

@@ -28,6 +28,11 @@ constexpr float kSmallestAmplitude = 1e-12f;  // of what is divided by it
 constexpr int kCentreStride = 8;              // every eighth key counts for the centre of keys
 constexpr int kStatisticsTokens = 1024;       // of a partial sum
 
+// Of every kErrorRows keys of a tile, each value but the first's gets kErrorShare of what rounding
+// took from the one before.
+constexpr int kErrorRows = 4;
+constexpr float kErrorShare = 0.25f;
+
 // What the statistics of a head are, in rows of head_size numbers.
 enum Partial { kKeySum, kValueSum, kValueMin, kValueMax, kPartials };
 enum Centre { kKeyCentre, kValueCentre, kValueScale, kOutputCentre, kCentres };
@@ -99,7 +104,7 @@ constexpr float kScoreOrigin = 12582912.f;
 // is 2^kPeak; a thread's sum of a row's in any later one is at most kLargestSum, so that none of
 // them is too large, or the row's reference moves until its largest is a power of two again and the
 // largest such sum at most kUsualSum.
-constexpr float kPeak = 5.f;
+constexpr float kPeak = 8.f;
 constexpr float kLargestSum = kLargestE4m3;
 constexpr float kUsualSum = 64.f;
 

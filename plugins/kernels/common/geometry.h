@@ -168,6 +168,11 @@ struct BlockCut {
                                  : first_blocks + count(limit - first_tokens, size);
   }
 
+  // The block with a token.
+  RAINFUSION_HOST_DEVICE constexpr int32_t block_of(int32_t token) const {
+    return blocks_below(token + 1) - 1;
+  }
+
  private:
   RAINFUSION_HOST_DEVICE static constexpr int32_t count(int64_t tokens, int32_t size) {
     return static_cast<int32_t>(ceil_div(tokens, size));

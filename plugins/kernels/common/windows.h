@@ -73,6 +73,17 @@ struct WindowCut {
     return full < limit ? full : limit;
   }
 
+  // The run with a token that is a sink.
+  RAINFUSION_HOST_DEVICE constexpr int32_t run_of(int32_t token) const {
+    return token < free_begin ? token / size
+                              : leading_sinks + windows() + (token - free_end) / size;
+  }
+
+  // The window with a place in the grid.
+  RAINFUSION_HOST_DEVICE constexpr int32_t block_of(const Extents& at) const {
+    return leading_sinks + (at.t / box.t * counts.h + at.h / box.h) * counts.w + at.w / box.w;
+  }
+
   // First place of a window (block - leading_sinks) in the grid.
   RAINFUSION_HOST_DEVICE constexpr Extents origin(int32_t window) const {
     const int32_t row = window / counts.w;

@@ -16,6 +16,7 @@ struct KeyBlocks {
   int first;
   int last;
   int end;
+  int own;  // the one with the middle token of the query block
 
   // Word `word` of them, a bit a block.
   __device__ __forceinline__ uint32_t word(int word) const {
@@ -24,6 +25,16 @@ struct KeyBlocks {
     return allowed == 0 || mask == nullptr ? allowed : allowed & mask[word];
   }
   __device__ __forceinline__ int words() const { return (end + 31) / 32; }
+
+  // Keys near the queries go first: where their scores are the largest, references seldom move
+  // later, and the heaviest key's probability is a power of two, which e4m3 has.
+  __device__ __forceinline__ bool begin_with_own() const {
+    return own < end && (word(own / 32) >> own % 32 & 1) != 0;
+  }
+  // Those that come after it.
+  __device__ __forceinline__ uint32_t word_without_own(int index) const {
+    return index == own / 32 ? word(index) & ~(1u << own % 32) : word(index);
+  }
 
  private:
   static __device__ __forceinline__ uint32_t below(int block, int word) {
@@ -53,9 +64,10 @@ struct QueryWork {
     const int begin = p.q_cut.begin(q.block);
     const KeyList keys(p, q.batch, q.head, q.block, begin, q.sink);
     const int blocks = p.k_cut.blocks_below(keys.limit);
-    return {{0, q.batch, q.head, begin, p.q_cut.end(q.block) - begin},
+    const int rows = p.q_cut.end(q.block) - begin;
+    return {{0, q.batch, q.head, begin, rows},
             q.block,
-            {keys.mask, 0, 0, blocks, blocks},
+            {keys.mask, 0, 0, blocks, blocks, p.k_cut.block_of(begin + rows / 2)},
             0};
   }
 
@@ -67,15 +79,20 @@ struct QueryWork {
     Work work{0, q.batch, q.head, 0, 0};
     const uint32_t* mask = nullptr;
     int stop = limit;
+    int own = 0;
     if (q.window) {
       const Extents origin = cut.origin(q.block - cut.leading_sinks);
+      const Extents inside = cut.clipped(origin);
       work.begin = cut.token(origin.t, origin.h, origin.w);
-      work.rows = WindowRows::pack(cut.clipped(origin));
+      work.rows = WindowRows::pack(inside);
+      own = keys.block_of(
+          {origin.t + inside.t / 2, origin.h + inside.h / 2, origin.w + inside.w / 2});
       const int64_t head = static_cast<int64_t>(q.batch) * p.heads + q.head;
       mask = p.masks + (head * cut.blocks + q.block) * p.mask_words;
     } else {
       work.begin = cut.run_begin(q.block);
       work.rows = cut.run_end(q.block) - work.begin;
+      own = keys.run_of(work.begin + work.rows / 2);
       if (work.begin >= limit) stop = 0;
     }
     const int last = keys.leading_sinks + keys.windows();
@@ -87,7 +104,8 @@ struct QueryWork {
             {mask, leading, keys.leading_sinks, video ? last : keys.leading_sinks,
              trailing > 0 ? last + trailing
              : video      ? last
-                          : keys.leading_sinks},
+                          : keys.leading_sinks,
+             own},
             mask != nullptr && stop > 0 ? keys.windows() : 0};
   }
 };

@@ -59,6 +59,18 @@ struct BlockTokens {
   }
 };
 
+// Two numbers of e4m3, the first in the lower byte.
+__device__ __forceinline__ float2 floats_of_e4m3(__nv_fp8x2_storage_t pair) {
+  return __half22float2(__nv_cvt_fp8x2_to_halfraw2(pair, __NV_E4M3));
+}
+
+// What rounding to e4m3 takes from two numbers.
+__device__ __forceinline__ float2 error_of_e4m3(float a, float b) {
+  const float2 rounded =
+      floats_of_e4m3(__nv_cvt_float2_to_fp8x2(float2{a, b}, __NV_SATFINITE, __NV_E4M3));
+  return {a - rounded.x, b - rounded.y};
+}
+
 // A thread's share of a row: chunks of eight elements, every fourth one.
 template <int kHeadSize>
 struct RowPart {
@@ -121,6 +133,27 @@ struct RowPart {
         const float other = __shfl_xor_sync(0xffffffffu, value, bit);
         value = upper ? other - value : value + other;
       });
+    }
+  }
+
+  // Rows get some of what rounding to e4m3 does to the row before, in their order, so that the
+  // errors of neighbours add up to less.
+  __device__ __forceinline__ void pass_errors_on(bool real) {
+    const int turn = threadIdx.x / kRowThreads % kErrorRows;
+#pragma unroll
+    for (int rounded = 0; rounded + 1 < kErrorRows; ++rounded) {
+      const float share = real && turn == rounded + 1 ? kErrorShare : 0.f;
+#pragma unroll
+      for (int j = 0; j < kChunks; ++j) {
+#pragma unroll
+        for (int i = 0; i < 8; i += 2) {
+          const float2 error = error_of_e4m3(x[j][i], x[j][i + 1]);
+          const float first = __shfl_up_sync(0xffffffffu, error.x, kRowThreads);
+          const float second = __shfl_up_sync(0xffffffffu, error.y, kRowThreads);
+          x[j][i] = fmaf(share, first, x[j][i]);
+          x[j][i + 1] = fmaf(share, second, x[j][i + 1]);
+        }
+      }
     }
   }
 
@@ -212,8 +245,8 @@ __device__ __forceinline__ float sum_of_e4m3(const uint4& chunk) {
   float2 sum = {0.f, 0.f};
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const auto pair = static_cast<__nv_fp8x2_storage_t>(words[i / 2] >> i % 2 * 16);
-    const float2 values = __half22float2(__nv_cvt_fp8x2_to_halfraw2(pair, __NV_E4M3));
+    const float2 values =
+        floats_of_e4m3(static_cast<__nv_fp8x2_storage_t>(words[i / 2] >> i % 2 * 16));
     sum.x += values.x;
     sum.y += values.y;
   }
@@ -306,9 +339,12 @@ __global__ void __launch_bounds__(keys_of(kHeadSize) * kRowThreads)
     constexpr int kCentre = kPseudo ? kOutputCentre : kValueCentre;
     const float centre = __ldg(centres + kCentre * kHeadSize + channel);
     const float scale = __ldg(centres + kValueScale * kHeadSize + channel);
-    const float scaled = real ? __fdividef(x - centre, scale) : 0.f;
+    x = real ? __fdividef(x - centre, scale) : 0.f;
+  });
+  value.pass_errors_on(real);
+  value.for_each([&](float x, int channel) {
     values[spread(value_offset(kHeadSize, channel, row))] =
-        __nv_cvt_float_to_fp8(scaled, __NV_SATFINITE, __NV_E4M3);
+        __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3);
   });
   __syncthreads();
 

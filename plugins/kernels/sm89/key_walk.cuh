@@ -6,7 +6,8 @@
 
 namespace rainfusion::sm89 {
 
-// The same in all threads: tiles of the key blocks whose bits are set, then those of pseudo-keys.
+// The same in all threads: the tile of the query block's own key block, those of the others whose
+// bits are set, then those of pseudo-keys.
 template <typename Shape>
 class KeyWalk {
  public:
@@ -16,9 +17,12 @@ class KeyWalk {
   // By the CTA, whose threads pass the same work. Ends with a barrier.
   static __device__ __forceinline__ void prepare(const eight_bit::QueryWork& q,
                                                  Shared<Shape>& shared) {
-    if (threadIdx.x == 0) shared.query = q;
+    if (threadIdx.x == 0) {
+      shared.query = q;
+      shared.begin_with_own = q.keys.begin_with_own();
+    }
     for (int word = threadIdx.x; word < q.keys.words(); word += Shape::kThreads) {
-      shared.words[word] = q.keys.word(word);
+      shared.words[word] = q.keys.word_without_own(word);
     }
     __syncthreads();
   }
@@ -26,6 +30,13 @@ class KeyWalk {
   // Starts the copy of the next tile to a stage that is used up; false where there is none.
   __device__ __forceinline__ bool copy_next(int stage) {
     const eight_bit::QueryWork& q = shared_.query;
+    if (word_ == kOwn) {
+      word_ = kBeforeWords;
+      if (shared_.begin_with_own) {
+        copy(q.keys.own, stage);
+        return true;
+      }
+    }
     while (bits_ == 0 && word_ + 1 < q.keys.words()) bits_ = shared_.words[++word_];
     if (bits_ != 0) {
       copy(word_ * 32 + __ffs(bits_) - 1, stage);
@@ -56,10 +67,13 @@ class KeyWalk {
                                                           tiles.k_tile + tile);
   }
 
+  static constexpr int kBeforeWords = -1;
+  static constexpr int kOwn = -2;
+
   const EightBitParams& params_;
   Shared<Shape>& shared_;
   uint32_t bits_ = 0;  // blocks of the present word still to come
-  int word_ = -1;
+  int word_ = kOwn;
   int window_ = 0;  // the next whose pseudo-key is to come
 };
 

@@ -33,7 +33,8 @@ struct Shared {
   alignas(16) float q_factor[eight_bit::kQueries];
   eight_bit::KeyTile k_tile[Shape::kStages];
   alignas(16) float bias[Shape::kStages][Shape::kKeys];  // of pseudo-keys, to base 2
-  uint32_t words[kMaxMaskWords];                         // key blocks, a bit each
+  uint32_t words[kMaxMaskWords];                         // key blocks, a bit each, but the own one
+  bool begin_with_own;
   eight_bit::QueryWork query;
 };
 

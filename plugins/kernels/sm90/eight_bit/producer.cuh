@@ -58,8 +58,9 @@ class EightBitProducer {
     work.tiles = __reduce_add_sync(0xffffffffu, own) + eight_bit::blocks_of(q.windows, kKeys);
     if (leads()) publish(work, q.block);
     const int first_tile = head_of(work) * params_.k_tiles;  // below 65536 * 2 * kMaxKeyBlocks
+    if (keys.begin_with_own()) load(first_tile + keys.own);
     for (int first = 0; first < keys.words(); first += 32) {
-      const uint32_t bits_of_lane = keys.word(first + lane);
+      const uint32_t bits_of_lane = keys.word_without_own(first + lane);
       uint32_t words = __ballot_sync(0xffffffffu, bits_of_lane != 0);
       for (; words != 0; words &= words - 1) {
         const int word = __ffs(words) - 1;
