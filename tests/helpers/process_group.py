@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import socket
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -81,6 +81,18 @@ def in_processes(
     failures = [text for failed, text in answers if failed]
     assert not failures, "\n".join(failures)
     return [answer for _, answer in answers]
+
+
+@contextlib.contextmanager
+def one_of(world: int) -> Iterator[None]:
+    """This process as the first of so many, of which there is no other: nothing is sent."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def _run(

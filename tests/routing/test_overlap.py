@@ -21,7 +21,7 @@ from rainfusion_trt.routing.head_exchange import HeadExchange
 from rainfusion_trt.routing.parallel import Ulysses
 from rainfusion_trt.routing.site import Tokens
 from tests.helpers.live_memory import peak_bytes
-from tests.helpers.process_group import in_processes
+from tests.helpers.process_group import in_processes, one_of
 from tests.helpers.routed_models import run
 from tests.routing.test_parallel import _call, _model
 
@@ -220,22 +220,20 @@ def _by_inductor(rank: int) -> list[list[str]]:
     As one of two processes, of which there is no other: nothing is sent, and Inductor's kernels,
     which a compiler of C++ would take a minute for, do nothing.
     """
-    import torch.distributed as dist
     from torch._inductor.async_compile import AsyncCompile
     from torch._inductor.utils import run_and_get_code
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     AsyncCompile.cpp_pybinding = lambda *_args, **_kwargs: lambda *_: None
-    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("ring", "ulysses"))
     model, transformer = _model("hunyuanvideo")
     call = _call(model, transformer, 1, WIDE)
     routing = rainfusion_trt.enable(transformer, sparsity=0.6, model=model.name)
-    spread(routing, transformer, mesh, head_groups=2)
-    assert compile_blocks(routing)
-    keep_order(routing)
-    _, sources = run_and_get_code(run, transformer, call)
+    with one_of(2):
+        mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("ring", "ulysses"))
+        spread(routing, transformer, mesh, head_groups=2)
+        assert compile_blocks(routing)
+        keep_order(routing)
+        _, sources = run_and_get_code(run, transformer, call)
     names = r"_c10d_functional\.(all_to_all)_single\.default\("
     names += r"|_c10d_functional\.(wait)_tensor\.default\(|ops\.rainfusion\.(attention)\.default\("
     orders = [["".join(found) for found in re.findall(names, source)] for source in sources]
