@@ -113,9 +113,9 @@ class Ulysses(NamedTuple):
             HeadExchange(self.group, self.rank, order, firsts, counts)
             for firsts, counts in self._rows(query.shape[2])
         ]
-        run = _overlapping if len(rows) > 1 else _in_turn
-        returning = run(rows, qkv, attend)
-        received = [wait(sent) for sent in returning]
+        if len(rows) == 1:
+            return _in_turn(rows[0], qkv, attend)
+        received = [wait(sent) for sent in _overlapping(rows, qkv, attend)]
         if query.shape[2] % self.degree == 0:  # one copy
             shape = (self.degree, query.shape[1], query.shape[0], -1, query.shape[3])
             parts = [x.view(shape).permute(2, 1, 0, 3, 4) for x in received]
@@ -139,13 +139,12 @@ class Ulysses(NamedTuple):
         return rows
 
 
-def _in_turn(rows: Sequence[HeadExchange], qkv: Sequence[Tensor], attend: Attend) -> list[Tensor]:
+def _in_turn(row: HeadExchange, qkv: Sequence[Tensor], attend: Attend) -> Tensor:
     """One after the other, so that no more than one of them is in two buffers at a time."""
-    (row,) = rows
-    whole = [arrived for x in qkv for arrived in row.arrived(row.send(x), [x])]
+    whole = [row.exchange(x) for x in qkv]
     output = attend(*whole)
     del whole  # before there are two buffers of the output
-    return [row.send_back(output)]
+    return row.exchange_back(output)
 
 
 def _overlapping(

@@ -104,7 +104,14 @@ class _Layer:
             layer._sent[id(arriving)] = x.view_as(x)
             return arriving
 
+        def at_once(
+            row: HeadExchange, parts: list[Tensor], sent: list[Any], received: list[list[int]]
+        ) -> Tensor:
+            layer.seen.append("exchange")
+            return torch.empty(sum(map(sum, received)), dtype=parts[0].dtype)
+
         monkeypatch.setattr(HeadExchange, "_start", start)
+        monkeypatch.setattr(HeadExchange, "_exchange_runs", at_once)
         for module in (head_exchange, parallel):
             monkeypatch.setattr(module, "wait", self.wait)
 
@@ -127,6 +134,9 @@ def _inputs(place: str) -> tuple[Tokens, Tensor, Tensor, Tensor]:
 def test_the_second_group_travels_while_the_first_one_attends(monkeypatch):
     layer = _Layer(monkeypatch)
     Ulysses(None, 2, 0).attention(*_inputs("last"), layer.attend)
+    assert layer.seen == ["exchange"] * 3 + ["attend", "exchange"]
+    layer.seen.clear()
+    Ulysses(None, 2, 0).attention(*_inputs("none"), layer.attend)
     assert layer.seen == ["send", "wait"] * 3 + ["attend", "send", "wait"]
     layer.seen.clear()
     Ulysses(None, 2, 0, 2).attention(*_inputs("last"), layer.attend)
