@@ -14,7 +14,7 @@ import torch.distributed as dist
 from diffusers.hooks.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
-from rainfusion_trt.errors import UnsupportedError
+from rainfusion_trt.errors import InvalidInputError, UnsupportedError
 from rainfusion_trt.models.transformer import uncompiled
 from rainfusion_trt.routing.parallel import HEAD_GROUPS, Ulysses
 from rainfusion_trt.routing.parallel_plan import cp_plan
@@ -28,21 +28,23 @@ _GATHER, _CUT, _KEEP = "rainfusion_gather", "rainfusion_cut", "rainfusion_keep"
 
 
 class _Early(NamedTuple):
-    """Modules by name: a convolution, the first block, before which its output is but flattened,
-    and what makes the rotary tables, where the plan cuts them."""
+    """Modules by name: convolutions whose outputs are but flattened before the first block, and
+    what makes the rotary tables, where the plan cuts them."""
 
-    patches: str
-    block: str
+    patches: tuple[str, ...]
     tables: str | None = None
 
 
 # By class. A plan cuts at the block, in whose call the forward still holds the whole sequence:
 # with Wan 14B at 720p, 0.7 of 4.4 GiB on every GPU, however many there are.
 _EARLY = {
-    "HunyuanVideo15Transformer3DModel": _Early("x_embedder.proj", "transformer_blocks.0"),
-    "HunyuanVideoTransformer3DModel": _Early("x_embedder.proj", "transformer_blocks.0"),
-    "WanTransformer3DModel": _Early("patch_embedding", "blocks.0", "rope"),
+    "HunyuanVideo15Transformer3DModel": _Early(("x_embedder.proj",)),
+    "HunyuanVideoTransformer3DModel": _Early(("x_embedder.proj",)),
+    "SkyReelsV2Transformer3DModel": _Early(("patch_embedding",), "rope"),
+    "WanTransformer3DModel": _Early(("patch_embedding",), "rope"),
+    "WanVACETransformer3DModel": _Early(("patch_embedding", "vace_patch_embedding"), "rope"),
 }
+_OF_PATCHES = ("hidden_states", "control_hidden_states")  # what blocks call what is made of them
 
 
 def spread(routing: Routing, transformer: Any, mesh: DeviceMesh, *, head_groups: int = 1) -> None:
@@ -72,8 +74,11 @@ def spread(routing: Routing, transformer: Any, mesh: DeviceMesh, *, head_groups:
     device = torch.device(mesh.device_type)
     setattr(config, HEAD_GROUPS, head_groups)
     config.setup(dist.get_rank(), dist.get_world_size(), device, mesh=mesh)
-    cuts, ends, early = _places(transformer)  # which may refuse it, before anything is changed
-    patch = () if early is None else _patch_of(transformer, early.patches)  # as this may
+    # Both may refuse it, before anything is changed.
+    cuts, ends, early = _places(transformer)
+    patches = (
+        {} if early is None else {name: _patch_of(transformer, name) for name in early.patches}
+    )
     transformer._parallel_config = config
     for site in routing.sites:  # other attention has all of its keys on every process
         if hasattr(site.attention.processor, "_parallel_config"):
@@ -84,10 +89,13 @@ def spread(routing: Routing, transformer: Any, mesh: DeviceMesh, *, head_groups:
     hooks: list[tuple[str, ModelHook, str]] = [
         (end, _Gather(routing, ulysses), _GATHER) for end in ends
     ]
-    if early is not None:
-        hooks.append((early.patches, _Cut(ulysses, patch), _CUT))
-        if early.tables is not None:
-            hooks.append((early.tables, _Keep(), _KEEP))
+    first: _Cut | None = None
+    for name, patch in patches.items():
+        cut = _Cut(ulysses, patch, first)
+        first = first or cut
+        hooks.append((name, cut, _CUT))
+    if early is not None and early.tables is not None:
+        hooks.append((early.tables, _Keep(), _KEEP))
     for place, hook, name in hooks:
         module = transformer.get_submodule(place)
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
@@ -155,19 +163,33 @@ class _Cut(ModelHook):
 
     The convolution has but the frames that the part is in, as what it makes of all of them, and of
     what it makes that, would be the most that a forward holds. Its kernels do not overlap.
+
+    Attributes
+    ----------
+    first : _Cut or None
+        That of the convolution before, whose tokens are as many.
     """
 
-    def __init__(self, ulysses: Ulysses, patch: tuple[int, ...]) -> None:
+    def __init__(self, ulysses: Ulysses, patch: tuple[int, ...], first: _Cut | None = None) -> None:
         super().__init__()
         self.ulysses = ulysses
         self.patch = patch
+        self.first = first
+        self.grid: tuple[int, ...] = ()  # of all tokens
         self.begin = 0  # of the part, in the tokens of the frames that there are
         self.count = 0
 
     def pre_forward(
         self, module: nn.Module, latents: Tensor
     ) -> tuple[tuple[Tensor], dict[str, Any]]:
-        frames, rows, columns = (n // p for n, p in zip(latents.shape[2:], self.patch, strict=True))
+        self.grid = tuple(n // p for n, p in zip(latents.shape[2:], self.patch, strict=True))
+        if self.first is not None and self.grid != self.first.grid:
+            raise InvalidInputError(
+                f"control of {'x'.join(map(str, self.grid))} tokens beside a clip of "
+                f"{'x'.join(map(str, self.first.grid))}: processes that share a clip need as many "
+                "of both"
+            )
+        frames, rows, columns = self.grid
         sizes = self.ulysses.sizes(frames * rows * columns)
         start = sum(sizes[: self.ulysses.rank])
         self.count = sizes[self.ulysses.rank]
@@ -208,9 +230,13 @@ def _places(transformer: Any) -> tuple[dict[str, Any], list[str], _Early | None]
     plan = cp_plan(transformer)
     early = _EARLY.get(uncompiled(transformer).__class__.__name__)
     if early is not None:
-        others = {
-            name: cut for name, cut in plan.pop(early.block).items() if name != "hidden_states"
-        }
-        plan |= {early.block: others} if others else {}
-    cuts = {name: part for name, part in plan.items() if isinstance(part, dict)}
-    return cuts, [name for name in plan if name not in cuts], early
+        plan = {name: _without_patches(cut) for name, cut in plan.items()}
+    cuts = {name: part for name, part in plan.items() if isinstance(part, dict) and part}
+    return cuts, [name for name, part in plan.items() if not isinstance(part, dict)], early
+
+
+def _without_patches(cut: Any) -> Any:
+    """What a plan cuts at a module, but for what is made of patches."""
+    if not isinstance(cut, dict):
+        return cut
+    return {argument: how for argument, how in cut.items() if argument not in _OF_PATCHES}

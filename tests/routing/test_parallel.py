@@ -178,7 +178,9 @@ def _by_diffusers(mesh: Any) -> Answers:
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize("name", ["wan2.1-1.3b", "hunyuanvideo"])
+@pytest.mark.parametrize(
+    "name", ["wan2.1-1.3b", "hunyuanvideo", "wan2.1-vace-1.3b", "skyreels-v2-14b"]
+)
 def test_memory_of_a_process_is_its_part(name, processes):
     """Of the first process, whose part is the largest; nothing is sent.
 
@@ -366,6 +368,16 @@ def test_patches_are_made_of_the_frames_of_a_part(patch, degree, lora):
         assert part.shape == (2, 6, tokens, 1, 1)
         torch.testing.assert_close(part.flatten(2), wanted)
         assert part.flatten(2).transpose(1, 2).is_contiguous()
+
+
+def test_control_of_other_tokens_is_refused():
+    convolution = torch.nn.Conv3d(4, 6, (1, 2, 2), (1, 2, 2))
+    clip = _Cut(Ulysses(None, 2, 0), (1, 2, 2))
+    control = _Cut(Ulysses(None, 2, 0), (1, 2, 2), clip)
+    clip.pre_forward(convolution, torch.randn(1, 4, 7, 6, 10))
+    control.pre_forward(convolution, torch.randn(1, 4, 7, 6, 10))
+    with pytest.raises(InvalidInputError, match="control of 6x3x5 tokens beside a clip of 7x3x5"):
+        control.pre_forward(convolution, torch.randn(1, 4, 6, 6, 10))
 
 
 def test_patches_of_something_else_are_refused():
