@@ -21,6 +21,7 @@ if has_gpu; then
   exec python -m pytest -m "not rehearsal" "$@"
 fi
 # A worker for each core, with one thread each, since tests are of tiny tensors. Files stay whole for
-# the sake of their fixtures.
+# the sake of their fixtures, in the order of tests/conftest.py.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MKL_NUM_THREADS="${MKL_NUM_THREADS:-1}"
-exec python -m pytest -m "not rehearsal and not gpu" --numprocesses auto --dist loadfile "$@"
+exec python -m pytest -m "not rehearsal and not gpu" --numprocesses auto --dist loadfile \
+  --no-loadscope-reorder "$@"
