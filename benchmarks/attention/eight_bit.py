@@ -185,7 +185,7 @@ class Problem:
         k = self.k - self.k[::8].mean(0) if centred else self.k
         q, k = (x @ hadamard(x.shape[1]) if rotated else x for x in (self.q, k))
         scores = rounded(q, qk, q_scale) @ rounded(k, qk, k_scale).T * self.scale
-        # The reference of a row is the largest score of its first tile, as in the kernel.
+        # The reference of a row is the largest score of a tile, or of all where that is larger.
         reference = scores[:, :TILE].amax(1, keepdim=True)
         growth = (scores.amax(1, keepdim=True) - reference).clamp(min=0)
         p = torch.exp(scores - reference - growth)

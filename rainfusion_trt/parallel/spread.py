@@ -89,10 +89,10 @@ def spread(routing: Routing, transformer: Any, mesh: DeviceMesh, *, head_groups:
     hooks: list[tuple[str, ModelHook, str]] = [
         (end, _Gather(routing, ulysses), _GATHER) for end in ends
     ]
-    first: _Cut | None = None
+    clip: _Cut | None = None
     for name, patch in patches.items():
-        cut = _Cut(ulysses, patch, first)
-        first = first or cut
+        cut = _Cut(ulysses, patch, clip)
+        clip = clip or cut
         hooks.append((name, cut, _CUT))
     if early is not None and early.tables is not None:
         hooks.append((early.tables, _Keep(), _KEEP))
@@ -166,40 +166,43 @@ class _Cut(ModelHook):
 
     Attributes
     ----------
-    first : _Cut or None
-        That of the convolution before, whose tokens are as many.
+    clip : _Cut or None
+        That of the clip, for control of as many tokens or fewer, which zeros follow as in
+        diffusers.
     """
 
-    def __init__(self, ulysses: Ulysses, patch: tuple[int, ...], first: _Cut | None = None) -> None:
+    def __init__(self, ulysses: Ulysses, patch: tuple[int, ...], clip: _Cut | None = None) -> None:
         super().__init__()
         self.ulysses = ulysses
         self.patch = patch
-        self.first = first
-        self.grid: tuple[int, ...] = ()  # of all tokens
+        self.clip = clip
+        self.tokens = 0  # of all processes
         self.begin = 0  # of the part, in the tokens of the frames that there are
         self.count = 0
+        self.missing = 0  # behind them
 
     def pre_forward(
         self, module: nn.Module, latents: Tensor
     ) -> tuple[tuple[Tensor], dict[str, Any]]:
-        self.grid = tuple(n // p for n, p in zip(latents.shape[2:], self.patch, strict=True))
-        if self.first is not None and self.grid != self.first.grid:
-            raise InvalidInputError(
-                f"control of {'x'.join(map(str, self.grid))} tokens beside a clip of "
-                f"{'x'.join(map(str, self.first.grid))}: processes that share a clip need as many "
-                "of both"
-            )
-        frames, rows, columns = self.grid
-        sizes = self.ulysses.sizes(frames * rows * columns)
-        start = sum(sizes[: self.ulysses.rank])
-        self.count = sizes[self.ulysses.rank]
-        first = start // (rows * columns)
-        last = -(-(start + self.count) // (rows * columns))
+        frames, rows, columns = (n // p for n, p in zip(latents.shape[2:], self.patch, strict=True))
+        self.tokens = frames * rows * columns
+        whole = self.tokens if self.clip is None else self.clip.tokens
+        if self.tokens > whole:
+            raise InvalidInputError(f"control of {self.tokens} tokens beside a clip of {whole}")
+        sizes = self.ulysses.sizes(whole)
+        start, size = sum(sizes[: self.ulysses.rank]), sizes[self.ulysses.rank]
+        start = min(start, self.tokens)
+        self.count = min(size, self.tokens - start)
+        self.missing = size - self.count
+        first = min(start // (rows * columns), frames - 1)
+        last = max(first + 1, -(-(start + self.count) // (rows * columns)))
         self.begin = start - first * rows * columns
         return (latents[:, :, first * self.patch[0] : last * self.patch[0]],), {}
 
     def post_forward(self, module: nn.Module, output: Tensor) -> Tensor:
         part = output.flatten(2).narrow(2, self.begin, self.count)
+        if self.missing:
+            part = nn.functional.pad(part, (0, self.missing))
         # Token by token, as every later block has them: else the first block's strides are others,
         # and torch.compile makes the graphs that follow for any stride.
         by_token = part.transpose(1, 2).clone(memory_format=torch.contiguous_format)

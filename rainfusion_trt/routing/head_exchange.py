@@ -82,8 +82,11 @@ class HeadExchange(NamedTuple):
     firsts: list[int]
     counts: list[int]
 
-    def exchange(self, x: Tensor) -> Tensor:
-        """[B, S, n, D] of the n heads of this device, of [B, S of this device, N, D]."""
+    def exchange(self, x: Tensor, after: Tensor | None = None) -> Tensor:
+        """[B, S, n, D] of the n heads of this device, of [B, S of this device, N, D].
+
+        `after` is what the exchange before this one gave, behind which this one has to come.
+        """
         runs = self.order.runs()
         if len(runs) == 1:
             (whole,) = self.arrived(self.send(x), [x])
@@ -91,7 +94,7 @@ class HeadExchange(NamedTuple):
         parts = x.split([run[self.rank] for run in runs], dim=1)
         sent = [self._elements_of_heads(x, run[self.rank]) for run in runs]
         received = [self._elements_of_tokens(x, run) for run in runs]
-        arrived = self._exchange_runs([self._pack(part) for part in parts], sent, received)
+        arrived = self._exchange_runs([self._pack(part) for part in parts], after, sent, received)
         shape = (-1, x.shape[0], self.counts[self.rank], x.shape[3])
         return arrived.view(shape).transpose(0, 1)
 
@@ -105,7 +108,7 @@ class HeadExchange(NamedTuple):
             parts = [part.reshape(-1) for part in by_token.split([sum(run) for run in runs])]
             sent = [self._elements_of_tokens(output, run) for run in runs]
             received = [self._elements_of_heads(output, run[self.rank]) for run in runs]
-            arrived = self._exchange_runs(parts, sent, received)
+            arrived = self._exchange_runs(parts, None, sent, received)
             returned = list(arrived.split([sum(elements) for elements in received]))
         devices, count = len(self.counts), self.counts[self.rank]
         if sum(self.counts) == devices * count:  # one copy
@@ -144,9 +147,11 @@ class HeadExchange(NamedTuple):
     def by_device(self, returned: Tensor, like: Tensor) -> list[Tensor]:
         """[tokens, B, n, D] of the n heads of each device, of what was sent back to this one."""
         tokens = returned.numel() // (like.shape[0] * sum(self.counts) * like.shape[3])
-        shape = (tokens, like.shape[0], -1, like.shape[3])
         parts = returned.split(self._elements_of_heads(like, tokens))
-        return [part.view(shape) for part in parts]
+        return [
+            part.view(tokens, like.shape[0], count, like.shape[3])
+            for part, count in zip(parts, self.counts, strict=True)
+        ]
 
     def _pack(self, *tensors: Tensor) -> Tensor:
         """Flat, device by device: its heads of [B, S of this device, N, D], one or several."""
@@ -175,12 +180,18 @@ class HeadExchange(NamedTuple):
         return [number * x.shape[0] * count * x.shape[3] for number in tokens]
 
     def _exchange_runs(
-        self, parts: Sequence[Tensor], sent: Sequence[list[int]], received: Sequence[list[int]]
+        self,
+        parts: Sequence[Tensor],
+        after: Tensor | None,
+        sent: Sequence[list[int]],
+        received: Sequence[list[int]],
     ) -> Tensor:
         """Send each device its elements of both, and wait: what arrives, one behind the other."""
         first, last = (x.contiguous() for x in parts)
         counts = (sent[0], received[0], sent[1], received[1])
-        return torch.ops.rainfusion.exchange_runs(first, last, *counts, self.group.group_name)
+        return torch.ops.rainfusion.exchange_runs(
+            first, last, after, *counts, self.group.group_name
+        )
 
     def _start(self, x: Tensor, sent: list[int], received: list[int]) -> Tensor:
         """Send each device its elements of `x`; those of all devices in a row, once waited for.

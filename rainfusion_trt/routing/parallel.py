@@ -141,7 +141,9 @@ class Ulysses(NamedTuple):
 
 def _in_turn(row: HeadExchange, qkv: Sequence[Tensor], attend: Attend) -> Tensor:
     """One after the other, so that no more than one of them is in two buffers at a time."""
-    whole = [row.exchange(x) for x in qkv]
+    whole: list[Tensor] = []
+    for x in qkv:
+        whole.append(row.exchange(x, whole[-1] if whole else None))
     output = attend(*whole)
     del whole  # before there are two buffers of the output
     return row.exchange_back(output)

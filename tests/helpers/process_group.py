@@ -84,11 +84,11 @@ def in_processes(
 
 
 @contextlib.contextmanager
-def one_of(world: int) -> Iterator[None]:
-    """This process as the first of so many, of which there is no other: nothing is sent."""
+def one_of(world: int, rank: int = 0) -> Iterator[None]:
+    """This process as one of so many, of which there is no other: nothing is sent."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     try:
         yield
     finally:

@@ -105,7 +105,11 @@ class _Layer:
             return arriving
 
         def at_once(
-            row: HeadExchange, parts: list[Tensor], sent: list[Any], received: list[list[int]]
+            row: HeadExchange,
+            parts: list[Tensor],
+            after: Tensor | None,
+            sent: list[Any],
+            received: list[list[int]],
         ) -> Tensor:
             layer.seen.append("exchange")
             return torch.empty(sum(map(sum, received)), dtype=parts[0].dtype)
@@ -260,3 +264,44 @@ def test_a_compiled_block_keeps_the_order():
         second = order.index("attention", first + 1)
         assert order[:first] == ["all_to_all", "wait", "all_to_all"]
         assert order[first + 1 : second] == ["all_to_all", "wait"]
+
+
+def _exchanges_of(rank: int, device: int) -> list[tuple[list[str], list[str]]]:
+    """Of every compiled graph: what its exchanges give, in their order, and what it attends to."""
+    from torch._inductor.async_compile import AsyncCompile
+    from torch._inductor.utils import run_and_get_code
+    from torch.distributed.device_mesh import init_device_mesh
+
+    AsyncCompile.cpp_pybinding = lambda *_args, **_kwargs: lambda *_: None
+    model, transformer = _model("hunyuanvideo", num_attention_heads=3)
+    call = _call(model, transformer, 1, VideoSize(9, 64, 64))
+    routing = rainfusion_trt.enable(
+        transformer, sparsity=0.6, model=model.name, method="rainfusion"
+    )
+    with one_of(2, device):
+        mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("ring", "ulysses"))
+        spread(routing, transformer, mesh)
+        assert compile_blocks(routing)
+        _, sources = run_and_get_code(run, transformer, call)
+    found = []
+    for source in sources:
+        given = re.findall(r"(\w+) = torch\.ops\.rainfusion\.exchange_runs\.default\(", source)
+        attends = re.findall(r"ops\.rainfusion\.attention\.default\((.*)", source)
+        names = dict(re.findall(r"^ +(buf\d+) = (buf\d+)$", source, re.MULTILINE))
+        if attends:
+            attended = re.findall(r"buf\d+", attends[0])[:3]
+            found.append((given, [names.get(name, name) for name in attended]))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", [0, 1])
+def test_compiled_devices_exchange_in_one_order(device):
+    """q, k and v have as many elements: in another order one would be taken for the other.
+
+    Of numbers of heads and of tokens that two devices have uneven parts of.
+    """
+    (found,) = in_processes(_exchanges_of, 1, device, group=False)
+    assert len(found) >= 2  # kinds of blocks
+    for given, attended in found:
+        assert len(given) == 4 and given[:3] == attended

@@ -370,14 +370,24 @@ def test_patches_are_made_of_the_frames_of_a_part(patch, degree, lora):
         assert part.flatten(2).transpose(1, 2).is_contiguous()
 
 
-def test_control_of_other_tokens_is_refused():
+@pytest.mark.parametrize("frames", [1, 3, 4, 7])
+@pytest.mark.parametrize("degree", [2, 3, 5])
+def test_zeros_follow_control_of_fewer_frames(degree, frames):
+    """As diffusers appends them for Wan VACE: behind the clip's last token of control."""
     convolution = torch.nn.Conv3d(4, 6, (1, 2, 2), (1, 2, 2))
-    clip = _Cut(Ulysses(None, 2, 0), (1, 2, 2))
-    control = _Cut(Ulysses(None, 2, 0), (1, 2, 2), clip)
-    clip.pre_forward(convolution, torch.randn(1, 4, 7, 6, 10))
-    control.pre_forward(convolution, torch.randn(1, 4, 7, 6, 10))
-    with pytest.raises(InvalidInputError, match="control of 6x3x5 tokens beside a clip of 7x3x5"):
-        control.pre_forward(convolution, torch.randn(1, 4, 6, 6, 10))
+    latents, control = (torch.randn(2, 4, n, 6, 10) for n in (7, frames))
+    wanted = convolution(control).flatten(2)
+    wanted = torch.nn.functional.pad(wanted, (0, 7 * 15 - wanted.shape[2]))
+    for rank, part in enumerate(wanted.tensor_split(degree, dim=2)):
+        ulysses = Ulysses(None, degree, rank)
+        clip = _Cut(ulysses, (1, 2, 2))
+        cut = _Cut(ulysses, (1, 2, 2), clip)
+        clip.pre_forward(convolution, latents)
+        (some,), _ = cut.pre_forward(convolution, control)
+        found = cut.post_forward(convolution, convolution(some))
+        torch.testing.assert_close(found.flatten(2), part)
+    with pytest.raises(InvalidInputError, match="control of 120 tokens beside a clip of 105"):
+        cut.pre_forward(convolution, torch.randn(1, 4, 8, 6, 10))
 
 
 def test_patches_of_something_else_are_refused():
