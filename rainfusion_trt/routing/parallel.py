@@ -141,11 +141,13 @@ class Ulysses(NamedTuple):
 
 def _in_turn(row: HeadExchange, qkv: Sequence[Tensor], attend: Attend) -> Tensor:
     """One after the other, so that no more than one of them is in two buffers at a time."""
-    whole: list[Tensor] = []
-    for x in qkv:
-        whole.append(row.exchange(x, whole[-1] if whole else None))
-    output = attend(*whole)
-    del whole  # before there are two buffers of the output
+    query, key, value = qkv
+    # Values first: they have neither norm nor rotary, whose operands would wait beside them.
+    value = row.exchange(value)
+    query = row.exchange(query, value)
+    key = row.exchange(key, query)
+    output = attend(query, key, value)
+    del query, key, value  # before there are two buffers of the output
     return row.exchange_back(output)
 
 

@@ -266,8 +266,9 @@ def test_a_compiled_block_keeps_the_order():
         assert order[first + 1 : second] == ["all_to_all", "wait"]
 
 
-def _exchanges_of(rank: int, device: int) -> list[tuple[list[str], list[str]]]:
-    """Of every compiled graph: what its exchanges give, in their order, and what it attends to."""
+def _exchanges_of(rank: int, device: int) -> list[tuple[list[str], list[str], list[str]]]:
+    """Of every compiled graph: what its exchanges give and what they come after, in their order,
+    and what it attends to."""
     from torch._inductor.async_compile import AsyncCompile
     from torch._inductor.utils import run_and_get_code
     from torch.distributed.device_mesh import init_device_mesh
@@ -285,12 +286,18 @@ def _exchanges_of(rank: int, device: int) -> list[tuple[list[str], list[str]]]:
         _, sources = run_and_get_code(run, transformer, call)
     found = []
     for source in sources:
-        given = re.findall(r"(\w+) = torch\.ops\.rainfusion\.exchange_runs\.default\(", source)
-        attends = re.findall(r"ops\.rainfusion\.attention\.default\((.*)", source)
         names = dict(re.findall(r"^ +(buf\d+) = (buf\d+)$", source, re.MULTILINE))
+        tensors = r"(buf\d+|None)\b"
+
+        def operands(call: str, names: dict[str, str] = names, tensors: str = tensors) -> list[str]:
+            return [names.get(name, name) for name in re.findall(tensors, call)]
+
+        exchanges = re.findall(r"(\w+) = torch\.ops\.rainfusion\.exchange_runs.*?\((.*)", source)
+        attends = re.findall(r"ops\.rainfusion\.attention\.default\((.*)", source)
         if attends:
-            attended = re.findall(r"buf\d+", attends[0])[:3]
-            found.append((given, [names.get(name, name) for name in attended]))
+            given = [name for name, _ in exchanges]
+            after = [operands(call)[2] for _, call in exchanges]
+            found.append((given, after, operands(attends[0])[:3]))
     return found
 
 
@@ -303,5 +310,6 @@ def test_compiled_devices_exchange_in_one_order(device):
     """
     (found,) = in_processes(_exchanges_of, 1, device, group=False)
     assert len(found) >= 2  # kinds of blocks
-    for given, attended in found:
-        assert len(given) == 4 and given[:3] == attended
+    for given, after, (query, key, value) in found:
+        assert given[:3] == [value, query, key] and len(given) == 4
+        assert after == ["None", value, query, "None"]
