@@ -29,6 +29,7 @@ from rainfusion_trt.routing.parallel import Attend, Ulysses
 from rainfusion_trt.routing.site import Tokens
 
 WHOLE, OWN, EXCHANGE = "all heads, one GPU", "own heads", "exchange alone"
+SENT = "what is sent, alone"  # the exchange without copies
 SHARED, OVERLAPPING = "own heads and exchange", "own heads and exchange, overlap"
 PLANNED, EXCHANGED = "attention with planning", "attention with planning and exchange"
 _GAINS = {OWN: PLANNED, SHARED: EXCHANGED, OVERLAPPING: f"{EXCHANGED}, overlap"}
@@ -77,6 +78,7 @@ def _runs(case: Case, levels: Sequence[float], overlap: bool) -> dict[Way, Run]:
         local = [x[:, :, :mine].transpose(1, 2).contiguous() for x in (q, k, v)]
         exchanged = partial(_exchanged, tokens, local)
         runs[Way(EXCHANGE, gpus, 0.0)] = partial(exchanged, ulysses, lambda q, _k, _v: q)
+        runs[Way(SENT, gpus, 0.0)] = partial(_sent, ulysses, tokens, local[0])
         for s in levels:
             runs[Way(OWN, gpus, s)] = partial(attend[s], *own)
             runs[Way(SHARED, gpus, s)] = partial(exchanged, ulysses, attend[s])
@@ -100,6 +102,21 @@ def _attend(case: Case, layout: AttentionLayout, sparsity: float) -> Attend:
         )
 
     return attend
+
+
+def _sent(ulysses: Ulysses, tokens: Tokens, own: Tensor) -> Tensor:
+    """As much as q, k and v are, sent to other GPUs, and as much as the output is, sent back."""
+    batch, _, heads, head_size = own.shape
+    row = batch * head_size
+    mine = ulysses.own(heads)
+    here = [own.shape[1] * row * count for count in ulysses.sizes(heads)]
+    parts = (ulysses.sizes(n) for n in (tokens.grid.numel(), tokens.text_tokens))
+    there = [(video + text) * row * mine for video, text in zip(*parts, strict=True)]
+    arrived, returned = own.new_empty(sum(there)), own.new_empty(sum(here))
+    for _ in range(3):
+        dist.all_to_all_single(arrived, own.view(-1), there, here, group=ulysses.group)
+    dist.all_to_all_single(returned, arrived, here, there, group=ulysses.group)
+    return returned
 
 
 def _exchanged(tokens: Tokens, local: list[Tensor], ulysses: Ulysses, attend: Attend) -> Tensor:

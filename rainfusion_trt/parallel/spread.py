@@ -188,7 +188,10 @@ class _Cut(ModelHook):
         self.tokens = frames * rows * columns
         whole = self.tokens if self.clip is None else self.clip.tokens
         if self.tokens > whole:
-            raise InvalidInputError(f"control of {self.tokens} tokens beside a clip of {whole}")
+            raise InvalidInputError(
+                f"control of {self.tokens} tokens beside a clip of {whole}: give it as many frames "
+                "and pixels as the clip, or fewer"
+            )
         sizes = self.ulysses.sizes(whole)
         start, size = sum(sizes[: self.ulysses.rank]), sizes[self.ulysses.rank]
         start = min(start, self.tokens)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from benchmarks.engine import several
 from benchmarks.engine.cases import Case
 from benchmarks.engine.parallel_tables import several as table
-from benchmarks.engine.several_attention import EXCHANGE, OVERLAPPING, OWN, SHARED, WHOLE
+from benchmarks.engine.several_attention import EXCHANGE, OVERLAPPING, OWN, SENT, SHARED, WHOLE
 from benchmarks.engine.several_forwards import FORWARD, HALVES, OVERLAP, STEP
 from benchmarks.engine.several_plot import draw
 from tests.helpers.process_group import in_processes
@@ -47,7 +47,7 @@ def test_rehearsal(tmp_path, processes, options):
     assert not any("failed" in row for row in rows)
     shared = [2] if processes == 2 else [2, 4]  # fewer than all of them are two groups
     forwards = {(FORWARD, gpus) for gpus in (1, *shared)}
-    parts = {(WHOLE, 1), *((run, gpus) for run in (OWN, EXCHANGE, SHARED) for gpus in shared)}
+    parts = {(WHOLE, 1), *((run, gpus) for run in (OWN, EXCHANGE, SENT, SHARED) for gpus in shared)}
     if not complete:
         forwards |= {(OVERLAP, 2)}
         parts |= {(OVERLAPPING, 2)}

@@ -136,8 +136,8 @@ struct RowPart {
     }
   }
 
-  // Rows get some of what rounding to e4m3 does to the row before, in their order, so that the
-  // errors of neighbours add up to less.
+  // Real rows get some of what rounding to e4m3 took from the row before, one after the other, so
+  // that the errors of neighbours add up to less.
   __device__ __forceinline__ void pass_errors_on(bool real) {
     const int turn = threadIdx.x / kRowThreads % kErrorRows;
 #pragma unroll
