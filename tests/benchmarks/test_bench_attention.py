@@ -130,7 +130,7 @@ def test_flex_is_given_block_lists(shape, sink_frames):
     check_flex(attention_by_lists, shape, sink_frames)
 
 
-@pytest.mark.slow
+@pytest.mark.rehearsal
 def test_compiled_flex_computes_block_lists():
     attention = flex.compiled_flex()
     for sink_frames in (0, 1):  # other lists, the same kernel

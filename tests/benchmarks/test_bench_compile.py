@@ -13,7 +13,9 @@ from benchmarks.engine.eager import Eager
 from rainfusion_trt.errors import InvalidInputError
 
 
-@pytest.mark.parametrize("name", ["cogvideox-5b", "hunyuanvideo"])
+@pytest.mark.parametrize(
+    "name", ["cogvideox-5b", pytest.param("hunyuanvideo", marks=pytest.mark.rehearsal)]
+)
 def test_rehearsal(name, tmp_path):
     command = ["--tiny", "--compiler", "eager", "--rounds", "1", "--models", name]
     result = CliRunner().invoke(compiled.app, [*command, "--output", str(tmp_path)])

@@ -36,7 +36,11 @@ def _runs(rows, what):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("processes", "options"), [(2, ["--overlap", "--guidance"]), (4, ["--complete"])]
+    ("processes", "options"),
+    [
+        (2, ["--overlap", "--guidance"]),
+        pytest.param(4, ["--complete"], marks=pytest.mark.rehearsal),
+    ],
 )
 def test_rehearsal(tmp_path, processes, options):
     in_processes(_rehearse, processes, tmp_path, options, processes, group=False)

@@ -37,6 +37,7 @@ def without_8_bits(monkeypatch):
     monkeypatch.setattr(whole_model, "quantise_ffns", ffns.ffn_layers)
 
 
+@pytest.mark.rehearsal
 def test_rehearsal(tmp_path, without_8_bits):
     (tmp_path / "skipped.json").write_text("[4, 6, 4]")
     arguments = ["wan2.1-14b", "--steps", "10", "--skipped", str(tmp_path / "skipped.json")]
