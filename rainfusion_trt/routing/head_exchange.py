@@ -85,7 +85,8 @@ class HeadExchange(NamedTuple):
     def exchange(self, x: Tensor, after: Tensor | None = None) -> Tensor:
         """[B, S, n, D] of the n heads of this device, of [B, S of this device, N, D].
 
-        `after` is what the exchange before this one gave, behind which this one has to come.
+        `after` is what the exchange before this one gave, behind which this one has to come; only
+        with text, as torch.compile keeps the order of torch.distributed's own operators.
         """
         runs = self.order.runs()
         if len(runs) == 1:
